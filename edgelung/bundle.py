@@ -1,0 +1,178 @@
+"""The bundle: the folder that goes to the workstation. Its format, verified opening, and writing.
+
+    bundle.json           classes, preprocessing, variants with their gate results, provenance, hashes
+    bundle.json.sha256    the hash of bundle.json itself, in the form that `sha256sum -c` reads
+    model.<variant>.onnx  one file per variant, no external data
+    golden/…              a few tiles whose probabilities under each variant are known
+    report.html
+
+Every file's hash is checked before anything in it is used. Hashes tell damage and mix-ups, not
+forgery: whoever can write the folder can write the hashes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgelung.errors import EdgelungError, one_line
+from edgelung.files import sha256_bytes, sha256_file
+from edgelung.tiles.reader import ReaderSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+PRECISIONS = ("fp32", "fp16", "int8")
+FULL_PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One ONNX file of the model at one precision, and what the gate found."""
+
+    precision: str
+    path: Path
+    gate: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Full precision is the reference; the others need evidence."""
+        return self.precision == FULL_PRECISION or self.gate.get("verdict") == "pass"
+
+
+@dataclass(frozen=True)
+class GoldenTile:
+    """A tile that travels with the bundle and its probabilities per variant, [classes] each."""
+
+    path: Path
+    probabilities: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    reader: ReaderSpec
+    variants: Mapping[str, Variant]
+    golden: tuple[GoldenTile, ...]
+    manifest: Mapping[str, Any]
+
+    def variant(self, precision: str) -> Variant:
+        """The variant at this precision; raises EdgelungError where the bundle lacks it."""
+        if precision not in self.variants:
+            raise EdgelungError(
+                f"bundle {self.folder} holds no {precision} variant (it holds "
+                f"{', '.join(self.variants)}); export it with --{precision}"
+            )
+        return self.variants[precision]
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Verify every hash, then read; raises EdgelungError with the first thing found wrong."""
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest)
+    try:
+        variants = {
+            precision: Variant(precision, folder / entry["file"], entry["gate"])
+            for precision, entry in manifest["variants"].items()
+            if precision in PRECISIONS
+        }
+        golden = tuple(
+            GoldenTile(
+                folder / entry["file"],
+                {name: tuple(values) for name, values in entry["probabilities"].items()},
+            )
+            for entry in manifest["golden"]
+        )
+        classes = tuple(manifest["classes"])
+        reader = ReaderSpec.from_json(manifest["preprocessing"])
+        hashed = set(manifest["files"])
+        used = {e["file"] for e in (*manifest["variants"].values(), *manifest["golden"])}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EdgelungError(
+            f"{folder / MANIFEST} lacks or misuses {one_line(error)}; export the bundle again"
+        ) from error
+    if FULL_PRECISION not in variants or not golden or len(classes) < 2:
+        raise EdgelungError(
+            f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant, golden tiles "
+            "and at least two classes; export it again"
+        )
+    if used - hashed:
+        raise EdgelungError(f"{folder}: {sorted(used - hashed)[0]} has no hash; export it again")
+    return Bundle(folder, classes, reader, variants, golden, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write bundle.json with the hash of every file now in `folder`, and its own hash beside it."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": sha256_file(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, f"{MANIFEST}.sha256")
+    }
+    text = json.dumps(
+        {"schema_version": SCHEMA_VERSION, **manifest, "files": files},
+        indent=2,
+        ensure_ascii=False,
+    )
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    seal = f"{sha256_file(folder / MANIFEST)}  {MANIFEST}\n"
+    (folder / f"{MANIFEST}.sha256").write_text(seal, encoding="ascii")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir() or not path.is_file():
+        raise EdgelungError(
+            f"{folder} is no bundle (no {MANIFEST} in it); "
+            "expected a folder that `edgelung export` wrote"
+        )
+    try:
+        data = path.read_bytes()
+        seal = (folder / f"{MANIFEST}.sha256").read_bytes()
+    except OSError as error:
+        raise EdgelungError(
+            f"cannot read {error.filename}: {error.strerror}; copy the bundle again"
+        ) from error
+    try:
+        manifest = json.loads(data)
+    except ValueError:
+        manifest = None
+    # Before the hash: a newer edgelung may seal its manifest in another way.
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise EdgelungError(
+            f"{path} has schema version {version}; this edgelung reads up to {SCHEMA_VERSION}: "
+            "update edgelung"
+        )
+    if seal != f"{sha256_bytes(data)}  {MANIFEST}\n".encode():
+        raise EdgelungError(
+            f"{path} does not match {MANIFEST}.sha256: one of them is damaged or was edited; "
+            "copy or export the bundle again"
+        )
+    if not isinstance(manifest, dict) or version != SCHEMA_VERSION:
+        raise EdgelungError(f"{path} is not a bundle manifest; export the bundle again")
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        raise EdgelungError(f"{folder / MANIFEST} lists no files; export the bundle again")
+    for name, entry in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name:
+            raise EdgelungError(f"{folder / MANIFEST} names a file outside the bundle: {name!r}")
+        path = folder / name
+        if not path.is_file():
+            raise EdgelungError(f"{path} is missing; copy or export the bundle again")
+        found = sha256_file(path)
+        if found != entry.get("sha256"):
+            raise EdgelungError(
+                f"{path} is damaged: its SHA-256 is {found[:12]}…, "
+                f"bundle.json says {str(entry.get('sha256'))[:12]}…; copy or export the bundle again"
+            )

@@ -1,0 +1,65 @@
+"""`edgelung export`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder that `edgelung train` wrote.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write; must be new.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add a typed FP16 variant.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Add an INT8 variant, calibrated on validation tiles.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="The training tiles, if the folder has moved.")
+    ] = None,
+    allow_drop: Annotated[
+        bool, typer.Option("--allow-drop", help="Exit 0 even if a variant did not pass its gate.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print bundle.json on standard output.")
+    ] = False,
+) -> None:
+    """Write a verified bundle of a run: full precision, and FP16 and INT8 with their evidence."""
+    from edgelung.errors import EdgelungError, ExitCode
+    from edgelung.terminal import note
+
+    try:
+        from edgelung.export.build import export_run
+    except ModuleNotFoundError as error:
+        raise EdgelungError(
+            f"export needs {error.name}, which is not installed: pip install 'edgelung[train]'"
+        ) from error
+
+    bundle = export_run(run, out, half=fp16, int8=int8, data=data, say=note)
+    if as_json:
+        print(json.dumps(bundle.manifest, indent=2))
+    else:
+        _print_table(bundle.manifest["variants"], out)
+    if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
+        raise typer.Exit(ExitCode.GATE)
+
+
+def _print_table(variants: dict[str, dict[str, object]], folder: Path) -> None:
+    from rich.table import Table
+
+    from edgelung.terminal import out
+
+    table = Table("variant", "MB", "gate", "agreement", "test balanced acc.", "test ECE")
+    for name, entry in variants.items():
+        verdict, test = entry["gate"], entry.get("test")
+        assert isinstance(verdict, dict)
+        table.add_row(
+            name,
+            f"{int(str(entry['bytes'])) / 1e6:.1f}",
+            verdict["verdict"],
+            f"{verdict['agreement']:.4f}" if "agreement" in verdict else "–",
+            f"{test['balanced_accuracy']:.4f}" if isinstance(test, dict) else "–",
+            f"{test['expected_calibration_error']:.4f}" if isinstance(test, dict) else "–",
+        )
+    out.print(table)
+    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}", markup=False)

@@ -1,0 +1,1 @@
+"""Engines: one protocol, one file a runtime, and the choice between them."""

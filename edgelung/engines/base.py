@@ -1,0 +1,40 @@
+"""What an engine is: uint8 tiles in, probabilities out."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
+Probabilities = npt.NDArray[np.float32]  # (N, classes)
+
+
+class EngineUnavailableError(Exception):
+    """The runtime is missing here, or would run something other than what was asked for."""
+
+
+class Engine(Protocol):
+    """A graph loaded in one runtime on one device.
+
+    `infer` may be called from `concurrency` threads at once; that many batches in flight keep the
+    device busy (copy beside compute on a GPU, for example).
+    """
+
+    name: str
+    device: str
+    concurrency: int
+
+    def infer(self, tiles: Tiles) -> Probabilities:
+        """Probabilities float32 (N, classes) of uint8 RGB tiles (N, H, W, 3); any N ≥ 1."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the runtime holds."""
+        ...
+
+
+class EngineFactory(Protocol):
+    """Loads an ONNX file; raises EngineUnavailableError."""
+
+    def __call__(self, graph: Path, threads: int) -> Engine: ...

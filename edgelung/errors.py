@@ -1,0 +1,29 @@
+"""What can go wrong and the exit code it ends in (the contract of every command)."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line."""
+
+    OK = 0
+    INTERNAL = 1  # a bug: Python's own traceback
+    USAGE = 2  # wrong usage or bad input, named in one line
+    SOME_FAILED = 3  # finished, but some files failed
+    GATE = 4  # an accuracy gate failed or was inconclusive
+
+
+class EdgelungError(Exception):
+    """A mistake the user can mend: what was found, what was expected, what to do.
+
+    The command line prints it as one line and exits with `ExitCode.USAGE`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The error's text on one line, cut at `limit` characters; its type where it has no text."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,1 @@
+"""Evidence: metrics and the gate."""

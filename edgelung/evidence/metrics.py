@@ -1,0 +1,122 @@
+"""Classification metrics in plain numpy (the paper's Eqs. 9–13 and calibration error)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Labels = npt.NDArray[np.int64]  # (N,)
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def confusion_matrix(truth: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
+    """Counts int64 (classes, classes): rows are the truth, columns the prediction."""
+    counts = np.bincount(truth * classes + predicted, minlength=classes * classes)
+    return counts.reshape(classes, classes)
+
+
+def classification_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Accuracy (Eq. 9), precision, recall, F1 per class (Eqs. 10–12) and macro averages (Eq. 13).
+
+    Fractions in 0…1. A class that was never predicted has precision 0; one without tiles is left
+    out of the averages and its figures are None. Balanced accuracy is the macro recall.
+    """
+    hits = np.diag(confusion).astype(float)
+    actual, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    present = actual > 0
+    recall = np.divide(hits, actual, out=np.zeros_like(hits), where=present)
+    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(hits), where=both > 0)
+    total = int(confusion.sum())
+
+    def macro(values: Floats) -> float | None:
+        return float(values[present].mean()) if present.any() else None
+
+    def per_class(values: Floats) -> list[float | None]:
+        return [float(v) if p else None for v, p in zip(values, present, strict=True)]
+
+    return {
+        "tiles": total,
+        "accuracy": float(hits.sum() / total) if total else None,
+        "balanced_accuracy": macro(recall),
+        "macro_precision": macro(precision),
+        "macro_recall": macro(recall),
+        "macro_f1": macro(f1),
+        "precision": per_class(precision),
+        "recall": per_class(recall),
+        "f1": per_class(f1),
+        "support": actual.tolist(),
+        "confusion": confusion.tolist(),
+    }
+
+
+def evaluate(probabilities: Floats, truth: Labels) -> dict[str, Any]:
+    """All metrics of probabilities (N, classes) against labels (N,), calibration included."""
+    classes = probabilities.shape[1]
+    metrics = classification_metrics(
+        confusion_matrix(truth, probabilities.argmax(axis=1), classes)
+    )
+    metrics["expected_calibration_error"] = expected_calibration_error(probabilities, truth)
+    metrics["negative_log_likelihood"] = negative_log_likelihood(probabilities, truth)
+    return metrics
+
+
+def expected_calibration_error(probabilities: Floats, truth: Labels, bins: int = 15) -> float:
+    """Mean |accuracy − confidence| over equal-width confidence bins, weighted by tiles.
+
+    Guo et al. 2017, Eq. 3.
+    """
+    if len(truth) == 0:
+        return 0.0
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == truth
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(index, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(truth))
+
+
+def negative_log_likelihood(probabilities: Floats, truth: Labels) -> float:
+    """Mean −log p(truth), in nats."""
+    if len(truth) == 0:
+        return 0.0
+    chosen = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return float(-np.log(np.maximum(chosen, 1e-12)).mean())
+
+
+def fit_temperature(logits: Floats, truth: Labels) -> float:
+    """The T > 0 that minimises the likelihood loss of softmax(logits / T) (Guo et al. 2017).
+
+    One parameter and a convex loss in 1/T: golden-section search over T in 1/20…20.
+    """
+    logits = logits.astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        scaled = scaled - scaled.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(scaled).sum(axis=1))
+        return float((log_sum - scaled[np.arange(len(truth)), truth]).mean())
+
+    low, high = -np.log(20.0), np.log(20.0)
+    ratio = (np.sqrt(5.0) - 1) / 2
+    while high - low > 1e-5:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return float(np.exp((low + high) / 2))
+
+
+def agreement(first: Floats, second: Floats) -> dict[str, Any]:
+    """How far two models' probabilities (N, classes) agree on the same tiles."""
+    same = first.argmax(axis=1) == second.argmax(axis=1)
+    return {
+        "tiles": len(same),
+        "agreement": float(same.mean()) if len(same) else None,
+        "differing_labels": int((~same).sum()),
+        "max_probability_difference": float(np.abs(first - second).max()) if len(same) else None,
+    }
+
+
+def labelled_metrics(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+    """The metrics of a confusion matrix with the classes' names beside them."""
+    return {"classes": list(classes), **classification_metrics(confusion)}

@@ -1,0 +1,1 @@
+"""The folder run: from files to one row each."""

@@ -1,0 +1,61 @@
+"""Figures as SVG text that stands inside an HTML page."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")  # no display is needed, or touched
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+# Two colours that differ in lightness too, for print and for colour-blind readers.
+BLUE, ORANGE = "#1f5fa8", "#d9822b"
+
+
+def curves(history: Sequence[dict[str, Any]], title: str) -> str:
+    """Loss and validation accuracy over the epochs of one stage (the paper's Figs. 11–13)."""
+    epochs = [record["epoch"] for record in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(epochs, [r["loss"] for r in history], color=BLUE, label="training loss")
+    left.plot(epochs, [r["val_loss"] for r in history], "--", color=ORANGE, label="validation loss")
+    left.set(xlabel="epoch", ylabel="loss", title=f"{title}: loss")
+    left.legend(frameon=False)
+    for key, style, colour in (
+        ("val_accuracy", "-", BLUE),
+        ("val_balanced_accuracy", "--", ORANGE),
+    ):
+        values = [100 * r[key] for r in history]
+        right.plot(epochs, values, style, color=colour, label=key.replace("val_", "").replace("_", " "))
+    right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _svg(figure)
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> str:
+    """Confusion matrix with counts; shade by the share of the row (the paper's Fig. 14)."""
+    figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(classes), 1.2 + 0.8 * len(classes)))
+    figure.set_layout_engine("constrained")
+    shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(matrix):
+        for j, n in enumerate(row):
+            colour = "white" if shares[i][j] > 0.5 else "black"
+            axes.text(j, i, f"{n}\n{100 * shares[i][j]:.1f} %", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="truth", title=title)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    # No date, so that the same run gives the same bytes.
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,51 @@
+"""What the commands print: rich where a person watches, quiet where a script does."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+# Results go to standard output, all the rest to standard error.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """One line for people, on standard error."""
+    err.print(text, markup=False)
+
+
+@contextmanager
+def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and ETA on a terminal, nothing elsewhere; yields `advance(n, note)`."""
+    if not sys.stderr.isatty():
+        yield lambda n=1, note="": None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(text, total=total, rate="", note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            speed = bar.tasks[task].speed
+            bar.update(task, advance=n, rate=f"{speed:.1f}/s" if speed else "", note=note)
+
+        yield advance

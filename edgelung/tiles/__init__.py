@@ -1,0 +1,1 @@
+"""Tiles: find the files, decode them, the one resize."""

@@ -1,0 +1,183 @@
+"""The one way to read a tile: bytes → uint8 RGB [size, size, 3].
+
+Validation, calibration, the gate and inference all call `read_tile`; training adds augmentation on
+top of it. What it does is written down in `ReaderSpec`, which travels in the bundle, because a
+deployment that decodes or resizes differently from training loses accuracy without a word.
+"""
+
+import io
+import os
+import stat
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+from edgelung.errors import EdgelungError, one_line
+
+Tile = npt.NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+MAX_PIXELS = 100_000_000  # 10,000 x 10,000: far above any tile, far below what fills memory
+MAX_BYTES = 512 * 2**20
+
+# EXIF orientation → what Pillow calls the way back.
+_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 0x0112
+
+Image.MAX_IMAGE_PIXELS = None  # the limit above replaces Pillow's warning
+
+
+class TileError(Exception):
+    """A file that cannot be a tile: a short fixed status word and a reason for people."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ReaderSpec:
+    """How pixels come from a file, in words a second implementation could follow.
+
+    The words are fixed for one `version`; only `size` (pixels) varies.
+    """
+
+    size: int = 224
+    version: int = 1
+    colour: str = "RGB, 8 bit; alpha over white; 16-bit grey by its high byte; no ICC"
+    orientation: str = "EXIF"
+    jpeg: str = "libjpeg-turbo, scaled by the smallest M/8 that still covers the size"
+    resize: str = "Pillow BILINEAR (antialiased triangle filter), whole tile, no crop"
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as it stands in bundle.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ReaderSpec":
+        """Read a spec back; raises EdgelungError where this reader would not give those pixels."""
+        size = value.get("size")
+        if not isinstance(size, int) or not 16 <= size <= 4096:
+            raise EdgelungError(f"preprocessing names the tile size {size!r}; expected 16…4096")
+        spec = cls(size=size)
+        if value != spec.to_json():
+            raise EdgelungError(
+                f"preprocessing spec {value} is not the one this edgelung implements "
+                f"({spec.to_json()}); install the edgelung version that wrote the bundle"
+            )
+        return spec
+
+
+def read_tile(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
+    """Read one file as uint8 RGB [size, size, 3]; raises TileError with a status."""
+    return decode_tile(read_bytes(path), spec)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The file's bytes; raises TileError `unreadable`, `empty` or `too-large`."""
+    try:
+        # O_NONBLOCK: opening a named pipe must not hang the run.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise TileError("unreadable", "not a regular file")
+            if info.st_size > MAX_BYTES:
+                raise TileError("too-large", f"{info.st_size} bytes; the limit is {MAX_BYTES}")
+            data = file.read()
+    except OSError as error:
+        raise TileError("unreadable", error.strerror or one_line(error)) from error
+    if not data:
+        raise TileError("empty", "the file holds no bytes")
+    return data
+
+
+def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
+    """Decode and resize encoded bytes to uint8 RGB [size, size, 3]; raises TileError."""
+    image = _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
+    if image.size != (spec.size, spec.size):
+        image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _decode_jpeg(data: bytes, size: int) -> Image.Image:
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError as error:
+        raise _damaged(error) from error
+    _check_pixels(width, height)
+    if colour in ("CMYK", "YCCK"):  # libjpeg-turbo has no CMYK → RGB; Pillow knows Adobe's inversion
+        return _decode_other(data)
+    try:
+        # strict: a warning is an error, so half a file is never predicted as if it were whole
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size, min_factor=1)
+    except ValueError as error:
+        raise _damaged(error) from error
+    image = Image.fromarray(pixels)
+    if b"Exif\0\0" in data[:65536]:
+        image = _upright(image, Image.open(io.BytesIO(data), formats=["JPEG"]))
+    return image
+
+
+def _decode_other(data: bytes) -> Image.Image:
+    try:
+        source = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise TileError("unsupported", f"not a {', '.join(FORMATS[:-1])} or WebP image") from None
+    except Exception as error:
+        raise _damaged(error) from error
+    _check_pixels(*source.size)
+    try:
+        source.load()
+        return _upright(_to_rgb(source), source)
+    except TileError:
+        raise
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
+        raise _damaged(error) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise TileError("unsupported", f"pixels of type {image.mode} have no defined white")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn `pixels` as the EXIF orientation of `source` says."""
+    try:
+        turn = _ORIENTATION.get(source.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return pixels
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise TileError("too-large", f"{width}×{height} pixels; the limit is {MAX_PIXELS}")
+
+
+def _damaged(error: Exception) -> TileError:
+    """`truncated` where the decoder says that data ran out, else `corrupt`."""
+    text = one_line(error)
+    ran_out = any(word in text.lower() for word in ("premature", "truncated", "no more data"))
+    return TileError("truncated" if ran_out else "corrupt", text)

@@ -1,0 +1,277 @@
+"""Write the deployed graph: uint8 tiles in, probabilities out, the precision inside the file.
+
+The graph is written operator by operator from the weights rather than traced, because every
+runtime has to take it: `LayerNormalization` and `Gelu` stay whole (decomposed, FP16 overflows in
+the variance), Q/DQ stands on the inputs of linears and nowhere else, and every linear keeps its
+timm name, so that calibration and sensitivity can speak of it.
+
+Exact rewrites, all checked against torch in the tests:
+- normalisation folds into the patch embedding, over pixels as (p − 128)/64: exact in FP16 and in
+  INT8, and the weights grow by about 1.1 instead of shrinking by 58 into FP16's subnormals;
+- 1/√d of attention folds into the query weights;
+- the mean of the two heads and the temperature fold into one linear;
+- only the two class tokens leave the last block, so its queries and MLP run for those alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgelung.export.student import Student
+
+OPSET = 20  # Gelu as an operator; Q/DQ of FP16
+IR_VERSION = 9  # what opset 20 came with: old runtimes refuse newer files
+EPSILON = 1e-6  # timm's LayerNorm in vision transformers
+PIXEL_OFFSET, PIXEL_STEP = 128.0, 64.0
+
+Array = npt.NDArray[Any]
+
+
+def build_graph(
+    student: Student,
+    *,
+    temperature: float = 1.0,
+    half: bool = False,
+    input_scales: Mapping[str, float] | None = None,
+    observe: bool = False,
+) -> onnx.ModelProto:
+    """The graph `tiles` uint8 [N, size, size, 3] → `probs` float32 [N, classes].
+
+    `half`: FP16 weights and activations (the head stays FP32). `input_scales`: linear name → INT8
+    step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric.
+    `observe`: a second output `ranges` float32 [linears, N], the largest |input| of each linear per
+    tile, in the order of `linear_names`.
+    """
+    writer = _Writer(student, half, input_scales or {}, observe)
+    tokens = writer.embed("tiles")
+    for i in range(student.depth):
+        tokens = writer.block(f"blocks.{i}", tokens, last=i == student.depth - 1)
+    writer.classify(tokens, temperature)
+    return writer.model()
+
+
+def linear_names(student: Student) -> list[str]:
+    """The linears that can be quantized, in the order of the graph."""
+    names = ["patch_embed.proj"]
+    for i in range(student.depth):
+        attention = ["q", "kv"] if i == student.depth - 1 else ["qkv"]
+        names += [f"blocks.{i}.attn.{part}" for part in (*attention, "proj")]
+        names += [f"blocks.{i}.mlp.fc1", f"blocks.{i}.mlp.fc2"]
+    return names
+
+
+class _Writer:
+    def __init__(
+        self, student: Student, half: bool, input_scales: Mapping[str, float], observe: bool
+    ) -> None:
+        self.student = student
+        self.weights = student.weights
+        self.dtype = np.float16 if half else np.float32
+        self.input_scales = input_scales
+        self.observe = observe
+        self.ranges: list[str] = []
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    # ---- the model --------------------------------------------------------------------------
+
+    def embed(self, tiles: str) -> str:
+        """Pixels to tokens with their positions."""
+        s, w = self.student, self.weights
+        std = np.array(s.std).reshape(1, 3, 1, 1)
+        centre = PIXEL_OFFSET / 255 - np.array(s.mean).reshape(1, 3, 1, 1)
+        kernel = w["patch_embed.proj.weight"].astype(np.float64) / std  # (D, 3, P, P)
+        bias = w["patch_embed.proj.bias"] + (kernel * centre).sum(axis=(1, 2, 3))
+        kernel = kernel * (PIXEL_STEP / 255)
+
+        x = self.cast(tiles, self.dtype)  # before the transpose: TensorRT transposes no uint8
+        x = self.op("Transpose", [x], perm=[0, 3, 1, 2])  # (N, 3, H, W)
+        x = self.op("Sub", [x, self.real("pixel_offset", np.array(PIXEL_OFFSET))])
+        x = self.op("Mul", [x, self.real("pixel_scale", np.array(1 / PIXEL_STEP))])
+        name = "patch_embed.proj"
+        x = self.op(
+            "Conv",
+            [*self.operands(name, x, kernel, channel_axis=0), self.real(f"{name}.bias", bias)],
+            name=name,
+            kernel_shape=[s.patch, s.patch],
+            strides=[s.patch, s.patch],
+        )  # (N, D, H/P, W/P)
+        x = self.op("Reshape", [x, self.integers("patches", [0, s.width, -1])])
+        x = self.op("Transpose", [x], perm=[0, 2, 1])  # (N, 196, D)
+        # Two zero tokens in front, then one sum brings class tokens and positions: no op needs N.
+        x = self.op("Pad", [x, self.integers("two_in_front", [0, 2, 0, 0, 0, 0])])  # (N, 198, D)
+        positions = w["pos_embed"].copy()  # (1, 198, D)
+        positions[:, 0] += w["cls_token"][:, 0]
+        positions[:, 1] += w["dist_token"][:, 0]
+        return self.op("Add", [x, self.real("positions", positions)])
+
+    def block(self, name: str, x: str, last: bool) -> str:
+        """One pre-norm transformer block; the last one returns only the two class tokens."""
+        y = self.attention(f"{name}.attn", self.layer_norm(f"{name}.norm1", x), last)
+        x = self.op("Add", [self.class_tokens(x) if last else x, y])
+        y = self.linear(f"{name}.mlp.fc1", self.layer_norm(f"{name}.norm2", x))
+        y = self.linear(f"{name}.mlp.fc2", self.op("Gelu", [y]))
+        return self.op("Add", [x, y])
+
+    def attention(self, name: str, x: str, last: bool) -> str:
+        """Multi-head self-attention (N, T, D) → (N, T, D), or (N, 2, D) in the last block."""
+        width, heads = self.student.width, self.student.heads
+        weight = self.weights[f"{name}.qkv.weight"].copy()  # (3D, D)
+        bias = self.weights[f"{name}.qkv.bias"].copy()
+        scale = (width // heads) ** -0.5
+        weight[:width] *= scale
+        bias[:width] *= scale
+        if last:
+            q = self.linear(f"{name}.q", self.class_tokens(x), weight[:width], bias[:width])
+            kv = self.linear(f"{name}.kv", x, weight[width:], bias[width:])
+            k, v = self.split(kv, 2)
+        else:
+            q, k, v = self.split(self.linear(f"{name}.qkv", x, weight, bias), 3)
+        split_heads = self.integers("split_heads", [0, 0, heads, width // heads])
+        q = self.op("Transpose", [self.op("Reshape", [q, split_heads])], perm=[0, 2, 1, 3])
+        k = self.op("Transpose", [self.op("Reshape", [k, split_heads])], perm=[0, 2, 3, 1])
+        v = self.op("Transpose", [self.op("Reshape", [v, split_heads])], perm=[0, 2, 1, 3])
+        attention = self.op("Softmax", [self.op("MatMul", [q, k])], axis=-1)  # (N, heads, T, T)
+        x = self.op("Transpose", [self.op("MatMul", [attention, v])], perm=[0, 2, 1, 3])
+        x = self.op("Reshape", [x, self.integers("join_heads", [0, 0, width])])
+        return self.linear(f"{name}.proj", x)
+
+    def classify(self, x: str, temperature: float) -> None:
+        """The two class tokens (N, 2, D) → `probs` (N, classes)."""
+        w = self.weights
+        x = self.op("Reshape", [self.layer_norm("norm", x), self.integers("join_tokens", [0, -1])])
+        if self.dtype != np.float32:
+            x = self.cast(x, np.float32)
+        share = 0.5 / temperature  # the mean of both heads; the temperature of the confidence
+        weight = np.concatenate([w["head.weight"], w["head_dist.weight"]], axis=1) * share
+        bias = (w["head.bias"] + w["head_dist.bias"]) * share
+        parameters = [
+            self.constant("head.weight", weight.T.astype(np.float32)),
+            self.constant("head.bias", bias.astype(np.float32)),
+        ]
+        x = self.op("Gemm", [x, *parameters], name="head")
+        self.op("Softmax", [x], outputs=["probs"], axis=-1)
+
+    # ---- pieces -----------------------------------------------------------------------------
+
+    def linear(
+        self, name: str, x: str, weight: Array | None = None, bias: Array | None = None
+    ) -> str:
+        """x · Wᵀ + b, with W (out, in) as torch keeps it; quantized where it has an input step."""
+        weight = self.weights[f"{name}.weight"] if weight is None else weight
+        bias = self.weights[f"{name}.bias"] if bias is None else bias
+        x = self.op("MatMul", self.operands(name, x, weight.T, channel_axis=1), name=name)
+        return self.op("Add", [x, self.real(f"{name}.bias", bias)])
+
+    def operands(self, name: str, x: str, weight: Array, channel_axis: int) -> list[str]:
+        """The input and weight of a linear, each through Q/DQ where it is quantized."""
+        if self.observe:
+            flat = self.op("Flatten", [self.op("Abs", [x])], axis=1)
+            self.ranges.append(self.op("ReduceMax", [flat, self.integers("axis", [1])], keepdims=0))
+        if name not in self.input_scales:
+            return [x, self.real(f"{name}.weight", weight)]
+        step = self.real(f"{name}.input_scale", np.array(self.input_scales[name]))
+        zero = self.constant("zero", np.array(0, np.int8))
+        x = self.op("QuantizeLinear", [x, step, zero])
+        x = self.op("DequantizeLinear", [x, step, zero])
+        integers, steps = quantize_weight(weight, channel_axis)
+        w = self.op(
+            "DequantizeLinear",
+            [
+                self.constant(f"{name}.weight", integers),
+                self.real(f"{name}.weight_scale", steps),
+                self.constant(f"{name}.weight_zero", np.zeros(steps.shape, np.int8)),
+            ],
+            axis=channel_axis,
+        )
+        return [x, w]
+
+    def layer_norm(self, name: str, x: str) -> str:
+        scale = self.real(f"{name}.weight", self.weights[f"{name}.weight"])
+        bias = self.real(f"{name}.bias", self.weights[f"{name}.bias"])
+        return self.op("LayerNormalization", [x, scale, bias], axis=-1, epsilon=EPSILON)
+
+    def class_tokens(self, x: str) -> str:
+        """The first two tokens: (N, T, D) → (N, 2, D)."""
+        bounds = [self.integers(n, [v]) for n, v in (("first", 0), ("second", 2), ("axis", 1))]
+        return self.op("Slice", [x, *bounds])
+
+    def split(self, x: str, parts: int) -> list[str]:
+        outputs = [f"{x}.{i}" for i in range(parts)]
+        self.op("Split", [x], outputs=outputs, axis=-1, num_outputs=parts)
+        return outputs
+
+    def cast(self, x: str, dtype: type[np.generic]) -> str:
+        return self.op("Cast", [x], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    # ---- onnx -------------------------------------------------------------------------------
+
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        name: str = "",
+        outputs: Sequence[str] = (),
+        **attributes: Any,
+    ) -> str:
+        name = name or f"{kind}_{len(self.nodes)}"
+        outputs = outputs or [f"{name}.out"]
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name, **attributes))
+        return outputs[0]
+
+    def real(self, name: str, value: Array) -> str:
+        """A constant in the graph's floating type."""
+        return self.constant(name, np.asarray(value).astype(self.dtype))
+
+    def integers(self, name: str, value: list[int]) -> str:
+        return self.constant(name, np.array(value, np.int64))
+
+    def constant(self, name: str, value: Array) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def model(self) -> onnx.ModelProto:
+        s = self.student
+        outputs = [
+            helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(s.classes)])
+        ]
+        if self.observe:
+            rows = [
+                self.op("Unsqueeze", [r, self.integers("first", [0])]) for r in self.ranges
+            ]
+            self.op("Concat", rows, outputs=["ranges"], axis=0)
+            outputs.append(
+                helper.make_tensor_value_info("ranges", TensorProto.FLOAT, [len(rows), "N"])
+            )
+        graph = helper.make_graph(
+            self.nodes,
+            s.architecture,
+            [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", s.size, s.size, 3])],
+            outputs,
+            initializer=list(self.constants.values()),
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="edgelung",
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def quantize_weight(weight: Array, channel_axis: int) -> tuple[Array, Array]:
+    """Symmetric INT8 in −127…127 with one step per output channel: (integers, steps float32).
+
+    −128 stays unused, so that a negated weight has a negated integer.
+    """
+    others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    steps = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+    integers = np.clip(np.rint(weight / steps), -127, 127).astype(np.int8)
+    return integers, steps.reshape(-1)

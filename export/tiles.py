@@ -1,0 +1,120 @@
+"""The tiles of a run's split, read again for export: checked, decoded, in batches."""
+
+import csv
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelung.engines.base import Tiles
+from edgelung.errors import EdgelungError
+from edgelung.files import sha256_bytes
+from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_bytes
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One tile of the split."""
+
+    path: str
+    label: int
+    group: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """Tiles of one subset below one data folder."""
+
+    data: Path
+    tiles: tuple[Labelled, ...]
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Class indices, int64 [N]."""
+        return np.array([tile.label for tile in self.tiles], np.int64)
+
+    def batches(self, spec: ReaderSpec, threads: int) -> Iterator[Tiles]:
+        """uint8 [≤ BATCH, size, size, 3] through the one reader, every file's hash checked."""
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(self.tiles), BATCH):
+                part = self.tiles[start : start + BATCH]
+                yield np.stack(list(pool.map(lambda tile: self._read(tile, spec), part)))
+
+    def _read(self, tile: Labelled, spec: ReaderSpec) -> npt.NDArray[np.uint8]:
+        path = self.data / tile.path
+        try:
+            data = read_bytes(path)
+            if sha256_bytes(data) != tile.sha256:
+                raise EdgelungError(
+                    f"{path} is not the file that the run was split on (its SHA-256 changed); "
+                    "export needs the tiles of the training run: pass --data"
+                )
+            return decode_tile(data, spec)
+        except TileError as error:
+            raise EdgelungError(
+                f"cannot read the tile {path}: {error.reason}; "
+                "export needs the tiles of the training run: pass --data if the folder moved"
+            ) from error
+
+
+def read_split(run: Path, data: Path, classes: tuple[str, ...]) -> dict[str, TileSet]:
+    """The subsets of RUN/split.csv: 'train', 'val' and 'test'."""
+    path = run / "split.csv"
+    subsets: dict[str, list[Labelled]] = {"train": [], "val": [], "test": []}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                subsets[row["subset"]].append(
+                    Labelled(
+                        row["path"], classes.index(row["class"]), row["group"], row["sha256"]
+                    )
+                )
+    except (OSError, KeyError, ValueError) as error:
+        raise EdgelungError(
+            f"cannot read {path} ({error}); expected path,class,group,subset,sha256"
+        ) from error
+    if not subsets["val"]:
+        raise EdgelungError(f"{path} has no validation tiles; nothing to calibrate or gate with")
+    return {name: TileSet(data, tuple(tiles)) for name, tiles in subsets.items()}
+
+
+def halve_by_group(tiles: TileSet, seed: int) -> tuple[TileSet, TileSet]:
+    """Two halves that share no group, each class about evenly in both: (calibration, gate).
+
+    A class with a single validation group goes to the gate: ranges can come from other classes,
+    evidence cannot.
+    """
+    groups: dict[str, list[Labelled]] = {}
+    for tile in tiles.tiles:
+        groups.setdefault(tile.group, []).append(tile)
+    by_class: dict[int, list[list[Labelled]]] = {}
+    for _, members in sorted(groups.items()):
+        by_class.setdefault(members[0].label, []).append(members)
+    rng = np.random.default_rng(seed)
+    calibration: list[Labelled] = []
+    gate: list[Labelled] = []
+    for _, lists in sorted(by_class.items()):
+        order = [lists[i] for i in rng.permutation(len(lists))]
+        in_calibration = in_gate = 0
+        for members in order:
+            if in_gate <= in_calibration:
+                gate += members
+                in_gate += len(members)
+            else:
+                calibration += members
+                in_calibration += len(members)
+    if not calibration:
+        raise EdgelungError(
+            "the validation set has one group per class: none is left to calibrate INT8 with; "
+            "train with more groups"
+        )
+    return TileSet(tiles.data, tuple(calibration)), TileSet(tiles.data, tuple(gate))

@@ -1,0 +1,1 @@
+"""Training: labelled tiles to a distilled DeiT student."""

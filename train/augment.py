@@ -1,0 +1,81 @@
+"""Random views of tiles: one affine warp and one stain change, batched, on any device."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgelung.train.recipe import Augment
+
+# Optical density of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001).
+_STAINS = F.normalize(
+    torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]), dim=1
+)
+_UNMIX = torch.linalg.inv(_STAINS)
+
+
+def augment(tiles: Tensor, size: int, how: Augment, generator: torch.Generator) -> Tensor:
+    """Random views of uint8 (B, 3, H, W) tiles as float32 (B, 3, size, size) in 0…1.
+
+    The parameters come from `generator` (on the CPU), so they are the same on every device.
+    """
+    images = tiles.float() / 255
+    warp = affine_matrices(len(tiles), how, generator).to(images.device)
+    grid = F.affine_grid(warp, [len(tiles), 3, size, size], align_corners=False)
+    # Reflection, not black: corners that a rotation uncovers would be a shortcut to its angle.
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return change_colour(images, how, generator)
+
+
+def affine_matrices(count: int, how: Augment, generator: torch.Generator) -> Tensor:
+    """(count, 2, 3) maps from output to input coordinates in −1…1, as `F.affine_grid` wants them."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count, generator=generator) * (high - low) + low
+
+    def flip(probability: float) -> Tensor:
+        return torch.where(torch.rand(count, generator=generator) < probability, -1.0, 1.0)
+
+    angle = uniform(-how.rotate, how.rotate) * math.pi / 180
+    side = torch.exp(uniform(math.log(how.scale[0]), math.log(how.scale[1])))
+    shear = uniform(-how.shear, how.shear)
+    flip_x, flip_y = flip(how.hflip), flip(how.vflip)
+    # A crop smaller than the tile lies anywhere in it; in units where the tile is 2 wide.
+    room = (1 - side).clamp(min=0)
+    shift_x = uniform(-1, 1) * room + 2 * uniform(-how.translate, how.translate)
+    shift_y = uniform(-1, 1) * room + 2 * uniform(-how.translate, how.translate)
+    cos, sin = angle.cos() * side, angle.sin() * side
+    # rotation · scale · shear · flip
+    rows = [
+        torch.stack([cos * flip_x, (cos * shear - sin) * flip_y, shift_x], dim=1),
+        torch.stack([sin * flip_x, (sin * shear + cos) * flip_y, shift_y], dim=1),
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def change_colour(images: Tensor, how: Augment, generator: torch.Generator) -> Tensor:
+    """Stain and light changes of float (B, 3, H, W) in 0…1.
+
+    Stain: the amounts of haematoxylin, eosin and a residual are each scaled (σ = stain) and shifted
+    a little in optical density, as between slides and scanners (after Tellez et al. 2018).
+    """
+    count = len(images)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(images.device)
+
+    if how.stain:
+        stains, unmix = _STAINS.to(images.device), _UNMIX.to(images.device)
+        density = -torch.log(images.clamp(min=1 / 255))
+        amounts = 1 + how.stain * normal(count, 3)
+        # One 3x3 matrix a tile: unmix, scale, mix again.  (B, 3, 3)
+        mix = torch.einsum("ij,bj,jk->bki", unmix, amounts, stains)
+        shift = (how.stain / 8 * normal(count, 3)) @ stains  # (B, 3)
+        flat = torch.baddbmm(shift[:, :, None], mix, density.flatten(2))  # (B, 3, H·W)
+        images = torch.exp(-flat).view_as(images).clamp(0, 1)
+    if how.light:
+        contrast = 1 + how.light * normal(count, 1, 1, 1)
+        brightness = how.light / 2 * normal(count, 1, 1, 1)
+        images = ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
+    return images

