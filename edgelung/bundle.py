@@ -1,6 +1,6 @@
 """The bundle: the folder that goes to the workstation. Its format, verified opening, and writing.
 
-    bundle.json           classes, preprocessing, variants with their gate results, provenance, hashes
+    bundle.json           classes, preprocessing, variants and their gates, provenance, hashes
     bundle.json.sha256    the hash of bundle.json itself, in the form that `sha256sum -c` reads
     model.<variant>.onnx  one file per variant, no external data
     golden/…              a few tiles whose probabilities under each variant are known
@@ -174,5 +174,5 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         if found != entry.get("sha256"):
             raise EdgelungError(
                 f"{path} is damaged: its SHA-256 is {found[:12]}…, "
-                f"bundle.json says {str(entry.get('sha256'))[:12]}…; copy or export the bundle again"
+                f"bundle.json says {str(entry.get('sha256'))[:12]}…; copy it or export it again"
             )

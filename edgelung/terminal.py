@@ -16,7 +16,8 @@ from rich.progress import (
 )
 
 # Results go to standard output, all the rest to standard error.
-out = Console(highlight=False, soft_wrap=True)
+# A pipe has no width: 120 columns keep a table's cells on one line.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -27,7 +28,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar with rate and ETA on a terminal, nothing elsewhere; yields `advance(n, note)`."""
+    """A bar with rate and ETA on a terminal, nothing elsewhere; yields `advance(n, note)`."""
     if not sys.stderr.isatty():
         yield lambda n=1, note="": None
         return

@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from edgelung.export.calibrate import HALF_LIMIT, input_scales, observe_ranges
+from edgelung.export.graph import build_graph, linear_names
+from edgelung.export.student import Student, read_student
+from edgelung.export.tiles import TileSet, halve_by_group, read_split
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.bundle import FULL_PRECISION, Bundle, open_bundle, write_manifest
@@ -20,10 +24,6 @@ from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.errors import EdgelungError
 from edgelung.evidence.gate import gate
 from edgelung.evidence.metrics import evaluate, fit_temperature
-from edgelung.export.calibrate import HALF_LIMIT, input_scales, observe_ranges
-from edgelung.export.graph import build_graph, linear_names
-from edgelung.export.student import Student, read_student
-from edgelung.export.tiles import TileSet, halve_by_group, read_split
 from edgelung.files import new_folder, sha256_file
 from edgelung.report.pages import bundle_page
 from edgelung.terminal import progress
@@ -169,6 +169,7 @@ def _judge(
             reference = {"gate": on_gate}
             verdict: dict[str, Any] = {
                 "verdict": "reference",
+                "reasons": [],
                 **evaluate(on_gate, gate_tiles.labels),
             }
         else:

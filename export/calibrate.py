@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 import onnx
-
-from edgelung.engines.base import Tiles
 from edgelung.export.graph import PIXEL_STEP, build_graph, linear_names
 from edgelung.export.student import Student
+
+from edgelung.engines.base import Tiles
 
 # From here on FP16 (largest value 65,504) is too close to overflow to trust.
 HALF_LIMIT = 32_000.0

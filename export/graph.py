@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-
 from edgelung.export.student import Student
+from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 20  # Gelu as an operator; Q/DQ of FP16
 IR_VERSION = 9  # what opset 20 came with: old runtimes refuse newer files
@@ -237,13 +236,9 @@ class _Writer:
 
     def model(self) -> onnx.ModelProto:
         s = self.student
-        outputs = [
-            helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(s.classes)])
-        ]
+        outputs = [helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(s.classes)])]
         if self.observe:
-            rows = [
-                self.op("Unsqueeze", [r, self.integers("first", [0])]) for r in self.ranges
-            ]
+            rows = [self.op("Unsqueeze", [r, self.integers("first", [0])]) for r in self.ranges]
             self.op("Concat", rows, outputs=["ranges"], axis=0)
             outputs.append(
                 helper.make_tensor_value_info("ranges", TensorProto.FLOAT, [len(rows), "N"])

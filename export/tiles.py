@@ -74,9 +74,7 @@ def read_split(run: Path, data: Path, classes: tuple[str, ...]) -> dict[str, Til
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 subsets[row["subset"]].append(
-                    Labelled(
-                        row["path"], classes.index(row["class"]), row["group"], row["sha256"]
-                    )
+                    Labelled(row["path"], classes.index(row["class"]), row["group"], row["sha256"])
                 )
     except (OSError, KeyError, ValueError) as error:
         raise EdgelungError(

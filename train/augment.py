@@ -4,9 +4,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from edgelung.train.recipe import Augment
+from torch import Tensor
 
 # Optical density of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001).
 _STAINS = F.normalize(
@@ -29,7 +28,7 @@ def augment(tiles: Tensor, size: int, how: Augment, generator: torch.Generator) 
 
 
 def affine_matrices(count: int, how: Augment, generator: torch.Generator) -> Tensor:
-    """(count, 2, 3) maps from output to input coordinates in −1…1, as `F.affine_grid` wants them."""
+    """(count, 2, 3) maps from output to input coordinates in −1…1, for `F.affine_grid`."""
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count, generator=generator) * (high - low) + low

@@ -17,6 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from edgelung.train.augment import augment
+from edgelung.train.models import Model
+from edgelung.train.recipe import Augment, Schedule
+from edgelung.train.tiles import TileStore
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.task import TrainingTask
@@ -26,9 +30,6 @@ from torch import Tensor, nn
 from edgelung.errors import EdgelungError
 from edgelung.evidence.metrics import evaluate
 from edgelung.files import atomic_write
-from edgelung.train.augment import augment
-from edgelung.train.recipe import Augment, Schedule
-from edgelung.train.tiles import TileStore
 
 Indices = npt.NDArray[np.int64]
 CHECKPOINT_SECONDS = 60.0
@@ -113,7 +114,7 @@ def fit(
     checkpoint: Path,
     on_step: Callable[[int, str], None],
     on_epoch: Callable[[list[dict[str, Any]]], None],
-) -> nn.Module:
+) -> Model:
     """Train a stage to its end, from `progress` on; returns the (averaged) model in eval mode.
 
     `checkpoint` is replaced atomically about once a minute and after every epoch. Raises
@@ -206,7 +207,7 @@ def seed_weights(seed: int, stage: str) -> None:
     torch.manual_seed(_seed(seed, stage, "weights"))
 
 
-def normalise(images: Tensor, model: nn.Module) -> Tensor:
+def normalise(images: Tensor, model: Model) -> Tensor:
     """0…1 images (B, 3, H, W) as `model` was made to see them."""
     config = model.pretrained_cfg
     mean = torch.tensor(config["mean"], device=images.device).view(1, 3, 1, 1)
@@ -223,7 +224,7 @@ def resize_views(images: Tensor, size: int) -> Tensor:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, data: Data, subset: str, machine: Machine, size: int, batch: int = 64
+    model: Model, data: Data, subset: str, machine: Machine, size: int, batch: int = 64
 ) -> npt.NDArray[np.float32]:
     """Softmax probabilities float32 (N, classes) of unaugmented tiles of a subset."""
     found = []
@@ -272,11 +273,9 @@ def _validate(task: TrainingTask, data: Data, machine: Machine, size: int) -> di
     }
 
 
-def _evaluated(task: TrainingTask) -> nn.Module:
-    model: nn.Module = (
-        task.get_trainable_module(ema=True).module if task.has_ema() else task.get_trainable_module()
-    )
-    return model
+def _evaluated(task: TrainingTask) -> Model:
+    averaged = task.get_trainable_module(ema=True)
+    return task.get_trainable_module() if averaged is None else averaged.module
 
 
 def _epoch_record(

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edgelung.errors import EdgelungError
 from edgelung.files import sha256_bytes
@@ -80,7 +80,7 @@ def _inspect(file: FoundFile) -> tuple[int, int, str]:
         data = read_bytes(file.location)
         with Image.open(io.BytesIO(data)) as image:
             return *image.size, sha256_bytes(data)
-    except (TileError, Image.UnidentifiedImageError, OSError) as error:
+    except (TileError, UnidentifiedImageError, OSError) as error:
         reason = error.reason if isinstance(error, TileError) else "not an image"
         raise EdgelungError(
             f"cannot read the training tile {file.location}: {reason}; mend or remove it"

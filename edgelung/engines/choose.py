@@ -17,7 +17,7 @@ from edgelung.tiles.reader import TileError, read_tile
 ENGINES: dict[str, EngineFactory] = {"openvino": OpenVinoEngine, "onnxruntime": OnnxRuntimeEngine}
 ANNOUNCED = ("tensorrt", "tensorrt-rtx")  # words of the design; their engines come later
 
-# INT8 linears are the cheapest on CPUs; FP16 has no arithmetic of its own there and only saves disk.
+# INT8 linears are the cheapest on CPUs; FP16 has no arithmetic of its own there, it saves disk.
 CPU_PREFERENCE = ("int8", "fp32", "fp16")
 
 # Largest |Δ probability| on a golden tile that two right engines may show. Runtimes sum in

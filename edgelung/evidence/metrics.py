@@ -55,9 +55,7 @@ def classification_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
 def evaluate(probabilities: Floats, truth: Labels) -> dict[str, Any]:
     """All metrics of probabilities (N, classes) against labels (N,), calibration included."""
     classes = probabilities.shape[1]
-    metrics = classification_metrics(
-        confusion_matrix(truth, probabilities.argmax(axis=1), classes)
-    )
+    metrics = classification_metrics(confusion_matrix(truth, probabilities.argmax(axis=1), classes))
     metrics["expected_calibration_error"] = expected_calibration_error(probabilities, truth)
     metrics["negative_log_likelihood"] = negative_log_likelihood(probabilities, truth)
     return metrics

@@ -78,7 +78,9 @@ def _chunks(files: Iterable[FoundFile], size: int) -> Iterator[list[FoundFile]]:
         yield chunk
 
 
-def _decode_into(buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec) -> TileError | None:
+def _decode_into(
+    buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec
+) -> TileError | None:
     try:
         if file.reason:
             raise TileError("unreadable", file.reason)
@@ -110,5 +112,7 @@ def _predict_batch(
         probabilities = engine.infer(tiles)
         compared = reference.infer(tiles) if reference else None
         for k, i in enumerate(good):
-            rows[i] = Row(files[i], "ok", "", probabilities[k], compared[k] if compared is not None else None)
+            rows[i] = Row(
+                files[i], "ok", "", probabilities[k], compared[k] if compared is not None else None
+            )
     return rows

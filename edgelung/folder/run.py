@@ -71,7 +71,9 @@ def gather(
         raise EdgelungError("--subset needs --files with a CSV that has a `subset` column")
     if listing:
         if len(inputs) != 1 or not inputs[0].is_dir():
-            raise EdgelungError("--files expects exactly one FOLDER, which its paths are relative to")
+            raise EdgelungError(
+                "--files expects exactly one FOLDER, which its paths are relative to"
+            )
         return _listed(inputs[0], listing, subset)
     for folder in inputs:
         if not folder.exists():

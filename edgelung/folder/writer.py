@@ -26,7 +26,7 @@ class RowWriter:
         writer.writerow(["path", "status", "label", "confidence", *names, "error"])
 
     def write(self, row: Row) -> None:
-        """Add one row; label, confidence and probabilities are empty where nothing was predicted."""
+        """Add one row; what was not predicted is empty."""
         path = printable(row.file.path)
         if row.probabilities is None:
             blanks = [""] * (2 + len(self._classes))

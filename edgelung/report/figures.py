@@ -27,7 +27,9 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> str:
         ("val_balanced_accuracy", "--", ORANGE),
     ):
         values = [100 * r[key] for r in history]
-        right.plot(epochs, values, style, color=colour, label=key.replace("val_", "").replace("_", " "))
+        right.plot(
+            epochs, values, style, color=colour, label=key.replace("val_", "").replace("_", " ")
+        )
     right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation")
     right.legend(frameon=False)
     for axes in (left, right):
@@ -45,7 +47,9 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     for i, row in enumerate(matrix):
         for j, n in enumerate(row):
             colour = "white" if shares[i][j] > 0.5 else "black"
-            axes.text(j, i, f"{n}\n{100 * shares[i][j]:.1f} %", ha="center", va="center", color=colour)
+            axes.text(
+                j, i, f"{n}\n{100 * shares[i][j]:.1f} %", ha="center", va="center", color=colour
+            )
     axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="truth", title=title)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from edgelung.errors import EdgelungError, one_line
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .dib .webp".split()
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"]
 )
 
 

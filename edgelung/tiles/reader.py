@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edgelung.errors import EdgelungError, one_line
 
@@ -119,7 +119,8 @@ def _decode_jpeg(data: bytes, size: int) -> Image.Image:
     except ValueError as error:
         raise _damaged(error) from error
     _check_pixels(width, height)
-    if colour in ("CMYK", "YCCK"):  # libjpeg-turbo has no CMYK → RGB; Pillow knows Adobe's inversion
+    # libjpeg-turbo has no CMYK → RGB; Pillow has, and knows of Adobe's inversion.
+    if colour in ("CMYK", "YCCK"):
         return _decode_other(data)
     try:
         # strict: a warning is an error, so half a file is never predicted as if it were whole
@@ -135,7 +136,7 @@ def _decode_jpeg(data: bytes, size: int) -> Image.Image:
 def _decode_other(data: bytes) -> Image.Image:
     try:
         source = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise TileError("unsupported", f"not a {', '.join(FORMATS[:-1])} or WebP image") from None
     except Exception as error:
         raise _damaged(error) from error

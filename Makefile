@@ -1,0 +1,46 @@
+# make demo               draw synthetic tiles, train, export, infer, compare
+# make demo DATA=folder   the same with your own tiles (GROUPS=groups.csv if you have groups)
+# make test               lint, types, tests
+# Both set up .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+GROUPS ?=
+RECIPE ?= $(if $(DATA),quick,demo)
+OUT ?= demo
+
+.PHONY: demo test lint types unit slow clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python benchmarks/chain.py --out $(OUT) --recipe $(RECIPE) \
+		$(if $(DATA),--data $(DATA)) $(if $(GROUPS),--groups $(GROUPS))
+
+test: lint types unit
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The rooms map into one package only once installed, so types are checked on the built wheel.
+types: $(VENV)/.ready
+	rm -rf build
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+	$(BIN)/python -m zipfile -e build/wheel/*.whl build/installed
+	cd build/installed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p edgelung
+
+unit: $(VENV)/.ready
+	$(BIN)/pytest -m "not slow and not gpu"
+
+slow: $(VENV)/.ready
+	$(BIN)/pytest -m "slow and not gpu"
+
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "setuptools>=77" wheel
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
