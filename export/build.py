@@ -58,7 +58,10 @@ def export_run(
     spec = ReaderSpec(size=student.size)
     subsets = read_split(run, data or Path(config["data"]), student.classes)
     validation, test = subsets["val"], subsets["test"]
-    calibration, gate_tiles = halve_by_group(validation, config["seed"])
+    # Only INT8 calibrates; without it all of validation is evidence.
+    calibration, gate_tiles = (
+        halve_by_group(validation, config["seed"]) if int8 else (validation, validation)
+    )
 
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -255,7 +258,7 @@ def _provenance(
     calibration: TileSet,
     gate_tiles: TileSet,
 ) -> dict[str, Any]:
-    sets = subsets | {"calibration (half of val)": calibration, "gate (half of val)": gate_tiles}
+    sets = subsets | {"calibration, of val": calibration, "gate, of val": gate_tiles}
     return {
         "edgelung": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

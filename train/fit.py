@@ -301,7 +301,7 @@ def _accumulate(sums: dict[str, float], result: dict[str, Tensor], started: floa
 def _scheduler(
     optimizer: torch.optim.Optimizer, schedule: Schedule, total: int, steps_per_epoch: int
 ) -> CosineLRScheduler:
-    warmup = min(round(schedule.warmup_epochs * steps_per_epoch), max(total - 1, 0))
+    warmup = min(round(schedule.warmup_epochs * steps_per_epoch), total // 2)
     floor = schedule.lr if schedule.schedule == "constant" else schedule.min_lr
     return CosineLRScheduler(
         optimizer,

@@ -48,7 +48,8 @@ def index_tiles(
     loose = [path for path, label in labels.items() if not label]
     if loose:
         raise EdgelungError(
-            f"{data / loose[0]} lies in no class folder; expected {data.name}/<class>/<tile>"
+            f"{data / loose[0]} lies in no class folder; expected "
+            f"{data.name}/<class>/<tile>: is it the folder above that you mean?"
         )
     found = Counter(labels.values())
     missing = [name for name in classes if name not in found]

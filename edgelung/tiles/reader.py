@@ -8,6 +8,7 @@ deployment that decodes or resizes differently from training loses accuracy with
 import io
 import os
 import stat
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ _ORIENTATION = {
 _EXIF_ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above replaces Pillow's warning
+# What Pillow warns of (broken EXIF, odd TIFF tags) is either an error, a row's status, or harmless.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class TileError(Exception):

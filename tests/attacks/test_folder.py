@@ -1,0 +1,110 @@
+"""A folder full of trouble: as many rows as files, each its own, good neighbours untouched.
+
+Bar 4 of 'From a labelled folder to one row per tile'.
+"""
+
+import csv
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgelung.bundle import open_bundle
+from edgelung.folder.run import gather, infer_folder
+
+GOOD_ODD = {"alpha.png", "grey.jpg", "cmyk.jpg", "a,b\nc.jpg"}
+BAD = {
+    "empty.jpg": "empty",
+    "text.jpg": "unsupported",
+    "half.jpg": "truncated",
+    "bomb.png": "too-large",
+    "unreadable.jpg": "unreadable",
+}
+
+
+def plant(folder: Path, sample: Path) -> None:
+    """The ten trouble-makers, made from one good tile."""
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("this is no picture\n")
+    data = sample.read_bytes()
+    (folder / "half.jpg").write_bytes(data[: len(data) // 2])
+    image = Image.open(sample).convert("RGB")
+    alpha = image.convert("RGBA")
+    alpha.putalpha(200)
+    alpha.save(folder / "alpha.png")
+    image.convert("L").save(folder / "grey.jpg")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    (folder / "bomb.png").write_bytes(png_header(20_000, 20_000))
+    if os.geteuid() == 0:  # root reads whatever its mode is
+        (folder / "unreadable.jpg").symlink_to(folder / "gone")
+    else:
+        shutil.copy(sample, folder / "unreadable.jpg")
+        (folder / "unreadable.jpg").chmod(0)
+    shutil.copy(sample, folder / "a,b\nc.jpg")
+    (folder / "folder.jpg").mkdir()
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def rows_of(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["path"] for row in rows}) == len(rows)
+    return {row["path"]: row for row in rows}
+
+
+def check(bundle_folder: Path, clean: Path, sample: Path, tmp_path: Path, engine: str) -> None:
+    bundle = open_bundle(bundle_folder)
+    dirty = tmp_path / "dirty"
+    shutil.copytree(clean, dirty)
+    plant(dirty, sample)
+
+    def infer(folder: Path, out: Path) -> dict[str, object]:
+        files = gather([folder], None, None, out)
+        return infer_folder(files, bundle, out, engine=engine, precision="int8", batch_size=8)
+
+    before = infer(clean, tmp_path / "clean.csv")
+    after = infer(dirty, tmp_path / "dirty.csv")
+    assert before["exit_code"] == 0
+    assert after["exit_code"] == 3
+    alone, mixed = rows_of(tmp_path / "clean.csv"), rows_of(tmp_path / "dirty.csv")
+    files = [p for p in dirty.rglob("*") if not p.is_dir()]
+    assert set(mixed) == {p.relative_to(dirty).as_posix() for p in files}
+    for name, status in BAD.items():
+        assert mixed[name]["status"] == status, mixed[name]
+        assert mixed[name]["label"] == ""
+        assert mixed[name]["error"]
+    for name in GOOD_ODD:
+        assert mixed[name]["status"] == "ok", mixed[name]
+        assert mixed[name]["label"] in bundle.classes
+    assert {path: mixed[path] for path in alone} == alone
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_trouble_among_synthetic_tiles(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, engine: str
+) -> None:
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    for path in sorted(tiles.glob("*/*.jpeg"))[::3]:
+        shutil.copy(path, clean)
+    sample = next(iter(sorted(clean.iterdir())))
+    check(bundle_folder, clean, sample, tmp_path, engine)
+
+
+@pytest.mark.data
+def test_trouble_among_real_tiles(bundle_folder: Path, real_tiles: Path, tmp_path: Path) -> None:
+    clean = tmp_path / "clean"
+    shutil.copytree(real_tiles / "lc25000_768", clean)
+    sample = next(iter(sorted(clean.glob("lung_aca/*"))))
+    check(bundle_folder, clean, sample, tmp_path, "openvino")

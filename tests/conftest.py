@@ -1,0 +1,101 @@
+"""Shared fixtures: a small synthetic set, a run and a bundle made from it by the real commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgelung.bundle import Bundle, open_bundle
+from edgelung.export.build import export_run
+from edgelung.train.recipe import load_recipe
+from edgelung.train.run import train_run
+from edgelung.train.synthetic import write_dataset
+
+# 64 px tiles and one epoch: every part is real, nothing is learned to speak of.
+SMALL = [
+    "teacher.size=64",
+    "teacher.epochs=1",
+    "teacher.weights=none",
+    "teacher.batch_size=8",
+    "student.size=64",
+    "student.low_size=32",
+    "student.epochs=2",
+    "student.low_epochs=1",
+    "student.batch_size=8",
+]
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """108 synthetic 96 px tiles, 3 classes, 12 sources each, with groups.csv."""
+    folder = tmp_path_factory.mktemp("synthetic") / "tiles"
+    return write_dataset(folder, sources=12, tiles_per_source=3, size=96)
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """The overrides that `run` was made with."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train_run(tiles, folder, load_recipe("demo", SMALL), groups=tiles / "groups.csv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `run` with all three variants; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    export_run(run, folder, half=True, int8=True)
+    return folder
+
+
+@pytest.fixture
+def bundle(bundle_folder: Path) -> Bundle:
+    return open_bundle(bundle_folder)
+
+
+@pytest.fixture
+def copied_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run `edgelung …` as a user does, in a folder of its own."""
+
+    def call(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).with_name("edgelung"), *map(str, words)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def real_tiles() -> Path:
+    """The folder that holds lc25000_224 and lc25000_768, or a skip."""
+    named = os.environ.get("EDGELUNG_DATA")
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(named) if named else beside
+    if not (folder / "lc25000_768").is_dir():
+        pytest.skip(f"no real tiles in {folder}; set EDGELUNG_DATA")
+    return folder

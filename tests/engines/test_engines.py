@@ -1,0 +1,125 @@
+"""Every engine: the same arithmetic, any batch, and a refusal where it is not what was asked for."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgelung.bundle import Bundle
+from edgelung.engines import choose
+from edgelung.engines.base import EngineUnavailableError
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.openvino import OpenVinoEngine
+from edgelung.errors import EdgelungError
+
+ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
+
+
+def noise(count: int, size: int = 64) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("factory", ENGINES)
+def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: str) -> None:
+    engine = factory(bundle.variants[precision].path, 2)
+    tiles = noise(7)
+    together = engine.infer(tiles)
+    assert together.shape == (7, 3)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-4)
+    alone = np.concatenate([engine.infer(tiles[i : i + 1]) for i in range(7)])
+    # Six decimals reach the CSV: neighbours in a batch must not show in a row.
+    np.testing.assert_allclose(together, alone, atol=5e-7)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.02)])
+def test_engines_agree(bundle: Bundle, precision: str, tolerance: float) -> None:
+    first, second = (e(bundle.variants[precision].path, 2).infer(noise(9)) for e in ENGINES)
+    np.testing.assert_allclose(first, second, atol=tolerance)
+
+
+def test_results_are_the_callers_own(bundle: Bundle) -> None:
+    for factory in ENGINES:
+        engine = factory(bundle.variants["fp32"].path, 1)
+        first = engine.infer(noise(2))
+        kept = first.copy()
+        engine.infer(255 - noise(2))
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_a_provider_that_fell_back_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    fallen = SimpleNamespace(get_providers=lambda: ["AzureExecutionProvider", "CPU"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: fallen)
+    with pytest.raises(EngineUnavailableError, match="it runs"):
+        OnnxRuntimeEngine(bundle.variants["fp32"].path, 1)
+
+
+def missing(graph: Path, threads: int) -> None:
+    raise EngineUnavailableError("openvino is not installed")
+
+
+def test_a_named_engine_that_cannot_run_is_an_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(choose.ENGINES, "openvino", missing)
+    with pytest.raises(EdgelungError, match="openvino is not installed"):
+        choose.open_engine(bundle, "openvino", "fp32")
+
+
+def test_auto_falls_to_the_next_engine_and_says_why(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(choose.ENGINES, "openvino", missing)
+    chosen = choose.open_engine(bundle, "auto", "fp32")
+    assert chosen.engine.name == "onnxruntime"
+    assert "openvino is not installed" in chosen.reason
+
+
+def test_auto_never_offers_what_did_not_pass(bundle: Bundle) -> None:
+    # The small bundle has too few tiles for a verdict.
+    assert bundle.variants["int8"].gate["verdict"] == "inconclusive"
+    chosen = choose.open_engine(bundle)
+    assert chosen.variant.precision == "fp32"
+    assert "int8 not offered" in chosen.reason
+
+
+def test_auto_takes_int8_once_it_passed(bundle: Bundle) -> None:
+    passed = {
+        name: type(variant)(name, variant.path, {"verdict": "pass"})
+        for name, variant in bundle.variants.items()
+    }
+    proven = Bundle(**{**vars(bundle), "variants": passed})
+    assert choose.open_engine(proven).variant.precision == "int8"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "cuda"])
+def test_unknown_engines_are_named(bundle: Bundle, name: str) -> None:
+    with pytest.raises(EdgelungError, match=name):
+        choose.open_engine(bundle, name)
+
+
+class Swapped(OnnxRuntimeEngine):
+    """An engine whose tiles arrive with red and blue exchanged."""
+
+    def infer(self, tiles: np.ndarray) -> np.ndarray:
+        return super().infer(np.ascontiguousarray(tiles[..., ::-1]))
+
+
+class NotANumber(OnnxRuntimeEngine):
+    def infer(self, tiles: np.ndarray) -> np.ndarray:
+        return super().infer(tiles) * np.nan
+
+
+@pytest.mark.parametrize("broken", [Swapped, NotANumber])
+def test_the_golden_tiles_stop_a_wrong_engine(
+    bundle: Bundle, broken: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(choose.ENGINES, "onnxruntime", broken)
+    with pytest.raises(EdgelungError, match="golden"):
+        choose.open_engine(bundle, "onnxruntime", "fp32")

@@ -1,0 +1,115 @@
+"""Bundles: what is in them, what is refused, what a failed gate does."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgelung.bundle import Bundle
+from edgelung.errors import EdgelungError
+from edgelung.export.build import export_run
+from edgelung.export.student import read_student
+from edgelung.export.tiles import halve_by_group, read_split
+from edgelung.files import sha256_file
+
+
+@pytest.fixture
+def copied_run(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_what_a_bundle_holds(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert bundle.classes == ("lung_aca", "lung_n", "lung_scc")
+    assert set(bundle.variants) == {"fp32", "fp16", "int8"}
+    assert "Research use only" in manifest["notice"]
+    assert "Research use only" in (bundle.folder / "report.html").read_text()
+    for name, entry in manifest["files"].items():
+        assert sha256_file(bundle.folder / name) == entry["sha256"]
+    listed = set(manifest["files"]) | {"bundle.json", "bundle.json.sha256"}
+    files = {p.relative_to(bundle.folder).as_posix() for p in bundle.folder.rglob("*") if p.is_file()}
+    assert files == listed
+    assert len(bundle.golden) == 9
+    for tile in bundle.golden:
+        for values in tile.probabilities.values():
+            assert sum(values) == pytest.approx(1, abs=1e-4)
+    sizes = {name: entry["bytes"] for name, entry in manifest["variants"].items()}
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+    assert sizes["int8"] < 0.35 * sizes["fp32"]
+    for entry in manifest["variants"].values():
+        assert entry["test"]["tiles"] == 18
+
+
+def test_no_path_of_this_machine_travels(bundle: Bundle, run: Path, tiles: Path) -> None:
+    text = (bundle.folder / "bundle.json").read_text() + (bundle.folder / "report.html").read_text()
+    assert str(run) not in text
+    assert str(tiles) not in text
+
+
+def test_calibration_and_gate_share_no_group(run: Path, tiles: Path) -> None:
+    student = read_student(run)
+    subsets = read_split(run, tiles, student.classes)
+    first, second = halve_by_group(subsets["val"], 0)
+    groups = [{tile.group for tile in half.tiles} for half in (first, second)]
+    assert groups[0].isdisjoint(groups[1])
+    assert {t.path for t in (*first.tiles, *second.tiles)} == {t.path for t in subsets["val"].tiles}
+    assert set(second.labels.tolist()) == {0, 1, 2}
+    train = {tile.group for tile in subsets["train"].tiles}
+    assert train.isdisjoint(groups[0] | groups[1])
+
+
+def test_full_precision_alone_needs_no_calibration(run: Path, tmp_path: Path) -> None:
+    bundle = export_run(run, tmp_path / "bundle", half=False, int8=False)
+    assert set(bundle.variants) == {"fp32"}
+
+
+def test_nothing_is_written_over(run: Path, bundle_folder: Path) -> None:
+    before = sha256_file(bundle_folder / "bundle.json")
+    with pytest.raises(EdgelungError, match="already exists"):
+        export_run(run, bundle_folder, half=False, int8=False)
+    assert sha256_file(bundle_folder / "bundle.json") == before
+
+
+def refused(run: Path, tmp_path: Path, message: str, **options: object) -> None:
+    with pytest.raises(EdgelungError, match=message):
+        export_run(run, tmp_path / "new" / "bundle", half=False, int8=True, **options)
+    left = list((tmp_path / "new").iterdir()) if (tmp_path / "new").exists() else []
+    assert left == []
+
+
+def test_an_unfinished_run_is_refused(copied_run: Path, tmp_path: Path) -> None:
+    (copied_run / "model.safetensors").unlink()
+    refused(copied_run, tmp_path, "is no finished run")
+
+
+def test_other_weights_are_noticed(copied_run: Path, tmp_path: Path) -> None:
+    """An export compares its numbers with the trained model's."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(copied_run / "model.safetensors")
+    weights["head.bias"] = weights["head.bias"] + np.array([2, 0, 0], np.float32)
+    save_file(weights, copied_run / "model.safetensors")
+    refused(copied_run, tmp_path, "does not reproduce the trained model")
+
+
+def test_moved_or_changed_tiles_are_noticed(run: Path, tiles: Path, tmp_path: Path) -> None:
+    refused(run, tmp_path, "pass --data if the folder moved", data=tmp_path / "gone")
+    other = Path(shutil.copytree(tiles, tmp_path / "tiles"))
+    rows = list(csv.DictReader((run / "split.csv").open()))
+    path = other / next(row["path"] for row in rows if row["subset"] == "val")
+    path.write_bytes(path.read_bytes() + b"\0")
+    refused(run, tmp_path, "its SHA-256 changed", data=other)
+
+
+def test_an_inconclusive_gate_exits_4_unless_allowed(run: Path, tmp_path: Path, cli) -> None:
+    result = cli("export", run, "--out", tmp_path / "a", "--int8", "--json")
+    assert result.returncode == 4
+    manifest = json.loads(result.stdout)
+    assert manifest["variants"]["int8"]["gate"]["verdict"] == "inconclusive"
+    assert "at least 20 are needed" in result.stderr
+    allowed = cli("export", run, "--out", tmp_path / "b", "--int8", "--allow-drop")
+    assert allowed.returncode == 0
+    assert "inconclusive" in allowed.stdout

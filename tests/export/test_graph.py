@@ -1,0 +1,191 @@
+"""The deployed graph: torch's numbers, whole operators, Q/DQ only where it belongs."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from onnx import numpy_helper
+
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.export.calibrate import input_scales, observe_ranges
+from edgelung.export.graph import OPSET, build_graph, linear_names, quantize_weight
+from edgelung.export.student import Student, read_student
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def deit(size: int = 64, width: int = 96, depth: int = 3, heads: int = 3) -> torch.nn.Module:
+    """A small distilled DeiT whose every parameter is random, biases and norms included."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "deit_tiny_distilled_patch16_224",
+        num_classes=3,
+        img_size=size,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+    ).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                p.copy_(1 + 0.2 * torch.randn_like(p))
+            else:
+                p.copy_(torch.randn_like(p) * (0.08 if p.ndim > 1 else 0.1))
+    return model
+
+
+def student_of(model: torch.nn.Module, size: int = 64, heads: int = 3) -> Student:
+    weights = {k: v.numpy() for k, v in model.state_dict().items()}
+    return Student("test", ("a", "b", "c"), size, 16, heads, MEAN, STD, weights)
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return deit()
+
+
+@pytest.fixture(scope="module")
+def tiles() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
+
+
+def torch_probabilities(
+    model: torch.nn.Module, tiles: np.ndarray, temperature: float = 1.0
+) -> np.ndarray:
+    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    images = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    with torch.no_grad():
+        return (model(images) / temperature).softmax(1).numpy()
+
+
+def run_graph(graph: onnx.ModelProto, tiles: np.ndarray, folder: Path) -> np.ndarray:
+    onnx.save(graph, folder / "g.onnx")
+    return OnnxRuntimeEngine(folder / "g.onnx", 1).infer(tiles)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 2e-6), (True, 5e-3)])
+def test_torch_and_the_graph_agree(
+    model, tiles, tmp_path: Path, temperature: float, half: bool, tolerance: float
+) -> None:
+    graph = build_graph(student_of(model), temperature=temperature, half=half)
+    expected = torch_probabilities(model, tiles, temperature)
+    assert expected.std() > 0.03, "the comparison needs probabilities that differ"
+    np.testing.assert_allclose(run_graph(graph, tiles, tmp_path), expected, atol=tolerance)
+
+
+def test_other_shapes_agree_too(tmp_path: Path) -> None:
+    model = deit(size=48, width=64, depth=1, heads=2)
+    tiles = np.random.default_rng(3).integers(0, 256, (2, 48, 48, 3), np.uint8)
+    graph = build_graph(student_of(model, size=48, heads=2))
+    expected = torch_probabilities(model, tiles)
+    np.testing.assert_allclose(run_graph(graph, tiles, tmp_path), expected, atol=2e-6)
+
+
+def test_the_contract(model) -> None:
+    graph = build_graph(student_of(model))
+    assert graph.opset_import[0].version == OPSET >= 20
+    (entry,), (result,) = graph.graph.input, graph.graph.output
+    assert (entry.name, entry.type.tensor_type.elem_type) == ("tiles", onnx.TensorProto.UINT8)
+    shape = [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim]
+    assert shape == ["N", 64, 64, 3]
+    assert (result.name, result.type.tensor_type.elem_type) == ("probs", onnx.TensorProto.FLOAT)
+    kinds = Counter(node.op_type for node in graph.graph.node)
+    assert kinds["LayerNormalization"] == 2 * 3 + 1
+    assert kinds["Gelu"] == 3
+    assert not {"Pow", "Erf", "ReduceMean", "QuantizeLinear"} & set(kinds)
+    assert not any(tensor.external_data for tensor in graph.graph.initializer)
+
+
+def constants(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
+
+
+def test_half_precision_is_typed_and_its_weights_are_normal_numbers(model) -> None:
+    graph = build_graph(student_of(model), half=True)
+    found = constants(graph)
+    floats = {name: value for name, value in found.items() if value.dtype.kind == "f"}
+    assert {n for n, v in floats.items() if v.dtype != np.float16} == {"head.weight", "head.bias"}
+    folded = found["patch_embed.proj.weight"]
+    own = model.state_dict()["patch_embed.proj.weight"].numpy().astype(np.float16)
+    smallest_normal = np.finfo(np.float16).tiny
+
+    def subnormal(values: np.ndarray) -> float:
+        return float((np.abs(values) < smallest_normal).mean())
+
+    assert subnormal(folded) <= subnormal(own) + 1e-3
+    naive = (own.astype(np.float64) / (255 * np.reshape(STD, (1, 3, 1, 1)))).astype(np.float16)
+    assert subnormal(naive) > 10 * subnormal(folded), "the fold would not have mattered"
+
+
+@pytest.fixture(scope="module")
+def quantized(model, tiles) -> onnx.ModelProto:
+    ranges = observe_ranges(student_of(model), [tiles], 1, lambda n: None)
+    return build_graph(student_of(model), input_scales=input_scales(ranges))
+
+
+def test_int8_stays_close(model, tiles, quantized, tmp_path: Path) -> None:
+    found = run_graph(quantized, tiles, tmp_path)
+    np.testing.assert_allclose(found, torch_probabilities(model, tiles), atol=0.05)
+
+
+def test_q_dq_stands_on_the_linears_and_nowhere_else(model, quantized) -> None:
+    nodes = {output: node for node in quantized.graph.node for output in node.output}
+    found = constants(quantized)
+    names = linear_names(student_of(model))
+    assert len(names) == 1 + 2 * 4 + 5
+    for name in names:
+        node = next(n for n in quantized.graph.node if n.name == name)
+        assert node.op_type == ("Conv" if name == "patch_embed.proj" else "MatMul")
+        data, weight = nodes[node.input[0]], nodes[node.input[1]]
+        assert data.op_type == weight.op_type == "DequantizeLinear"
+        assert nodes[data.input[0]].op_type == "QuantizeLinear"
+        assert found[weight.input[0]].dtype == np.int8
+        assert found[weight.input[1]].ndim == 1, "per channel"
+    kinds = Counter(node.op_type for node in quantized.graph.node)
+    assert kinds["QuantizeLinear"] == len(names)
+    assert kinds["DequantizeLinear"] == 2 * len(names)
+    for name, value in found.items():
+        if value.dtype == np.int8 and not name.endswith(".weight"):
+            assert (value == 0).all(), "symmetric: TensorRT takes no other zero point"
+
+
+def test_quantized_pixels_are_exact(model, tiles, quantized, tmp_path: Path) -> None:
+    """(p − 128)/64 in steps of 1/64 are integers, so the patch embedding sees the very pixels."""
+    found = constants(quantized)
+    assert found["patch_embed.proj.input_scale"] == 1 / 64
+    every = np.arange(256)
+    steps = (every - 128) / 64 / found["patch_embed.proj.input_scale"]
+    assert (steps == np.rint(steps)).all()
+    assert steps.min() == -128
+    assert steps.max() == 127
+
+
+def test_weights_are_rounded_per_channel() -> None:
+    weight = np.array([[1.0, -100.0], [0.5, 50.0], [-0.25, 0.0]])
+    integers, steps = quantize_weight(weight, channel_axis=1)
+    np.testing.assert_allclose(steps, [1 / 127, 100 / 127], rtol=1e-6)
+    assert integers.tolist() == [[127, -127], [64, 64], [-32, 0]]
+    assert (quantize_weight(-weight, 1)[0] == -integers).all()
+    zero, step = quantize_weight(np.zeros((2, 2)), 1)
+    assert (zero == 0).all()
+    assert (step == 1).all()
+
+
+def test_ranges_do_not_depend_on_the_batch(model, tiles) -> None:
+    whole = observe_ranges(student_of(model), [tiles], 1, lambda n: None)
+    parts = observe_ranges(student_of(model), [tiles[:1], tiles[1:4], tiles[4:]], 1, lambda n: None)
+    assert list(whole) == linear_names(student_of(model))
+    np.testing.assert_allclose(list(whole.values()), list(parts.values()), rtol=1e-5)
+    assert whole["patch_embed.proj"] == np.abs(tiles.astype(float) - 128).max() / 64
+
+
+def test_a_run_is_read_without_torch(run: Path) -> None:
+    student = read_student(run)
+    assert (student.size, student.patch, student.heads) == (64, 16, 3)
+    assert (student.width, student.depth, student.tokens) == (192, 12, 18)
+    assert student.classes == ("lung_aca", "lung_n", "lung_scc")

@@ -1,0 +1,214 @@
+"""The commands as users meet them: exit codes, one-line errors, a light infer."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "timm", "torchvision", "matplotlib", "onnx"):
+            raise ImportError(f"{name} is not for the workstation")
+sys.meta_path.insert(0, Refuse())
+from edgelung.cli import main
+main()
+"""
+
+
+def test_infer_needs_neither_torch_nor_timm(
+    bundle_folder: Path, tiles: Path, tmp_path: Path
+) -> None:
+    for engine in ("openvino", "onnxruntime"):
+        words = ["infer", tiles, "--model", bundle_folder, "--engine", engine, "--verify"]
+        words += ["--out", tmp_path / "out.csv"]
+        result = subprocess.run(
+            [sys.executable, "-c", NO_TORCH, *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "accuracy" in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['edgelung', '--help']\n"
+        "from edgelung.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'torch', 'PIL', 'onnxruntime', 'openvino', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_infer_writes_one_row_per_file_and_a_summary(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, cli
+) -> None:
+    result = cli("infer", tiles, "--model", bundle_folder, "--json", "--batch-size", 7)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "path",
+        "status",
+        "label",
+        "confidence",
+        "p_lung_aca",
+        "p_lung_n",
+        "p_lung_scc",
+        "error",
+    ]
+    assert len(rows) == summary["files"] == 110
+    assert summary["statuses"] == {"ok": 108, "skipped": 2}
+    assert summary["labelled"]["tiles"] == 108
+    assert sum(map(sum, summary["labelled"]["confusion"])) == 108
+    for row in rows:
+        if row["status"] == "ok":
+            chances = {name: float(row[f"p_{name}"]) for name in summary["labels"]}
+            assert row["label"] == max(chances, key=lambda name: chances[name])
+            assert float(row["confidence"]) == max(chances.values())
+            assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+    assert "Research use only" in result.stderr
+
+
+def test_verify_compares_with_full_precision(bundle_folder: Path, tiles: Path, cli) -> None:
+    words = ["infer", tiles, "--model", bundle_folder, "--precision", "int8", "--verify", "--json"]
+    result = cli(*words)
+    verify = json.loads(result.stdout)["verify"]
+    assert verify["tiles"] == 108
+    assert verify["agreement"] == 1 - verify["differing_labels"] / 108
+    assert 0 < verify["max_probability_difference"] < 0.2
+    assert verify["reference"]["tiles"] == 108
+    assert result.returncode == (0 if verify["agreement"] >= 0.99 else 4)
+
+
+def test_a_subset_of_the_split(run: Path, bundle_folder: Path, tiles: Path, cli) -> None:
+    words = ["infer", tiles, "--model", bundle_folder, "--files", run / "split.csv", "--json"]
+    assert json.loads(cli(*words, "--subset", "test").stdout)["files"] == 18
+    assert json.loads(cli(*words).stdout)["files"] == 108
+    wrong = cli(*words, "--subset", "nope")
+    assert wrong.returncode == 2
+    assert "names no files in subset 'nope'" in wrong.stderr
+
+
+def test_several_folders_share_one_csv(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, cli
+) -> None:
+    result = cli("infer", tiles / "lung_n", tiles / "lung_scc", "--model", bundle_folder, "--json")
+    assert json.loads(result.stdout)["files"] == 72
+    text = (tmp_path / "predictions.csv").read_text()
+    assert "\nlung_n/lung_n_s0_0.jpeg," in text
+    assert "\nlung_scc/lung_scc_s0_0.jpeg," in text
+
+
+def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli, tmp_path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(tiles / "lung_n", tmp_path / "in"))
+    for _ in range(2):
+        result = cli("infer", folder, "--model", bundle_folder, "--out", folder / "p.csv", "--json")
+        assert json.loads(result.stdout)["files"] == 36
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["infer", "gone", "--model", "BUNDLE"], "gone does not exist"),
+        (["infer", "EMPTY", "--model", "BUNDLE"], "found no file at all"),
+        (["infer", "TILES", "--model", "TILES"], "is no bundle"),
+        (["infer", "TILES", "--model", "BUNDLE", "--engine", "tensorrt"], "engine tensorrt"),
+        (["infer", "TILES", "--model", "BUNDLE", "--engine", "x"], "unknown engine 'x'"),
+        (["infer", "TILES", "--model", "BUNDLE", "--precision", "int4"], "holds no int4 variant"),
+        (["infer", "TILES", "--model", "BUNDLE", "--out", "p.xlsx"], "ends in .csv"),
+        (["infer", "TILES", "--model", "BUNDLE", "--out", "gone/p.csv"], "cannot write"),
+        (["infer", "TILES"], "model"),
+        (["infer", "TILES", "--model", "BUNDLE", "--subset", "test"], "--subset needs --files"),
+        (["train", "gone", "--out", "new"], "gone is no folder"),
+        (["train", "EMPTY", "--out", "new"], "holds no image"),
+        (["train", "TILES/lung_n", "--out", "new"], "is it the folder above"),
+        (["train", "TILES", "--out", "new", "--recipe", "qick"], "no recipe 'qick'"),
+        (["train", "TILES", "--out", "new", "--set", "student.lr=x"], "student.lr"),
+        (["train", "TILES", "--out", "new", "--groups", "ONEGROUP"], "group(s) of tiles"),
+        (["train", "TILES", "--out", "RUN"], "already exists"),
+        (["train", "TILES", "--out", "new", "--resume"], "holds no run to go on with"),
+        (["train", "TILES", "--out", "RUN", "--resume", "--recipe", "demo"], "leave the other"),
+        (["export", "gone", "--out", "new"], "is no finished run"),
+        (["export", "RUN", "--out", "BUNDLE"], "already exists"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    words: list[str],
+    message: str,
+    run: Path,
+    bundle_folder: Path,
+    tiles: Path,
+    tmp_path: Path,
+    cli,
+) -> None:
+    """Bar 7, at the command line."""
+    (tmp_path / "empty").mkdir()
+    rows = list(csv.DictReader((tiles / "groups.csv").open()))
+    with (tmp_path / "one.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "group"])
+        for row in rows:  # every tile of lung_n from one source
+            one = row["class"] == "lung_n"
+            writer.writerow([row["path"], "n" if one else row["cluster"]])
+    places = {
+        "RUN": run,
+        "BUNDLE": bundle_folder,
+        "EMPTY": tmp_path / "empty",
+        "ONEGROUP": tmp_path / "one.csv",
+    }
+    words = [str(places.get(w, w)).replace("TILES", str(tiles)) for w in words]
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    result = cli(*words)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    if result.stderr.startswith("edgelung:"):
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "predictions.csv").exists()
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_version_and_help_name_the_exit_codes(cli) -> None:
+    assert cli("--version").stdout.startswith("edgelung ")
+    text = cli("--help").stdout
+    assert "Research use only" in text
+    for code in ("0 all well", "2 wrong usage", "3 finished", "4 an accuracy gate"):
+        assert code in " ".join(text.split())
+
+
+@pytest.mark.slow
+def test_the_plain_wheel_infers_without_torch(
+    bundle_folder: Path, tiles: Path, tmp_path: Path
+) -> None:
+    """Bar 5: `pip install` of the wheel into an empty environment is all the workstation needs."""
+    source = Path(__file__).parents[1]
+    environment = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=120)
+    pip = [environment / "bin" / "python", "-m", "pip"]
+    wheels = tmp_path / "wheels"
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, source]
+    subprocess.run(build, check=True, timeout=300)
+    (wheel,) = wheels.glob("edgelung-*.whl")
+    subprocess.run([*pip, "install", "-q", wheel], check=True, timeout=900)
+    installed = subprocess.run([*pip, "list"], check=True, capture_output=True, text=True).stdout
+    assert "torch" not in installed
+    assert "timm" not in installed
+    out = tmp_path / "out.csv"
+    edgelung = environment / "bin" / "edgelung"
+    words = ["infer", tiles, "--model", bundle_folder, "--out", out, "--verify"]
+    subprocess.run([edgelung, *words], check=True, timeout=300, cwd=tmp_path)
+    assert len(out.read_text().splitlines()) == 111

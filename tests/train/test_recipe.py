@@ -1,0 +1,90 @@
+"""Recipes: shipped ones are valid, the paper's is the paper's, mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+import timm
+
+from edgelung.errors import EdgelungError
+from edgelung.train.recipe import load_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid_and_name_real_models(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.description
+    assert timm.is_model(recipe.teacher.model)
+    assert "distilled" in recipe.student.model
+    assert timm.is_model(recipe.student.model)
+
+
+def test_there_are_the_three() -> None:
+    assert shipped_recipes() == ["demo", "paper", "quick"]
+
+
+def test_the_paper_recipe_is_the_papers() -> None:
+    recipe = load_recipe("paper")
+    for schedule in (recipe.teacher, recipe.student):
+        assert schedule.optimizer == "adam"
+        assert schedule.lr == 1e-5
+        assert schedule.batch_size == 64
+        assert schedule.epochs == 30
+        assert schedule.size == 224
+        assert schedule.schedule == "constant"
+        assert (schedule.label_smoothing, schedule.weight_decay, schedule.ema_decay) == (0, 0, 0)
+    assert recipe.student.model == "deit_base_distilled_patch16_224"
+    augment = recipe.augment
+    assert (augment.hflip, augment.vflip, augment.rotate) == (0.1, 0.0, 10)
+    assert (augment.scale, augment.translate, augment.shear) == ((0.9, 1.1), 0.1, 0.1)
+    assert (augment.stain, augment.light) == (0, 0)
+    assert (recipe.split.train, recipe.split.val, recipe.split.test) == (0.70, 0.15, 0.15)
+    assert recipe.distill.mode == "soft"
+
+
+def test_overrides_reach_their_fields() -> None:
+    recipe = load_recipe(
+        "quick",
+        ["student.lr=3e-4", "distill.mode=hard", "augment.scale=[0.5, 1.0]", "seed=7"],
+    )
+    assert recipe.student.lr == 3e-4
+    assert recipe.distill.mode == "hard"
+    assert recipe.augment.scale == (0.5, 1.0)
+    assert recipe.seed == 7
+    assert load_recipe("quick").student.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.lr=-1", r"student\.lr: .*greater than 0.*found -1"),
+        ("student.learning_rate=1", r"no field student\.learning_rate; expected one of .*lr"),
+        ("studnet.lr=1", "no field studnet"),
+        ("distill.mode=medium", r"distill\.mode: .*'soft' or 'hard'.*found 'medium'"),
+        ("student.low_epochs=999", "low_epochs cannot exceed epochs"),
+        ("split.train=0.9", "add up to 1"),
+        ("augment.scale=[1.2, 0.8]", "low ≤ high"),
+        ("student.epochs=many", r"student\.epochs: .*integer.*'many'"),
+        ("student.lr", "expected section.field=value"),
+        ("seed.deep=1", "seed is no section"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(EdgelungError, match=message):
+        load_recipe("quick", [override])
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[teacher]\nmodel = 'resnet18'\nepochs = 1\nlr = 0.1\n"
+        "[student]\nmodel = 'deit_tiny_distilled_patch16_224'\nepochs = 1\nlr = 0.1\n"
+    )
+    assert load_recipe(str(path)).teacher.model == "resnet18"
+    path.write_text("[teacher]\nmodel = 'resnet18'\n")
+    with pytest.raises(EdgelungError, match=r"teacher\.epochs: Field required"):
+        load_recipe(str(path))
+    path.write_text("not toml")
+    with pytest.raises(EdgelungError, match="not valid TOML"):
+        load_recipe(str(path))
+    with pytest.raises(EdgelungError, match="expected demo, paper, quick or a TOML file"):
+        load_recipe("qick")

@@ -1,0 +1,118 @@
+"""Groups before splits."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from edgelung.errors import EdgelungError
+from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.recipe import Split
+from edgelung.train.split import join_duplicates, split_by_group, split_counts
+
+
+def tile(path: str, label: str = "a", sha: str = "") -> IndexedTile:
+    return IndexedTile(path, label, 10, 10, sha or path)
+
+
+def many(groups: int, per_group: int, label: str) -> tuple[list[IndexedTile], list[str]]:
+    tiles = [tile(f"{label}/{g}_{i}", label) for g in range(groups) for i in range(per_group)]
+    return tiles, [f"{label}:{g}" for g in range(groups) for _ in range(per_group)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_straddles_and_shares_are_near(seed: int) -> None:
+    tiles, groups = [], []
+    for label, count in (("a", 40), ("b", 25), ("c", 60)):
+        more, names = many(count, 7, label)
+        tiles += more
+        groups += names
+    split = split_by_group(tiles, groups, Split(), seed)
+    subsets: dict[str, set[str]] = {}
+    for row in split:
+        subsets.setdefault(row.group, set()).add(row.subset)
+    assert all(len(found) == 1 for found in subsets.values())
+    for label in "abc":
+        counts = Counter(row.subset for row in split if row.tile.label == label)
+        total = sum(counts.values())
+        assert counts["train"] / total == pytest.approx(0.70, abs=0.05)
+        assert counts["val"] / total == pytest.approx(0.15, abs=0.05)
+        assert counts["test"] / total == pytest.approx(0.15, abs=0.05)
+
+
+def test_the_split_is_a_function_of_the_seed() -> None:
+    tiles, groups = many(20, 2, "a")
+    first = split_by_group(tiles, groups, Split(), 1)
+    assert first == split_by_group(tiles, groups, Split(), 1)
+    assert first != split_by_group(tiles, groups, Split(), 2)
+
+
+def test_three_groups_reach_three_subsets_and_two_are_refused() -> None:
+    tiles, groups = many(3, 50, "a")
+    counts = split_counts(split_by_group(tiles, groups, Split(), 0))
+    assert all(counts[subset]["a"]["groups"] == 1 for subset in ("train", "val", "test"))
+    with pytest.raises(EdgelungError, match="class a has 2 group"):
+        split_by_group(tiles[:100], groups[:100], Split(), 0)
+
+
+def test_identical_files_join_their_groups() -> None:
+    tiles = [tile("1", sha="x"), tile("2"), tile("3", sha="x"), tile("4")]
+    assert join_duplicates(tiles, None) == ["1", "2", "1", "4"]
+    assert join_duplicates(tiles, ["g1", "g1", "g2", "g2"]) == ["g1", "g1", "g1", "g1"]
+
+
+def test_groups_are_read_by_path_however_data_nests(tmp_path: Path) -> None:
+    csv = tmp_path / "clusters.csv"
+    csv.write_text("path,class,cluster\na/1.jpg,a,a:7\nb/2.jpg,b,b:1\n")
+    tiles = [tile("sets/a/1.jpg"), tile("b/2.jpg", "b")]
+    assert read_groups(csv, tiles) == ["a:7", "b:1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,class\na/1.jpg,a\n", "expected path and group"),
+        ("path,group\na/1.jpg,g\n", "names no group for 1 of 2"),
+        ("path,group\na/1.jpg,g\nb/2.jpg,\n", "names no group for 1 of 2"),
+    ],
+)
+def test_bad_group_files_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "g.csv").write_text(text)
+    with pytest.raises(EdgelungError, match=message):
+        read_groups(tmp_path / "g.csv", [tile("a/1.jpg"), tile("b/2.jpg", "b")])
+
+
+def test_index_finds_nested_classes_and_their_sizes(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "lung_image_sets").symlink_to(tiles)
+    found = index_tiles(tmp_path)
+    assert {t.label for t in found} == {"lung_aca", "lung_n", "lung_scc"}
+    assert len(found) == 108
+    assert {(t.width, t.height) for t in found} == {(96, 96)}
+    assert {t.label for t in index_tiles(tmp_path, ["lung_n", "lung_scc"])} == {
+        "lung_n",
+        "lung_scc",
+    }
+
+
+def test_bad_data_folders_are_explained(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgelungError, match="is no folder"):
+        index_tiles(tmp_path / "gone")
+    with pytest.raises(EdgelungError, match="holds no image"):
+        index_tiles(tmp_path)
+    with pytest.raises(EdgelungError, match="is it the folder above"):
+        index_tiles(tiles / "lung_n")
+    (tmp_path / "alone").symlink_to(tiles / "lung_n")
+    with pytest.raises(EdgelungError, match="holds one class"):
+        index_tiles(tmp_path)
+    (tmp_path / "alone").unlink()
+    with pytest.raises(EdgelungError, match="no tiles of class lung_x"):
+        index_tiles(tiles, ["lung_n", "lung_x"])
+    (tmp_path / "loose.jpg").touch()
+    with pytest.raises(EdgelungError, match="lies in no class folder"):
+        index_tiles(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "loose.jpg").rename(tmp_path / "a" / "1.jpg")
+    (tmp_path / "b" / "2.jpg").write_text("no")
+    with pytest.raises(EdgelungError, match="cannot read the training tile"):
+        index_tiles(tmp_path)
