@@ -8,6 +8,7 @@ import timm
 import torch
 from edgelung.train.recipe import Schedule, Student
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from edgelung.errors import EdgelungError, one_line
 from edgelung.files import write_json
@@ -112,21 +113,20 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
             else _file_state(Path(schedule.weights))
         )
         _load(model, state, f"{role} weights {schedule.weights}")
+    elif from_hub:
+        _fresh_classifier(model)
     return model
 
 
 def _load(model: Model, state: dict[str, torch.Tensor], what: str) -> None:
-    """Load all but a classifier of another number of classes; anything else must fit."""
+    """Load weights; a classifier for other classes is left out, anything else must fit."""
     own = model.state_dict()
-    heads = model.pretrained_cfg["classifier"]
-    heads = [heads] if isinstance(heads, str) else list(heads)
-    state = dict(state)
-    for name in [f"{head}.{part}" for head in heads for part in ("weight", "bias")]:
-        if name in state and name in own and state[name].shape != own[name].shape:
-            del state[name]
-    allowed = {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
+    heads = {f"{head}.{part}" for head in _classifiers(model) for part in ("weight", "bias")}
+    same_classes = all(k in state and state[k].shape == own[k].shape for k in heads)
+    if not same_classes:
+        state = {k: v for k, v in state.items() if k not in heads}
     wrong = [k for k, v in state.items() if k not in own or v.shape != own[k].shape]
-    absent = [k for k in own if k not in state and k not in allowed and "num_batches" not in k]
+    absent = [k for k in own if k not in state and k not in heads and "num_batches" not in k]
     if wrong or absent:
         name = (wrong or absent)[0]
         raise EdgelungError(
@@ -135,6 +135,21 @@ def _load(model: Model, state: dict[str, torch.Tensor], what: str) -> None:
             f"({name} for one)"
         )
     model.load_state_dict(state, strict=False)
+    if not same_classes:
+        _fresh_classifier(model)
+
+
+def _fresh_classifier(model: Model) -> None:
+    """Small weights: some of timm's initial ones would swamp pretrained features for an epoch."""
+    for name in _classifiers(model):
+        classifier = model.get_submodule(name)
+        nn.init.trunc_normal_(classifier.weight, std=0.02)
+        nn.init.zeros_(classifier.bias)
+
+
+def _classifiers(model: Model) -> list[str]:
+    names = model.pretrained_cfg["classifier"]
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _file_state(path: Path) -> dict[str, torch.Tensor]:

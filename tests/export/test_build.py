@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from edgelung.bundle import Bundle
-from edgelung.errors import EdgelungError
 from edgelung.export.build import export_run
 from edgelung.export.student import read_student
 from edgelung.export.tiles import halve_by_group, read_split
+
+from edgelung.bundle import Bundle
+from edgelung.errors import EdgelungError
 from edgelung.files import sha256_file
 
 
@@ -30,7 +30,9 @@ def test_what_a_bundle_holds(bundle: Bundle) -> None:
     for name, entry in manifest["files"].items():
         assert sha256_file(bundle.folder / name) == entry["sha256"]
     listed = set(manifest["files"]) | {"bundle.json", "bundle.json.sha256"}
-    files = {p.relative_to(bundle.folder).as_posix() for p in bundle.folder.rglob("*") if p.is_file()}
+    files = {
+        p.relative_to(bundle.folder).as_posix() for p in bundle.folder.rglob("*") if p.is_file()
+    }
     assert files == listed
     assert len(bundle.golden) == 9
     for tile in bundle.golden:

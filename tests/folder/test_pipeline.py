@@ -52,9 +52,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("decoders", [1, 3])
 def test_each_row_is_its_own_files(folder: Path, batch_size: int, decoders: int) -> None:
     engine = MeanColour()
-    rows = list(
-        predict(find_files(folder), SPEC, engine, batch_size=batch_size, decoders=decoders)
-    )
+    rows = list(predict(find_files(folder), SPEC, engine, batch_size=batch_size, decoders=decoders))
     assert [row.file.path for row in rows] == sorted(p.name for p in folder.iterdir())
     for i, row in enumerate(rows):
         if i % 7 == 3:

@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.task import TokenDistillationTask
-from torch import nn
-
 from edgelung.train.fit import normalise, resize_views
 from edgelung.train.models import create_student
 from edgelung.train.recipe import Student
 from edgelung.train.run import ResizedTeacher
+from timm.task import TokenDistillationTask
+from torch import nn
 
 
 class Teacher(nn.Module):
@@ -51,9 +50,7 @@ def test_loss_is_alpha_supervised_plus_beta_distillation(parts, mode: str) -> No
     shown = normalise(images, student)
     result = task(shown, labels)
     class_logits, distill_logits = student(shown)
-    teacher_logits = teacher.linear(
-        resize_views((images - 0.5) / 0.5, 24).mean(dim=(2, 3))
-    )
+    teacher_logits = teacher.linear(resize_views((images - 0.5) / 0.5, 24).mean(dim=(2, 3)))
     supervised = F.cross_entropy(class_logits, labels)
     if mode == "soft":
         p, q = (teacher_logits / 2).softmax(1), (distill_logits / 2).log_softmax(1)

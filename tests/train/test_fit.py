@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-from edgelung.errors import EdgelungError
 from edgelung.train.fit import choose_machine
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
+from safetensors.torch import load_file
+
+from edgelung.errors import EdgelungError
 
 # A checkpoint after every step, so that a kill at any moment lands between two of them.
 EAGER = (
@@ -107,9 +107,7 @@ def test_the_run_folder_holds_what_the_design_says(run: Path) -> None:
     assert page.count("<svg") == 4
 
 
-def test_a_second_run_never_writes_over_the_first(
-    run: Path, tiles: Path, small: list[str]
-) -> None:
+def test_a_second_run_never_writes_over_the_first(run: Path, tiles: Path, small: list[str]) -> None:
     before = (run / "model.safetensors").read_bytes()
     with pytest.raises(EdgelungError, match="already exists"):
         train_run(tiles, run, load_recipe("demo", small))
