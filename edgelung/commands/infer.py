@@ -23,6 +23,9 @@ def infer(
     verify: Annotated[
         bool, typer.Option("--verify", help="Run full precision on every tile too and compare.")
     ] = False,
+    verify_every: Annotated[
+        int, typer.Option(min=1, help="With --verify: only on every N-th batch.")
+    ] = 1,
     files: Annotated[
         Path | None,
         typer.Option(help="Predict only these: a list of paths, or a CSV with a `path` column."),
@@ -57,6 +60,7 @@ def infer(
             batch_size=batch_size,
             threads=threads,
             verify=verify,
+            verify_every=verify_every,
             on_row=on_row,
         )
     if as_json:

@@ -41,8 +41,11 @@ def predict(
     batch_size: int,
     decoders: int,
     reference: Engine | None = None,
+    reference_every: int = 1,
 ) -> Iterator[Row]:
     """One row per file, in the order of `files`.
+
+    `reference` runs beside the engine on every `reference_every`-th batch.
 
     A file that cannot be a tile becomes a row with its status; its place in the batch is closed
     up, so that no prediction can land on another file's row.
@@ -54,7 +57,7 @@ def predict(
         ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool,
     ):
         try:
-            for chunk in _chunks(files, batch_size):
+            for number, chunk in enumerate(_chunks(files, batch_size)):
                 if len(window) >= depth:
                     yield from window.popleft().result()
                 buffer = np.empty((len(chunk), reader.size, reader.size, 3), np.uint8)
@@ -62,8 +65,9 @@ def predict(
                     decode_pool.submit(_decode_into, buffer, i, file, reader)
                     for i, file in enumerate(chunk)
                 ]
+                beside = reference if number % reference_every == 0 else None
                 window.append(
-                    engine_pool.submit(_predict_batch, chunk, buffer, decoded, engine, reference)
+                    engine_pool.submit(_predict_batch, chunk, buffer, decoded, engine, beside)
                 )
             while window:
                 yield from window.popleft().result()

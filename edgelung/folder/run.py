@@ -91,11 +91,13 @@ def infer_folder(
     batch_size: int = 32,
     threads: int | None = None,
     verify: bool = False,
+    verify_every: int = 1,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Predict `files` into the CSV `out`; returns the run's summary with its exit code.
 
-    With `verify` the full-precision model runs on every tile beside the chosen variant.
+    With `verify` the full-precision model runs beside the chosen variant, on all tiles or on every
+    `verify_every`-th batch.
     """
     cores = threads or available_cores()
     chosen = open_engine(bundle, engine, precision, cores)
@@ -111,6 +113,7 @@ def infer_folder(
                 batch_size=batch_size,
                 decoders=cores,
                 reference=reference,
+                reference_every=verify_every,
             ):
                 rows.write(row)
                 tally.add(row)

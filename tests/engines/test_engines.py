@@ -1,4 +1,4 @@
-"""Every engine: the same arithmetic, any batch, and a refusal where it is not what was asked for."""
+"""Every engine: the same arithmetic, any batch, a refusal where it is not what was asked for."""
 
 from pathlib import Path
 from types import SimpleNamespace
