@@ -41,7 +41,7 @@ def main() -> int:
     out = _fresh(options.out)
     data, groups = options.data, options.groups
     if data is None:
-        data = write_dataset(out / "tiles")
+        data = write_dataset(out / "tiles", sources=40, tiles_per_source=8)
         groups = data / "groups.csv"
         console.print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.")
     run, bundle = out / "run", out / "bundle"

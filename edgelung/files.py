@@ -59,8 +59,6 @@ def new_folder(path: Path, what: str, hint: str = "choose another name or remove
         return
     if path.exists() or path.is_symlink():
         raise EdgelungError(f"{path} already exists; expected a new folder for the {what}; {hint}")
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True)
 
 
 def _umask() -> int:

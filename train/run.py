@@ -101,7 +101,7 @@ def _start(data: Path, out: Path, recipe: Recipe | None, groups: Path | None, sa
     for subset, classes in counts.items():
         parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in classes.items())
         say(f"{subset:5} tiles (groups): {parts}")
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_split(out / SPLIT, split)
     write_json(
         out / CONFIG,

@@ -18,18 +18,22 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> str:
     """Loss and validation accuracy over the epochs of one stage (the paper's Figs. 11–13)."""
     epochs = [record["epoch"] for record in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(epochs, [r["loss"] for r in history], color=BLUE, label="training loss")
-    left.plot(epochs, [r["val_loss"] for r in history], "--", color=ORANGE, label="validation loss")
+    # Not one scale: training is Eq. 8 on augmented tiles, validation the likelihood on plain ones.
+    for key, style, colour, label in (
+        ("loss", "o-", BLUE, "training"),
+        ("val_loss", "o--", ORANGE, "validation, −log p"),
+    ):
+        values = [record[key] for record in history]
+        left.plot(epochs, values, style, color=colour, label=label, markersize=3)
     left.set(xlabel="epoch", ylabel="loss", title=f"{title}: loss")
     left.legend(frameon=False)
     for key, style, colour in (
-        ("val_accuracy", "-", BLUE),
-        ("val_balanced_accuracy", "--", ORANGE),
+        ("val_accuracy", "o-", BLUE),
+        ("val_balanced_accuracy", "o--", ORANGE),
     ):
         values = [100 * r[key] for r in history]
-        right.plot(
-            epochs, values, style, color=colour, label=key.replace("val_", "").replace("_", " ")
-        )
+        label = key.removeprefix("val_").replace("_", " ")
+        right.plot(epochs, values, style, color=colour, label=label, markersize=3)
     right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation")
     right.legend(frameon=False)
     for axes in (left, right):
