@@ -14,8 +14,8 @@ OUT ?= demo
 .PHONY: demo test lint types unit slow clean
 
 demo: $(VENV)/.ready
-	$(BIN)/python benchmarks/chain.py --out $(OUT) --recipe $(RECIPE) \
-		$(if $(DATA),--data $(DATA)) $(if $(GROUPS),--groups $(GROUPS))
+	$(BIN)/python benchmarks/chain.py --out "$(OUT)" --recipe $(RECIPE) \
+		$(if $(DATA),--data "$(DATA)") $(if $(GROUPS),--groups "$(GROUPS)")
 
 test: lint types unit
 

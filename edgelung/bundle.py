@@ -99,6 +99,8 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant, golden tiles "
             "and at least two classes; export it again"
         )
+    if any(set(variants) - set(tile.probabilities) for tile in golden):
+        raise EdgelungError(f"{folder}: a golden tile lacks a variant; export the bundle again")
     if used - hashed:
         raise EdgelungError(f"{folder}: {sorted(used - hashed)[0]} has no hash; export it again")
     return Bundle(folder, classes, reader, variants, golden, manifest)
@@ -165,14 +167,15 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise EdgelungError(f"{folder / MANIFEST} lists no files; export the bundle again")
     for name, entry in files.items():
         parts = PurePosixPath(name).parts
-        if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name:
+        if not parts or ".." in parts or parts[0] == "/" or {"\\", ":"} & set(name):
             raise EdgelungError(f"{folder / MANIFEST} names a file outside the bundle: {name!r}")
         path = folder / name
         if not path.is_file():
             raise EdgelungError(f"{path} is missing; copy or export the bundle again")
         found = sha256_file(path)
-        if found != entry.get("sha256"):
+        expected = str(entry.get("sha256")) if isinstance(entry, dict) else "nothing"
+        if found != expected:
             raise EdgelungError(
-                f"{path} is damaged: its SHA-256 is {found[:12]}…, "
-                f"bundle.json says {str(entry.get('sha256'))[:12]}…; copy it or export it again"
+                f"{path} is damaged: its SHA-256 is {found[:12]}…, bundle.json says "
+                f"{expected[:12]}…; copy the bundle or export it again"
             )

@@ -8,7 +8,7 @@ from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.commands.export import export
 from edgelung.commands.infer import infer
 from edgelung.commands.train import train
-from edgelung.errors import EdgelungError, ExitCode
+from edgelung.errors import EdgelungError, ExitCode, one_line
 
 app = typer.Typer(
     name="edgelung",
@@ -47,4 +47,9 @@ def main() -> None:
         app()
     except EdgelungError as error:
         print(f"edgelung: {error}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    except OSError as error:  # a full disk, a folder without permission, a share that went away
+        if error.errno is None:  # not the system's word: a bug of ours
+            raise
+        print(f"edgelung: {one_line(error)}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)

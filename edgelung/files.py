@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,12 +54,44 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder; on leaving without an error it takes the name `path`.
+
+    `path` must not hold anything (see `new_folder`).
+    """
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise EdgelungError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield folder
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        folder.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+        if path.exists():
+            path.rmdir()
+        folder.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def new_folder(path: Path, what: str, hint: str = "choose another name or remove it") -> None:
     """Refuse a `path` that already holds something, so that nothing is written over."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() or path.is_symlink():
+    path = path.absolute()
+    if (path.exists() or path.is_symlink()) and not _is_empty_folder(path):
         raise EdgelungError(f"{path} already exists; expected a new folder for the {what}; {hint}")
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise EdgelungError(f"cannot write {path}: {above} is no folder that can be written to")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _umask() -> int:

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from edgelung.export.calibrate import HALF_LIMIT, input_scales, observe_ranges
+from edgelung.export.calibrate import HALF_LIMIT, Observed, input_scales, observe
 from edgelung.export.graph import build_graph, linear_names
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import TileSet, halve_by_group, read_split
@@ -23,8 +22,8 @@ from edgelung.engines.choose import available_cores
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.errors import EdgelungError
 from edgelung.evidence.gate import gate
-from edgelung.evidence.metrics import evaluate, fit_temperature
-from edgelung.files import new_folder, sha256_file
+from edgelung.evidence.metrics import TEMPERATURES, evaluate, fit_temperature
+from edgelung.files import atomic_folder, new_folder, sha256_file
 from edgelung.report.pages import bundle_page
 from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
@@ -63,24 +62,27 @@ def export_run(
         halve_by_group(validation, config["seed"]) if int8 else (validation, validation)
     )
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with atomic_folder(out) as folder:
         temperature = _fit_temperature(student, run, validation, spec, folder)
         say(f"temperature {temperature:.3f} from {len(validation)} validation tiles")
-        ranges = {}
+        if min(abs(np.log(temperature) - np.log(TEMPERATURES))) < 1e-3:
+            say("the temperature stands at its bound: too few validation tiles are wrong to fit it")
+        observed = None
         if half or int8:
             with progress("calibrate", len(calibration)) as advance:
                 batches = calibration.batches(spec, available_cores())
-                ranges = observe_ranges(student, batches, available_cores(), advance)
-        _write_variants(student, temperature, ranges, half, int8, folder)
-        variants = _judge(folder, student, spec, gate_tiles, test, ranges, say)
+                observed = observe(student, batches, available_cores(), advance)
+        _write_variants(student, temperature, observed, half, int8, folder)
+        variants = _judge(folder, student, spec, gate_tiles, test, observed, say)
         golden = _write_golden(folder, student, spec, gate_tiles, variants)
         if int8 and len(calibration) < CALIBRATION_ADVICE:
             say(
                 f"calibrated on {len(calibration)} tiles; {CALIBRATION_ADVICE} or more are "
                 "advised, and ranges of fewer may clip what other slides hold"
             )
+        sets = subsets | {"gate, of val": gate_tiles}
+        if int8:
+            sets["calibration, of val"] = calibration
         manifest = {
             "name": f"{student.architecture} of {run.name}",
             "notice": RESEARCH_USE_ONLY,
@@ -89,16 +91,10 @@ def export_run(
             "temperature": temperature,
             "variants": variants,
             "golden": golden,
-            "provenance": _provenance(run, student, config, subsets, calibration, gate_tiles),
+            "provenance": _provenance(run, student, config, sets),
         }
         (folder / "report.html").write_text(bundle_page(manifest), encoding="utf-8")
         write_manifest(folder, manifest)
-        folder.chmod(0o755)
-        if out.exists():  # empty, as new_folder has checked
-            out.rmdir()
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return open_bundle(out)
 
 
@@ -137,7 +133,7 @@ def _trained_probabilities(run: Path, tiles: TileSet, classes: Sequence[str]) ->
 def _write_variants(
     student: Student,
     temperature: float,
-    ranges: dict[str, float],
+    observed: Observed | None,
     half: bool,
     int8: bool,
     folder: Path,
@@ -145,8 +141,8 @@ def _write_variants(
     graphs = {FULL_PRECISION: build_graph(student, temperature=temperature)}
     if half:
         graphs["fp16"] = build_graph(student, temperature=temperature, half=True)
-    if int8:
-        scales = input_scales(ranges)
+    if int8 and observed:
+        scales = input_scales(observed.ranges)
         graphs["int8"] = build_graph(student, temperature=temperature, input_scales=scales)
     for precision, model in graphs.items():
         onnx.save(model, folder / f"model.{precision}.onnx")
@@ -158,7 +154,7 @@ def _judge(
     spec: ReaderSpec,
     gate_tiles: TileSet,
     test: TileSet,
-    ranges: dict[str, float],
+    observed: Observed | None,
     say: Say,
 ) -> dict[str, dict[str, Any]]:
     """Each variant against full precision: the gate decides on validation, the test set reports."""
@@ -177,11 +173,8 @@ def _judge(
             }
         else:
             verdict = gate(on_gate, reference["gate"], gate_tiles.labels)
-            if precision == "fp16" and max(ranges.values()) > HALF_LIMIT:
-                verdict["verdict"] = "fail"
-                verdict["reasons"].append(
-                    f"an activation of {max(ranges.values()):.0f} is too close to FP16's limit"
-                )
+            if precision == "fp16" and observed:
+                check_half_range(verdict, observed.peak)
             say(f"{precision} gate: {verdict['verdict']} {'; '.join(verdict['reasons'])}".rstrip())
         variants[precision] = {
             "file": path.name,
@@ -190,7 +183,7 @@ def _judge(
             "judged_by": "onnxruntime CPU",
             "gate": verdict,
         }
-        if on_test is not None:
+        if on_test is not None and np.isfinite(on_test).all():
             reference.setdefault("test", on_test)
             variants[precision]["test"] = {
                 **evaluate(on_test, test.labels),
@@ -250,15 +243,21 @@ def _write_golden(
     return entries
 
 
+def check_half_range(verdict: dict[str, Any], peak: float) -> None:
+    """Fail the FP16 variant where an activation nears FP16's largest value.
+
+    CPU runtimes compute FP16 graphs in FP32, so the gate's probabilities show rounding but cannot
+    show an overflow; the largest activation that full precision met on the tiles can.
+    """
+    verdict["largest_activation"] = peak
+    if peak > HALF_LIMIT:
+        verdict["verdict"] = "fail"
+        verdict["reasons"].append(f"an activation of {peak:.0f} is too near FP16's limit of 65504")
+
+
 def _provenance(
-    run: Path,
-    student: Student,
-    config: dict[str, Any],
-    subsets: dict[str, TileSet],
-    calibration: TileSet,
-    gate_tiles: TileSet,
+    run: Path, student: Student, config: dict[str, Any], sets: dict[str, TileSet]
 ) -> dict[str, Any]:
-    sets = subsets | {"calibration, of val": calibration, "gate, of val": gate_tiles}
     return {
         "edgelung": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -266,12 +265,13 @@ def _provenance(
         "student": student.architecture,
         "weights_sha256": sha256_file(run / "model.safetensors"),
         "split_sha256": sha256_file(run / "split.csv"),
+        "groups": config["groups"],
         "recipe": config["recipe"],
         "sets": {
             name: {"tiles": len(tiles), "groups": len({tile.group for tile in tiles.tiles})}
             for name, tiles in sets.items()
         },
-        "calibration": "min-max of the inputs of the linears, symmetric INT8",
+        "int8": "min-max of the inputs of the linears, symmetric, weights per output channel",
     }
 
 
@@ -279,8 +279,8 @@ def _read_config(run: Path) -> dict[str, Any]:
     path = run / "run.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"data", "seed", "recipe"} <= set(config):
-            raise ValueError("data, seed or recipe is missing")
+        if not {"data", "seed", "groups", "recipe"} <= set(config):
+            raise ValueError("data, seed, groups or recipe is missing")
     except (OSError, ValueError) as error:
         raise EdgelungError(f"cannot read {path}: {error}; expected a finished run") from error
     return config

@@ -1,10 +1,9 @@
 """INT8 steps for the inputs of the linears, from validation tiles."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 from edgelung.export.graph import PIXEL_STEP, build_graph, linear_names
 from edgelung.export.student import Student
 
@@ -14,16 +13,39 @@ from edgelung.engines.base import Tiles
 HALF_LIMIT = 32_000.0
 
 
-def observe_ranges(
-    student: Student, batches: Iterable[Tiles], threads: int, on_batch: Callable[[int], None]
-) -> dict[str, float]:
-    """Largest |input| of every linear over the tiles, by name (min-max calibration).
+@dataclass(frozen=True)
+class Observed:
+    """What full precision met on the calibration tiles.
 
-    The maximum over tiles is one number a linear, whatever the batch size and the number of tiles.
+    `ranges`: largest |input| of each linear by name. `peak`: largest |activation| anywhere, the
+    residual stream and attention scores included.
     """
-    model = build_graph(student, observe=True)
-    ranges = _observe(model, batches, threads, on_batch)  # (linears, tiles)
-    return dict(zip(linear_names(student), ranges.max(axis=1).tolist(), strict=True))
+
+    ranges: dict[str, float]
+    peak: float
+
+
+def observe(
+    student: Student, batches: Iterable[Tiles], threads: int, on_batch: Callable[[int], None]
+) -> Observed:
+    """Run full precision over the tiles and keep the extremes (min-max calibration).
+
+    A maximum over tiles is one number, whatever the batch size and the number of tiles.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    model = build_graph(student, observe=True).SerializeToString()
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = linear_names(student)
+    largest, peak = np.zeros(len(names)), 0.0
+    for tiles in batches:
+        ranges, peaks = session.run(["ranges", "peaks"], {"tiles": tiles})  # (linears, N), (., N)
+        largest = np.maximum(largest, ranges.max(axis=1))
+        peak = max(peak, float(ranges.max()), float(peaks.max()))
+        on_batch(len(tiles))
+    return Observed(dict(zip(names, largest.tolist(), strict=True)), peak)
 
 
 def input_scales(ranges: dict[str, float]) -> dict[str, float]:
@@ -33,20 +55,3 @@ def input_scales(ranges: dict[str, float]) -> dict[str, float]:
     """
     scales = {name: max(largest, 1e-6) / 127 for name, largest in ranges.items()}
     return scales | {"patch_embed.proj": 1 / PIXEL_STEP}
-
-
-def _observe(
-    model: onnx.ModelProto, batches: Iterable[Tiles], threads: int, on_batch: Callable[[int], None]
-) -> npt.NDArray[np.float32]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    found = []
-    for tiles in batches:
-        found.append(session.run(["ranges"], {"tiles": tiles})[0])
-        on_batch(len(tiles))
-    return np.concatenate(found, axis=1)

@@ -42,8 +42,9 @@ def build_graph(
 
     `half`: FP16 weights and activations (the head stays FP32). `input_scales`: linear name → INT8
     step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric.
-    `observe`: a second output `ranges` float32 [linears, N], the largest |input| of each linear per
-    tile, in the order of `linear_names`.
+    `observe`: two more outputs, float32, of the largest magnitudes per tile: `ranges` [linears, N]
+    of the inputs of the linears, in the order of `linear_names`, and `peaks` [places, N] of what
+    they give, of the residual stream and of the attention scores.
     """
     writer = _Writer(student, half, input_scales or {}, observe)
     tokens = writer.embed("tiles")
@@ -73,6 +74,7 @@ class _Writer:
         self.input_scales = input_scales
         self.observe = observe
         self.ranges: list[str] = []
+        self.peaks: list[str] = []
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -111,10 +113,10 @@ class _Writer:
     def block(self, name: str, x: str, last: bool) -> str:
         """One pre-norm transformer block; the last one returns only the two class tokens."""
         y = self.attention(f"{name}.attn", self.layer_norm(f"{name}.norm1", x), last)
-        x = self.op("Add", [self.class_tokens(x) if last else x, y])
+        x = self.watch(self.op("Add", [self.class_tokens(x) if last else x, y]))
         y = self.linear(f"{name}.mlp.fc1", self.layer_norm(f"{name}.norm2", x))
         y = self.linear(f"{name}.mlp.fc2", self.op("Gelu", [y]))
-        return self.op("Add", [x, y])
+        return self.watch(self.op("Add", [x, y]))
 
     def attention(self, name: str, x: str, last: bool) -> str:
         """Multi-head self-attention (N, T, D) → (N, T, D), or (N, 2, D) in the last block."""
@@ -134,7 +136,8 @@ class _Writer:
         q = self.op("Transpose", [self.op("Reshape", [q, split_heads])], perm=[0, 2, 1, 3])
         k = self.op("Transpose", [self.op("Reshape", [k, split_heads])], perm=[0, 2, 3, 1])
         v = self.op("Transpose", [self.op("Reshape", [v, split_heads])], perm=[0, 2, 1, 3])
-        attention = self.op("Softmax", [self.op("MatMul", [q, k])], axis=-1)  # (N, heads, T, T)
+        scores = self.watch(self.op("MatMul", [q, k]))  # (N, heads, T, T)
+        attention = self.op("Softmax", [scores], axis=-1)
         x = self.op("Transpose", [self.op("MatMul", [attention, v])], perm=[0, 2, 1, 3])
         x = self.op("Reshape", [x, self.integers("join_heads", [0, 0, width])])
         return self.linear(f"{name}.proj", x)
@@ -164,13 +167,12 @@ class _Writer:
         weight = self.weights[f"{name}.weight"] if weight is None else weight
         bias = self.weights[f"{name}.bias"] if bias is None else bias
         x = self.op("MatMul", self.operands(name, x, weight.T, channel_axis=1), name=name)
-        return self.op("Add", [x, self.real(f"{name}.bias", bias)])
+        return self.watch(self.op("Add", [x, self.real(f"{name}.bias", bias)]))
 
     def operands(self, name: str, x: str, weight: Array, channel_axis: int) -> list[str]:
         """The input and weight of a linear, each through Q/DQ where it is quantized."""
         if self.observe:
-            flat = self.op("Flatten", [self.op("Abs", [x])], axis=1)
-            self.ranges.append(self.op("ReduceMax", [flat, self.integers("axis", [1])], keepdims=0))
+            self.ranges.append(self.largest(x))
         if name not in self.input_scales:
             return [x, self.real(f"{name}.weight", weight)]
         step = self.real(f"{name}.input_scale", np.array(self.input_scales[name]))
@@ -188,6 +190,18 @@ class _Writer:
             axis=channel_axis,
         )
         return [x, w]
+
+    def watch(self, x: str) -> str:
+        """Note the magnitude of an activation, where that was asked for."""
+        if self.observe:
+            self.peaks.append(self.largest(x))
+        return x
+
+    def largest(self, x: str) -> str:
+        """Largest |x| of each tile, (1, N)."""
+        flat = self.op("Flatten", [self.op("Abs", [x])], axis=1)
+        flat = self.op("ReduceMax", [flat, self.integers("axis", [1])], keepdims=0)
+        return self.op("Unsqueeze", [flat, self.integers("first", [0])])
 
     def layer_norm(self, name: str, x: str) -> str:
         scale = self.real(f"{name}.weight", self.weights[f"{name}.weight"])
@@ -238,11 +252,10 @@ class _Writer:
         s = self.student
         outputs = [helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(s.classes)])]
         if self.observe:
-            rows = [self.op("Unsqueeze", [r, self.integers("first", [0])]) for r in self.ranges]
-            self.op("Concat", rows, outputs=["ranges"], axis=0)
-            outputs.append(
-                helper.make_tensor_value_info("ranges", TensorProto.FLOAT, [len(rows), "N"])
-            )
+            for output, rows in (("ranges", self.ranges), ("peaks", self.peaks)):
+                self.op("Concat", rows, outputs=[output], axis=0)
+                shape: list[int | str | None] = [len(rows), "N"]
+                outputs.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, shape))
         graph = helper.make_graph(
             self.nodes,
             s.architecture,

@@ -103,6 +103,23 @@ def test_a_subset_of_the_split(run: Path, bundle_folder: Path, tiles: Path, cli)
     assert "names no files in subset 'nope'" in wrong.stderr
 
 
+def test_a_list_names_each_file_once(bundle_folder: Path, tiles: Path, tmp_path: Path, cli) -> None:
+    """CRLF, a byte-order mark, blank lines, repeats and a line separator within a name."""
+    import shutil
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["1.jpeg", "2\u20283.jpeg"]
+    for name in names:
+        shutil.copy(tiles / "lung_n" / "lung_n_s0_0.jpeg", folder / name)
+    listing = tmp_path / "list.txt"
+    listing.write_bytes("\ufeff1.jpeg\r\n\r\n2\u20283.jpeg\r\n1.jpeg\r\n".encode())
+    words = ["infer", folder, "--model", bundle_folder, "--files", listing]
+    assert cli(*words).returncode == 0
+    with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+
+
 def test_several_folders_share_one_csv(
     bundle_folder: Path, tiles: Path, tmp_path: Path, cli
 ) -> None:
@@ -140,7 +157,11 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["train", "TILES/lung_n", "--out", "new"], "is it the folder above"),
         (["train", "TILES", "--out", "new", "--recipe", "qick"], "no recipe 'qick'"),
         (["train", "TILES", "--out", "new", "--set", "student.lr=x"], "student.lr"),
+        (["train", "TILES", "--out", "new", "--set", "student.size=100"], "patch size"),
+        (["train", "TILES", "--out", "new", "--set", "teacher.optimizer=x"], "optimizer 'x'"),
         (["train", "TILES", "--out", "new", "--groups", "ONEGROUP"], "group(s) of tiles"),
+        (["train", "TILES", "--out", "/proc/new"], "/proc"),
+        (["infer", "TILES", "TILES/lung_n", "--model", "BUNDLE"], "lies in it"),
         (["train", "TILES", "--out", "RUN"], "already exists"),
         (["train", "TILES", "--out", "new", "--resume"], "holds no run to go on with"),
         (["train", "TILES", "--out", "RUN", "--resume", "--recipe", "demo"], "leave the other"),

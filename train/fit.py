@@ -171,9 +171,10 @@ def fit(
             result = task(normalise(images, unwrap_model(model)), labels)
         optimizer.zero_grad()
         scaler.scale(result["loss"]).backward()
-        if schedule.clip_norm:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm or math.inf)
+        if not scaler.is_enabled():  # GradScaler skips such steps by itself
+            _check_finite(float(norm), "gradient", stage, step, total)
         scaler.step(optimizer)
         scaler.update()
         task.update_ema(step=step)
@@ -181,11 +182,7 @@ def fit(
         progress.step = step + 1
         _accumulate(progress.sums, result, started)
         mean_loss = progress.sums["loss"] / (position + 1)
-        if not math.isfinite(mean_loss):
-            raise EdgelungError(
-                f"{stage.name}: the loss is {mean_loss} at step {step + 1} of {total}; the last "
-                f"good state is kept. Try a lower {stage.name}.lr, or precision = fp32"
-            )
+        _check_finite(mean_loss, "loss", stage, step, total)
         on_step(batch, f"{stage.name} epoch {epoch + 1}/{schedule.epochs} loss {mean_loss:.3f}")
         if position == steps_per_epoch - 1:
             progress.history.append(
@@ -223,12 +220,18 @@ def resize_views(images: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # FP32 means FP32
 def predict(
-    model: Model, data: Data, subset: str, machine: Machine, size: int, batch: int = 64
+    model: Model,
+    data: Data,
+    subset: str,
+    machine: Machine,
+    size: int,
+    on_batch: Callable[[int], None] = lambda n: None,
 ) -> npt.NDArray[np.float32]:
     """Softmax probabilities float32 (N, classes) of unaugmented tiles of a subset."""
     found = []
-    indices = data.subsets[subset]
+    indices, batch = data.subsets[subset], 64
     model.eval()
     for start in range(0, len(indices), batch):
         tiles = data.store.batch(indices[start : start + batch]).to(machine.device)
@@ -236,6 +239,7 @@ def predict(
         with machine.autocast():
             logits = model(images)
         found.append(logits.float().softmax(dim=1).cpu().numpy())
+        on_batch(len(tiles))
     return np.concatenate(found)
 
 
@@ -263,9 +267,21 @@ def _load(path: Path, parts: dict[str, Any], device: torch.device) -> None:
         part.load_state_dict(state[name])
 
 
+def _check_finite(value: float, what: str, stage: Stage, step: int, total: int) -> None:
+    """Stop before weights that are no numbers reach a checkpoint."""
+    if not math.isfinite(value):
+        raise EdgelungError(
+            f"{stage.name}: the {what} is {value} at step {step + 1} of {total}; the last good "
+            f"state is kept. Try a lower {stage.name}.lr, or precision = fp32"
+        )
+
+
 def _validate(task: TrainingTask, data: Data, machine: Machine, size: int) -> dict[str, float]:
     truth = data.labels[data.subsets["val"]].numpy()
-    metrics = evaluate(predict(_evaluated(task), data, "val", machine, size), truth)
+    found = predict(_evaluated(task), data, "val", machine, size)
+    if not np.isfinite(found).all():
+        raise EdgelungError("validation gave no finite probabilities; try a lower learning rate")
+    metrics = evaluate(found, truth)
     return {
         "val_loss": metrics["negative_log_likelihood"],
         "val_accuracy": metrics["accuracy"],

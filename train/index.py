@@ -2,19 +2,19 @@
 
 import csv
 import io
-import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edgelung.errors import EdgelungError
 from edgelung.files import sha256_bytes
 from edgelung.tiles.find import FoundFile, find_files
-from edgelung.tiles.reader import TileError, read_bytes
+from edgelung.tiles.reader import FORMATS, TileError, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ def _inspect(file: FoundFile) -> tuple[int, int, str]:
         if file.reason:
             raise TileError("unreadable", file.reason)
         data = read_bytes(file.location)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return *image.size, sha256_bytes(data)
-    except (TileError, UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # Pillow's plugins raise types of their own
         reason = error.reason if isinstance(error, TileError) else "not an image"
         raise EdgelungError(
             f"cannot read the training tile {file.location}: {reason}; mend or remove it"
@@ -94,7 +94,7 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
     Where DATA nests the class folders deeper than the CSV does, `<class>/<file>` is matched.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark in front
             rows = csv.DictReader(file)
             fields = rows.fieldnames or []
             column = next((name for name in ("group", "cluster") if name in fields), None)
@@ -103,18 +103,22 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
                     f"{path} has the columns {', '.join(fields) or '(none)'}; "
                     "expected path and group (or cluster)"
                 )
-            groups = {os.path.normpath(row["path"]): row[column] for row in rows}
+            groups = {posixpath.normpath(row["path"] or ""): row[column] for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EdgelungError(f"cannot read the groups in {path}: {error}") from error
-    short = {"/".join(PurePosixPath(key).parts[-2:]): group for key, group in groups.items()}
-    found = [
-        groups.get(tile.path) or short.get("/".join(PurePosixPath(tile.path).parts[-2:]))
-        for tile in tiles
-    ]
+    short: dict[str, str] = {}
+    for key, group in groups.items():
+        if short.setdefault(_last_two(key), group) != group:
+            short[_last_two(key)] = ""  # two files of that name in two groups: no answer
+    found = [groups.get(tile.path) or short.get(_last_two(tile.path)) for tile in tiles]
     without = [tile.path for tile, group in zip(tiles, found, strict=True) if not group]
     if without:
         raise EdgelungError(
-            f"{path} names no group for {len(without)} of {len(tiles)} tiles, "
+            f"{path} names no group, or more than one, for {len(without)} of {len(tiles)} tiles, "
             f"{without[0]} for one; add them or leave those tiles out of the folder"
         )
     return [str(group) for group in found]
+
+
+def _last_two(path: str) -> str:
+    return "/".join(PurePosixPath(path).parts[-2:])

@@ -7,11 +7,12 @@ from typing import Any
 import timm
 import torch
 from edgelung.train.recipe import Schedule, Student
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import nn
 
 from edgelung.errors import EdgelungError, one_line
-from edgelung.files import write_json
+from edgelung.files import atomic_write, write_json
 
 # timm's models have attributes that torch's `nn.Module` knows nothing of.
 Model = Any
@@ -27,6 +28,11 @@ def create_teacher(schedule: Schedule, classes: int) -> Model:
 
 def create_student(schedule: Student, classes: int) -> Model:
     """A distilled DeiT of any input size: positions are resampled as tiles of other sizes come."""
+    if schedule.model not in timm.list_models("deit_*distilled*"):
+        raise EdgelungError(
+            f"student {schedule.model} is no DeiT with a distillation token; expected one of "
+            f"{', '.join(timm.list_models('deit_*distilled*'))}"
+        )
     model = _create(
         schedule,
         classes,
@@ -35,11 +41,12 @@ def create_student(schedule: Student, classes: int) -> Model:
         drop_path_rate=schedule.drop_path,
         dynamic_img_size=True,
     )
-    if not hasattr(model, "set_distilled_training"):
-        raise EdgelungError(
-            f"student {schedule.model} has no distillation token; expected one of "
-            f"{', '.join(timm.list_models('deit_*distilled*'))}"
-        )
+    patch = model.patch_embed.patch_size[0]
+    for name, size in (("size", schedule.size), ("low_size", schedule.low_size)):
+        if size % patch:
+            raise EdgelungError(
+                f"student.{name} is {size}; expected a multiple of the patch size, {patch} pixels"
+            )
     return model
 
 
@@ -53,9 +60,8 @@ def save_model(model: Model, folder: Path, classes: list[str], size: int) -> Non
             "num_heads": model.blocks[0].attn.num_heads,
             "patch_size": model.patch_embed.patch_size[0],
         }
-    temporary = folder / ".model.safetensors.tmp"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
-    temporary.replace(folder / "model.safetensors")
+    with atomic_write(folder / "model.safetensors") as file:
+        file.write(save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
     write_json(
         folder / "config.json",
         {
@@ -112,6 +118,8 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
             if schedule.weights == "pypi"
             else _file_state(Path(schedule.weights))
         )
+        if role == "student":  # positions of another input size are resampled
+            state = resample_positions(state, model)
         _load(model, state, f"{role} weights {schedule.weights}")
     elif from_hub:
         _fresh_classifier(model)

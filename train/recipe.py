@@ -157,7 +157,10 @@ def _read(name: str) -> dict[str, Any]:
             raise EdgelungError(
                 f"no recipe {name!r}; expected {', '.join(shipped_recipes())} or a TOML file"
             )
-        text = path.read_text("utf-8")
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EdgelungError(f"cannot read the recipe {name}: {error}") from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,9 @@ from edgelung.train.fit import (
     fit,
     load_progress,
     predict,
-    resize_views,
-    seed_weights,
 )
-from edgelung.train.index import index_tiles, read_groups
-from edgelung.train.models import Model, create_student, create_teacher, load_saved, save_model
+from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.recipe import Recipe, validate_recipe
 from edgelung.train.split import (
     SplitTile,
@@ -32,14 +31,13 @@ from edgelung.train.split import (
     split_counts,
     write_split,
 )
+from edgelung.train.stages import absolute_weights, check_models, student_stage, teacher_stage
 from edgelung.train.tiles import TileStore
-from timm.task import ClassificationTask, TokenDistillationTask
-from torch import Tensor, nn
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.errors import EdgelungError
 from edgelung.evidence.metrics import evaluate
-from edgelung.files import atomic_write, new_folder, sha256_file, write_json
+from edgelung.files import atomic_folder, atomic_write, new_folder, sha256_file, write_json
 from edgelung.report.pages import run_page
 from edgelung.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec
@@ -51,13 +49,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Run:
-    """An open run folder and what it was asked to do."""
+    """A run under way: what was asked for, on which tiles, in which folder."""
 
     folder: Path
-    data: Path
     recipe: Recipe
+    machine: Machine
     split: Sequence[SplitTile]
     classes: list[str]
+    data: Data
     say: Say
 
 
@@ -75,69 +74,78 @@ def train_run(
     With `resume`, an unfinished run in `out` goes on with its own recipe and split (`recipe` and
     `groups` must be None). Raises EdgelungError for anything a user can mend.
     """
-    run = _reopen(data, out, say) if resume else _start(data, out, recipe, groups, say)
-    if (out / "metrics.json").is_file():
-        say(f"{out} is finished already")
-        metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
-        return metrics
-    machine = choose_machine(run.recipe.precision)
-    say(f"training on {machine.device.type} in {machine.precision}")
-    tiles = _decode(run)
+    if resume:
+        if (out / "metrics.json").is_file():
+            say(f"{out} is finished already")
+            finished: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
+            return finished
+        run = _reopen(data, out, say)
+    else:
+        assert recipe is not None
+        run = _start(data, out, absolute_weights(recipe), groups, say)
+    say(f"training on {run.machine.device.type} in {run.machine.precision}")
     standing = load_progress(out / STATE) if (out / STATE).is_file() else Progress("teacher")
-    teacher = _train_teacher(run, tiles, machine, standing)
-    student = _train_student(run, tiles, machine, standing, teacher)
-    metrics = _evaluate(run, tiles, machine, {"teacher": teacher, "student": student})
-    (out / "report.html").write_text(run_page(out, metrics), encoding="utf-8")
+    teacher = _teach(run, standing)
+    student = _distill(run, standing, teacher)
+    metrics = _evaluate(run, {"teacher": teacher, "student": student})
+    with atomic_write(out / "report.html", "w", encoding="utf-8") as file:
+        file.write(run_page(out, metrics))
     write_json(out / "metrics.json", metrics)  # last: its presence says that the run is finished
     (out / STATE).unlink(missing_ok=True)
     return metrics
 
 
-def _start(data: Path, out: Path, recipe: Recipe | None, groups: Path | None, say: Say) -> Run:
-    assert recipe is not None
+def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say) -> Run:
+    """Check everything that can be checked, then make the run folder."""
     new_folder(out, "run", "choose another name, or go on with it with --resume")
-    split = _make_split(data, recipe, groups)
-    counts = split_counts(split)
-    for subset, classes in counts.items():
-        parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in classes.items())
-        say(f"{subset:5} tiles (groups): {parts}")
-    out.mkdir(parents=True, exist_ok=True)
-    write_split(out / SPLIT, split)
-    write_json(
-        out / CONFIG,
-        {
-            "edgelung": __version__,
-            "notice": RESEARCH_USE_ONLY,
-            "data": str(data.absolute()),
-            "seed": recipe.seed,
-            "groups": groups.name if groups else "identical files only",
-            "split_sha256": sha256_file(out / SPLIT),
-            "counts": counts,
-            "recipe": recipe.model_dump(mode="json"),
-        },
-    )
-    return Run(out, data, recipe, split, sorted({row.tile.label for row in split}), say)
-
-
-def _make_split(data: Path, recipe: Recipe, groups: Path | None) -> list[SplitTile]:
+    machine = choose_machine(recipe.precision)
     with progress_bar("index") as advance:
         tiles = index_tiles(data, recipe.classes, advance)
     names = join_duplicates(tiles, read_groups(groups, tiles) if groups else None)
-    return split_by_group(tiles, names, recipe.split, recipe.seed)
+    split = split_by_group(tiles, names, recipe.split, recipe.seed)
+    counts = split_counts(split)
+    for subset, labels in counts.items():
+        parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
+        say(f"{subset:5} tiles (groups): {parts}")
+    if not groups:
+        say(
+            "no --groups: only identical files share a group. Where tiles are near copies of one "
+            "another the test set is not independent, and its figures are too good"
+        )
+    check_models(recipe, len(counts["train"]))
+    run = _open(out, data, recipe, machine, split, say)
+    config = {
+        "edgelung": __version__,
+        "notice": RESEARCH_USE_ONLY,
+        "data": str(data.absolute()),
+        "seed": recipe.seed,
+        "precision": machine.precision,
+        "groups": groups.name if groups else "identical files only",
+        "counts": counts,
+        "sizes": dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    with atomic_folder(out) as folder:
+        write_split(folder / SPLIT, split)
+        write_json(folder / CONFIG, config | {"split_sha256": sha256_file(folder / SPLIT)})
+    return run
 
 
 def _reopen(data: Path, out: Path, say: Say) -> Run:
+    """Open an unfinished run, on the tiles and in the precision that it began with."""
     try:
         config = json.loads((out / CONFIG).read_text("utf-8"))
         recipe = validate_recipe(config["recipe"], str(out / CONFIG))
+        machine = choose_machine(config["precision"])
+        edited = sha256_file(out / SPLIT) != config["split_sha256"]
         with (out / SPLIT).open(encoding="utf-8", newline="") as file:
             known = {row["path"]: row for row in csv.DictReader(file)}
-        if sha256_file(out / SPLIT) != config["split_sha256"]:
-            raise EdgelungError(f"{out / SPLIT} was edited since the run began; start anew")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgelungError(
             f"{out} holds no run to go on with ({error}); start one without --resume"
         ) from error
+    if edited:
+        raise EdgelungError(f"{out / SPLIT} was edited since the run began; start anew")
     tiles = index_tiles(data, recipe.classes)
     changed = [t.path for t in tiles if known.get(t.path, {}).get("sha256") != t.sha256]
     if changed or len(tiles) != len(known):
@@ -147,147 +155,103 @@ def _reopen(data: Path, out: Path, say: Say) -> Run:
             "restore them or start anew"
         )
     split = [SplitTile(t, known[t.path]["group"], known[t.path]["subset"]) for t in tiles]
-    return Run(out, data, recipe, split, sorted({t.label for t in tiles}), say)
+    return _open(out, data, recipe, machine, split, say)
 
 
-def _decode(run: Run) -> Data:
-    paths = [run.data / row.tile.path for row in run.split]
-    with progress_bar("decode", len(paths)) as advance:
-        store = TileStore(paths, ReaderSpec(size=run.recipe.student.size), advance)
-    labels = torch.tensor([run.classes.index(row.tile.label) for row in run.split])
+def _open(
+    out: Path, data: Path, recipe: Recipe, machine: Machine, split: list[SplitTile], say: Say
+) -> Run:
+    """Decode the tiles."""
+    tiles: list[IndexedTile] = [row.tile for row in split]
+    classes = sorted({tile.label for tile in tiles})
+    with progress_bar("decode", len(tiles)) as advance:
+        spec = ReaderSpec(size=recipe.student.size)
+        store = TileStore([data / tile.path for tile in tiles], spec, advance)
+    if not store.kept:
+        say("the decoded tiles do not fit into memory; each batch is decoded anew")
+    labels = torch.tensor([classes.index(tile.label) for tile in tiles])
     subsets = {
-        name: np.array([i for i, row in enumerate(run.split) if row.subset == name], np.int64)
+        name: np.array([i for i, row in enumerate(split) if row.subset == name], np.int64)
         for name in ("train", "val", "test")
     }
-    return Data(store, labels, subsets)
+    return Run(out, recipe, machine, split, classes, Data(store, labels, subsets), say)
 
 
-def _train_teacher(run: Run, data: Data, machine: Machine, standing: Progress) -> Model:
-    schedule = run.recipe.teacher
-    seed_weights(run.recipe.seed, "teacher")
-    model = create_teacher(schedule, len(run.classes)).to(memory_format=torch.channels_last)
+def _teach(run: Run, standing: Progress) -> Model:
+    """The trained teacher: fitted, or read back where the run is past it."""
     folder = run.folder / "teacher"
-    if standing.stage == "teacher":
-        criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
-        task = ClassificationTask(model, criterion, verbose=False)
-        stage = Stage(
-            "teacher",
-            task,
-            schedule,
-            run.recipe.augment,
-            view_size=lambda epoch: schedule.size,
-            input_size=lambda epoch: schedule.size,
-        )
-        model = _fit(run, stage, data, machine, standing)
-        save_model(model, folder, run.classes, schedule.size)
+    under_way = standing.stage == "teacher"
+    stage = teacher_stage(run.recipe, len(run.classes), fresh=under_way and standing.step == 0)
+    if under_way:
+        model = _fit(run, stage, standing)
+        save_model(model, folder, run.classes, stage.schedule.size)
         standing.stage, standing.step, standing.sums = "student", 0, {}
     else:
+        model = stage.task.get_trainable_module()
         load_saved(folder, model)
-    return model.to(machine.device).eval()
+    return model.to(run.machine.device).eval()
 
 
-def _train_student(
-    run: Run, data: Data, machine: Machine, standing: Progress, teacher: Model
-) -> Model:
-    schedule, distill = run.recipe.student, run.recipe.distill
-    seed_weights(run.recipe.seed, "student")
-    model = create_student(schedule, len(run.classes))
-    task = TokenDistillationTask(
-        model,
-        ResizedTeacher(teacher, run.recipe.teacher.size),
-        criterion=nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing),
-        distill_type=distill.mode,
-        task_loss_weight=distill.alpha,
-        distill_loss_weight=distill.beta,
-        temperature=distill.temperature,
-        verbose=False,
-    )
-
-    def input_size(epoch: int) -> int:
-        return schedule.low_size if epoch < schedule.low_epochs else schedule.size
-
-    # Both look at one view, so it has the size of the one that sees more.
-    stage = Stage(
-        "student",
-        task,
-        schedule,
-        run.recipe.augment,
-        view_size=lambda epoch: max(input_size(epoch), run.recipe.teacher.size),
-        input_size=input_size,
-    )
-    model = _fit(run, stage, data, machine, standing)
-    save_model(model, run.folder, run.classes, schedule.size)
+def _distill(run: Run, standing: Progress, teacher: Model) -> Model:
+    """The trained student."""
+    stage = student_stage(run.recipe, len(run.classes), standing.step == 0, teacher)
+    model = _fit(run, stage, standing)
+    save_model(model, run.folder, run.classes, stage.schedule.size)
     return model
 
 
-def _fit(run: Run, stage: Stage, data: Data, machine: Machine, standing: Progress) -> Model:
-    schedule = stage.schedule
-    steps = len(data.subsets["train"]) // min(schedule.batch_size, len(data.subsets["train"]))
-    total = schedule.epochs * steps * schedule.batch_size
-    with progress_bar(stage.name, total) as advance:
-        advance(standing.step * schedule.batch_size)
-        model = fit(
+def _fit(run: Run, stage: Stage, standing: Progress) -> Model:
+    schedule, train = stage.schedule, len(run.data.subsets["train"])
+    batch = min(schedule.batch_size, train)
+
+    def on_epoch(history: list[dict[str, Any]]) -> None:
+        with atomic_write(run.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in history)
+        last = history[-1]
+        run.say(
+            f"{stage.name} epoch {last['epoch']}/{schedule.epochs} at {last['size']} px: "
+            f"loss {last['loss']:.4f}, validation balanced accuracy "
+            f"{100 * last['val_balanced_accuracy']:.2f} %, {last['seconds']:.0f} s"
+        )
+
+    with progress_bar(stage.name, schedule.epochs * (train // batch) * batch) as advance:
+        advance(standing.step * batch)
+        return fit(
             stage,
-            data,
-            machine,
+            run.data,
+            run.machine,
             run.recipe.seed,
             standing,
             run.folder / STATE,
             on_step=advance,
-            on_epoch=lambda history: _write_history(run.folder / "metrics.jsonl", history),
+            on_epoch=on_epoch,
         )
-    if standing.history:
-        last = standing.history[-1]
-        run.say(
-            f"{stage.name}: {schedule.model}, {schedule.epochs} epochs, validation balanced "
-            f"accuracy {100 * last['val_balanced_accuracy']:.2f} %"
-        )
-    return model
 
 
-class ResizedTeacher(nn.Module):
-    """A frozen teacher behind a resize of the views to its own size."""
-
-    def __init__(self, teacher: Model, size: int) -> None:
-        super().__init__()
-        self.teacher = teacher.requires_grad_(False)
-        self.size = size
-        self.pretrained_cfg = teacher.pretrained_cfg  # timm's task reads mean and std from it
-        self.num_classes = teacher.num_classes
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of normalised views (B, 3, H, W)."""
-        logits: Tensor = self.teacher(resize_views(images, self.size))
-        return logits.float()
-
-
-def _evaluate(run: Run, data: Data, machine: Machine, models: dict[str, Model]) -> dict[str, Any]:
+def _evaluate(run: Run, models: dict[str, Model]) -> dict[str, Any]:
     """Validation and test metrics in FP32, and the student's probabilities tile by tile."""
-    exact = Machine(machine.device, "fp32")
+    exact = Machine(run.machine.device, "fp32")
     sizes = {"teacher": run.recipe.teacher.size, "student": run.recipe.student.size}
     metrics: dict[str, Any] = {"classes": run.classes}
     found: dict[str, Probabilities] = {}
     for name, model in models.items():
         metrics[name] = {"model": getattr(run.recipe, name).model}
         for subset in ("val", "test"):
-            run.say(f"evaluating the {name} on {subset}")
-            found[subset] = predict(model.to(machine.device), data, subset, exact, sizes[name])
-            truth = data.labels[data.subsets[subset]].numpy()
+            with progress_bar(f"{name} on {subset}", len(run.data.subsets[subset])) as advance:
+                found[subset] = predict(
+                    model.to(run.machine.device), run.data, subset, exact, sizes[name], advance
+                )
+            truth = run.data.labels[run.data.subsets[subset]].numpy()
             metrics[name][subset] = evaluate(found[subset], truth)
-    _write_predictions(run, data, found)
+    _write_predictions(run, found)
     return metrics
 
 
-def _write_predictions(run: Run, data: Data, found: dict[str, Probabilities]) -> None:
+def _write_predictions(run: Run, found: dict[str, Probabilities]) -> None:
     with atomic_write(run.folder / "predictions.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "class", "subset", *(f"p_{name}" for name in run.classes)])
         for subset, probabilities in found.items():
-            for index, row in zip(data.subsets[subset], probabilities, strict=True):
+            for index, row in zip(run.data.subsets[subset], probabilities, strict=True):
                 tile = run.split[index].tile
                 writer.writerow([tile.path, tile.label, subset, *(f"{p:.8f}" for p in row)])
-
-
-def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    with atomic_write(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in history)

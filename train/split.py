@@ -51,37 +51,43 @@ def split_by_group(
 ) -> list[SplitTile]:
     """Assign whole groups to train, val and test, each class near its shares of the tiles.
 
-    Groups are shuffled, then each goes to the subset that is furthest below its share, so every
-    class reaches every subset. Raises EdgelungError for a class with fewer than three groups.
+    Class by class, the one with the fewest groups first; its groups are shuffled, and each goes to
+    the subset that is furthest below its share of that class, so every class reaches every subset.
+    A group may hold several classes (one patient, say). Raises EdgelungError where a class has too
+    few groups.
     """
-    members: dict[str, list[IndexedTile]] = {}
+    members: dict[str, Counter[str]] = {}  # group → class → tiles
     for tile, group in zip(tiles, groups, strict=True):
-        members.setdefault(group, []).append(tile)
-    # A group with two classes (the same field labelled twice) counts for its larger one.
-    by_class: dict[str, list[str]] = {label: [] for label in sorted({t.label for t in tiles})}
-    for group in sorted(members):
-        labels = Counter(tile.label for tile in members[group])
-        by_class[min(labels, key=lambda label: (-labels[label], label))].append(group)
-
-    rng = np.random.default_rng(seed)
+        members.setdefault(group, Counter())[tile.label] += 1
+    totals = Counter(tile.label for tile in tiles)
+    having = {label: [g for g in sorted(members) if members[g][label]] for label in totals}
+    share = {name: getattr(shares, name) for name in SUBSETS}
+    filled = {(subset, label): 0 for subset in SUBSETS for label in totals}
     subset_of: dict[str, str] = {}
-    for label, names in by_class.items():
-        if len(names) < len(SUBSETS):
+    rarest_first = sorted(totals, key=lambda label: (len(having[label]), label))
+    for number, label in enumerate(rarest_first):
+        if len(having[label]) < len(SUBSETS):
             raise EdgelungError(
-                f"class {label} has {len(names)} group(s) of tiles; expected at least three, one "
-                "each for train, val and test: add tiles from other sources"
+                f"class {label} has {len(having[label])} group(s) of tiles; expected at least "
+                "three, one each for train, val and test: add tiles from other sources"
             )
-        total = sum(len(members[name]) for name in names)
-        share = {name: getattr(shares, name) for name in SUBSETS}
-        filled = dict.fromkeys(SUBSETS, 0)
-        for i, index in enumerate(rng.permutation(len(names))):
-            # The first three open the three subsets; one huge group must not starve another.
-            if i < len(SUBSETS):
-                subset = SUBSETS[i]
-            else:
-                subset = max(SUBSETS, key=lambda s: share[s] - filled[s] / total)
-            subset_of[names[index]] = subset
-            filled[subset] += len(members[names[index]])
+        rng = np.random.default_rng([seed, number])
+        for index in rng.permutation(len(having[label])):
+            group = having[label][index]
+            if group in subset_of:
+                continue
+            # An empty subset comes first: one huge group must not starve another.
+            empty = [s for s in SUBSETS if not filled[s, label]]
+            below = max(SUBSETS, key=lambda s: share[s] - filled[s, label] / totals[label])
+            subset_of[group] = empty[0] if empty else below
+            for name, count in members[group].items():
+                filled[subset_of[group], name] += count
+    for (subset, label), count in filled.items():
+        if not count:
+            raise EdgelungError(
+                f"class {label} got no tile in {subset}: its groups hold other classes too and "
+                "went elsewhere; try another seed, or groups that keep to one class"
+            )
     return [
         SplitTile(tile, group, subset_of[group]) for tile, group in zip(tiles, groups, strict=True)
     ]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,11 @@ class TileStore:
             list(self._pool.map(decode, range(len(paths))))
             self._kept = kept
 
+    @property
+    def kept(self) -> bool:
+        """Whether the decoded tiles are in memory."""
+        return self._kept is not None
+
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -64,7 +70,13 @@ class TileStore:
 
 
 def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not a POSIX system
-        return 4 * 2**30
+    """Bytes that may still be taken: what the system can free, within a container's limit."""
+    free = 4 * 2**30  # a guess, where the system does not say
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(li for li in lines if li.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):  # "max" is no number: no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return free

@@ -46,6 +46,9 @@ def infer(
 
     bundle = open_bundle(model)
     found = gather(folder, files, subset, exclude=out)
+    if precision in bundle.variants and not bundle.variants[precision].passed:
+        verdict = bundle.variants[precision].gate["verdict"]
+        note(f"the {precision} variant did not pass its gate ({verdict}); used as asked")
     with progress("infer") as advance:
 
         def on_row(row: "Row") -> None:

@@ -13,8 +13,9 @@ LIMITS = {
     "max_recall_drop": 0.01,
     "max_calibration_error_rise": 0.01,
 }
-# With fewer tiles than this in a class, one flipped tile exceeds the limits: nothing can be told.
-MIN_TILES_PER_CLASS = 20
+ROUNDING = 1e-9
+# With fewer tiles in a class one flipped tile exceeds the limit, and none proves nothing.
+MIN_TILES_PER_CLASS = round(1 / LIMITS["max_recall_drop"])
 
 
 def gate(variant: Floats, reference: Floats, truth: Labels) -> dict[str, Any]:
@@ -23,6 +24,9 @@ def gate(variant: Floats, reference: Floats, truth: Labels) -> dict[str, Any]:
     The verdict is 'pass', 'fail' (with the reasons) or 'inconclusive' (too few tiles to tell);
     only 'pass' lets `auto` choose the variant. Point estimates; no intervals yet.
     """
+    if not np.isfinite(variant).all():
+        reasons = ["some probabilities are not finite"]
+        return {"tiles": len(truth), "limits": LIMITS, "verdict": "fail", "reasons": reasons}
     ours, theirs = evaluate(variant, truth), evaluate(reference, truth)
     paired = agreement(variant, reference)
     counts = np.bincount(truth, minlength=reference.shape[1])
@@ -60,6 +64,6 @@ def gate(variant: Floats, reference: Floats, truth: Labels) -> dict[str, Any]:
     reasons = [
         f"{what} {value:.4f}, allowed {sign} {limit}"
         for what, value, sign, limit in checks
-        if not (value >= limit if sign == ">=" else value <= limit)
+        if not (value >= limit - ROUNDING if sign == ">=" else value <= limit + ROUNDING)
     ]
     return result | {"verdict": "fail" if reasons else "pass", "reasons": reasons}

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 Labels = npt.NDArray[np.int64]  # (N,)
+TEMPERATURES = (0.5, 10.0)
+
 Floats = npt.NDArray[np.floating[Any]]
 
 
@@ -86,7 +88,8 @@ def negative_log_likelihood(probabilities: Floats, truth: Labels) -> float:
 def fit_temperature(logits: Floats, truth: Labels) -> float:
     """The T > 0 that minimises the likelihood loss of softmax(logits / T) (Guo et al. 2017).
 
-    One parameter and a convex loss in 1/T: golden-section search over T in 1/20…20.
+    One parameter and a convex loss in 1/T: golden-section search over T in TEMPERATURES. The bounds
+    matter where every tile is right: there the likelihood would have T vanish.
     """
     logits = logits.astype(np.float64)
 
@@ -96,7 +99,7 @@ def fit_temperature(logits: Floats, truth: Labels) -> float:
         log_sum = np.log(np.exp(scaled).sum(axis=1))
         return float((log_sum - scaled[np.arange(len(truth)), truth]).mean())
 
-    low, high = -np.log(20.0), np.log(20.0)
+    low, high = np.log(TEMPERATURES)
     ratio = (np.sqrt(5.0) - 1) / 2
     while high - low > 1e-5:
         left, right = high - ratio * (high - low), low + ratio * (high - low)

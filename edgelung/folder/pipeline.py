@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgelung.engines.base import Engine, Probabilities, Tiles
+from edgelung.errors import one_line
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
@@ -95,6 +96,8 @@ def _decode_into(
         return error
     except MemoryError:
         return TileError("too-large", "not enough memory to decode it")
+    except Exception as error:  # whatever a decoder thinks of next: one file's row, not the run
+        return TileError("corrupt", one_line(error))
     return None
 
 
@@ -116,6 +119,9 @@ def _predict_batch(
         probabilities = engine.infer(tiles)
         compared = reference.infer(tiles) if reference else None
         for k, i in enumerate(good):
+            if not np.isfinite(probabilities[k]).all():
+                rows[i] = Row(files[i], "failed", f"{engine.name} gave no finite probabilities")
+                continue
             rows[i] = Row(
                 files[i], "ok", "", probabilities[k], compared[k] if compared is not None else None
             )

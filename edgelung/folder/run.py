@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,7 +79,25 @@ def gather(
     for folder in inputs:
         if not folder.exists():
             raise EdgelungError(f"{folder} does not exist; expected a folder of tiles")
-    return (file for file in _found(inputs) if Path(file.location).absolute() != exclude.absolute())
+    _refuse_overlap(inputs)
+    return (file for file in _found(inputs) if not _is_output(file, exclude))
+
+
+def _is_output(file: FoundFile, out: Path) -> bool:
+    """Whether the file is the CSV to write, or a temporary sibling that grows into it."""
+    path, out = Path(file.location).absolute(), out.absolute()
+    temporary = path.name.startswith(f".{out.name}.") and path.suffix == ".tmp"
+    return path.parent == out.parent and (path.name == out.name or temporary)
+
+
+def _refuse_overlap(inputs: Sequence[Path]) -> None:
+    folders = [folder.resolve() for folder in inputs]
+    for i, folder in enumerate(folders):
+        for j, other in enumerate(folders):
+            if i != j and (folder == other or other in folder.parents):
+                raise EdgelungError(
+                    f"{inputs[i]} is {inputs[j]} or lies in it; its files would have two rows each"
+                )
 
 
 def infer_folder(
@@ -191,18 +210,20 @@ def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
 
 def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFile]:
     try:
-        text = listing.read_text(encoding="utf-8")
+        text = listing.read_text(encoding="utf-8-sig")  # Excel puts a byte-order mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise EdgelungError(f"cannot read the list {listing}: {error}") from error
-    rows = csv.DictReader(text.splitlines(keepends=True))
-    if "path" in (rows.fieldnames or []):
-        if subset and "subset" not in (rows.fieldnames or []):
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    columns = rows.fieldnames or []
+    if "path" in columns:
+        if subset and "subset" not in columns:
             raise EdgelungError(f"{listing} has no `subset` column; leave --subset out")
         paths = [row["path"] for row in rows if not subset or row["subset"] == subset]
     elif subset:
         raise EdgelungError(f"{listing} has no `path` and `subset` columns; leave --subset out")
     else:
-        paths = [line for line in text.splitlines() if line]
+        paths = text.replace("\r\n", "\n").split("\n")
+    paths = [path for path in dict.fromkeys(paths) if path]  # each file once
     if not paths:
         raise EdgelungError(f"{listing} names no files{f' in subset {subset!r}' if subset else ''}")
     return (FoundFile(path, str(folder / path)) for path in paths)

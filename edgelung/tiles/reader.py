@@ -101,8 +101,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             if info.st_size > MAX_BYTES:
                 raise TileError("too-large", f"{info.st_size} bytes; the limit is {MAX_BYTES}")
             data = file.read()
-    except OSError as error:
-        raise TileError("unreadable", error.strerror or one_line(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a listed name
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise TileError("unreadable", reason) from error
     if not data:
         raise TileError("empty", "the file holds no bytes")
     return data
@@ -119,7 +120,7 @@ def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
 def _decode_jpeg(data: bytes, size: int) -> Image.Image:
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
+    except Exception as error:  # ValueError, but KeyError for a colour space it has no name for
         raise _damaged(error) from error
     _check_pixels(width, height)
     # libjpeg-turbo has no CMYK → RGB; Pillow has, and knows of Adobe's inversion.
@@ -128,12 +129,16 @@ def _decode_jpeg(data: bytes, size: int) -> Image.Image:
     try:
         # strict: a warning is an error, so half a file is never predicted as if it were whole
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size, min_factor=1)
-    except ValueError as error:
+    except Exception as error:
         raise _damaged(error) from error
     image = Image.fromarray(pixels)
-    if b"Exif\0\0" in data[:65536]:
-        image = _upright(image, Image.open(io.BytesIO(data), formats=["JPEG"]))
-    return image
+    if b"Exif\0\0" not in data[:65536]:
+        return image
+    try:
+        source = Image.open(io.BytesIO(data), formats=["JPEG"])
+    except Exception:  # Pillow is stricter about markers; the pixels are whole all the same
+        return image
+    return _upright(image, source)
 
 
 def _decode_other(data: bytes) -> Image.Image:

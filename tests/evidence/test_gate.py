@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgelung.evidence.gate import gate
+from edgelung.evidence.gate import LIMITS, MIN_TILES_PER_CLASS, gate
 
 
 def reference(per_class: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +40,24 @@ def test_lost_confidence_fails_though_every_label_agrees() -> None:
 def test_few_tiles_are_inconclusive() -> None:
     probabilities, truth = reference(per_class=5)
     assert gate(probabilities, probabilities, truth)["verdict"] == "inconclusive"
+
+
+def test_one_flip_below_the_minimum_would_have_failed() -> None:
+    """The minimum is where one tile is as large as the limit on a class's recall."""
+    probabilities, truth = reference(per_class=MIN_TILES_PER_CLASS)
+    variant = probabilities.copy()
+    variant[0] = variant[0, ::-1]
+    assert gate(variant, probabilities, truth)["verdict"] == "pass"
+    assert LIMITS["max_recall_drop"] < 1 / (MIN_TILES_PER_CLASS - 1)
+
+
+def test_what_is_no_number_fails() -> None:
+    probabilities, truth = reference()
+    variant = probabilities.copy()
+    variant[3] = np.nan
+    result = gate(variant, probabilities, truth)
+    assert result["verdict"] == "fail"
+    assert "not finite" in result["reasons"][0]
 
 
 def test_a_class_without_tiles_is_inconclusive() -> None:

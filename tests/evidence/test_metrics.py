@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edgelung.evidence.metrics import (
+    TEMPERATURES,
     agreement,
     classification_metrics,
     confusion_matrix,
@@ -54,6 +55,11 @@ def test_temperature_recovers_a_known_scale() -> None:
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     truth = (rng.random((20_000, 1)) > chances.cumsum(axis=1)).sum(axis=1)
     assert fit_temperature(3.0 * logits, truth) == pytest.approx(3.0, rel=0.05)
+
+
+def test_temperature_does_not_vanish_where_every_tile_is_right() -> None:
+    logits = np.eye(3)[[0, 1, 2, 0]] * 4
+    assert fit_temperature(logits, np.array([0, 1, 2, 0])) == pytest.approx(TEMPERATURES[0], 1e-3)
 
 
 def test_agreement_counts_labels_and_the_largest_difference() -> None:

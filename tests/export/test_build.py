@@ -111,7 +111,7 @@ def test_an_inconclusive_gate_exits_4_unless_allowed(run: Path, tmp_path: Path, 
     assert result.returncode == 4
     manifest = json.loads(result.stdout)
     assert manifest["variants"]["int8"]["gate"]["verdict"] == "inconclusive"
-    assert "at least 20 are needed" in result.stderr
+    assert "at least 100 are needed" in result.stderr
     allowed = cli("export", run, "--out", tmp_path / "b", "--int8", "--allow-drop")
     assert allowed.returncode == 0
     assert "inconclusive" in allowed.stdout

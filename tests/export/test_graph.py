@@ -8,7 +8,8 @@ import onnx
 import pytest
 import timm
 import torch
-from edgelung.export.calibrate import input_scales, observe_ranges
+from edgelung.export.build import check_half_range
+from edgelung.export.calibrate import input_scales, observe
 from edgelung.export.graph import OPSET, build_graph, linear_names, quantize_weight
 from edgelung.export.student import Student, read_student
 from onnx import numpy_helper
@@ -49,41 +50,41 @@ def model() -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def tiles() -> np.ndarray:
+def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
 
 
 def torch_probabilities(
-    model: torch.nn.Module, tiles: np.ndarray, temperature: float = 1.0
+    model: torch.nn.Module, pixels: np.ndarray, temperature: float = 1.0
 ) -> np.ndarray:
-    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     images = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     with torch.no_grad():
         return (model(images) / temperature).softmax(1).numpy()
 
 
-def run_graph(graph: onnx.ModelProto, tiles: np.ndarray, folder: Path) -> np.ndarray:
+def run_graph(graph: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> np.ndarray:
     onnx.save(graph, folder / "g.onnx")
-    return OnnxRuntimeEngine(folder / "g.onnx", 1).infer(tiles)
+    return OnnxRuntimeEngine(folder / "g.onnx", 1).infer(pixels)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize(("half", "tolerance"), [(False, 2e-6), (True, 5e-3)])
 def test_torch_and_the_graph_agree(
-    model, tiles, tmp_path: Path, temperature: float, half: bool, tolerance: float
+    model, pixels, tmp_path: Path, temperature: float, half: bool, tolerance: float
 ) -> None:
     graph = build_graph(student_of(model), temperature=temperature, half=half)
-    expected = torch_probabilities(model, tiles, temperature)
+    expected = torch_probabilities(model, pixels, temperature)
     assert expected.std() > 0.03, "the comparison needs probabilities that differ"
-    np.testing.assert_allclose(run_graph(graph, tiles, tmp_path), expected, atol=tolerance)
+    np.testing.assert_allclose(run_graph(graph, pixels, tmp_path), expected, atol=tolerance)
 
 
 def test_other_shapes_agree_too(tmp_path: Path) -> None:
     model = deit(size=48, width=64, depth=1, heads=2)
-    tiles = np.random.default_rng(3).integers(0, 256, (2, 48, 48, 3), np.uint8)
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 48, 48, 3), np.uint8)
     graph = build_graph(student_of(model, size=48, heads=2))
-    expected = torch_probabilities(model, tiles)
-    np.testing.assert_allclose(run_graph(graph, tiles, tmp_path), expected, atol=2e-6)
+    expected = torch_probabilities(model, pixels)
+    np.testing.assert_allclose(run_graph(graph, pixels, tmp_path), expected, atol=2e-6)
 
 
 def test_the_contract(model) -> None:
@@ -123,14 +124,14 @@ def test_half_precision_is_typed_and_its_weights_are_normal_numbers(model) -> No
 
 
 @pytest.fixture(scope="module")
-def quantized(model, tiles) -> onnx.ModelProto:
-    ranges = observe_ranges(student_of(model), [tiles], 1, lambda n: None)
+def quantized(model, pixels) -> onnx.ModelProto:
+    ranges = observe(student_of(model), [pixels], 1, lambda n: None).ranges
     return build_graph(student_of(model), input_scales=input_scales(ranges))
 
 
-def test_int8_stays_close(model, tiles, quantized, tmp_path: Path) -> None:
-    found = run_graph(quantized, tiles, tmp_path)
-    np.testing.assert_allclose(found, torch_probabilities(model, tiles), atol=0.05)
+def test_int8_stays_close(model, pixels, quantized, tmp_path: Path) -> None:
+    found = run_graph(quantized, pixels, tmp_path)
+    np.testing.assert_allclose(found, torch_probabilities(model, pixels), atol=0.05)
 
 
 def test_q_dq_stands_on_the_linears_and_nowhere_else(model, quantized) -> None:
@@ -154,7 +155,7 @@ def test_q_dq_stands_on_the_linears_and_nowhere_else(model, quantized) -> None:
             assert (value == 0).all(), "symmetric: TensorRT takes no other zero point"
 
 
-def test_quantized_pixels_are_exact(model, tiles, quantized, tmp_path: Path) -> None:
+def test_quantized_pixels_are_exact(model, pixels, quantized, tmp_path: Path) -> None:
     """(p − 128)/64 in steps of 1/64 are integers, so the patch embedding sees the very pixels."""
     found = constants(quantized)
     assert found["patch_embed.proj.input_scale"] == 1 / 64
@@ -176,12 +177,31 @@ def test_weights_are_rounded_per_channel() -> None:
     assert (step == 1).all()
 
 
-def test_ranges_do_not_depend_on_the_batch(model, tiles) -> None:
-    whole = observe_ranges(student_of(model), [tiles], 1, lambda n: None)
-    parts = observe_ranges(student_of(model), [tiles[:1], tiles[1:4], tiles[4:]], 1, lambda n: None)
+def test_ranges_do_not_depend_on_the_batch(model, pixels) -> None:
+    batches = [pixels[:1], pixels[1:4], pixels[4:]]
+    whole = observe(student_of(model), [pixels], 1, lambda n: None).ranges
+    parts = observe(student_of(model), batches, 1, lambda n: None).ranges
     assert list(whole) == linear_names(student_of(model))
     np.testing.assert_allclose(list(whole.values()), list(parts.values()), rtol=1e-5)
-    assert whole["patch_embed.proj"] == np.abs(tiles.astype(float) - 128).max() / 64
+    assert whole["patch_embed.proj"] == np.abs(pixels.astype(float) - 128).max() / 64
+
+
+def test_the_peak_sees_the_residual_stream(model, pixels) -> None:
+    """An outlier that no linear gets to see, since LayerNorm comes between, still counts."""
+    student = student_of(model)
+    calm = observe(student, [pixels], 1, lambda n: None)
+    student.weights["blocks.1.mlp.fc2.bias"] = student.weights["blocks.1.mlp.fc2.bias"].copy()
+    student.weights["blocks.1.mlp.fc2.bias"][5] = 1e5
+    wild = observe(student, [pixels], 1, lambda n: None)
+    assert calm.peak < 1000
+    assert wild.peak > 0.9e5
+    assert max(wild.ranges.values()) < 1000
+    verdict = {"verdict": "pass", "reasons": []}
+    check_half_range(verdict, calm.peak)
+    assert verdict["verdict"] == "pass"
+    check_half_range(verdict, wild.peak)
+    assert verdict["verdict"] == "fail"
+    assert "FP16" in verdict["reasons"][0]
 
 
 def test_a_run_is_read_without_torch(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,28 @@ def test_half_a_file_is_never_predicted(
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
     data = encoded(Image.fromarray(noise), kind, **options)
     assert status_of(data[: int(len(data) * share)]) in ("truncated", "corrupt", "unsupported")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_random_damage_is_a_status_or_a_tile_and_nothing_else(mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture().convert(mode), "JPEG", exif=exif)
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        damaged = bytearray(data)
+        for position in rng.integers(2, min(len(data), 700), 3):
+            damaged[position] = rng.integers(256)
+        with suppress(TileError):
+            assert decode_tile(bytes(damaged), SPEC).shape == (64, 64, 3)
+
+
+def test_strict_pillow_does_not_cost_a_good_tile() -> None:
+    """A marker that libjpeg skips and Pillow refuses, in a file with EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    data = encoded(picture(), "JPEG", exif=exif)
+    decode_tile(data[:2] + b"\xff\x01" + data[2:], SPEC)
 
 
 def test_a_cut_jpeg_says_truncated() -> None:

