@@ -75,35 +75,45 @@ def open_bundle(folder: Path) -> Bundle:
     _check_files(folder, manifest)
     try:
         variants = {
-            precision: Variant(precision, folder / entry["file"], entry["gate"])
+            precision: Variant(precision, folder / entry["file"], dict(entry["gate"]))
             for precision, entry in manifest["variants"].items()
             if precision in PRECISIONS
         }
         golden = tuple(
             GoldenTile(
                 folder / entry["file"],
-                {name: tuple(values) for name, values in entry["probabilities"].items()},
+                {k: tuple(map(float, v)) for k, v in entry["probabilities"].items()},
             )
             for entry in manifest["golden"]
         )
-        classes = tuple(manifest["classes"])
+        names = list(manifest["classes"])
         reader = ReaderSpec.from_json(manifest["preprocessing"])
         hashed = set(manifest["files"])
         used = {e["file"] for e in (*manifest["variants"].values(), *manifest["golden"])}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise EdgelungError(
             f"{folder / MANIFEST} lacks or misuses {one_line(error)}; export the bundle again"
         ) from error
-    if FULL_PRECISION not in variants or not golden or len(classes) < 2:
+    if FULL_PRECISION not in variants or not golden:
         raise EdgelungError(
-            f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant, golden tiles "
-            "and at least two classes; export it again"
+            f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant and golden "
+            "tiles; export it again"
         )
-    if any(set(variants) - set(tile.probabilities) for tile in golden):
-        raise EdgelungError(f"{folder}: a golden tile lacks a variant; export the bundle again")
+    distinct = {name for name in names if isinstance(name, str) and name}
+    if len(distinct) != len(names) or len(names) < 2:
+        raise EdgelungError(
+            f"{folder / MANIFEST} has the classes {names}; expected two or more different names"
+        )
+    for tile in golden:
+        for precision in variants:
+            if len(tile.probabilities.get(precision, ())) != len(names):
+                raise EdgelungError(
+                    f"{folder}: golden tile {tile.path.name} does not hold {len(names)} "
+                    f"probabilities for {precision}; export the bundle again"
+                )
     if used - hashed:
         raise EdgelungError(f"{folder}: {sorted(used - hashed)[0]} has no hash; export it again")
-    return Bundle(folder, classes, reader, variants, golden, manifest)
+    return Bundle(folder, tuple(names), reader, variants, golden, manifest)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -135,22 +145,25 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise EdgelungError(f"cannot read {path}: {error.strerror}; copy it again") from error
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError):
+        manifest = None
+    # Before the hash: a newer edgelung may seal its manifest in another way.
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if isinstance(version, int | float) and version > SCHEMA_VERSION:
+        raise EdgelungError(
+            f"{path} has schema version {version}; this edgelung reads up to {SCHEMA_VERSION}: "
+            "update edgelung"
+        )
+    try:
         seal = (folder / f"{MANIFEST}.sha256").read_bytes()
     except OSError as error:
         raise EdgelungError(
             f"cannot read {error.filename}: {error.strerror}; copy the bundle again"
         ) from error
-    try:
-        manifest = json.loads(data)
-    except ValueError:
-        manifest = None
-    # Before the hash: a newer edgelung may seal its manifest in another way.
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise EdgelungError(
-            f"{path} has schema version {version}; this edgelung reads up to {SCHEMA_VERSION}: "
-            "update edgelung"
-        )
     if seal != f"{sha256_bytes(data)}  {MANIFEST}\n".encode():
         raise EdgelungError(
             f"{path} does not match {MANIFEST}.sha256: one of them is damaged or was edited; "

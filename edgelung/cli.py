@@ -1,8 +1,11 @@
 """The command line: composes the commands, nothing else."""
 
+import io
+import signal
 import sys
 
 import typer
+import typer.exceptions
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.commands.export import export
@@ -43,13 +46,24 @@ def _options(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show an arrow is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if hasattr(signal, "SIGTERM"):  # leave as by sys.exit, so that temporary files go too
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        app()
+        code = app(standalone_mode=False)
+    except typer.exceptions.TyperException as error:
+        text = error.format_message()
+        usage = "\n" in text  # the help page, where no command was given
+        print(text if usage else f"edgelung: {one_line(text)}; see --help", file=sys.stderr)
+        code = ExitCode.USAGE
     except EdgelungError as error:
         print(f"edgelung: {error}", file=sys.stderr)
-        sys.exit(ExitCode.USAGE)
+        code = ExitCode.USAGE
     except OSError as error:  # a full disk, a folder without permission, a share that went away
         if error.errno is None:  # not the system's word: a bug of ours
             raise
         print(f"edgelung: {one_line(error)}", file=sys.stderr)
-        sys.exit(ExitCode.USAGE)
+        code = ExitCode.USAGE
+    sys.exit(code)

@@ -23,7 +23,7 @@ class EdgelungError(Exception):
         super().__init__(" ".join(message.split()))
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """The error's text on one line, cut at `limit` characters; its type where it has no text."""
+def one_line(error: object, limit: int = 200) -> str:
+    """The text of an error, or a text, on one line, cut at `limit` characters; its type where it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

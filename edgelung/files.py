@@ -12,6 +12,9 @@ from typing import IO, Any
 
 from edgelung.errors import EdgelungError
 
+# Of files under way; whoever lists a folder passes them over.
+TEMPORARY_SUFFIX = ".edgelung-tmp"
+
 
 def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of the file's bytes."""
@@ -31,7 +34,9 @@ def atomic_write(path: Path, mode: str = "wb", **kwargs: Any) -> Iterator[IO[Any
     A killed process leaves the old file or none, never half a file.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
+        )
     except OSError as error:
         raise EdgelungError(f"cannot write {path}: {error.strerror}") from error
     try:

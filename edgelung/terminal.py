@@ -15,9 +15,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Results go to standard output, all the rest to standard error.
+# Results go to standard output, all the rest to standard error. Either may be closed.
 # A pipe has no width: 120 columns keep a table's cells on one line.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+out = Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout and sys.stdout.isatty() else 120
+)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -29,7 +31,7 @@ def note(text: str) -> None:
 @contextmanager
 def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """A bar with rate and ETA on a terminal, nothing elsewhere; yields `advance(n, note)`."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):
         yield lambda n=1, note="": None
         return
     columns = (

@@ -55,7 +55,7 @@ def export_run(
     student = read_student(run)
     config = _read_config(run)
     spec = ReaderSpec(size=student.size)
-    subsets = read_split(run, data or Path(config["data"]), student.classes)
+    subsets = read_split(run, data or config["data"], student.classes)
     validation, test = subsets["val"], subsets["test"]
     # Only INT8 calibrates; without it all of validation is evidence.
     calibration, gate_tiles = (
@@ -126,7 +126,7 @@ def _trained_probabilities(run: Path, tiles: TileSet, classes: Sequence[str]) ->
                 for row in csv.DictReader(file)
             }
         return np.array([known[tile.path] for tile in tiles.tiles], np.float32)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise EdgelungError(f"cannot read the run's {path}: {error}") from error
 
 
@@ -281,6 +281,9 @@ def _read_config(run: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not {"data", "seed", "groups", "recipe"} <= set(config):
             raise ValueError("data, seed, groups or recipe is missing")
-    except (OSError, ValueError) as error:
+        if sha256_file(run / "split.csv") != config["split_sha256"]:
+            raise ValueError("split.csv is not the one that the run was made with")
+        config["data"] = Path(config["data"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise EdgelungError(f"cannot read {path}: {error}; expected a finished run") from error
     return config

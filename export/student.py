@@ -70,6 +70,8 @@ def read_student(run: Path) -> Student:
         )
     except Exception as error:  # safetensors and json raise types of their own
         raise EdgelungError(f"cannot read the student in {run}: {one_line(error)}") from error
+    if student.width % student.heads:
+        raise EdgelungError(f"{run}: {student.heads} heads do not divide {student.width} channels")
     if "dist_token" not in weights or "head_dist.weight" not in weights:
         raise EdgelungError(
             f"{student.architecture} in {run} has no distillation token; expected a distilled DeiT"

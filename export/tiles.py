@@ -80,8 +80,10 @@ def read_split(run: Path, data: Path, classes: tuple[str, ...]) -> dict[str, Til
         raise EdgelungError(
             f"cannot read {path} ({error}); expected path,class,group,subset,sha256"
         ) from error
-    if not subsets["val"]:
-        raise EdgelungError(f"{path} has no validation tiles; nothing to calibrate or gate with")
+    present = {tile.label for tile in subsets["val"]}
+    if len(present) < len(classes):
+        lacking = [name for i, name in enumerate(classes) if i not in present]
+        raise EdgelungError(f"{path} has no validation tile of {lacking[0]}: no evidence for it")
     return {name: TileSet(data, tuple(tiles)) for name, tiles in subsets.items()}
 
 

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,7 +150,11 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["infer", "TILES", "--model", "TILES"], "is no bundle"),
         (["infer", "TILES", "--model", "BUNDLE", "--engine", "tensorrt"], "engine tensorrt"),
         (["infer", "TILES", "--model", "BUNDLE", "--engine", "x"], "unknown engine 'x'"),
-        (["infer", "TILES", "--model", "BUNDLE", "--precision", "int4"], "holds no int4 variant"),
+        (["infer", "TILES", "--model", "BUNDLE", "--precision", "int4"], "unknown precision"),
+        (["infer", "TILES", "--model", "BUNDLE", "--batch-size", "0"], "batch-size"),
+        (["infer", "", "--model", "BUNDLE"], "the name is empty"),
+        (["infer", "TEXT", "--model", "BUNDLE"], "no image among them"),
+        (["infer", "TILES", "--nonsense"], "--nonsense"),
         (["infer", "TILES", "--model", "BUNDLE", "--out", "p.xlsx"], "ends in .csv"),
         (["infer", "TILES", "--model", "BUNDLE", "--out", "gone/p.csv"], "cannot write"),
         (["infer", "TILES"], "model"),
@@ -180,6 +187,8 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
 ) -> None:
     """Bar 7, at the command line."""
     (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "notes.txt").write_text("notes")
     rows = list(csv.DictReader((tiles / "groups.csv").open()))
     with (tmp_path / "one.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -191,6 +200,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
         "RUN": run,
         "BUNDLE": bundle_folder,
         "EMPTY": tmp_path / "empty",
+        "TEXT": tmp_path / "text",
         "ONEGROUP": tmp_path / "one.csv",
     }
     words = [str(places.get(w, w)).replace("TILES", str(tiles)) for w in words]
@@ -198,12 +208,113 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     result = cli(*words)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("edgelung: ")]
+    assert len(lines) == 1
+    assert result.stderr.endswith(lines[0] + "\n")
     assert "Traceback" not in result.stderr
-    if result.stderr.startswith("edgelung:"):
-        assert result.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "predictions.csv").exists()
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_list_is_not_written_over(bundle_folder: Path, tiles: Path, tmp_path: Path, cli) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path\nlung_n/lung_n_s0_0.jpeg\n")
+    other = tmp_path / "other.csv"
+    other.write_text("my,own,data\n")
+    words = ["infer", tiles, "--model", bundle_folder, "--files", listing]
+    for out in (listing, other):
+        before = out.read_text()
+        assert cli(*words, "--out", out).returncode == 2
+        assert out.read_text() == before
+    for _ in range(2):  # predictions replace predictions
+        assert cli(*words, "--out", tmp_path / "p.csv").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path;subset\na.jpg;test\n", "expected path too, with commas between"),
+        ("path,subset\n,test\n", "a row without a path"),
+        ("\n \n", "names no files"),
+        ("path\n" + "x" * 140_000 + "\n", "field larger than field limit"),
+    ],
+)
+def test_bad_lists_are_explained(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, cli, text: str, message: str
+) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    result = cli("infer", tiles, "--model", bundle_folder, "--files", tmp_path / "list.csv")
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_images_are_known_by_their_first_bytes(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, cli
+) -> None:
+    import shutil
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sample = tiles / "lung_n" / "lung_n_s0_0.jpeg"
+    for name in ("scan", "scan.dat", "scan.JPG"):
+        shutil.copy(sample, folder / name)
+    (folder / "notes.txt").write_text("notes")
+    (folder / "slide.svs").write_text("not read")
+    result = cli("infer", folder, "--model", bundle_folder, "--json")
+    assert json.loads(result.stdout)["statuses"] == {"ok": 3, "skipped": 1, "unsupported": 1}
+    assert result.returncode == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_cannot_show_an_arrow(
+    bundle_folder: Path, tiles: Path, cli, encoding: str
+) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    result = cli("infer", tiles, "--model", bundle_folder, env=environment)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_closed_pipe_keeps_the_exit_code(
+    bundle_folder: Path, tiles: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "empty.jpg").touch()
+    read, write = os.pipe()
+    os.close(read)
+    words = ["infer", folder, "--model", bundle_folder, "--out", tmp_path / "p.csv"]
+    command = [Path(sys.executable).with_name("edgelung"), *words]
+    for more in ([], ["--json"]):
+        done = subprocess.run(
+            [*command, *more], stdout=write, stderr=subprocess.PIPE, timeout=120, check=False
+        )
+        assert done.returncode == 3, done.stderr
+    os.close(write)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_ended_run_leaves_no_file_behind(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, number: int
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in tiles.glob("lung_n/*"):
+        for i in range(60):
+            os.link(path, folder / f"{i}{path.name}")
+    words = ["infer", folder, "--model", bundle_folder, "--out", tmp_path / "out" / "p.csv"]
+    (tmp_path / "out").mkdir()
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("edgelung"), *map(str, words), "--batch-size", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "out").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_version_and_help_name_the_exit_codes(cli) -> None:

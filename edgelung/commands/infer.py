@@ -1,6 +1,8 @@
 """`edgelung infer`."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +14,28 @@ if TYPE_CHECKING:
     from edgelung.folder.pipeline import Row
 
 
+def _named_path(text: str) -> Path:
+    """An empty name is a script's unset variable, not the current folder."""
+    if not text:
+        raise typer.BadParameter("the name is empty")
+    return Path(text)
+
+
 def infer(
     folder: Annotated[
-        list[Path], typer.Argument(help="Folder of tiles (searched below); several share one CSV.")
+        list[Path],
+        typer.Argument(
+            parser=_named_path,
+            metavar="FOLDER...",
+            help="Folder of tiles (searched below); several share one CSV.",
+        ),
     ],
-    model: Annotated[Path, typer.Option(help="Bundle that `edgelung export` wrote.")],
+    model: Annotated[
+        Path,
+        typer.Option(
+            parser=_named_path, metavar="BUNDLE", help="Bundle that `edgelung export` wrote."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
@@ -34,7 +53,9 @@ def infer(
         str | None, typer.Option(help="With --files: only the rows of this subset.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Tiles per batch.")] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; all by default.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
     ] = False,
@@ -45,7 +66,7 @@ def infer(
     from edgelung.terminal import note, progress
 
     bundle = open_bundle(model)
-    found = gather(folder, files, subset, exclude=out)
+    found = gather(folder, files, subset, out)
     if precision in bundle.variants and not bundle.variants[precision].passed:
         verdict = bundle.variants[precision].gate["verdict"]
         note(f"the {precision} variant did not pass its gate ({verdict}); used as asked")
@@ -66,10 +87,13 @@ def infer(
             verify_every=verify_every,
             on_row=on_row,
         )
-    if as_json:
-        print(json.dumps(summary, indent=2))
-    else:
-        print_summary(summary)
+    try:
+        if as_json:
+            print(json.dumps(summary, indent=2), flush=True)
+        else:
+            print_summary(summary)
+    except BrokenPipeError:  # `| head`: the CSV is whole, and so is the exit code
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
     note(RESEARCH_USE_ONLY)
     raise typer.Exit(summary["exit_code"])
 
@@ -104,6 +128,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         out.print(line, markup=False)
     if labelled:
         _print_confusion(labelled)
+    sys.stdout.flush()
 
 
 def _print_confusion(labelled: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgelung.bundle import FULL_PRECISION, Bundle, Variant
+from edgelung.bundle import FULL_PRECISION, PRECISIONS, Bundle, Variant
 from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
@@ -50,6 +50,10 @@ def open_engine(
         )
     if engine != "auto" and engine not in ENGINES:
         raise EdgelungError(f"unknown engine {engine!r}; expected auto, {', '.join(ENGINES)}")
+    if precision not in ("auto", *PRECISIONS):
+        raise EdgelungError(
+            f"unknown precision {precision!r}; expected auto, {', '.join(PRECISIONS)}"
+        )
     variant, why = _choose_variant(bundle, precision)
     names = list(ENGINES) if engine == "auto" else [engine]
     missing = []
@@ -73,8 +77,14 @@ def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
     except TileError as error:
         raise EdgelungError(f"a golden tile cannot be read here: {error.reason}") from error
     expected = np.array([tile.probabilities[precision] for tile in bundle.golden])  # (G, C)
-    found = engine.infer(tiles)
-    difference = float(np.abs(found - expected).max())
+    try:
+        found = engine.infer(tiles)
+    except Exception as error:  # each runtime has types of its own
+        raise EdgelungError(
+            f"{engine.name} cannot run the golden tiles at {precision}: {one_line(error)}"
+        ) from error
+    same_shape = found.shape == expected.shape
+    difference = float(np.abs(found - expected).max()) if same_shape else float("inf")
     if not difference <= GOLDEN_TOLERANCE[precision]:  # `not <=`: NaN is a difference too
         raise EdgelungError(
             f"{engine.name} does not reproduce the bundle's golden tiles at {precision}: "

@@ -16,7 +16,7 @@ import numpy as np
 from edgelung.engines.base import Engine, Probabilities, Tiles
 from edgelung.errors import one_line
 from edgelung.tiles.find import FoundFile
-from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
+from edgelung.tiles.reader import ReaderSpec, TileError, looks_like_image, read_tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ def _decode_into(
     try:
         if file.reason:
             raise TileError("unreadable", file.reason)
-        if not file.is_image:
-            raise TileError("skipped", "the name has no image suffix")
+        if not file.is_image and not looks_like_image(file.location):
+            raise TileError("skipped", "no image by its name or first bytes")
         buffer[index] = read_tile(file.location, reader)
     except TileError as error:
         return error

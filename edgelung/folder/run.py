@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import posixpath
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,15 +63,17 @@ class Tally:
 
 
 def gather(
-    inputs: Sequence[Path], listing: Path | None, subset: str | None, exclude: Path
+    inputs: Sequence[Path], listing: Path | None, subset: str | None, out: Path
 ) -> Iterable[FoundFile]:
     """The files to predict: all below the folders, or those that `listing` names.
 
     Rows are named relative to the folder, or to what several folders have in common.
     """
-    if subset and not listing:
+    if subset is not None and not listing:
         raise EdgelungError("--subset needs --files with a CSV that has a `subset` column")
     if listing:
+        if out.exists() and out.samefile(listing):
+            raise EdgelungError(f"--out {out} is the list of --files; choose another name")
         if len(inputs) != 1 or not inputs[0].is_dir():
             raise EdgelungError(
                 "--files expects exactly one FOLDER, which its paths are relative to"
@@ -80,14 +83,13 @@ def gather(
         if not folder.exists():
             raise EdgelungError(f"{folder} does not exist; expected a folder of tiles")
     _refuse_overlap(inputs)
-    return (file for file in _found(inputs) if not _is_output(file, exclude))
+    return (file for file in _found(inputs) if not _is_output(file, out))
 
 
 def _is_output(file: FoundFile, out: Path) -> bool:
-    """Whether the file is the CSV to write, or a temporary sibling that grows into it."""
-    path, out = Path(file.location).absolute(), out.absolute()
-    temporary = path.name.startswith(f".{out.name}.") and path.suffix == ".tmp"
-    return path.parent == out.parent and (path.name == out.name or temporary)
+    """Whether the file is the CSV that will be written, left there by an earlier run."""
+    path = Path(file.location)
+    return path.name == out.name and path.parent.resolve() == out.absolute().parent.resolve()
 
 
 def _refuse_overlap(inputs: Sequence[Path]) -> None:
@@ -139,6 +141,10 @@ def infer_folder(
                 on_row(row)
             if not tally.statuses:
                 raise EdgelungError("found no file at all; expected a folder with tiles in it")
+            if set(tally.statuses) == {"skipped"}:
+                raise EdgelungError(
+                    f"found {tally.statuses.total()} files and no image among them; expected tiles"
+                )
     finally:
         chosen.engine.close()
         if reference:
@@ -205,7 +211,7 @@ def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
         prefix = "/".join(name.parts[shared:])
         for file in find_files(folder):
             own = prefix if not folder.is_dir() else f"{prefix}/{file.path}".lstrip("/")
-            yield FoundFile(own, file.location, file.reason)
+            yield FoundFile(own, file.location, file.reason, file.listed)
 
 
 def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFile]:
@@ -213,17 +219,33 @@ def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFi
         text = listing.read_text(encoding="utf-8-sig")  # Excel puts a byte-order mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise EdgelungError(f"cannot read the list {listing}: {error}") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    columns = rows.fieldnames or []
-    if "path" in columns:
-        if subset and "subset" not in columns:
-            raise EdgelungError(f"{listing} has no `subset` column; leave --subset out")
-        paths = [row["path"] for row in rows if not subset or row["subset"] == subset]
-    elif subset:
-        raise EdgelungError(f"{listing} has no `path` and `subset` columns; leave --subset out")
+    lines = [line.strip("\r") for line in text.split("\n")]
+    if "path" not in lines[0].lower().replace(";", ",").replace("\t", ",").split(","):
+        if subset is not None:
+            raise EdgelungError(f"{listing} has no `path` and `subset` columns for --subset")
+        paths = [line for line in lines if line.strip()]
     else:
-        paths = text.replace("\r\n", "\n").split("\n")
-    paths = [path for path in dict.fromkeys(paths) if path]  # each file once
+        paths = _column(listing, text, subset)
     if not paths:
-        raise EdgelungError(f"{listing} names no files{f' in subset {subset!r}' if subset else ''}")
-    return (FoundFile(path, str(folder / path)) for path in paths)
+        where = "" if subset is None else f" in subset {subset!r}"
+        raise EdgelungError(f"{listing} names no files{where}")
+    each = dict.fromkeys(posixpath.normpath(path) for path in paths)  # each file once
+    return (FoundFile(path, str(folder / path), listed=True) for path in each)
+
+
+def _column(listing: Path, text: str, subset: str | None) -> list[str]:
+    try:
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        columns = rows.fieldnames or []
+        needed = ["path"] if subset is None else ["path", "subset"]
+        if missing := [name for name in needed if name not in columns]:
+            raise EdgelungError(
+                f"{listing} has the columns {', '.join(columns)}; expected {', '.join(missing)} "
+                "too, with commas between"
+            )
+        paths = [row["path"] for row in rows if subset is None or row["subset"] == subset]
+    except csv.Error as error:
+        raise EdgelungError(f"cannot read the list {listing}: {error}") from error
+    if not all(paths):
+        raise EdgelungError(f"{listing} has a row without a path")
+    return paths

@@ -11,6 +11,8 @@ from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write
 from edgelung.folder.pipeline import Row
 
+HEAD = b"path,status,label,"
+
 
 class _CsvWriter(Protocol):
     def writerow(self, row: Sequence[Any], /) -> Any: ...
@@ -46,10 +48,25 @@ def csv_rows(path: Path, classes: Sequence[str]) -> Iterator[RowWriter]:
         raise EdgelungError(f"cannot write {path.name}: expected a name that ends in .csv")
     if path.is_dir():
         raise EdgelungError(f"{path} is a folder; expected the name of a CSV file to write")
+    if _is_something_else(path):
+        raise EdgelungError(
+            f"{path} exists and is no list of predictions; it was left alone: choose another name"
+        )
     with atomic_write(path, "w", encoding="utf-8", newline="") as file:
         yield RowWriter(csv.writer(file), classes)
 
 
+def _is_something_else(path: Path) -> bool:
+    """Whether the name is taken by a file that no earlier run can have written."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(HEAD)) != HEAD
+
+
 def printable(path: str) -> str:
-    r"""The path as valid UTF-8: bytes of the name that are not UTF-8 are shown as \xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    r"""The path as valid UTF-8, different for different names.
+
+    Bytes that are not UTF-8 are written \xNN, and a backslash of the name's own is doubled.
+    """
+    return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")

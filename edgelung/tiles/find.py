@@ -6,9 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from edgelung.errors import EdgelungError, one_line
+from edgelung.files import TEMPORARY_SUFFIX
 
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"]
+    # What is read, and what is plainly an image but not read: that gets a row that says so.
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".dib",
+        ".webp",
+        ".gif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jxl",
+        ".avif",
+        ".heic",
+        ".svs",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".dcm",
+    ]
 )
 
 
@@ -17,48 +42,66 @@ class FoundFile:
     """One file of the folder: where it is and the name of its row.
 
     `path` is relative to the folder asked for, with forward slashes; `reason` is set where the
-    entry could not even be listed.
+    entry could not even be listed; `listed` where the user named this very file.
     """
 
     path: str
     location: str
     reason: str = ""
+    listed: bool = False
 
     @property
     def is_image(self) -> bool:
-        """Whether the name has an image suffix; the content is checked when it is read."""
-        return os.path.splitext(self.path)[1].lower() in IMAGE_SUFFIXES
+        """Whether it is meant to be a tile, by its name; the content shows when it is read."""
+        return self.listed or os.path.splitext(self.path)[1].lower() in IMAGE_SUFFIXES
 
 
 def find_files(folder: Path) -> Iterator[FoundFile]:
-    """Every file below `folder`, sorted within each folder; links followed, loops cut.
+    """Every file below `folder`, sorted within each folder; links are followed.
 
-    A folder that cannot be listed is one entry with a reason, so that it is not lost in silence.
+    Each real folder is entered once, by whatever name comes first, so links in a circle end. A
+    folder that cannot be listed is one entry with a reason, so that it is not lost in silence.
     """
     if not folder.exists():
         raise EdgelungError(f"{folder} does not exist; expected a folder of tiles or a tile")
     if not folder.is_dir():
-        yield FoundFile(folder.name, str(folder))
+        yield FoundFile(folder.name, str(folder), listed=True)
         return
-    yield from _walk(str(folder), "", frozenset())
+    entered: set[tuple[int, int]] = set()
+    # A stack of its own: folders may nest deeper than Python's.
+    stack: list[Iterator[FoundFile | _Folder]] = [iter([_Folder("", str(folder))])]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            stack.pop()
+        elif isinstance(entry, FoundFile):
+            yield entry
+        else:
+            stack.append(_list(entry, entered))
 
 
-def _walk(location: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[FoundFile]:
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    prefix: str  # of the rows below it: empty, or ends in a slash
+    location: str
+
+
+def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile | _Folder]:
     try:
-        info = os.stat(location)
-        with os.scandir(location) as entries:
+        info = os.stat(folder.location)
+        if (info.st_dev, info.st_ino) in entered:
+            return
+        entered.add((info.st_dev, info.st_ino))
+        with os.scandir(folder.location) as entries:
             found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
-        yield FoundFile(prefix or ".", location, error.strerror or one_line(error))
-        return
-    here = (info.st_dev, info.st_ino)
-    if here in above:  # a symlink back to a folder that we are inside of
+        yield FoundFile(folder.prefix or ".", folder.location, error.strerror or one_line(error))
         return
     for entry in found:
         if _is_folder(entry):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-        else:
-            yield FoundFile(prefix + entry.name, entry.path)
+            yield _Folder(f"{folder.prefix}{entry.name}/", entry.path)
+        elif not entry.name.endswith(TEMPORARY_SUFFIX):
+            yield FoundFile(folder.prefix + entry.name, entry.path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

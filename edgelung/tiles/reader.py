@@ -39,7 +39,7 @@ _EXIF_ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above replaces Pillow's warning
 # What Pillow warns of (broken EXIF, odd TIFF tags) is either an error, a row's status, or harmless.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 
 class TileError(Exception):
@@ -89,8 +89,8 @@ def read_tile(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
     return decode_tile(read_bytes(path), spec)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The file's bytes; raises TileError `unreadable`, `empty` or `too-large`."""
+def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
+    """The file's bytes, or its `first`; raises TileError `unreadable`, `empty` or `too-large`."""
     try:
         # O_NONBLOCK: opening a named pipe must not hang the run.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -98,15 +98,29 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise TileError("unreadable", "not a regular file")
-            if info.st_size > MAX_BYTES:
+            if first < 0 and info.st_size > MAX_BYTES:
                 raise TileError("too-large", f"{info.st_size} bytes; the limit is {MAX_BYTES}")
-            data = file.read()
+            data = file.read(first)
     except (OSError, ValueError) as error:  # ValueError: a NUL in a listed name
         reason = getattr(error, "strerror", None) or one_line(error)
         raise TileError("unreadable", reason) from error
     if not data:
         raise TileError("empty", "the file holds no bytes")
     return data
+
+
+def looks_like_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file whose name says nothing begins as an image does."""
+    try:
+        return looks_like(read_bytes(path, 16))
+    except TileError:
+        return False
+
+
+def looks_like(data: bytes) -> bool:
+    """Whether the bytes begin as a JPEG, PNG, TIFF or WebP does (BMP's two letters say little)."""
+    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*"))
 
 
 def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
@@ -120,8 +134,10 @@ def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
 def _decode_jpeg(data: bytes, size: int) -> Image.Image:
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except Exception as error:  # ValueError, but KeyError for a colour space it has no name for
-        raise _damaged(error) from error
+    except Exception as error:  # ValueError, but KeyError for a header that it cannot make out
+        if b"\xff\xda" not in data:  # no start of scan
+            raise TileError("truncated", "the JPEG ends within its header") from error
+        raise TileError("corrupt", "the JPEG header cannot be read") from error
     _check_pixels(width, height)
     # libjpeg-turbo has no CMYK → RGB; Pillow has, and knows of Adobe's inversion.
     if colour in ("CMYK", "YCCK"):
@@ -132,7 +148,7 @@ def _decode_jpeg(data: bytes, size: int) -> Image.Image:
     except Exception as error:
         raise _damaged(error) from error
     image = Image.fromarray(pixels)
-    if b"Exif\0\0" not in data[:65536]:
+    if b"Exif\0\0" not in data:
         return image
     try:
         source = Image.open(io.BytesIO(data), formats=["JPEG"])
@@ -142,9 +158,14 @@ def _decode_jpeg(data: bytes, size: int) -> Image.Image:
 
 
 def _decode_other(data: bytes) -> Image.Image:
+    stated = 8 + int.from_bytes(data[4:8], "little") if data[:4] == b"RIFF" else 0
+    if stated > len(data):
+        raise TileError("truncated", f"{len(data)} bytes of a WebP of {stated}")
     try:
         source = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if looks_like(data):
+            raise TileError("corrupt", "the header cannot be read") from None
         raise TileError("unsupported", f"not a {', '.join(FORMATS[:-1])} or WebP image") from None
     except Exception as error:
         raise _damaged(error) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgelung.bundle import SCHEMA_VERSION, open_bundle, write_manifest
+from edgelung.engines.choose import open_engine
 from edgelung.errors import EdgelungError
 
 
@@ -53,8 +54,10 @@ def test_every_byte_of_the_manifest_is_guarded(copied_bundle: Path) -> None:
 def test_a_newer_schema_says_update(copied_bundle: Path) -> None:
     manifest = manifest_of(copied_bundle) | {"schema_version": SCHEMA_VERSION + 1}
     (copied_bundle / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(EdgelungError, match="update edgelung"):
-        open_bundle(copied_bundle)
+    for _ in range(2):
+        with pytest.raises(EdgelungError, match="update edgelung"):
+            open_bundle(copied_bundle)
+        (copied_bundle / "bundle.json.sha256").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "golden/../../x", "a\\..\\b"])
@@ -86,6 +89,49 @@ def test_missing_parts_are_named(copied_bundle: Path, key: str) -> None:
     del manifest[key]
     reseal(copied_bundle, manifest)
     with pytest.raises(EdgelungError, match=key):
+        open_bundle(copied_bundle)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["classes"], ["lung_aca", "lung_n", "lung_scc", "extra"]),
+        (["classes"], ["a", "a", "a"]),
+        (["classes"], "abc"),
+        (["classes"], [1, 2, 3]),
+        (["golden", 0, "probabilities", "fp32"], [0.5]),
+        (["golden", 0, "probabilities", "fp32"], ["x", "y", "z"]),
+        (["golden", 0, "probabilities"], {}),
+        (["golden"], []),
+        (["variants", "fp32", "gate"], None),
+        (["variants"], {}),
+        (["preprocessing", "size"], "64"),
+    ],
+)
+def test_wrong_parts_are_refused(copied_bundle: Path, path: list, value: object) -> None:
+    manifest = manifest_of(copied_bundle)
+    part = manifest
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    reseal(copied_bundle, manifest)
+    with pytest.raises(EdgelungError):
+        open_bundle(copied_bundle)
+
+
+def test_a_size_that_is_not_the_graphs_stops_at_the_golden_tiles(copied_bundle: Path) -> None:
+    manifest = manifest_of(copied_bundle)
+    manifest["preprocessing"]["size"] = 32
+    reseal(copied_bundle, manifest)
+    for engine in ("openvino", "onnxruntime"):
+        with pytest.raises(EdgelungError, match="golden"):
+            open_engine(open_bundle(copied_bundle), engine, "fp32")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "[" * 200_000, "\x00"])
+def test_junk_for_a_manifest(copied_bundle: Path, text: str) -> None:
+    (copied_bundle / "bundle.json").write_text(text)
+    with pytest.raises(EdgelungError):
         open_bundle(copied_bundle)
 
 

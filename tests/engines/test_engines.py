@@ -1,12 +1,13 @@
 """Every engine: the same arithmetic, any batch, a refusal where it is not what was asked for."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from edgelung.bundle import Bundle
+from edgelung.bundle import Bundle, open_bundle, write_manifest
 from edgelung.engines import choose
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
@@ -96,6 +97,16 @@ def test_auto_takes_int8_once_it_passed(bundle: Bundle) -> None:
     }
     proven = Bundle(**{**vars(bundle), "variants": passed})
     assert choose.open_engine(proven).variant.precision == "int8"
+
+
+@pytest.mark.parametrize(("verdict", "precision"), [("pass", "int8"), ("fail", "fp32")])
+def test_the_verdict_in_the_file_decides(copied_bundle: Path, verdict: str, precision: str) -> None:
+    """From bundle.json through opening to the choice."""
+    manifest = json.loads((copied_bundle / "bundle.json").read_text())
+    manifest["variants"]["int8"]["gate"]["verdict"] = verdict
+    del manifest["files"], manifest["schema_version"]
+    write_manifest(copied_bundle, manifest)
+    assert choose.open_engine(open_bundle(copied_bundle)).variant.precision == precision
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "cuda"])

@@ -1,5 +1,6 @@
 """Rows: one per file, its own, whatever the neighbours are."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgelung.folder import pipeline
 from edgelung.folder.pipeline import predict
 from edgelung.tiles.find import FoundFile, find_files
-from edgelung.tiles.reader import ReaderSpec
+from edgelung.tiles.reader import ReaderSpec, read_tile
 
 SPEC = ReaderSpec(size=32)
 
@@ -81,8 +83,28 @@ def test_reference_probabilities_stay_with_their_row(folder: Path) -> None:
             np.testing.assert_array_equal(row.probabilities, row.reference)
 
 
-def test_decoding_goes_on_while_the_engine_works(folder: Path) -> None:
-    """The list is read ahead of the rows, but only by the bounded window."""
+def test_decoding_goes_on_while_the_engine_works(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine holds the first batch until a tile of the second has been decoded."""
+    second_batch = threading.Event()
+
+    def read(path: str, spec: ReaderSpec) -> np.ndarray:
+        if int(Path(path).stem) >= 5:
+            second_batch.set()
+        return read_tile(path, spec)
+
+    class Waiting(MeanColour):
+        def infer(self, tiles: np.ndarray) -> np.ndarray:
+            assert second_batch.wait(10), "nothing was decoded beside the engine"
+            return super().infer(tiles)
+
+    monkeypatch.setattr(pipeline, "read_tile", read)
+    rows = predict(find_files(folder), SPEC, Waiting(), batch_size=5, decoders=1)
+    assert len(list(rows)) == 60
+
+
+def test_no_more_than_a_window_is_read_ahead(folder: Path) -> None:
     taken = 0
 
     def files() -> Iterator[FoundFile]:
@@ -95,6 +117,30 @@ def test_decoding_goes_on_while_the_engine_works(folder: Path) -> None:
     next(rows)
     assert 5 < taken <= 25
     rows.close()
+
+
+def test_what_is_no_number_is_no_prediction(folder: Path) -> None:
+    class HalfBroken(MeanColour):
+        def infer(self, tiles: np.ndarray) -> np.ndarray:
+            found = super().infer(tiles)
+            found[0] = np.nan
+            return found
+
+    rows = list(predict(find_files(folder), SPEC, HalfBroken(), batch_size=6, decoders=2))
+    assert {rows[i].status for i in range(0, 60, 6)} <= {"failed", "unsupported"}
+    assert all(np.isfinite(r.probabilities).all() for r in rows if r.status == "ok")
+
+
+def test_a_decoder_that_breaks_costs_one_row(folder: Path, monkeypatch) -> None:
+    def read(path: str, spec: ReaderSpec) -> np.ndarray:
+        if path.endswith("004.png"):
+            raise KeyError("-1")
+        return read_tile(path, spec)
+
+    monkeypatch.setattr(pipeline, "read_tile", read)
+    rows = list(predict(find_files(folder), SPEC, MeanColour(), batch_size=8, decoders=2))
+    assert rows[4].status == "corrupt"
+    assert sum(row.status == "ok" for row in rows) == 50
 
 
 def test_an_engine_error_ends_the_run(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """Finding files: each once, in order, nothing lost in silence."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from edgelung.errors import EdgelungError
+from edgelung.files import atomic_write
 from edgelung.tiles.find import class_of, find_files
 
 
@@ -29,10 +31,34 @@ def test_links_are_followed_and_loops_cut(tmp_path: Path) -> None:
     (tmp_path / "real" / "1.jpg").touch()
     (tmp_path / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "back").symlink_to(tmp_path)
-    paths = [file.path for file in find_files(tmp_path)]
-    assert "real/1.jpg" in paths
-    assert "linked/1.jpg" in paths
-    assert len(paths) < 10
+    (tmp_path / "other").symlink_to(tmp_path / "elsewhere")
+    assert [file.path for file in find_files(tmp_path)] == ["linked/1.jpg", "other"]
+
+
+def test_folders_nest_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    home = os.open(".", os.O_RDONLY)
+    os.chdir(tmp_path)  # by steps, down and up: shutil.rmtree is recursive too
+    depth = 0
+    try:
+        for depth in range(1, 1101):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("1.jpg").touch()
+        found = list(find_files(tmp_path))
+        Path("1.jpg").unlink()
+    finally:
+        for _ in range(depth):
+            os.chdir("..")
+            os.rmdir("d")
+        os.fchdir(home)
+        os.close(home)
+    assert len(found) == 1
+
+
+def test_temporary_files_of_a_run_under_way_are_passed_over(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "p.csv"):
+        assert len(list(tmp_path.iterdir())) == 1
+        assert list(find_files(tmp_path)) == []
 
 
 def test_a_single_file_is_its_own_folder(tmp_path: Path) -> None:

@@ -176,6 +176,16 @@ def test_text_is_unsupported() -> None:
     assert status_of(encoded(picture(), "GIF")) == "unsupported"
 
 
+@pytest.mark.parametrize("length", [4, 20, 100, 300])
+def test_a_jpeg_cut_in_its_header_is_truncated(length: int) -> None:
+    assert status_of(encoded(picture(), "JPEG")[:length]) == "truncated"
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "PNG"])
+def test_a_cut_header_is_damage_not_another_format(kind: str) -> None:
+    assert status_of(encoded(picture(), kind)[:20]) in ("truncated", "corrupt")
+
+
 def test_bombs_are_refused_by_their_header() -> None:
     data = bytearray(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
     assert status_of(bytes(data)) == "too-large"

@@ -1,0 +1,5 @@
+"""`python -m edgelung`."""
+
+from edgelung.cli import main
+
+main()
