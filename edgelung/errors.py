@@ -24,6 +24,9 @@ class EdgelungError(Exception):
 
 
 def one_line(error: object, limit: int = 200) -> str:
-    """The text of an error, or a text, on one line, cut at `limit` characters; its type where it has no text."""
+    """A text, an error's or any other, on one line of at most `limit` characters.
+
+    An error without a text gives the name of its type.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
