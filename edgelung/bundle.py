@@ -86,7 +86,7 @@ def open_bundle(folder: Path) -> Bundle:
             )
             for entry in manifest["golden"]
         )
-        names = list(manifest["classes"])
+        names = manifest["classes"]
         reader = ReaderSpec.from_json(manifest["preprocessing"])
         hashed = set(manifest["files"])
         used = {e["file"] for e in (*manifest["variants"].values(), *manifest["golden"])}
@@ -99,8 +99,8 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant and golden "
             "tiles; export it again"
         )
-    distinct = {name for name in names if isinstance(name, str) and name}
-    if len(distinct) != len(names) or len(names) < 2:
+    named = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    if not named or len(set(names)) != len(names) or len(names) < 2:
         raise EdgelungError(
             f"{folder / MANIFEST} has the classes {names}; expected two or more different names"
         )

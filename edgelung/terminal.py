@@ -15,12 +15,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command decide: rich would exit with 1, whatever the run had come to."""
+        raise
+
+
 # Results go to standard output, all the rest to standard error. Either may be closed.
 # A pipe has no width: 120 columns keep a table's cells on one line.
-out = Console(
+out = _Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout and sys.stdout.isatty() else 120
 )
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
