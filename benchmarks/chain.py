@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from edgelung.train.synthetic import write_dataset
 from rich.console import Console
 from rich.table import Table
+
+from edgelung.train.synthetic import write_dataset
 
 EDGELUNG = str(Path(sys.executable).with_name("edgelung"))
 RUNS = [  # engine, precision of each `infer` over the test tiles

@@ -11,10 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from edgelung.export.calibrate import HALF_LIMIT, Observed, input_scales, observe
-from edgelung.export.graph import build_graph, linear_names
-from edgelung.export.student import Student, read_student
-from edgelung.export.tiles import TileSet, halve_by_group, read_split
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.bundle import FULL_PRECISION, Bundle, open_bundle, write_manifest
@@ -23,6 +19,10 @@ from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.errors import EdgelungError
 from edgelung.evidence.gate import gate
 from edgelung.evidence.metrics import TEMPERATURES, evaluate, fit_temperature
+from edgelung.export.calibrate import HALF_LIMIT, Observed, input_scales, observe
+from edgelung.export.graph import build_graph, linear_names
+from edgelung.export.student import Student, read_student
+from edgelung.export.tiles import TileSet, halve_by_group, read_split
 from edgelung.files import atomic_folder, new_folder, sha256_file
 from edgelung.report.pages import bundle_page
 from edgelung.terminal import progress

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from edgelung.export.graph import PIXEL_STEP, build_graph, linear_names
-from edgelung.export.student import Student
 
 from edgelung.engines.base import Tiles
+from edgelung.export.graph import PIXEL_STEP, build_graph, linear_names
+from edgelung.export.student import Student
 
 # From here on FP16 (largest value 65,504) is too close to overflow to trust.
 HALF_LIMIT = 32_000.0

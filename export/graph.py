@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from edgelung.export.student import Student
 from onnx import TensorProto, helper, numpy_helper
+
+from edgelung.export.student import Student
 
 OPSET = 20  # Gelu as an operator; Q/DQ of FP16
 IR_VERSION = 9  # what opset 20 came with: old runtimes refuse newer files

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from edgelung.bundle import Bundle, open_bundle
 from edgelung.export.build import export_run
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
 from edgelung.train.synthetic import write_dataset
-
-from edgelung.bundle import Bundle, open_bundle
 
 # 64 px tiles and one epoch: every part is real, nothing is learned to speak of.
 SMALL = [

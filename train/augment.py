@@ -4,8 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from edgelung.train.recipe import Augment
 from torch import Tensor
+
+from edgelung.train.recipe import Augment
 
 # Optical density of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001).
 _STAINS = F.normalize(

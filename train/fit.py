@@ -17,10 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from edgelung.train.augment import augment
-from edgelung.train.models import Model
-from edgelung.train.recipe import Augment, Schedule
-from edgelung.train.tiles import TileStore
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.task import TrainingTask
@@ -30,6 +26,10 @@ from torch import Tensor, nn
 from edgelung.errors import EdgelungError
 from edgelung.evidence.metrics import evaluate
 from edgelung.files import atomic_write
+from edgelung.train.augment import augment
+from edgelung.train.models import Model
+from edgelung.train.recipe import Augment, Schedule
+from edgelung.train.tiles import TileStore
 
 Indices = npt.NDArray[np.int64]
 CHECKPOINT_SECONDS = 60.0

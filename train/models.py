@@ -6,13 +6,13 @@ from typing import Any
 
 import timm
 import torch
-from edgelung.train.recipe import Schedule, Student
 from safetensors.torch import load_file, save
 from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import nn
 
 from edgelung.errors import EdgelungError, one_line
 from edgelung.files import atomic_write, write_json
+from edgelung.train.recipe import Schedule, Student
 
 # timm's models have attributes that torch's `nn.Module` knows nothing of.
 Model = Any

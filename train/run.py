@@ -11,6 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from edgelung import RESEARCH_USE_ONLY, __version__
+from edgelung.errors import EdgelungError
+from edgelung.evidence.metrics import evaluate
+from edgelung.files import atomic_folder, atomic_write, new_folder, sha256_file, write_json
+from edgelung.report.pages import run_page
+from edgelung.terminal import progress as progress_bar
+from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.fit import (
     Data,
     Machine,
@@ -33,14 +41,6 @@ from edgelung.train.split import (
 )
 from edgelung.train.stages import absolute_weights, check_models, student_stage, teacher_stage
 from edgelung.train.tiles import TileStore
-
-from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.errors import EdgelungError
-from edgelung.evidence.metrics import evaluate
-from edgelung.files import atomic_folder, atomic_write, new_folder, sha256_file, write_json
-from edgelung.report.pages import run_page
-from edgelung.terminal import progress as progress_bar
-from edgelung.tiles.reader import ReaderSpec
 
 CONFIG, SPLIT, STATE = "run.json", "split.csv", "state.pt"
 Probabilities = npt.NDArray[np.float32]

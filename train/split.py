@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from edgelung.train.index import IndexedTile
-from edgelung.train.recipe import Split
 
 from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write
+from edgelung.train.index import IndexedTile
+from edgelung.train.recipe import Split
 
 SUBSETS = ("train", "val", "test")
 

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from edgelung.train.fit import Stage, resize_views, seed_weights
-from edgelung.train.models import Model, create_student, create_teacher
-from edgelung.train.recipe import Recipe, Schedule
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, TokenDistillationTask
 from torch import Tensor, nn
 
 from edgelung.errors import EdgelungError, one_line
+from edgelung.train.fit import Stage, resize_views, seed_weights
+from edgelung.train.models import Model, create_student, create_teacher
+from edgelung.train.recipe import Recipe, Schedule
 
 S = TypeVar("S", bound=Schedule)
 

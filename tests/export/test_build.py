@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgelung.export.build import export_run
-from edgelung.export.student import read_student
-from edgelung.export.tiles import halve_by_group, read_split
 
 from edgelung.bundle import Bundle
 from edgelung.errors import EdgelungError
+from edgelung.export.build import export_run
+from edgelung.export.student import read_student
+from edgelung.export.tiles import halve_by_group, read_split
 from edgelung.files import sha256_file
 
 

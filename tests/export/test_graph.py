@@ -8,13 +8,13 @@ import onnx
 import pytest
 import timm
 import torch
+from onnx import numpy_helper
+
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.build import check_half_range
 from edgelung.export.calibrate import input_scales, observe
 from edgelung.export.graph import OPSET, build_graph, linear_names, quantize_weight
 from edgelung.export.student import Student, read_student
-from onnx import numpy_helper
-
-from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from edgelung.train.augment import affine_matrices, augment, change_colour
 from edgelung.train.recipe import Augment, load_recipe
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.task import TokenDistillationTask
+from torch import nn
+
 from edgelung.train.fit import normalise, resize_views
 from edgelung.train.models import create_student
 from edgelung.train.recipe import Student
 from edgelung.train.stages import ResizedTeacher
-from timm.task import TokenDistillationTask
-from torch import nn
 
 
 class Teacher(nn.Module):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from edgelung.train.fit import choose_machine
-from edgelung.train.recipe import load_recipe
-from edgelung.train.run import train_run
 from safetensors.torch import load_file
 
 from edgelung.errors import EdgelungError
+from edgelung.train.fit import choose_machine
+from edgelung.train.recipe import load_recipe
+from edgelung.train.run import train_run
 
 # A checkpoint after every step, so that a kill at any moment lands between two of them.
 EAGER = (

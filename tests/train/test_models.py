@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from edgelung.train.models import create_student, create_teacher
-from edgelung.train.recipe import Schedule, Student
 from safetensors.torch import save_file
 
 from edgelung.errors import EdgelungError
+from edgelung.train.models import create_student, create_teacher
+from edgelung.train.recipe import Schedule, Student
 
 
 def teacher(**changes: object) -> Schedule:

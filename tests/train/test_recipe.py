@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import timm
-from edgelung.train.recipe import load_recipe, shipped_recipes
 
 from edgelung.errors import EdgelungError
+from edgelung.train.recipe import load_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

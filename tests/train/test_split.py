@@ -4,11 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from edgelung.errors import EdgelungError
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.recipe import Split
 from edgelung.train.split import join_duplicates, split_by_group, split_counts
-
-from edgelung.errors import EdgelungError
 
 
 def tile(path: str, label: str = "a", sha: str = "") -> IndexedTile:

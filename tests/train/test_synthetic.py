@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from edgelung.train.synthetic import CLASSES, draw_tile, write_dataset
 
 
