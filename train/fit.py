@@ -308,7 +308,7 @@ def _epoch_record(
 
 
 def _accumulate(sums: dict[str, float], result: dict[str, Tensor], started: float) -> None:
-    for name in ("loss", "task_loss", "distill_loss"):
+    for name in ("loss", "task_loss", "distill_loss", "guidance_loss"):
         if name in result:
             sums[name] = sums.get(name, 0.0) + float(result[name].detach())
     sums["seconds"] = sums.get("seconds", 0.0) + time.monotonic() - started

@@ -7,8 +7,9 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.deit import checkpoint_filter_fn as resample_positions
-from torch import nn
+from torch import Tensor, nn
 
 from edgelung.errors import EdgelungError, one_line
 from edgelung.files import atomic_write, write_json
@@ -47,7 +48,36 @@ def create_student(schedule: Student, classes: int) -> Model:
             raise EdgelungError(
                 f"student.{name} is {size}; expected a multiple of the patch size, {patch} pixels"
             )
+    if schedule.init == "mimetic" and schedule.weights == "none":
+        mimetic_init(model)
     return model
+
+
+@torch.no_grad()
+def mimetic_init(model: Model) -> None:
+    """Attention that starts as trained attention looks (Trockman and Kolter 2023, Section 4).
+
+    Per head W_q·W_kᵀ ≈ 0.7·Z + 0.7·I, so a token attends to tokens like itself; over all heads
+    W_v·W_proj ≈ 0.4·Z − 0.4·I; positions are sinusoidal. Z is Gaussian noise of variance 1/D.
+    """
+    width = model.embed_dim  # D
+
+    def factors(noise: float, diagonal: float, rank: int) -> tuple[Tensor, Tensor]:
+        target = noise * torch.randn(width, width) / width**0.5 + diagonal * torch.eye(width)
+        u, s, v = torch.linalg.svd(target)
+        root = s[:rank].sqrt()
+        return u[:, :rank] * root, v[:rank].T * root  # (D, rank) each
+
+    for block in model.blocks:
+        heads, qkv = block.attn.num_heads, block.attn.qkv.weight  # (3·D, D)
+        pairs = [factors(0.7, 0.7, width // heads) for _ in range(heads)]
+        qkv[:width] = torch.cat([query.T for query, _ in pairs])
+        qkv[width : 2 * width] = torch.cat([key.T for _, key in pairs])
+        value, projection = factors(0.4, -0.4, width)
+        qkv[2 * width :] = value.T
+        block.attn.proj.weight.copy_(projection)
+    positions = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), width)
+    model.pos_embed[0, model.num_prefix_tokens :] = positions
 
 
 def save_model(model: Model, folder: Path, classes: list[str], size: int) -> None:

@@ -81,6 +81,7 @@ class Student(Schedule):
 
     low_size: Pixels = 112
     low_epochs: int = Field(0, ge=0)
+    init: Literal["timm", "mimetic"] = "timm"  # of a student without weights (`models.py`)
     drop_path: Fraction = 0.0
 
     @model_validator(mode="after")
@@ -97,6 +98,7 @@ class Distill(_Section):
     alpha: float = Field(0.5, ge=0)
     beta: float = Field(0.5, ge=0)
     temperature: float = Field(1.0, gt=0)
+    guidance: float = Field(0.0, ge=0)  # weight of feature guidance (`guidance.py`); 0: off
 
 
 class Recipe(_Section):

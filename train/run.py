@@ -29,6 +29,7 @@ from edgelung.train.fit import (
     load_progress,
     predict,
 )
+from edgelung.train.guidance import drop_guide
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.recipe import Recipe, validate_recipe
@@ -195,7 +196,7 @@ def _teach(run: Run, standing: Progress) -> Model:
 def _distill(run: Run, standing: Progress, teacher: Model) -> Model:
     """The trained student."""
     stage = student_stage(run.recipe, len(run.classes), standing.step == 0, teacher)
-    model = _fit(run, stage, standing)
+    model = drop_guide(_fit(run, stage, standing))
     save_model(model, run.folder, run.classes, stage.schedule.size)
     return model
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgelung.errors import EdgelungError, one_line
 from edgelung.train.fit import Stage, resize_views, seed_weights
+from edgelung.train.guidance import GuidedDistillationTask, feature_maps
 from edgelung.train.models import Model, create_student, create_teacher
 from edgelung.train.recipe import Recipe, Schedule
 
@@ -21,8 +22,11 @@ def check_models(recipe: Recipe, classes: int) -> None:
 
     Done before a run folder is made, so that a mistake leaves nothing behind.
     """
+    teacher = create_teacher(recipe.teacher, classes)
+    if recipe.distill.guidance:
+        feature_maps(teacher)
     for schedule, model in (
-        (recipe.teacher, create_teacher(recipe.teacher, classes)),
+        (recipe.teacher, teacher),
         (recipe.student, create_student(recipe.student, classes)),
     ):
         try:
@@ -55,16 +59,20 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model) -> 
     schedule, distill = recipe.student, recipe.distill
     seed_weights(recipe.seed, "student")
     model = create_student(_started(schedule, fresh), classes)
-    task = TokenDistillationTask(
-        model,
-        ResizedTeacher(teacher, recipe.teacher.size),
-        criterion=nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing),
-        distill_type=distill.mode,
-        task_loss_weight=distill.alpha,
-        distill_loss_weight=distill.beta,
-        temperature=distill.temperature,
-        verbose=False,
-    )
+    resized = ResizedTeacher(teacher, recipe.teacher.size)
+    options: dict[str, Any] = {
+        "criterion": nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing),
+        "distill_type": distill.mode,
+        "task_loss_weight": distill.alpha,
+        "distill_loss_weight": distill.beta,
+        "temperature": distill.temperature,
+        "verbose": False,
+    }
+    if distill.guidance:
+        maps = feature_maps(teacher)
+        task = GuidedDistillationTask(model, resized, maps, distill.guidance, **options)
+    else:
+        task = TokenDistillationTask(model, resized, **options)
 
     def input_size(epoch: int) -> int:
         return schedule.low_size if epoch < schedule.low_epochs else schedule.size

@@ -1,12 +1,15 @@
 """Distillation is what Eq. 8 says it is."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.task import TokenDistillationTask
 from torch import nn
 
+from edgelung.errors import EdgelungError
 from edgelung.train.fit import normalise, resize_views
+from edgelung.train.guidance import GuidedDistillationTask, drop_guide, feature_maps, targets
 from edgelung.train.models import create_student
 from edgelung.train.recipe import Student
 from edgelung.train.stages import ResizedTeacher
@@ -72,3 +75,68 @@ def test_the_teacher_sees_its_own_size_and_normalisation(parts) -> None:
     expected = (resize_views(images, 24) - 0.5) / 0.5
     torch.testing.assert_close(teacher.seen, expected, atol=1e-4, rtol=0)
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def guided(student: nn.Module, guidance: float) -> tuple[GuidedDistillationTask, nn.Module]:
+    teacher = timm.create_model("test_efficientnet", num_classes=3)
+    task = GuidedDistillationTask(
+        student,
+        ResizedTeacher(teacher, 64),
+        feature_maps(teacher),
+        guidance,
+        criterion=nn.CrossEntropyLoss(),
+        verbose=False,
+    )
+    return task.train(), teacher
+
+
+def test_guidance_adds_its_weight_times_its_loss(parts) -> None:
+    student, _, images, labels = parts
+    task, teacher = guided(student, 0.7)
+    shown = normalise(images, student)
+    result = task(shown, labels)
+    parts_sum = result["task_loss"] + result["distill_loss"] + 0.7 * result["guidance_loss"]
+    torch.testing.assert_close(result["loss"], parts_sum)
+    assert 0.8 < float(result["guidance_loss"].detach()) < 3  # about 1 before anything is learnt
+    result["loss"].backward()
+    assert all(p.grad is not None for p in student.guide.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not student.blocks[-1]._forward_hooks, "hooks must not stay on the model"
+
+
+def test_guidance_teaches_what_the_teacher_sees(parts) -> None:
+    student, _, images, labels = parts
+    task, _ = guided(student, 1.0)
+    shown = normalise(images, student)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        result = task(shown, labels)
+        optimizer.zero_grad()
+        result["loss"].backward()
+        optimizer.step()
+        losses.append(float(result["guidance_loss"].detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_student_leaves_as_timm_knows_it(parts) -> None:
+    student, _, images, _ = parts
+    names = set(student.state_dict())
+    guided(student, 1.0)
+    assert set(student.state_dict()) > names
+    assert set(drop_guide(student).state_dict()) == names
+
+
+def test_targets_keep_their_places_and_have_unit_scale() -> None:
+    features = torch.randn(8, 5, 4, 4) * 3 + 2
+    found = targets(features, 16)  # (B, patches, C)
+    assert found.shape == (8, 16, 5)
+    expected = features.flatten(2).transpose(1, 2)
+    expected = (expected - expected.mean((0, 1))) / expected.std((0, 1))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_teacher_without_feature_maps_is_named() -> None:
+    teacher = timm.create_model("deit_tiny_patch16_224", num_classes=3)
+    with pytest.raises(EdgelungError, match="no feature maps"):
+        feature_maps(teacher)

@@ -94,3 +94,21 @@ def test_timm_loads_the_run_folder_by_itself(run: Path) -> None:
         assert model.num_classes == classes
         assert model.pretrained_cfg["label_names"] == ["lung_aca", "lung_n", "lung_scc"]
         assert model.pretrained_cfg["input_size"][-1] == 64
+
+
+def test_mimetic_attention_looks_at_tokens_like_itself() -> None:
+    torch.manual_seed(0)
+    values = {"model": "deit_tiny_distilled_patch16_224", "epochs": 1, "lr": 1e-3}
+    plain = create_student(Student(**values), 3)
+    torch.manual_seed(0)
+    model = create_student(Student(**values, init="mimetic"), 3)
+    width, rank = model.embed_dim, model.embed_dim // model.blocks[0].attn.num_heads
+    for block in model.blocks:
+        weight = block.attn.qkv.weight.detach()
+        query, key = weight[:rank], weight[width : width + rank]
+        product = query.T @ key  # (D, D): the best rank-64 part of 0.7·Z + 0.7·I
+        assert 0.3 < float(product.diagonal().mean()) < 0.7
+        value = block.attn.proj.weight.detach() @ weight[2 * width :]
+        assert abs(float(value.diagonal().mean()) + 0.4) < 0.02
+        assert abs(float((value + 0.4 * torch.eye(width)).std()) - 0.4 / width**0.5) < 0.005
+    assert float(model.pos_embed[0, 2:].std()) > 10 * float(plain.pos_embed[0, 2:].std())
