@@ -120,7 +120,7 @@ def test_guidance_teaches_what_the_teacher_sees(parts) -> None:
 
 
 def test_the_student_leaves_as_timm_knows_it(parts) -> None:
-    student, _, images, _ = parts
+    student, _, _images, _ = parts
     names = set(student.state_dict())
     guided(student, 1.0)
     assert set(student.state_dict()) > names
