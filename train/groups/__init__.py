@@ -1,0 +1,1 @@
+"""Near-duplicate tiles: candidates from an index of keypoints, proof from geometry."""

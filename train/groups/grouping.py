@@ -1,0 +1,201 @@
+"""Groups of tiles that show one piece of tissue: candidates, proofs, and what they connect."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from edgelung.train.groups.candidates import find_candidates
+from edgelung.train.groups.geometry import Proof, prove
+from edgelung.train.groups.keypoints import MANY, Bytes, Keypoints, find_keypoints
+
+LINK = 15  # inliers that connect two tiles; between strangers five are rare (README, 'Groups')
+DOUBT = 6  # inliers among the few keypoints at which the many are asked
+SURE = 20  # inliers among the few that need no second look
+MIN_VOTES = 6
+TRIES = (4, 2)  # failed proofs that a tile may ask for, in the first and in the second round
+REPRESENTATIVES = 2  # tiles that stand for a group in the second round
+_BATCH = 64
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Two tiles and the similarity between them; `first` and `second` index the tiles."""
+
+    first: int
+    second: int
+    proof: Proof
+
+
+@dataclass
+class Grouping:
+    """`group[i]`: number of tile i's group, in order of first tiles; `links` connect each group.
+
+    `refused`: pairs that looked alike and fell short, the nearest to a link first. `plain`: tiles
+    with too few keypoints to prove anything; only identical files can join them.
+    """
+
+    group: list[int] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    refused: list[Link] = field(default_factory=list)
+    plain: list[int] = field(default_factory=list)
+
+
+class Forest:
+    """Disjoint sets of 0…count−1, by their lowest member."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def root(self, item: int) -> int:
+        """The lowest member of the item's set."""
+        while self._parent[item] != item:
+            self._parent[item] = item = self._parent[self._parent[item]]
+        return item
+
+    def join(self, first: int, second: int) -> None:
+        """Make one set of two."""
+        low, high = sorted((self.root(first), self.root(second)))
+        self._parent[high] = low
+
+
+def group_tiles(
+    count: int,
+    read: Callable[[int], Bytes],
+    identical: Sequence[object],
+    advance: Callable[..., None] = lambda n=1, note="": None,
+) -> Grouping:
+    """Group `count` tiles; `read(i)` gives tile i as uint8 [224, 224, 3], from any thread.
+
+    Tiles with equal `identical[i]` (a hash) are one group from the start. Two rounds: every tile
+    with few keypoints, then a few tiles of each group with many, which finds what the neighbours
+    within a group kept out of sight.
+    """
+    found = Grouping()
+    if not count:
+        return found
+    forest = Forest(count)
+    first: dict[object, int] = {}
+    for i, key in enumerate(identical):
+        forest.join(first.setdefault(key, i), i)
+    search = _Search(read, forest, found)
+    alone = sorted({forest.root(i) for i in range(count)})
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def keypoints(tile: int) -> Keypoints:
+            points = find_keypoints(read(tile))
+            advance(1)
+            return points
+
+        few = list(pool.map(keypoints, alone))
+        found.plain = [i for i, points in zip(alone, few, strict=True) if len(points) < LINK]
+        search.connect(pool, alone, few, TRIES[0])
+        del few
+        chosen = _representatives([forest.root(i) for i in range(count)])
+        search.connect(pool, chosen, list(pool.map(search.many, chosen)), TRIES[1])
+    numbers: dict[int, int] = {}
+    found.group = [numbers.setdefault(forest.root(i), len(numbers)) for i in range(count)]
+    found.refused.sort(key=lambda link: -link.proof.inliers)
+    return found
+
+
+class _Search:
+    """Proves candidates, most votes first, and joins what they connect."""
+
+    def __init__(self, read: Callable[[int], Bytes], forest: Forest, found: Grouping) -> None:
+        self._forest = forest
+        self._found = found
+        self.many = lru_cache(maxsize=2048)(lambda tile: find_keypoints(read(tile), MANY))
+
+    def connect(
+        self,
+        pool: ThreadPoolExecutor,
+        tiles: Sequence[int],
+        keypoints: Sequence[Keypoints],
+        tries: int,
+    ) -> None:
+        """Join the groups of `tiles` that are proven to show one piece of tissue.
+
+        A pair is looked at while either tile has failed less than `tries` times, so that the work
+        is bounded by the number of tiles, however much they look alike.
+        """
+        candidates = find_candidates(keypoints)
+        enough = candidates.votes >= MIN_VOTES
+        pairs = zip(
+            candidates.first[enough].tolist(), candidates.second[enough].tolist(), strict=True
+        )
+        failed: Counter[int] = Counter()
+
+        def between(pair: Pair) -> Pair:
+            low, high = sorted(self._forest.root(tiles[i]) for i in pair)
+            return low, high
+
+        def is_open(pair: Pair) -> bool:
+            low, high = between(pair)
+            return low != high and min(failed[pair[0]], failed[pair[1]]) < tries
+
+        def proof(pair: Pair) -> Proof | None:
+            i, j = pair
+            found = prove(keypoints[i], keypoints[j])
+            if found is None or not DOUBT <= found.inliers < SURE:
+                return found
+            return prove(self.many(tiles[i]), self.many(tiles[j]))
+
+        # Threads share the work pair by pair; numpy's own within a pair would be in their way.
+        with threadpool_limits(1, "blas"):
+            for batch in _batches(pairs, is_open, between):
+                for (i, j), result in zip(batch, pool.map(proof, batch), strict=True):
+                    if result is not None and result.inliers >= LINK:
+                        if is_open((i, j)):
+                            self._found.links.append(Link(tiles[i], tiles[j], result))
+                        self._forest.join(tiles[i], tiles[j])
+                        continue
+                    failed.update((i, j))
+                    if result is not None:
+                        self._found.refused.append(Link(tiles[i], tiles[j], result))
+
+
+def _batches(
+    pairs: Iterable[Pair], is_open: Callable[[Pair], bool], between: Callable[[Pair], Pair]
+) -> Iterator[list[Pair]]:
+    """Pairs to be proven side by side, one of each two groups: the others wait for its answer."""
+    source, waiting, more = iter(pairs), list[Pair](), True
+    while more or waiting:
+        batch: dict[Pair, Pair] = {}
+        still: list[Pair] = []
+        for pair in waiting:
+            if is_open(pair):
+                if len(batch) < _BATCH and between(pair) not in batch:
+                    batch[between(pair)] = pair
+                else:
+                    still.append(pair)
+        waiting = still
+        while len(batch) < _BATCH and (pair := next(source, None)) is not None:
+            if is_open(pair):
+                if between(pair) in batch:
+                    waiting.append(pair)
+                else:
+                    batch[between(pair)] = pair
+        more = len(batch) == _BATCH
+        if batch:
+            yield list(batch.values())
+
+
+def _representatives(roots: Sequence[int]) -> list[int]:
+    """A few tiles of every group, spread over its members; all of a small one."""
+    members: dict[int, list[int]] = {}
+    for tile, root in enumerate(roots):
+        members.setdefault(root, []).append(tile)
+    chosen: list[int] = []
+    for tiles in members.values():
+        # A group joined of many fields needs more to stand for it.
+        most = max(REPRESENTATIVES, len(tiles) // 15)
+        chosen += [tiles[i] for i in np.linspace(0, len(tiles) - 1, min(most, len(tiles))).astype(int)]
+    return sorted(set(chosen))
