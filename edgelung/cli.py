@@ -8,6 +8,7 @@ import typer
 import typer.exceptions
 
 from edgelung import RESEARCH_USE_ONLY, __version__
+from edgelung.commands.audit import audit
 from edgelung.commands.export import export
 from edgelung.commands.infer import infer
 from edgelung.commands.train import train
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
 )
+app.command()(audit)
 app.command()(train)
 app.command()(export)
 app.command()(infer)

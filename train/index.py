@@ -32,12 +32,13 @@ def index_tiles(
     data: Path,
     classes: Sequence[str] = (),
     on_tile: Callable[[int], None] = lambda n: None,
+    on_error: Callable[[str, str], None] | None = None,
 ) -> list[IndexedTile]:
     """Every image below `data`, labelled by the folder it lies in, in path order.
 
     `classes` restricts to those folder names. Raises EdgelungError where there are fewer than two
     classes, where a class is missing, or where a file cannot be read: training data is mended, not
-    skipped over.
+    skipped over. With `on_error` such a file is told to it, by path and reason, and left out.
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
@@ -65,13 +66,22 @@ def index_tiles(
         )
     files = [file for file in files if labels[file.path] in wanted]
 
-    def index(file: FoundFile) -> IndexedTile:
-        width, height, digest = _inspect(file)
+    def index(file: FoundFile) -> IndexedTile | None:
         on_tile(1)
+        try:
+            width, height, digest = _inspect(file)
+        except TileError as error:
+            if on_error is None:
+                raise EdgelungError(
+                    f"cannot read the training tile {file.location}: {error.reason}; "
+                    "mend or remove it"
+                ) from error
+            on_error(file.path, error.reason)
+            return None
         return IndexedTile(file.path, labels[file.path], width, height, digest)
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(index, files))
+        return [tile for tile in pool.map(index, files) if tile is not None]
 
 
 def _inspect(file: FoundFile) -> tuple[int, int, str]:
@@ -81,11 +91,10 @@ def _inspect(file: FoundFile) -> tuple[int, int, str]:
         data = read_bytes(file.location)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return *image.size, sha256_bytes(data)
+    except TileError:
+        raise
     except Exception as error:  # Pillow's plugins raise types of their own
-        reason = error.reason if isinstance(error, TileError) else "not an image"
-        raise EdgelungError(
-            f"cannot read the training tile {file.location}: {reason}; mend or remove it"
-        ) from error
+        raise TileError("corrupt", "not an image") from error
 
 
 def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:

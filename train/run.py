@@ -19,6 +19,7 @@ from edgelung.files import atomic_folder, atomic_write, new_folder, sha256_file,
 from edgelung.report.pages import run_page
 from edgelung.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec
+from edgelung.train.audit import find_groups, group_names
 from edgelung.train.fit import (
     Data,
     Machine,
@@ -102,17 +103,13 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     machine = choose_machine(recipe.precision)
     with progress_bar("index") as advance:
         tiles = index_tiles(data, recipe.classes, advance)
-    names = join_duplicates(tiles, read_groups(groups, tiles) if groups else None)
+    found = read_groups(groups, tiles) if groups else group_names(tiles, find_groups(data, tiles))
+    names = join_duplicates(tiles, found)
     split = split_by_group(tiles, names, recipe.split, recipe.seed)
     counts = split_counts(split)
     for subset, labels in counts.items():
         parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
         say(f"{subset:5} tiles (groups): {parts}")
-    if not groups:
-        say(
-            "no --groups: only identical files share a group. Where tiles are near copies of one "
-            "another the test set is not independent, and its figures are too good"
-        )
     check_models(recipe, len(counts["train"]))
     run = _open(out, data, recipe, machine, split, say)
     config = {
@@ -121,7 +118,7 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
         "data": str(data.absolute()),
         "seed": recipe.seed,
         "precision": machine.precision,
-        "groups": groups.name if groups else "identical files only",
+        "groups": groups.name if groups else "auto: tiles that show one piece of tissue",
         "counts": counts,
         "sizes": dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
         "recipe": recipe.model_dump(mode="json"),

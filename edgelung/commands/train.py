@@ -21,7 +21,7 @@ def train(
     ] = "",
     groups: Annotated[
         str,
-        typer.Option(help="CSV with path and group (or cluster); auto joins identical files only."),
+        typer.Option(help="CSV with path and group (or cluster); auto finds near copies."),
     ] = "auto",
     set_: Annotated[
         list[str] | None,

@@ -51,6 +51,12 @@ def bundle_page(manifest: dict[str, Any]) -> str:
     )
 
 
+def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> str:
+    """report.html of an audit: its figures, contact sheets and aligned pairs."""
+    figures_of = {"known": None} | audit
+    return _render("audit.html.j2", title=f"edgelung audit: {name}", f=figures_of, p=pictures)
+
+
 def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("edgelung.report", ""),

@@ -47,7 +47,7 @@ def find_candidates(
     descriptors = np.concatenate([tile.descriptors[:INDEXED] for tile in tiles])
     index, reduce = _build(descriptors)
     asking = np.flatnonzero(rank < ASKING)
-    found = []
+    found = [np.empty(0, np.int64)]
     for start in range(0, len(asking), _CHUNK):
         ask = asking[start : start + _CHUNK]
         distance, nearest = index.search(reduce(descriptors[ask]), min(NEIGHBOURS, len(owner)))

@@ -49,7 +49,7 @@ class Keypoints:
 
 
 def find_keypoints(pixels: Bytes, most: int = FEW) -> Keypoints:
-    """The strongest keypoints of a uint8 [SIZE, SIZE, 3] tile (FEW or MANY); none if it is blank."""
+    """The FEW or MANY strongest keypoints of a uint8 [SIZE, SIZE, 3] tile; none if it is blank."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     for sift in _detectors(most):
         found, descriptors = sift.detectAndCompute(grey, None)
@@ -69,7 +69,9 @@ def find_keypoints(pixels: Bytes, most: int = FEW) -> Keypoints:
 def _detectors(most: int) -> list[cv2.SIFT]:
     """This thread's own: OpenCV's objects are not shared between threads."""
     if not hasattr(_own, "sift"):
-        _own.sift = {n: [cv2.SIFT_create(n, contrastThreshold=c) for c in _CONTRAST[n]] for n in _CONTRAST}
+        _own.sift = {
+            n: [cv2.SIFT_create(n, contrastThreshold=c) for c in _CONTRAST[n]] for n in _CONTRAST
+        }
     detectors: list[cv2.SIFT] = _own.sift[most]
     return detectors
 

@@ -1,0 +1,159 @@
+"""Near copies are found, strangers are not joined."""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgelung.errors import EdgelungError
+from edgelung.tiles.reader import ReaderSpec, decode_tile, read_tile
+from edgelung.train.audit import audit_folder
+from edgelung.train.groups.candidates import find_candidates, fold
+from edgelung.train.groups.geometry import prove
+from edgelung.train.groups.grouping import LINK, group_tiles
+from edgelung.train.groups.keypoints import MIRROR, SIZE, find_keypoints
+from edgelung.train.synthetic import write_dataset
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    """Twelve tiles of 224 px, each of another piece of (drawn) tissue."""
+    folder = write_dataset(
+        tmp_path_factory.mktemp("drawn") / "tiles", sources=4, tiles_per_source=1, size=SIZE
+    )
+    paths = sorted(folder.rglob("*.jpeg"))
+    assert len(paths) == 12
+    return [read_tile(path, ReaderSpec(size=SIZE)) for path in paths]
+
+
+def changed(tile: np.ndarray, angle: float, scale: float, mirror: bool) -> np.ndarray:
+    """What LC25000's augmentation does, then another white balance and a strong JPEG."""
+    matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, scale)
+    turned = cv2.warpAffine(tile, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT)
+    if mirror:
+        turned = turned[:, ::-1]
+    tinted = np.clip(turned * np.array([1.05, 0.95, 0.9]) + 4, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(tinted).save(buffer, "JPEG", quality=60)
+    return decode_tile(buffer.getvalue(), ReaderSpec(size=SIZE))
+
+
+def test_a_mirrored_patch_permutes_its_descriptor(sources) -> None:
+    plain = find_keypoints(sources[0])
+    turned = find_keypoints(np.ascontiguousarray(sources[0][:, ::-1])).mirrored()
+    cosine = plain.descriptors.astype(float) @ turned.descriptors.astype(float).T
+    nearest = cosine.argmax(axis=1)
+    there = np.hypot(*(plain.place[:, :2] - turned.place[nearest, :2]).T) < 2
+    assert there.mean() > 0.7
+    np.testing.assert_array_equal(MIRROR[MIRROR], np.arange(128))
+
+
+def test_folded_descriptors_do_not_know_left_from_right(sources) -> None:
+    descriptors = find_keypoints(sources[0]).descriptors
+    np.testing.assert_allclose(fold(descriptors), fold(descriptors[:, MIRROR]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("angle", "scale", "mirror"), [(25, 1.0, False), (-25, 1.15, True), (90, 0.9, False)]
+)
+def test_the_similarity_is_the_one_that_was_applied(sources, angle, scale, mirror) -> None:
+    first, second = sources[1], changed(sources[1], angle, scale, mirror)
+    proof = prove(find_keypoints(second), find_keypoints(first))
+    assert proof is not None
+    assert proof.inliers >= LINK
+    assert proof.mirrored == mirror
+    expected = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, scale)
+    size = np.hypot(proof.matrix[0, 0], proof.matrix[1, 0])
+    assert size == pytest.approx(scale, rel=0.02)
+    if not mirror:
+        np.testing.assert_allclose(proof.matrix[:, :2], expected[:, :2], atol=0.03)
+
+
+def test_copies_are_grouped_and_strangers_are_not(sources) -> None:
+    copies = [(25, 1.0, False), (-20, 1.1, True), (10, 0.9, False)]
+    tiles = [t for tile in sources for t in (tile, *(changed(tile, *how) for how in copies))]
+    found = group_tiles(len(tiles), tiles.__getitem__, range(len(tiles)))
+    expected = [i // 4 for i in range(len(tiles))]
+    assert found.group == expected
+    assert len(found.links) == len(tiles) - len(sources)  # a forest
+    assert all(link.proof.inliers < LINK for link in found.refused)
+
+
+def test_an_overlap_in_another_colour_is_found(sources) -> None:
+    wide = cv2.resize(np.hstack([sources[2], sources[3]]), (2 * SIZE, SIZE))
+    left, right = wide[:, :SIZE], changed(np.ascontiguousarray(wide[:, 110 : 110 + SIZE]), 0, 1, 0)
+    assert group_tiles(2, [left, right].__getitem__, "ab").group == [0, 0]
+
+
+def test_plain_tiles_join_only_identical_files() -> None:
+    white = np.full((SIZE, SIZE, 3), 240, np.uint8)
+    found = group_tiles(3, lambda index: white, ["same", "other", "same"])
+    assert found.group == [0, 1, 0]
+    assert found.plain == [0, 1]
+
+
+def test_the_order_of_pairs_is_by_votes(sources) -> None:
+    tiles = [sources[0], sources[4], changed(sources[0], 5, 1.0, False)]
+    found = find_candidates([find_keypoints(tile) for tile in tiles])
+    assert (found.first[0], found.second[0]) == (0, 2)
+    assert (np.diff(found.votes) <= 0).all()
+
+
+@pytest.fixture
+def folder(sources, tmp_path: Path) -> Path:
+    """Two classes of two sources with a copy each; one more copy stands in the wrong class."""
+    for number, (label, tile) in enumerate(zip("aabb", sources[:4], strict=True)):
+        place = tmp_path / "data" / label
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile).save(place / f"{number}.png")
+        Image.fromarray(changed(tile, 15, 1.0, True)).save(place / f"{number}-copy.png")
+    Image.fromarray(changed(sources[0], -15, 1.0, False)).save(tmp_path / "data/b/wrong.png")
+    return tmp_path / "data"
+
+
+def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    (folder / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    found = audit_folder(folder, tmp_path / "audit", None, lambda text: None)
+    assert (found["tiles"], found["groups"], found["single_tiles"]) == (9, 4, 0)
+    assert list(found["unreadable"]) == ["a/broken.png"]
+    (mixed,) = found["groups_across_classes"].values()
+    assert mixed == ["a/0-copy.png", "a/0.png", "b/wrong.png"]
+    with (tmp_path / "audit/groups.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    assert len({row["group"] for row in rows}) == 4
+    page = (tmp_path / "audit/report.html").read_text("utf-8")
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "broken.png" in page
+    assert sorted(os.listdir(tmp_path / "audit")) == [
+        "audit.json",
+        "groups.csv",
+        "links.csv",
+        "report.html",
+    ]
+
+
+def test_an_audit_shows_links_between_known_groups(folder: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known.csv"
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    # The known groups miss that 1-copy shows what 1 shows.
+    groups = {path: path.split("/")[1][0] for path in paths}
+    groups |= {"a/1-copy.png": "other", "b/wrong.png": "0"}
+    known.write_text("path,group\n" + "".join(f"{p},{g}\n" for p, g in groups.items()))
+    found = audit_folder(folder, tmp_path / "audit", known, lambda text: None)["known"]
+    assert [(link["first"], link["second"]) for link in found["links"]] == [("1", "other")]
+    assert found["recall"] == found["precision"] == 1.0
+    assert found["precision_as_published"] < 1.0
+    assert found["corrected_groups"] == found["groups"] - 1
+
+
+def test_an_audit_writes_over_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "mine.txt").write_text("keep")
+    with pytest.raises(EdgelungError, match="already exists"):
+        audit_folder(folder, tmp_path / "audit", None, lambda text: None)
