@@ -22,7 +22,7 @@ DEPTHS = (2 / 3, 1)  # … the tokens at these fractions of the student's depth
 GUIDE = "guide"  # the student's attribute that holds the projections while it is trained
 
 
-class GuidedDistillationTask(TokenDistillationTask):
+class GuidedDistillationTask(TokenDistillationTask):  # type: ignore[misc]  # timm is untyped
     """Eq. 8 + `guidance` · mean squared error between projected tokens and teacher features.
 
     `maps` are modules of the teacher and their channels (see `feature_maps`). Targets are their

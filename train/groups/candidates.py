@@ -99,4 +99,6 @@ def fold(descriptors: Bytes) -> Floats:
     """
     values = unit(descriptors)
     a, b = values[:, _LOWER], values[:, MIRROR[_LOWER]]
-    return np.concatenate([a + b, np.abs(a - b)], axis=1) / np.float32(2**0.5)
+    folded: Floats = np.concatenate([a + b, np.abs(a - b)], axis=1)
+    folded /= np.float32(2**0.5)
+    return folded

@@ -53,7 +53,7 @@ def _fit(first: Keypoints, a: Floats, second: Keypoints, mirrored: bool) -> Proo
         return None
     # SIFT puts several keypoints on one spot, one a direction: that is one piece of evidence.
     spots = {tuple(spot) for spot in np.rint(to[inside[:, 0] > 0] / 2).astype(int).tolist()}
-    return Proof(len(spots), mirrored, matrix)
+    return Proof(len(spots), mirrored, matrix.astype(np.float64))
 
 
 def _matches(a: Floats, b: Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

@@ -177,12 +177,12 @@ def _batches(
                 else:
                     still.append(pair)
         waiting = still
-        while len(batch) < _BATCH and (pair := next(source, None)) is not None:
-            if is_open(pair):
-                if between(pair) in batch:
-                    waiting.append(pair)
+        while len(batch) < _BATCH and (new := next(source, None)) is not None:
+            if is_open(new):
+                if between(new) in batch:
+                    waiting.append(new)
                 else:
-                    batch[between(pair)] = pair
+                    batch[between(new)] = new
         more = len(batch) == _BATCH
         if batch:
             yield list(batch.values())

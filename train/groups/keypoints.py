@@ -17,7 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 SIZE = 224  # pixels that tiles are read at
 FEW, MANY = 256, 1000  # keypoints kept, strongest first: to find pairs, and to prove them
 _CONTRAST = {FEW: (0.04, 0.01), MANY: (0.005,)}  # OpenCV's thresholds, tried in turn
-_SCALE = 512  # descriptors are unit vectors without negative parts: 0…0.5 → 0…255
+_SCALE = np.float32(512)  # descriptors are unit vectors without negative parts: 0…0.5 → 0…255
 
 # SIFT's descriptor is 4 rows x 4 columns x 8 directions, along the keypoint's own. Turned over,
 # the rows change places and the directions run the other way.
@@ -70,7 +70,7 @@ def _detectors(most: int) -> list[cv2.SIFT]:
     """This thread's own: OpenCV's objects are not shared between threads."""
     if not hasattr(_own, "sift"):
         _own.sift = {
-            n: [cv2.SIFT_create(n, contrastThreshold=c) for c in _CONTRAST[n]] for n in _CONTRAST
+            n: [cv2.SIFT.create(n, contrastThreshold=c) for c in _CONTRAST[n]] for n in _CONTRAST
         }
     detectors: list[cv2.SIFT] = _own.sift[most]
     return detectors
@@ -78,4 +78,5 @@ def _detectors(most: int) -> list[cv2.SIFT]:
 
 def unit(descriptors: Bytes) -> Floats:
     """Descriptors float32 (n, 128) of about unit length."""
-    return descriptors.astype(np.float32) / _SCALE
+    values: Floats = descriptors.astype(np.float32)
+    return np.divide(values, _SCALE, dtype=np.float32)
