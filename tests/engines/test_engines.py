@@ -115,11 +115,11 @@ def test_unknown_engines_are_named(bundle: Bundle, name: str) -> None:
         choose.open_engine(bundle, name)
 
 
-class Swapped(OnnxRuntimeEngine):
-    """An engine whose tiles arrive with red and blue exchanged."""
+class Off(OnnxRuntimeEngine):
+    """An engine that is wrong by little. (A barely trained model hardly sees colours swapped.)"""
 
     def infer(self, tiles: np.ndarray) -> np.ndarray:
-        return super().infer(np.ascontiguousarray(tiles[..., ::-1]))
+        return super().infer(tiles) + np.float32([0.005, -0.005, 0])
 
 
 class NotANumber(OnnxRuntimeEngine):
@@ -127,7 +127,7 @@ class NotANumber(OnnxRuntimeEngine):
         return super().infer(tiles) * np.nan
 
 
-@pytest.mark.parametrize("broken", [Swapped, NotANumber])
+@pytest.mark.parametrize("broken", [Off, NotANumber])
 def test_the_golden_tiles_stop_a_wrong_engine(
     bundle: Bundle, broken: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
