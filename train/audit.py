@@ -4,6 +4,7 @@ import base64
 import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgelung.files import atomic_folder, new_folder, write_json
 from edgelung.report.pages import audit_page
 from edgelung.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
+from edgelung.train.forest import Forest
 from edgelung.train.groups.grouping import Grouping, Link, group_tiles
 from edgelung.train.groups.keypoints import SIZE
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
@@ -41,20 +43,23 @@ def audit_folder(
         tiles = index_tiles(data, (), advance, on_error=unreadable.__setitem__)
     spec = ReaderSpec(size=SIZE)
     colours: dict[str, npt.NDArray[np.float64]] = {}
-    with progress_bar("decode", len(tiles)) as advance:
-        for tile in tiles:
+    with progress_bar("decode", len(tiles)) as advance, ThreadPoolExecutor() as pool:
+
+        def decode(tile: IndexedTile) -> None:
             try:
                 colours[tile.path] = read_tile(data / tile.path, spec).mean(axis=(0, 1))
             except TileError as error:
                 unreadable[tile.path] = error.reason
             advance(1)
+
+        list(pool.map(decode, tiles))
     tiles = [tile for tile in tiles if tile.path in colours]
+    theirs = read_groups(known, tiles) if known else []  # a wrong file is told before the work
     grouping = find_groups(data, tiles)
     names = group_names(tiles, grouping)
     figures = _describe(tiles, grouping, names, colours, unreadable)
     links: list[tuple[str, str, Link]] = []
     if known:
-        theirs = read_groups(known, tiles)
         links = _links_between(grouping, theirs)
         figures["known"] = _compare(names, theirs, links)
     pictures = _pictures(data, tiles, grouping, names, links)
@@ -154,17 +159,12 @@ def _compare(
     names: Sequence[str], known: Sequence[str], links: Sequence[tuple[str, str, Link]]
 ) -> dict[str, Any]:
     """Pairs of tiles: recall of the known groups', precision with proven links counted as right."""
-    joined = {name: name for name in known}
-
-    def root(name: str) -> str:
-        while joined[name] != name:
-            name = joined[name]
-        return name
-
+    number = {name: i for i, name in enumerate(sorted(set(known)))}
+    forest = Forest(len(number))
     for first, second, link in links:
-        if link.proof.inliers >= PROVEN and root(first) != root(second):
-            joined[root(first)] = root(second)
-    corrected = [root(name) for name in known]
+        if link.proof.inliers >= PROVEN:
+            forest.join(number[first], number[second])
+    corrected = [forest.root(number[name]) for name in known]
     return {
         "groups": len(set(known)),
         "corrected_groups": len(set(corrected)),

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write
+from edgelung.train.forest import Forest
 from edgelung.train.index import IndexedTile
 from edgelung.train.recipe import Split
 
@@ -31,19 +32,13 @@ def join_duplicates(tiles: Sequence[IndexedTile], groups: Sequence[str] | None) 
     Without `groups` each tile starts as its own. Joined groups take the name that sorts first.
     """
     names = list(groups) if groups is not None else [tile.path for tile in tiles]
-    parent = {name: name for name in names}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
-    first: dict[str, str] = {}
+    order = sorted(set(names))
+    number = {name: i for i, name in enumerate(order)}
+    forest = Forest(len(order))
+    first: dict[str, int] = {}
     for tile, name in zip(tiles, names, strict=True):
-        other = first.setdefault(tile.sha256, name)
-        low, high = sorted((root(name), root(other)))
-        parent[high] = low
-    return [root(name) for name in names]
+        forest.join(first.setdefault(tile.sha256, number[name]), number[name])
+    return [order[forest.root(number[name])] for name in names]
 
 
 def split_by_group(

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from edgelung.train.forest import Forest
 from edgelung.train.groups.candidates import find_candidates
 from edgelung.train.groups.geometry import Proof, prove
 from edgelung.train.groups.keypoints import MANY, Bytes, Keypoints, find_keypoints
@@ -46,24 +47,6 @@ class Grouping:
     links: list[Link] = field(default_factory=list)
     refused: list[Link] = field(default_factory=list)
     plain: list[int] = field(default_factory=list)
-
-
-class Forest:
-    """Disjoint sets of 0…count−1, by their lowest member."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def root(self, item: int) -> int:
-        """The lowest member of the item's set."""
-        while self._parent[item] != item:
-            self._parent[item] = item = self._parent[self._parent[item]]
-        return item
-
-    def join(self, first: int, second: int) -> None:
-        """Make one set of two."""
-        low, high = sorted((self.root(first), self.root(second)))
-        self._parent[high] = low
 
 
 def group_tiles(
