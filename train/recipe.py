@@ -81,6 +81,7 @@ class Student(Schedule):
 
     low_size: Pixels = 112
     low_epochs: int = Field(0, ge=0)
+    high_lr: float = Field(0.0, ge=0)  # where the full size begins; 0: one cosine over all epochs
     init: Literal["timm", "mimetic"] = "timm"  # of a student without weights (`models.py`)
     drop_path: Fraction = 0.0
 
@@ -88,6 +89,8 @@ class Student(Schedule):
     def _phases(self) -> "Student":
         if self.low_epochs > self.epochs:
             raise ValueError("low_epochs cannot exceed epochs")
+        if self.high_lr and (self.schedule != "cosine" or not self.low_epochs):
+            raise ValueError("high_lr needs schedule cosine and low_epochs above 0")
         return self
 
 
