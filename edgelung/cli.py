@@ -9,6 +9,7 @@ import typer.exceptions
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.commands.audit import audit
+from edgelung.commands.compare import compare
 from edgelung.commands.export import export
 from edgelung.commands.infer import infer
 from edgelung.commands.train import train
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(audit)
 app.command()(train)
+app.command()(compare)
 app.command()(export)
 app.command()(infer)
 

@@ -1,5 +1,6 @@
 """What the commands print: rich where a person watches, quiet where a script does."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,15 +31,20 @@ out = _Console(
 err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+# Of the processes that torchrun starts for one run, one speaks.
+FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+
+
 def note(text: str) -> None:
     """One line for people, on standard error."""
-    err.print(text, markup=False)
+    if FIRST_PROCESS:
+        err.print(text, markup=False)
 
 
 @contextmanager
 def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """A bar with rate and ETA on a terminal, nothing elsewhere; yields `advance(n, note)`."""
-    if not (sys.stderr and sys.stderr.isatty()):
+    if not (FIRST_PROCESS and sys.stderr and sys.stderr.isatty()):
         yield lambda n=1, note="": None
         return
     columns = (

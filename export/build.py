@@ -18,14 +18,16 @@ from edgelung.engines.choose import available_cores
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.errors import EdgelungError
 from edgelung.evidence.gate import gate
-from edgelung.evidence.metrics import TEMPERATURES, evaluate, fit_temperature
+from edgelung.evidence.intervals import intervals
+from edgelung.evidence.metrics import TEMPERATURES, Floats, evaluate, fit_temperature, roc_auc
 from edgelung.export.calibrate import HALF_LIMIT, Observed, input_scales, observe
 from edgelung.export.graph import build_graph, linear_names
 from edgelung.export.student import Student, read_student
-from edgelung.export.tiles import TileSet, halve_by_group, read_split
+from edgelung.export.tiles import Labelled, TileSet, halve_by_group, read_split
 from edgelung.files import atomic_folder, new_folder, sha256_file
-from edgelung.report.pages import bundle_page
+from edgelung.report.pages import bundle_page, model_card
 from edgelung.terminal import progress
+from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec
 
 GOLDEN_PER_CLASS = 3
@@ -44,14 +46,18 @@ def export_run(
     half: bool,
     int8: bool,
     data: Path | None = None,
+    outside: Path | None = None,
     say: Say = lambda text: None,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
-    `half` and `int8` add the FP16 and INT8 variants to full precision. Raises EdgelungError where
-    the run or its tiles cannot be read, or where the graph does not reproduce the trained model.
+    `half` and `int8` add the FP16 and INT8 variants to full precision. `outside` is a folder of
+    tiles of none of the classes: the bundle then says how sure the model is of those. Raises
+    EdgelungError where the run or its tiles cannot be read, or where the graph does not reproduce
+    the trained model.
     """
     new_folder(out, "bundle")
+    strangers = _tiles_outside(outside) if outside else None
     student = read_student(run)
     config = _read_config(run)
     spec = ReaderSpec(size=student.size)
@@ -74,6 +80,10 @@ def export_run(
                 observed = observe(student, batches, available_cores(), advance)
         _write_variants(student, temperature, observed, half, int8, folder)
         variants = _judge(folder, student, spec, gate_tiles, test, observed, say)
+        if strangers:
+            graph = folder / variants[FULL_PRECISION]["file"]
+            inside = _predict(graph, test, spec, "test").max(axis=1)
+            beyond = _predict(graph, strangers, spec, "outside").max(axis=1)
         golden = _write_golden(folder, student, spec, gate_tiles, variants)
         if int8 and len(calibration) < CALIBRATION_ADVICE:
             say(
@@ -91,9 +101,11 @@ def export_run(
             "temperature": temperature,
             "variants": variants,
             "golden": golden,
+            "outside": compare_confidence(inside, beyond) if strangers else None,
             "provenance": _provenance(run, student, config, sets),
         }
         (folder / "report.html").write_text(bundle_page(manifest), encoding="utf-8")
+        (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
         write_manifest(folder, manifest)
     return open_bundle(out)
 
@@ -187,6 +199,12 @@ def _judge(
             reference.setdefault("test", on_test)
             variants[precision]["test"] = {
                 **evaluate(on_test, test.labels),
+                "intervals": intervals(
+                    on_test.argmax(axis=1),
+                    test.labels,
+                    [tile.group for tile in test.tiles],
+                    len(student.classes),
+                ),
                 "agreement_with_fp32": float(
                     (on_test.argmax(1) == reference["test"].argmax(1)).mean()
                 ),
@@ -203,6 +221,33 @@ def _predict(graph: Path, tiles: TileSet, spec: ReaderSpec, what: str) -> Probab
             advance(len(batch))
     engine.close()
     return np.concatenate(found)
+
+
+def _tiles_outside(folder: Path) -> TileSet:
+    """Every readable tile below `folder`, whatever it shows."""
+    found = [file for file in find_files(folder) if file.is_image and not file.reason]
+    tiles = tuple(Labelled(f.path, 0, f.path, sha256_file(f.location)) for f in found)
+    if not tiles:
+        raise EdgelungError(f"--outside {folder} holds no tile; expected tiles of other tissue")
+    return TileSet(folder, tiles)
+
+
+def compare_confidence(inside: Floats, outside: Floats) -> dict[str, Any]:
+    """How sure a model is of test tiles and of tiles that are of none of its classes.
+
+    `inside`, `outside`: the largest probability of each tile. `roc_auc` is the chance that a test
+    tile gets the higher one (0.5: confidence tells nothing, 1: it always does).
+    """
+    both = np.concatenate([inside, outside])
+    truth = np.repeat([1, 0], [len(inside), len(outside)])
+    return {
+        "tiles": len(outside),
+        "median_confidence_on_test": float(np.median(inside)),
+        "median_confidence": float(np.median(outside)),
+        "share_above_0.9_on_test": float((inside > 0.9).mean()),
+        "share_above_0.9": float((outside > 0.9).mean()),
+        "roc_auc": roc_auc(np.stack([-both, both], axis=1), truth),
+    }
 
 
 def _write_golden(
@@ -266,7 +311,8 @@ def _provenance(
         "weights_sha256": sha256_file(run / "model.safetensors"),
         "split_sha256": sha256_file(run / "split.csv"),
         "groups": config["groups"],
-        "recipe": config["recipe"],
+        "split": config["split"],
+        "recipe": _without_folders(config["recipe"]),
         "sets": {
             name: {"tiles": len(tiles), "groups": len({tile.group for tile in tiles.tiles})}
             for name, tiles in sets.items()
@@ -275,12 +321,22 @@ def _provenance(
     }
 
 
+def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with weights files by name: a bundle travels, the trainer's disk does not."""
+    return {
+        key: value | {"weights": Path(value["weights"]).name}
+        if isinstance(value, dict) and "weights" in value
+        else value
+        for key, value in recipe.items()
+    }
+
+
 def _read_config(run: Path) -> dict[str, Any]:
     path = run / "run.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"data", "seed", "groups", "recipe"} <= set(config):
-            raise ValueError("data, seed, groups or recipe is missing")
+        if not {"data", "seed", "groups", "recipe", "split"} <= set(config):
+            raise ValueError("data, seed, groups, split or recipe is missing")
         if sha256_file(run / "split.csv") != config["split_sha256"]:
             raise ValueError("split.csv is not the one that the run was made with")
         config["data"] = Path(config["data"])

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,17 +16,27 @@ _STAINS = F.normalize(
 _UNMIX = torch.linalg.inv(_STAINS)
 
 
-def augment(tiles: Tensor, size: int, how: Augment, generator: torch.Generator) -> Tensor:
+def augment(
+    tiles: Tensor,
+    size: int,
+    how: Augment,
+    generator: torch.Generator,
+    share: tuple[int, int] = (0, 1),
+) -> Tensor:
     """Random views of uint8 (B, 3, H, W) tiles as float32 (B, 3, size, size) in 0…1.
 
-    The parameters come from `generator` (on the CPU), so they are the same on every device.
+    The parameters come from `generator` (on the CPU), so they are the same on every device. With
+    `share` = (rank, n) the tiles are every n-th of a batch of n · B, from the rank-th on, and look
+    as they would in that batch.
     """
     images = tiles.float() / 255
-    warp = affine_matrices(len(tiles), how, generator).to(images.device)
+    rank, processes = share
+    warp = affine_matrices(len(tiles) * processes, how, generator)[rank::processes]
+    warp = warp.to(images.device)
     grid = F.affine_grid(warp, [len(tiles), 3, size, size], align_corners=False)
     # Reflection, not black: corners that a rotation uncovers would be a shortcut to its angle.
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    return change_colour(images, how, generator)
+    return change_colour(images, how, generator, share)
 
 
 def affine_matrices(count: int, how: Augment, generator: torch.Generator) -> Tensor:
@@ -54,28 +65,51 @@ def affine_matrices(count: int, how: Augment, generator: torch.Generator) -> Ten
     return torch.stack(rows, dim=1)
 
 
-def change_colour(images: Tensor, how: Augment, generator: torch.Generator) -> Tensor:
+def change_colour(
+    images: Tensor, how: Augment, generator: torch.Generator, share: tuple[int, int] = (0, 1)
+) -> Tensor:
     """Stain and light changes of float (B, 3, H, W) in 0…1.
 
     Stain: the amounts of haematoxylin, eosin and a residual are each scaled (σ = stain) and shifted
     a little in optical density, as between slides and scanners (after Tellez et al. 2018).
     """
-    count = len(images)
+    rank, processes = share
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(images.device)
+        """Standard normal (B, *shape)."""
+        drawn = torch.randn(len(images) * processes, *shape, generator=generator)
+        return drawn[rank::processes].to(images.device)
 
     if how.stain:
         stains, unmix = _STAINS.to(images.device), _UNMIX.to(images.device)
         density = -torch.log(images.clamp(min=1 / 255))
-        amounts = 1 + how.stain * normal(count, 3)
+        amounts = 1 + how.stain * normal(3)
         # One 3x3 matrix a tile: unmix, scale, mix again.  (B, 3, 3)
         mix = torch.einsum("ij,bj,jk->bki", unmix, amounts, stains)
-        shift = (how.stain / 8 * normal(count, 3)) @ stains  # (B, 3)
+        shift = (how.stain / 8 * normal(3)) @ stains  # (B, 3)
         flat = torch.baddbmm(shift[:, :, None], mix, density.flatten(2))  # (B, 3, H·W)
         images = torch.exp(-flat).view_as(images).clamp(0, 1)
     if how.light:
-        contrast = 1 + how.light * normal(count, 1, 1, 1)
-        brightness = how.light / 2 * normal(count, 1, 1, 1)
+        contrast = 1 + how.light * normal(1, 1, 1)
+        brightness = how.light / 2 * normal(1, 1, 1)
         images = ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
     return images
+
+
+def mixup(
+    images: Tensor, labels: Tensor, classes: int, alpha: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Blend each view (B, 3, H, W) with another of the batch, and labels (B,) → (B, classes).
+
+    One share a pair, drawn from Beta(alpha, alpha) (Zhang et al. 2018). A teacher that sees the
+    blend too says what it is worth (Beyer et al. 2022).
+    """
+    share = torch.from_numpy(rng.beta(alpha, alpha, len(images)).astype(np.float32))
+    share = torch.maximum(share, 1 - share).to(images.device)  # a view stays mostly itself
+    other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    target = F.one_hot(labels, classes).float()
+    image_share, target_share = share.view(-1, 1, 1, 1), share[:, None]
+    return (
+        image_share * images + (1 - image_share) * images[other],
+        target_share * target + (1 - target_share) * target[other],
+    )

@@ -6,6 +6,7 @@ a random generator having to be saved.
 """
 
 import hashlib
+import io
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
@@ -25,10 +27,11 @@ from torch import Tensor, nn
 from edgelung.errors import EdgelungError
 from edgelung.evidence.metrics import evaluate
 from edgelung.files import atomic_write
-from edgelung.train.augment import augment
+from edgelung.train.augment import augment, mixup
+from edgelung.train.machine import Machine
 from edgelung.train.models import Model
 from edgelung.train.recipe import Augment, Schedule, Student
-from edgelung.train.tiles import TileStore
+from edgelung.train.tiles import TileStore, ahead
 
 Indices = npt.NDArray[np.int64]
 CHECKPOINT_SECONDS = 60.0
@@ -47,7 +50,8 @@ class Data:
 class Stage:
     """What one call of `fit` trains and how.
 
-    `view_size(epoch)`: pixels of the augmented view; `input_size(epoch)`: pixels of the model.
+    `view_size(epoch)`: pixels of the augmented view; `input_size(epoch)`: pixels of the model;
+    `begin(epoch)` readies the model before each step of an epoch.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Stage:
     augment: Augment
     view_size: Callable[[int], int]
     input_size: Callable[[int], int]
+    classes: int
+    begin: Callable[[int], None] = lambda epoch: None
 
 
 @dataclass
@@ -79,31 +85,6 @@ class Pause:
         return time.monotonic() > self._end
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where and how precisely to compute."""
-
-    device: torch.device
-    precision: str  # fp32 | bf16 | fp16
-
-    def autocast(self) -> torch.autocast:
-        """Mixed precision where it was chosen."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
-
-
-def choose_machine(precision: str) -> Machine:
-    """The GPU where there is one; BF16 where the device computes it natively, else FP16 or FP32."""
-    if torch.cuda.is_available():
-        best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return Machine(torch.device("cuda"), best if precision == "auto" else precision)
-    native = any("bf16" in flag for flag in _cpu_flags())  # avx512_bf16, amx_bf16; bf16 on ARM
-    if precision == "fp16":
-        raise EdgelungError("precision fp16 needs a CUDA device; use auto, bf16 or fp32 on a CPU")
-    automatic = "bf16" if native else "fp32"
-    return Machine(torch.device("cpu"), automatic if precision == "auto" else precision)
-
-
 def fit(
     stage: Stage,
     data: Data,
@@ -117,25 +98,31 @@ def fit(
     """Train a stage to its end, from `progress` on; returns the (averaged) model in eval mode.
 
     `checkpoint` is replaced atomically about once a minute and after every epoch. Raises
-    EdgelungError when the loss stops being a number; the last checkpoint from before stays.
+    EdgelungError when the loss stops being a number or memory runs out; the last checkpoint from
+    before stays.
     """
     task, schedule = stage.task.to(machine.device), stage.schedule
     train = data.subsets["train"]
-    batch = min(schedule.batch_size, len(train))
+    batch = global_batch(schedule, len(train), machine)
     steps_per_epoch = len(train) // batch
     total = schedule.epochs * steps_per_epoch
     model = task.get_trainable_module()
+    if machine.processes > 1 and machine.device.type == "cuda":
+        convert_sync_batchnorm(model)  # timm's keeps the activations that its BatchNorm holds
     optimizer = create_optimizer_v2(
         model, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
     )
-    if schedule.ema_decay:
-        task.setup_ema(decay=schedule.ema_decay, use_warmup=True, warmup_power=0.75)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-    parts = {"task": task, "optimizer": optimizer, "scaler": scaler}
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    if schedule.ema_decay:
+        decay = schedule.ema_decay
+        parts["ema"] = task.setup_ema(decay=decay, use_warmup=True, warmup_power=0.75)
     if progress.step:
         _load(checkpoint, parts, machine.device)
-    else:
+    elif machine.first:
         save_checkpoint(checkpoint, parts, progress)
+    if machine.processes > 1:
+        task.prepare_distributed([machine.device] if machine.device.type == "cuda" else None)
     pause = Pause()
 
     def resize_input(module: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
@@ -146,28 +133,30 @@ def fit(
         """Losses in FP32, whatever autocast made of the logits."""
         return tuple(o.float() for o in output) if isinstance(output, tuple) else output.float()
 
+    def load(step: int) -> tuple[Tensor, Tensor]:
+        """This process's tiles and labels of a step."""
+        epoch, position = divmod(step, steps_per_epoch)
+        order = _permutation(len(train), seed, stage.name, epoch)
+        every = train[order[position * batch : (position + 1) * batch]]
+        own = every[machine.rank :: machine.processes]
+        tiles, labels = data.store.batch(own), data.labels[own]
+        return (tiles.pin_memory(), labels) if machine.device.type == "cuda" else (tiles, labels)
+
     hooks = [
         model.register_forward_pre_hook(resize_input),
         model.register_forward_hook(full_logits),
     ]
-    for step in range(progress.step, total):
+    steps = range(progress.step, total)
+    for step, (tiles, labels) in zip(steps, ahead(load, steps), strict=True):
         started = time.monotonic()
         epoch, position = divmod(step, steps_per_epoch)
         if position == 0:
             progress.sums = {}
-        order = _permutation(len(train), seed, stage.name, epoch)
-        indices = train[order[position * batch : (position + 1) * batch]]
-        generator = torch.Generator().manual_seed(_seed(seed, stage.name, "step", step))
-        torch.manual_seed(_seed(seed, stage.name, "model", step))  # dropout and its like
-
-        task.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, step, steps_per_epoch)
-        tiles = data.store.batch(indices).to(machine.device, non_blocking=True)
-        labels = data.labels[indices].to(machine.device)
-        images = augment(tiles, stage.view_size(epoch), stage.augment, generator)
-        with machine.autocast():
-            result = task(normalise(images, unwrap_model(model)), labels)
+        tiles = tiles.to(machine.device, non_blocking=True)
+        labels = labels.to(machine.device)
+        result = _forward(stage, tiles, labels, machine, seed, step, epoch)
         optimizer.zero_grad()
         scaler.scale(result["loss"]).backward()
         scaler.unscale_(optimizer)
@@ -179,7 +168,7 @@ def fit(
         task.update_ema(step=step)
 
         progress.step = step + 1
-        _accumulate(progress.sums, result, started)
+        _accumulate(progress.sums, machine.mean(_losses(result)), started)
         mean_loss = progress.sums["loss"] / (position + 1)
         _check_finite(mean_loss, "loss", stage, step, total)
         on_step(batch, f"{stage.name} epoch {epoch + 1}/{schedule.epochs} loss {mean_loss:.3f}")
@@ -189,13 +178,51 @@ def fit(
                 | _validate(task, data, machine, stage.input_size(epoch))
             )
             on_epoch(progress.history)
-        if position == steps_per_epoch - 1 or pause.over():
+        if machine.first and (position == steps_per_epoch - 1 or pause.over()):
             started = time.monotonic()
             save_checkpoint(checkpoint, parts, progress)
             pause = Pause(cost=time.monotonic() - started)
     for hook in hooks:
         hook.remove()
-    return unwrap_model(_evaluated(task)).eval()
+    trained = unwrap_model(_evaluated(task)).eval()
+    machine.share_out(trained)
+    return trained
+
+
+def global_batch(schedule: Schedule, tiles: int, machine: Machine) -> int:
+    """Tiles of a step, over all processes; raises EdgelungError where they cannot share them."""
+    if schedule.batch_size % machine.processes:
+        raise EdgelungError(
+            f"batch_size is {schedule.batch_size}; expected a multiple of the number of "
+            f"processes, {machine.processes}"
+        )
+    return min(schedule.batch_size, tiles - tiles % machine.processes)
+
+
+def _forward(
+    stage: Stage,
+    tiles: Tensor,
+    labels: Tensor,
+    machine: Machine,
+    seed: int,
+    step: int,
+    epoch: int,
+) -> dict[str, Tensor]:
+    """The losses of this process's tiles (B, 3, H, W) in one step, from views drawn for it."""
+    generator = torch.Generator().manual_seed(_seed(seed, stage.name, "step", step))
+    torch.manual_seed(_seed(seed, stage.name, "model", step, machine.rank))  # dropout and its like
+    share = (machine.rank, machine.processes)
+    images = augment(tiles, stage.view_size(epoch), stage.augment, generator, share)
+    targets = labels
+    if stage.schedule.mixup:
+        rng = np.random.default_rng(_seed(seed, stage.name, "mixup", step))
+        images, targets = mixup(images, labels, stage.classes, stage.schedule.mixup, rng)
+    stage.task.train()
+    stage.begin(epoch)
+    model = unwrap_model(stage.task.get_trainable_module())
+    with machine.autocast():
+        result: dict[str, Tensor] = stage.task(normalise(images, model), targets)
+    return result
 
 
 def seed_weights(seed: int, stage: str) -> None:
@@ -229,24 +256,31 @@ def predict(
     on_batch: Callable[[int], None] = lambda n: None,
 ) -> npt.NDArray[np.float32]:
     """Softmax probabilities float32 (N, classes) of unaugmented tiles of a subset."""
-    found = []
-    indices, batch = data.subsets[subset], 64
+    every, batch = data.subsets[subset], 64
+    own = every[machine.rank :: machine.processes]
+    classes = int(data.labels.max()) + 1
+    found = [np.empty((0, classes), np.float32)]
     model.eval()
-    for start in range(0, len(indices), batch):
-        tiles = data.store.batch(indices[start : start + batch]).to(machine.device)
+    for start in range(0, len(own), batch):
+        tiles = data.store.batch(own[start : start + batch]).to(machine.device)
         images = normalise(resize_views(tiles.float() / 255, size), unwrap_model(model))
         with machine.autocast():
             logits = model(images)
         found.append(logits.float().softmax(dim=1).cpu().numpy())
-        on_batch(len(tiles))
-    return np.concatenate(found)
+        on_batch(len(tiles) * machine.processes)
+    return machine.collect(np.concatenate(found), len(every))
 
 
 def save_checkpoint(path: Path, parts: dict[str, Any], progress: Progress) -> None:
-    """Replace the checkpoint in one step."""
+    """Replace the checkpoint in one step.
+
+    By way of memory: on a full disk torch's own writer would hide the system's word.
+    """
     state = {name: part.state_dict() for name, part in parts.items()}
+    whole = io.BytesIO()
+    torch.save({**state, "progress": vars(progress)}, whole)
     with atomic_write(path) as file:
-        torch.save({**state, "progress": vars(progress)}, file)
+        file.write(whole.getbuffer())
 
 
 def load_progress(path: Path) -> Progress:
@@ -277,7 +311,9 @@ def _check_finite(value: float, what: str, stage: Stage, step: int, total: int) 
 
 def _validate(task: TrainingTask, data: Data, machine: Machine, size: int) -> dict[str, float]:
     truth = data.labels[data.subsets["val"]].numpy()
-    found = predict(_evaluated(task), data, "val", machine, size)
+    model = unwrap_model(_evaluated(task))
+    machine.share_out(model)  # statistics of batches differ from process to process
+    found = predict(model, data, "val", machine, size)
     if not np.isfinite(found).all():
         raise EdgelungError("validation gave no finite probabilities; try a lower learning rate")
     metrics = evaluate(found, truth)
@@ -306,10 +342,14 @@ def _epoch_record(
     }
 
 
-def _accumulate(sums: dict[str, float], result: dict[str, Tensor], started: float) -> None:
-    for name in ("loss", "task_loss", "distill_loss", "guidance_loss"):
-        if name in result:
-            sums[name] = sums.get(name, 0.0) + float(result[name].detach())
+def _losses(result: dict[str, Tensor]) -> dict[str, float]:
+    names = ("loss", "task_loss", "distill_loss", "guidance_loss")
+    return {name: float(result[name].detach()) for name in names if name in result}
+
+
+def _accumulate(sums: dict[str, float], losses: dict[str, float], started: float) -> None:
+    for name, value in losses.items():
+        sums[name] = sums.get(name, 0.0) + value
     sums["seconds"] = sums.get("seconds", 0.0) + time.monotonic() - started
 
 
@@ -343,11 +383,3 @@ def _permutation(count: int, *key: object) -> Indices:
 def _seed(*key: object) -> int:
     """A 63-bit seed from any key, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) >> 1
-
-
-def _cpu_flags() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    return next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])

@@ -46,7 +46,7 @@ class GuidedDistillationTask(TokenDistillationTask):  # type: ignore[misc]  # ti
         setattr(student, GUIDE, nn.ModuleList(guides))
         super().__init__(student, teacher, **options)
         self.guidance = guidance
-        self._watched = [*blocks, *(module for module, _ in maps)]
+        self._watched = [*blocks, *(module for module, _ in maps), student.patch_embed]
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The parts of the loss, `guidance_loss` among them."""
@@ -62,21 +62,24 @@ class GuidedDistillationTask(TokenDistillationTask):  # type: ignore[misc]  # ti
             for hook in hooks:
                 hook.remove()
         outputs = [seen[module] for module in self._watched]
-        tokens, maps = outputs[: len(STRIDES)], outputs[len(STRIDES) :]
-        guides = getattr(unwrap_model(self.trainable_module), GUIDE)
-        losses = [
-            F.mse_loss(guide(own[:, 2:]).float(), targets(features, own.shape[1] - 2))
-            for guide, own, features in zip(guides, tokens, maps, strict=True)
-        ]
+        tokens, maps = outputs[: len(STRIDES)], outputs[len(STRIDES) : -1]
+        student = unwrap_model(self.trainable_module)
+        grid = seen[student.patch_embed].shape[1:3]  # of (B, H, W, D)
+        losses = []
+        for guide, own, features in zip(getattr(student, GUIDE), tokens, maps, strict=True):
+            wanted = targets(features, grid)
+            if student.patch_drop.kept is not None:
+                kept = student.patch_drop.kept[..., None].expand(-1, -1, wanted.shape[-1])
+                wanted = wanted.gather(1, kept)
+            losses.append(F.mse_loss(guide(own[:, 2:]).float(), wanted))
         result["guidance_loss"] = torch.stack(losses).mean()
         result["loss"] = result["loss"] + self.guidance * result["guidance_loss"]
         return result
 
 
-def targets(features: Tensor, patches: int) -> Tensor:
+def targets(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Feature map (B, C, H, W) → standardised float32 targets (B, patches, C), row by row."""
-    side = round(patches**0.5)
-    maps = F.interpolate(features.float(), (side, side), mode="bilinear", antialias=True)
+    maps = F.interpolate(features.float(), grid, mode="bilinear", antialias=True)
     flat = maps.flatten(2).transpose(1, 2)  # (B, patches, C)
     mean, std = flat.mean(dim=(0, 1)), flat.std(dim=(0, 1))
     return (flat - mean) / (std + 1e-5)

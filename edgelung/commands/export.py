@@ -17,6 +17,10 @@ def export(
     data: Annotated[
         Path | None, typer.Option(help="The training tiles, if the folder has moved.")
     ] = None,
+    outside: Annotated[
+        Path | None,
+        typer.Option(help="Tiles of none of the classes: report how sure the model is of them."),
+    ] = None,
     allow_drop: Annotated[
         bool, typer.Option("--allow-drop", help="Exit 0 even if a variant did not pass its gate.")
     ] = False,
@@ -35,7 +39,7 @@ def export(
             f"export needs {error.name}, which is not installed: pip install 'edgelung[train]'"
         ) from error
 
-    bundle = export_run(run, out, half=fp16, int8=int8, data=data, say=note)
+    bundle = export_run(run, out, half=fp16, int8=int8, data=data, outside=outside, say=note)
     if as_json:
         print(json.dumps(bundle.manifest, indent=2))
     else:

@@ -23,6 +23,13 @@ def train(
         str,
         typer.Option(help="CSV with path and group (or cluster); auto finds near copies."),
     ] = "auto",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="group keeps near copies together; random is the paper's way.",
+            show_default="the recipe's",
+        ),
+    ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a recipe field: student.lr=1e-4; repeatable."),
@@ -36,13 +43,14 @@ def train(
 ) -> None:
     """Distill a DeiT student from a CNN teacher on labelled tiles. Research use only."""
     from edgelung.errors import EdgelungError
-    from edgelung.terminal import note
+    from edgelung.terminal import FIRST_PROCESS, note
 
     named = {
         "student.model": student,
         "teacher.model": teacher,
         "student.weights": weights,
         "teacher.weights": teacher_weights,
+        "split.by": split,
     }
     overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
     if resume and (recipe or overrides or groups != "auto"):
@@ -50,6 +58,7 @@ def train(
             "--resume goes on with the run's own recipe and groups; leave the other options out"
         )
     try:
+        from edgelung.train.machine import process_group
         from edgelung.train.recipe import load_recipe
         from edgelung.train.run import train_run
     except ModuleNotFoundError as error:
@@ -57,14 +66,17 @@ def train(
             f"train needs {error.name}, which is not installed: pip install 'edgelung[train]'"
         ) from error
 
-    metrics = train_run(
-        data,
-        out,
-        None if resume else load_recipe(recipe or "quick", overrides),
-        groups=None if groups == "auto" else Path(groups),
-        resume=resume,
-        say=note,
-    )
+    with process_group():
+        metrics = train_run(
+            data,
+            out,
+            None if resume else load_recipe(recipe or "quick", overrides),
+            groups=None if groups == "auto" else Path(groups),
+            resume=resume,
+            say=note,
+        )
+    if not FIRST_PROCESS:
+        return
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -74,14 +86,19 @@ def train(
 def _print_table(metrics: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
+    from edgelung.runs import ROLES
     from edgelung.terminal import out
 
-    table = Table("test set", "accuracy", "balanced", "precision", "recall", "F1", "ECE")
-    columns = ("accuracy", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1")
-    for name in ("teacher", "student"):
-        test = metrics[name]["test"]
+    columns = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+    title = "test set, %"
+    table = Table(
+        "model", "accuracy", "precision", "recall", "F1", "recall's 95 % interval", title=title
+    )
+    for role in (role for role in ROLES if role in metrics):
+        test = metrics[role]["test"]
+        low, high = test["intervals"]["balanced_accuracy"]
         figures = [f"{100 * test[column]:.2f}" for column in columns]
-        error = f"{test['expected_calibration_error']:.4f}"
-        table.add_row(f"{name} {metrics[name]['model']}", *figures, error)
+        interval = f"{100 * low:.2f} – {100 * high:.2f}"
+        table.add_row(f"{role} {metrics[role]['model']}", *figures, interval)
     out.print(table)
     out.print(f"run     {folder}\nreport  {folder / 'report.html'}", markup=False)

@@ -1,17 +1,37 @@
-"""Figures as SVG text that stands inside an HTML page."""
+"""Figures as SVG text, and pictures as data URIs, that stand inside an HTML page."""
 
+import base64
 import io
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
 
 mpl.use("svg")  # no display is needed, or touched
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-# Two colours that differ in lightness too, for print and for colour-blind readers.
-BLUE, ORANGE = "#1f5fa8", "#d9822b"
+# Two colours that differ in lightness too, for print and for colour-blind readers; both stand out
+# from a white page and from a dark one.
+BLUE, ORANGE = "#3d85c6", "#d9822b"
+INK = "#010203"  # stands for the page's own text colour, whatever its scheme
+
+mpl.rcParams.update(
+    {
+        f"{name}color": INK
+        for name in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.", "axes.title")
+    }
+    | {"figure.facecolor": "none", "axes.facecolor": "none", "legend.labelcolor": INK}
+)
+
+
+def picture(pixels: npt.NDArray[np.uint8]) -> str:
+    """A JPEG data URI of RGB uint8 [H, W, 3]."""
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def curves(history: Sequence[dict[str, Any]], title: str) -> str:
@@ -47,10 +67,13 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(classes), 1.2 + 0.8 * len(classes)))
     figure.set_layout_engine("constrained")
     shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    opacity = np.array(shares)  # of one colour: light or dark, the page shows through
+    rgba = np.zeros((*opacity.shape, 4))
+    rgba[..., :3], rgba[..., 3] = mpl.colors.to_rgb("#1f5fa8"), opacity
+    axes.imshow(rgba)
     for i, row in enumerate(matrix):
         for j, n in enumerate(row):
-            colour = "white" if shares[i][j] > 0.5 else "black"
+            colour = "white" if shares[i][j] > 0.5 else INK
             axes.text(
                 j, i, f"{n}\n{100 * shares[i][j]:.1f} %", ha="center", va="center", color=colour
             )
@@ -60,10 +83,26 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     return _svg(figure)
 
 
+def estimates(
+    names: Sequence[str], values: Sequence[float], bounds: Sequence[tuple[float, float]], title: str
+) -> str:
+    """One dot with its 95 % interval per model, best read downwards; fractions, shown in %."""
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(names)), layout="constrained")
+    for row, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
+        axes.plot([100 * low, 100 * high], [row, row], color=BLUE, linewidth=2, alpha=0.6)
+        axes.plot(100 * value, row, "o", color=BLUE)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel=title)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return _svg(figure)
+
+
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     # No date, so that the same run gives the same bytes.
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace(INK, "currentColor")

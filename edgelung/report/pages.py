@@ -8,28 +8,29 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.report import figures
+from edgelung.runs import CONFIG, ROLES
 
 
-def run_page(run: Path, metrics: dict[str, Any]) -> str:
-    """report.html of a run folder, from its run.json and metrics.jsonl and from `metrics`."""
-    config = json.loads((run / "run.json").read_text("utf-8"))
+def run_page(run: Path, metrics: dict[str, Any], pictures: dict[str, Any]) -> str:
+    """report.html of a run folder: its run.json and metrics.jsonl, `metrics` and `pictures`."""
+    config = json.loads((run / CONFIG).read_text("utf-8"))
     lines = run / "metrics.jsonl"
     history = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
-    stages = {
-        name: [record for record in history if record["stage"] == name]
-        for name in ("teacher", "student")
-    }
+    roles = [role for role in reversed(ROLES) if role in metrics]
+    stages = {role: [record for record in history if record["stage"] == role] for role in roles}
     return _render(
         "run.html.j2",
         title=f"edgelung run {run.name}",
         config=config,
         metrics=metrics,
+        roles=roles,
+        pictures=pictures,
         curves={name: figures.curves(rows, name) for name, rows in stages.items() if rows},
         confusions={
             name: figures.confusion(
                 metrics[name]["test"]["confusion"], metrics["classes"], f"{name}, test"
             )
-            for name in stages
+            for name in roles
         },
     )
 
@@ -51,6 +52,28 @@ def bundle_page(manifest: dict[str, Any]) -> str:
     )
 
 
+def model_card(manifest: dict[str, Any]) -> str:
+    """MODEL_CARD.md of a bundle, from its manifest."""
+    return _render("card.md.j2", title=manifest["name"], m=manifest, p=manifest["provenance"])
+
+
+def compare_page(comparison: dict[str, Any]) -> str:
+    """The page of `edgelung compare`: Table II, differences, one dot a model."""
+    rows = comparison["models"]
+    names = [f"{row['run']}: {row['role']} {row['model']}" for row in rows]
+    return _render(
+        "compare.html.j2",
+        title="edgelung: runs compared",
+        c=comparison,
+        plot=figures.estimates(
+            names,
+            [row["balanced_accuracy"] for row in rows],
+            [row["intervals"]["balanced_accuracy"] for row in rows],
+            "balanced accuracy on the test tiles, %, with 95 % interval over groups",
+        ),
+    )
+
+
 def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> str:
     """report.html of an audit: its figures, contact sheets and aligned pairs."""
     figures_of = {"known": None} | audit
@@ -60,12 +83,13 @@ def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> st
 def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("edgelung.report", ""),
-        autoescape=True,
+        autoescape=not template.endswith(".md.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.2f} %"
+    environment.filters["span"] = lambda bounds: f"{100 * bounds[0]:.2f} – {100 * bounds[1]:.2f} %"
     return environment.get_template(template).render(
         notice=RESEARCH_USE_ONLY, version=__version__, **values
     )

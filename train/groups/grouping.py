@@ -19,8 +19,8 @@ LINK = 12  # inliers that connect two tiles; of 95,000 pairs of strangers none h
 DOUBT = 6  # inliers among the few keypoints at which the many are asked
 SURE = 20  # inliers among the few that need no second look
 MIN_VOTES = 6
-TRIES = (4, 2)  # failed proofs that a tile may ask for, in the first and in the second round
-REPRESENTATIVES = 2  # tiles that stand for a group in the second round
+TRIES = (4, 4)  # failed proofs that a tile may ask for, in the first and in the second round
+REPRESENTATIVES = 3  # tiles that stand for a group in the second round
 _BATCH = 64
 
 Pair = tuple[int, int]

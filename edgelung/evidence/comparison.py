@@ -1,0 +1,98 @@
+"""Runs side by side: the paper's Table II, paired where models answered for the same tiles."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgelung.errors import EdgelungError
+from edgelung.evidence.intervals import paired_intervals
+from edgelung.evidence.metrics import Labels
+from edgelung.runs import CONFIG, METRICS, ROLES, role_folder
+
+METRIC_NAMES = ("tiles", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall")
+METRIC_NAMES += ("macro_f1", "roc_auc", "expected_calibration_error", "intervals")
+
+Answers = dict[str, tuple[str, str, str]]  # path → truth, group, label
+
+
+def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
+    """Test metrics of every model of the runs, in their order; each against one reference.
+
+    The reference is the student of the first run, or for models on other tiles the first model
+    listed that answered for exactly those. Raises EdgelungError for a folder that is no finished
+    run.
+    """
+    models: list[dict[str, Any]] = []
+    answers: list[Answers] = []
+    for run in runs:
+        config, metrics = _json(run, CONFIG), _json(run, METRICS)
+        for role in (role for role in ROLES if role in metrics):
+            try:
+                test = metrics[role]["test"]
+                figures = {name: test[name] for name in METRIC_NAMES}
+                about = {"model": metrics[role]["model"], "split": config["split"]}
+            except (KeyError, TypeError) as error:
+                raise EdgelungError(
+                    f"{run} does not hold {error} of the {role}: it was written by an older "
+                    "edgelung, or edited; train it again"
+                ) from error
+            models.append({"run": run.name or str(run), "role": role, **about, **figures})
+            answers.append(_answers(role_folder(run, role) / "predictions.csv"))
+    first_student = next(i for i, model in enumerate(models) if model["role"] == "student")
+    for i, model in enumerate(models):
+        same = [j for j in (first_student, *range(i)) if _tiles(answers[j]) == _tiles(answers[i])]
+        if not same or same[0] == i:
+            model["against"] = None
+            continue
+        reference = models[same[0]]
+        model["against"] = f"{reference['run']}: {reference['role']} {reference['model']}"
+        model["difference"] = model["balanced_accuracy"] - reference["balanced_accuracy"]
+        model["difference_interval"] = _paired(answers[same[0]], answers[i])
+    return {"models": models}
+
+
+def _paired(reference: Answers, own: Answers) -> tuple[float, float]:
+    """The interval of own − reference in balanced accuracy."""
+    paths = sorted(own)
+    classes = sorted({answers[p][k] for answers in (own, reference) for p in paths for k in (0, 2)})
+
+    def numbers(answers: Answers, place: int) -> Labels:
+        return np.array([classes.index(answers[path][place]) for path in paths], np.int64)
+
+    groups = [own[path][1] for path in paths]
+    first, second = numbers(reference, 2), numbers(own, 2)
+    found = paired_intervals(first, second, numbers(own, 0), groups, len(classes))
+    return found["balanced_accuracy"]
+
+
+def _tiles(answers: Answers) -> set[tuple[str, str]]:
+    return {(path, truth) for path, (truth, _, _) in answers.items()}
+
+
+def _answers(path: Path) -> Answers:
+    found: Answers = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["subset"] == "test":
+                    shares = {k[2:]: float(v) for k, v in row.items() if k.startswith("p_")}
+                    label = max(shares, key=shares.__getitem__)
+                    found[row["path"]] = (row["class"], row["group"], label)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise EdgelungError(f"cannot read the predictions in {path}: {error}") from error
+    return found
+
+
+def _json(run: Path, name: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((run / name).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise EdgelungError(
+            f"{run} is no finished run: cannot read its {name} ({error}); expected what "
+            "`edgelung train --out` wrote"
+        ) from error
+    return found

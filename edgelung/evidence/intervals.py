@@ -1,0 +1,82 @@
+"""Intervals that respect groups: tiles of one group are not independent, groups are resampled.
+
+The percentile bootstrap over clusters (Davison and Hinkley 1997, Section 3.8), within each class,
+so that a resample holds as many groups of a class as the test set does.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelung.evidence.metrics import Labels
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Counts = npt.NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+def intervals(
+    predicted: Labels, truth: Labels, groups: Sequence[str], classes: int
+) -> dict[str, Interval]:
+    """95 % intervals of accuracy, balanced accuracy and macro F1; fractions.
+
+    `predicted`, `truth` int64 (N,); `groups`: the source of each tile. Where each class has one
+    group only, nothing is known of other sources and the interval shrinks to a point.
+    """
+    counts, weights = _confusions(predicted, truth, groups, classes), _weights(truth, groups)
+    return {name: _interval(values) for name, values in _metrics(weights @ counts).items()}
+
+
+def paired_intervals(
+    first: Labels, second: Labels, truth: Labels, groups: Sequence[str], classes: int
+) -> dict[str, Interval]:
+    """95 % intervals of second − first on the same tiles: both see the same resampled groups."""
+    weights = _weights(truth, groups)
+    ours = _metrics(weights @ _confusions(second, truth, groups, classes))
+    theirs = _metrics(weights @ _confusions(first, truth, groups, classes))
+    return {name: _interval(ours[name] - theirs[name]) for name in ours}
+
+
+def _confusions(predicted: Labels, truth: Labels, groups: Sequence[str], classes: int) -> Counts:
+    """The confusion matrix of each group, (G, classes²)."""
+    names, group = np.unique(groups, return_inverse=True)
+    cell = (group * classes + truth) * classes + predicted
+    counts = np.bincount(cell, minlength=len(names) * classes * classes)
+    return counts.reshape(len(names), classes * classes).astype(np.float64)
+
+
+def _weights(truth: Labels, groups: Sequence[str]) -> Counts:
+    """How often each resample drew each group, (RESAMPLES, G)."""
+    names, first = np.unique(groups, return_index=True)
+    stratum = truth[first]  # the class of a group, of its first tile where it holds several
+    rng = np.random.default_rng(0)
+    weights = np.zeros((RESAMPLES, len(names)))
+    for label in np.unique(stratum):
+        members = np.flatnonzero(stratum == label)
+        even = np.full(len(members), 1 / len(members))
+        weights[:, members] = rng.multinomial(len(members), even, size=RESAMPLES)
+    return weights
+
+
+def _metrics(confusions: Counts) -> dict[str, Counts]:
+    """Each metric (R,) of confusion matrices (R, classes²), as in `classification_metrics`."""
+    classes = round(confusions.shape[1] ** 0.5)
+    matrices = confusions.reshape(-1, classes, classes)
+    hits = np.diagonal(matrices, axis1=1, axis2=2)  # (R, classes)
+    actual, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
+    present = actual > 0
+    recall = np.divide(hits, actual, out=np.zeros_like(hits), where=present)
+    f1 = np.divide(2 * hits, actual + predicted, out=np.zeros_like(hits), where=present)
+    return {
+        "accuracy": hits.sum(axis=1) / actual.sum(axis=1),
+        "balanced_accuracy": recall.sum(axis=1) / present.sum(axis=1),
+        "macro_f1": f1.sum(axis=1) / present.sum(axis=1),
+    }
+
+
+def _interval(values: Counts) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
