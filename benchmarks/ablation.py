@@ -25,6 +25,7 @@ NO_GUIDANCE = "distill.guidance=0"
 REFERENCE = "quick: soft, guidance, mimetic"
 VARIANTS: dict[str, tuple[str, ...]] = {
     REFERENCE: (),
+    "crops of 0.4 to 1.25 of the side": ("augment.scale=[0.4, 1.25]",),
     "mixup 0.8": ("student.mixup=0.8",),
     "soft, no guidance": (NO_GUIDANCE,),
     "labels alone (undistilled)": ("distill.mode=none", NO_GUIDANCE),

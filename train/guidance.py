@@ -15,6 +15,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from edgelung.errors import EdgelungError
+from edgelung.train.machine import mean_of_all
 from edgelung.train.models import Model
 
 STRIDES = (16, 32)  # teacher maps of these strides guide …
@@ -81,8 +82,9 @@ def targets(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Feature map (B, C, H, W) → standardised float32 targets (B, patches, C), row by row."""
     maps = F.interpolate(features.float(), grid, mode="bilinear", antialias=True)
     flat = maps.flatten(2).transpose(1, 2)  # (B, patches, C)
-    mean, std = flat.mean(dim=(0, 1)), flat.std(dim=(0, 1))
-    return (flat - mean) / (std + 1e-5)
+    mean = mean_of_all(flat.mean(dim=(0, 1)))
+    variance = mean_of_all((flat - mean).square().mean(dim=(0, 1)))
+    return (flat - mean) / (variance.sqrt() + 1e-5)
 
 
 def feature_maps(teacher: Model) -> list[tuple[nn.Module, int]]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from edgelung.errors import EdgelungError
 
@@ -101,6 +101,15 @@ def from_first(work: Callable[[], T]) -> T:
         raise EdgelungError(answer[1])
     result: T = answer[0]
     return result
+
+
+def mean_of_all(own: Tensor) -> Tensor:
+    """The average over all processes of each one's tensor."""
+    if not dist.is_initialized():
+        return own
+    total = own.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 def choose_machine(precision: str) -> Machine:

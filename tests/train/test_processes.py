@@ -22,11 +22,11 @@ SETTINGS = [
     "augment.light=0.1",
     "distill.guidance=0.5",
 ]
-OWN_FILES = (  # every file that a process opens for writing under the run folder, with its rank
+OWN_FILES = (  # every file or folder that takes its final name below the run, with the rank
     "import os, sys\n"
     "def hook(event, args):\n"
-    "    if event == 'open' and 'run-2' in str(args[0]) and 'w' in str(args[1] or ''):\n"
-    "        sys.stderr.write(f'WROTE {os.environ[\"RANK\"]} {args[0]}\\n')\n"
+    "    if event == 'os.rename' and 'run-2' in str(args[1]):\n"
+    "        sys.stderr.write(f'WROTE {os.environ[\"RANK\"]} {args[1]}\\n')\n"
     "sys.addaudithook(hook)\n"
     "from edgelung.cli import main; main()\n"
 )
