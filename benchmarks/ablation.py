@@ -20,9 +20,15 @@ from rich.console import Console
 from rich.table import Table
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
-SHORT = ("student.size=112", "student.low_epochs=0", "student.high_lr=0")
+SHORT = (
+    "student.size=112",
+    "student.low_epochs=0",
+    "student.init=mimetic",
+    "distill.guidance=1",
+    "augment.scale=[0.8, 1.25]",
+)
 NO_GUIDANCE = "distill.guidance=0"
-REFERENCE = "quick: soft, guidance, mimetic"
+REFERENCE = "soft, guidance, mimetic"
 VARIANTS: dict[str, tuple[str, ...]] = {
     REFERENCE: (),
     "crops of 0.4 to 1.25 of the side": ("augment.scale=[0.4, 1.25]",),

@@ -158,7 +158,7 @@ def fit(
         labels = labels.to(machine.device)
         result = _forward(stage, tiles, labels, machine, seed, step, epoch)
         optimizer.zero_grad()
-        scaler.scale(result["loss"]).backward()
+        scaler.scale(result["loss"]).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm or math.inf)
         if not scaler.is_enabled():  # GradScaler skips such steps by itself

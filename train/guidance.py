@@ -65,7 +65,8 @@ class GuidedDistillationTask(TokenDistillationTask):  # type: ignore[misc]  # ti
         outputs = [seen[module] for module in self._watched]
         tokens, maps = outputs[: len(STRIDES)], outputs[len(STRIDES) : -1]
         student = unwrap_model(self.trainable_module)
-        grid = seen[student.patch_embed].shape[1:3]  # of (B, H, W, D)
+        _, height, width, _ = seen[student.patch_embed].shape
+        grid = (height, width)
         losses = []
         for guide, own, features in zip(getattr(student, GUIDE), tokens, maps, strict=True):
             wanted = targets(features, grid)

@@ -66,6 +66,7 @@ class SomePatches(PatchDropoutWithIndices):  # type: ignore[misc]  # timm is unt
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, prefix + patches, D) → (B, prefix + kept, D)."""
+        some: Tensor
         some, self.kept = super().forward(tokens)
         return some
 

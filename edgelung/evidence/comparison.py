@@ -13,8 +13,10 @@ from edgelung.evidence.intervals import paired_intervals
 from edgelung.evidence.metrics import Labels
 from edgelung.runs import CONFIG, METRICS, ROLES, role_folder
 
-METRIC_NAMES = ("tiles", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall")
-METRIC_NAMES += ("macro_f1", "roc_auc", "expected_calibration_error", "intervals")
+METRIC_NAMES = (
+    *("tiles", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall"),
+    *("macro_f1", "roc_auc", "expected_calibration_error", "intervals"),
+)
 
 Answers = dict[str, tuple[str, str, str]]  # path → truth, group, label
 

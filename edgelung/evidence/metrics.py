@@ -129,7 +129,8 @@ def fit_temperature(logits: Floats, truth: Labels) -> float:
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:
     """softmax(logits / T) float64 (N, classes), from the probabilities at T = 1."""
     scaled = np.maximum(probabilities.astype(np.float64), 1e-12) ** (1 / temperature)
-    return scaled / scaled.sum(axis=1, keepdims=True)
+    shares: Floats = scaled / scaled.sum(axis=1, keepdims=True)
+    return shares
 
 
 def agreement(first: Floats, second: Floats) -> dict[str, Any]:

@@ -19,13 +19,11 @@ from matplotlib.figure import Figure
 BLUE, ORANGE = "#3d85c6", "#d9822b"
 INK = "#010203"  # stands for the page's own text colour, whatever its scheme
 
-mpl.rcParams.update(
-    {
-        f"{name}color": INK
-        for name in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.", "axes.title")
-    }
-    | {"figure.facecolor": "none", "axes.facecolor": "none", "legend.labelcolor": INK}
-)
+for _part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.", "axes.title"):
+    mpl.rcParams[f"{_part}color"] = INK  # type: ignore[index]  # a name that is put together
+mpl.rcParams["legend.labelcolor"] = INK
+for _part in ("figure", "axes"):
+    mpl.rcParams[f"{_part}.facecolor"] = "none"  # type: ignore[index]
 
 
 def picture(pixels: npt.NDArray[np.uint8]) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from edgelung.train.forest import Forest
-from edgelung.train.groups.candidates import Candidates, find_candidates
+from edgelung.train.groups.candidates import find_candidates
 from edgelung.train.groups.geometry import Proof, prove
 from edgelung.train.groups.keypoints import MANY, Bytes, Keypoints, find_keypoints
 
@@ -20,9 +19,8 @@ LINK = 12  # inliers that connect two tiles; of 95,000 pairs of strangers none h
 DOUBT = 6  # inliers among the few keypoints at which the many are asked
 SURE = 20  # inliers among the few that need no second look
 MIN_VOTES = 6
-TRIES = 4  # failed proofs that a tile may ask for in the first round
-NEIGHBOURS = 4  # groups that each group is compared with in the second round …
-PAIRS = 2  # … by so many pairs of tiles
+TRIES = (4, 2)  # failed proofs that a tile may ask for, in the first and in the second round
+REPRESENTATIVES = 2  # tiles that stand for a group in the second round
 _BATCH = 64
 
 Pair = tuple[int, int]
@@ -59,9 +57,9 @@ def group_tiles(
 ) -> Grouping:
     """Group `count` tiles; `read(i)` gives tile i as uint8 [224, 224, 3], from any thread.
 
-    Tiles with equal `identical[i]` (a hash) are one group from the start. Two rounds: pairs of
-    tiles that many of their few keypoints vote for, then pairs of groups that many pairs of tiles
-    vote for faintly, with many keypoints: two fields that overlap in a corner.
+    Tiles with equal `identical[i]` (a hash) are one group from the start. Two rounds: every tile
+    with few keypoints, then a few tiles of each group with many, which finds what the neighbours
+    within a group kept out of sight.
     """
     found = Grouping()
     if not count:
@@ -81,10 +79,10 @@ def group_tiles(
 
         few = list(pool.map(keypoints, alone))
         found.plain = [i for i, points in zip(alone, few, strict=True) if len(points) < LINK]
-        candidates = find_candidates(few)
-        search.connect(pool, alone, few, candidates)
+        search.connect(pool, alone, few, TRIES[0])
         del few
-        search.revisit(pool, alone, candidates)
+        chosen = _representatives([forest.root(i) for i in range(count)])
+        search.connect(pool, chosen, list(pool.map(search.many, chosen)), TRIES[1])
     numbers: dict[int, int] = {}
     found.group = [numbers.setdefault(forest.root(i), len(numbers)) for i in range(count)]
     found.refused.sort(key=lambda link: -link.proof.inliers)
@@ -104,13 +102,14 @@ class _Search:
         pool: ThreadPoolExecutor,
         tiles: Sequence[int],
         keypoints: Sequence[Keypoints],
-        candidates: Candidates,
+        tries: int,
     ) -> None:
-        """Join tiles that are proven to show one piece of tissue.
+        """Join the groups of `tiles` that are proven to show one piece of tissue.
 
-        A pair is looked at while either tile has failed less than TRIES times, so that the work
+        A pair is looked at while either tile has failed less than `tries` times, so that the work
         is bounded by the number of tiles, however much they look alike.
         """
+        candidates = find_candidates(keypoints)
         enough = candidates.votes >= MIN_VOTES
         pairs = zip(
             candidates.first[enough].tolist(), candidates.second[enough].tolist(), strict=True
@@ -123,7 +122,7 @@ class _Search:
 
         def is_open(pair: Pair) -> bool:
             low, high = between(pair)
-            return low != high and min(failed[pair[0]], failed[pair[1]]) < TRIES
+            return low != high and min(failed[pair[0]], failed[pair[1]]) < tries
 
         def proof(pair: Pair) -> Proof | None:
             i, j = pair
@@ -144,70 +143,6 @@ class _Search:
                     failed.update((i, j))
                     if result is not None:
                         self._found.refused.append(Link(tiles[i], tiles[j], result))
-
-    def revisit(
-        self, pool: ThreadPoolExecutor, tiles: Sequence[int], candidates: Candidates
-    ) -> None:
-        """Join groups that overlap too little for any one pair of tiles to stand out by its votes.
-
-        Chance votes are spread over all groups; an overlap gathers them between two.
-        """
-
-        def best(pairs: list[Pair]) -> Link | None:
-            found = None
-            for first, second in pairs:
-                proof = prove(self.many(first), self.many(second))
-                if proof and (found is None or proof.inliers > found.proof.inliers):
-                    found = Link(first, second, proof)
-                if found and found.proof.inliers >= LINK:
-                    break
-            return found
-
-        roots = np.array([self._forest.root(tile) for tile in tiles])
-        chosen = _neighbours(roots, candidates)
-        with threadpool_limits(1, "blas"):
-            for start in range(0, len(chosen), _BATCH):
-                batch = [
-                    [(tiles[i], tiles[j]) for i, j in pairs]
-                    for pairs in chosen[start : start + _BATCH]
-                    if self._forest.root(tiles[pairs[0][0]])
-                    != self._forest.root(tiles[pairs[0][1]])
-                ]
-                for link in filter(None, pool.map(best, batch)):
-                    if link.proof.inliers < LINK:
-                        self._found.refused.append(link)
-                    elif self._forest.root(link.first) != self._forest.root(link.second):
-                        self._found.links.append(link)
-                        self._forest.join(link.first, link.second)
-
-
-def _neighbours(roots: npt.NDArray[np.int64], candidates: Candidates) -> list[list[Pair]]:
-    """For each two groups that are near by the votes of their tiles, the pairs with most votes.
-
-    `roots`: the group of each tile. One vote is chance; what goes beyond it is squared and summed
-    over the tiles of two groups, and a group's neighbours are those with the largest sums.
-    """
-    kept = candidates.votes > 1
-    kept &= roots[candidates.first] != roots[candidates.second]
-    first, second = candidates.first[kept], candidates.second[kept]
-    ends = np.sort([roots[first], roots[second]], axis=0)
-    count = int(roots.max()) + 1
-    between, pair_of = np.unique(ends[0] * count + ends[1], return_inverse=True)
-    weight = np.bincount(pair_of, weights=(candidates.votes[kept] - 1.0) ** 2)
-    taken: Counter[int] = Counter()
-    wanted: dict[int, list[Pair]] = {}
-    for pair in np.argsort(-weight, kind="stable").tolist():
-        low, high = divmod(int(between[pair]), count)
-        if min(taken[low], taken[high]) < NEIGHBOURS:
-            wanted[pair] = []
-            taken.update((low, high))
-    # Candidates come with most votes first, and so do each two groups' pairs of tiles.
-    ours = np.isin(pair_of, list(wanted))
-    columns = (pair_of[ours].tolist(), first[ours].tolist(), second[ours].tolist())
-    for pair, i, j in zip(*columns, strict=True):
-        if len(wanted[pair]) < PAIRS:
-            wanted[pair].append((i, j))
-    return sorted(wanted.values())
 
 
 def _batches(
@@ -234,3 +169,18 @@ def _batches(
         more = len(batch) == _BATCH
         if batch:
             yield list(batch.values())
+
+
+def _representatives(roots: Sequence[int]) -> list[int]:
+    """A few tiles of every group, spread over its members; all of a small one."""
+    members: dict[int, list[int]] = {}
+    for tile, root in enumerate(roots):
+        members.setdefault(root, []).append(tile)
+    chosen: list[int] = []
+    for tiles in members.values():
+        # A group joined of many fields needs more to stand for it.
+        most = max(REPRESENTATIVES, len(tiles) // 15)
+        chosen += [
+            tiles[i] for i in np.linspace(0, len(tiles) - 1, min(most, len(tiles))).astype(int)
+        ]
+    return sorted(set(chosen))
