@@ -68,7 +68,7 @@ def test_overrides_reach_their_fields() -> None:
         ("student.learning_rate=1", r"no field student\.learning_rate; expected one of .*lr"),
         ("studnet.lr=1", "no field studnet"),
         ("distill.mode=medium", r"distill\.mode: .*'soft', 'hard' or 'none'.*found 'medium'"),
-        ("distill.mode=none", "guidance comes from the teacher"),
+        ("distill={mode = 'none', guidance = 1}", "guidance comes from the teacher"),
         ("split.by=patient", r"split\.by: .*'group' or 'random'"),
         ("student.low_epochs=999", "low_epochs cannot exceed epochs"),
         ("split.train=0.9", "add up to 1"),
