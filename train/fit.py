@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from edgelung.files import atomic_write
 from edgelung.train.augment import augment, mixup
 from edgelung.train.machine import Machine
 from edgelung.train.models import Model
-from edgelung.train.recipe import Augment, Schedule, Student
+from edgelung.train.recipe import Augment, Schedule
 from edgelung.train.tiles import TileStore, ahead
 
 Indices = npt.NDArray[np.int64]
@@ -113,6 +114,7 @@ def fit(
         model, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
     )
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
+    scheduler = _scheduler(optimizer, schedule, total, steps_per_epoch)
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
     if schedule.ema_decay:
         decay = schedule.ema_decay
@@ -152,8 +154,7 @@ def fit(
         epoch, position = divmod(step, steps_per_epoch)
         if position == 0:
             progress.sums = {}
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, step, steps_per_epoch)
+        scheduler.step_update(step)
         tiles = tiles.to(machine.device, non_blocking=True)
         labels = labels.to(machine.device)
         result = _forward(stage, tiles, labels, machine, seed, step, epoch)
@@ -353,27 +354,20 @@ def _accumulate(sums: dict[str, float], losses: dict[str, float], started: float
     sums["seconds"] = sums.get("seconds", 0.0) + time.monotonic() - started
 
 
-def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then cosine; a student with `high_lr` has a cosine for each of its sizes.
-
-    The first cosine ends where the second begins, at `high_lr`; the last ends at `min_lr`.
-    """
-    start, end = 0, schedule.epochs * steps_per_epoch
-    warmup = min(round(schedule.warmup_epochs * steps_per_epoch), end // 2)
-    if step < warmup:
-        return schedule.lr * (step + 1) / warmup
-    if schedule.schedule == "constant":
-        return schedule.lr
-    first, last = schedule.lr, schedule.min_lr
-    if isinstance(schedule, Student) and schedule.high_lr:
-        change = schedule.low_epochs * steps_per_epoch
-        if step < change:
-            end, last = change, schedule.high_lr
-        else:
-            start, first = change, schedule.high_lr
-    start = max(start, warmup)
-    done = (step - start) / (end - start)
-    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+def _scheduler(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, total: int, steps_per_epoch: int
+) -> CosineLRScheduler:
+    warmup = min(round(schedule.warmup_epochs * steps_per_epoch), total // 2)
+    floor = schedule.lr if schedule.schedule == "constant" else schedule.min_lr
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(total - warmup, 1),
+        lr_min=floor,
+        warmup_t=warmup,
+        warmup_lr_init=schedule.lr / max(warmup, 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
 
 
 def _permutation(count: int, *key: object) -> Indices:

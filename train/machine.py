@@ -45,9 +45,8 @@ class Machine:
         """The averages over all processes."""
         if self.processes == 1:
             return values
-        total = torch.tensor(list(values.values()), dtype=torch.float64).to(self.device)
-        dist.all_reduce(total)
-        return dict(zip(values, (total / self.processes).tolist(), strict=True))
+        own = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(values, mean_of_all(own).tolist(), strict=True))
 
     def share_out(self, model: nn.Module) -> None:
         """Give every process the first one's weights and statistics."""

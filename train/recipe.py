@@ -91,7 +91,6 @@ class Student(Schedule):
     low_epochs: int = Field(0, ge=0)
     low_size: Pixels = 224
     low_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the patches left out at random
-    high_lr: float = Field(0.0, ge=0)  # where the full size begins; 0: one cosine over all epochs
     init: Literal["timm", "mimetic"] = "timm"  # of a student without weights (`models.py`)
     drop_path: Fraction = 0.0
 
@@ -99,8 +98,6 @@ class Student(Schedule):
     def _phases(self) -> "Student":
         if self.low_epochs > self.epochs:
             raise ValueError("low_epochs cannot exceed epochs")
-        if self.high_lr and (self.schedule != "cosine" or not self.low_epochs):
-            raise ValueError("high_lr needs schedule cosine and low_epochs above 0")
         return self
 
 

@@ -45,15 +45,16 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
             models.append({"run": run.name or str(run), "role": role, **about, **figures})
             answers.append(_answers(role_folder(run, role) / "predictions.csv"))
     first_student = next(i for i, model in enumerate(models) if model["role"] == "student")
+    tiles = [{(path, row[0]) for path, row in found.items()} for found in answers]
     for i, model in enumerate(models):
-        same = [j for j in (first_student, *range(i)) if _tiles(answers[j]) == _tiles(answers[i])]
-        if not same or same[0] == i:
+        other = next(j for j in (first_student, *range(i + 1)) if tiles[j] == tiles[i])
+        if other == i:
             model["against"] = None
             continue
-        reference = models[same[0]]
+        reference = models[other]
         model["against"] = f"{reference['run']}: {reference['role']} {reference['model']}"
         model["difference"] = model["balanced_accuracy"] - reference["balanced_accuracy"]
-        model["difference_interval"] = _paired(answers[same[0]], answers[i])
+        model["difference_interval"] = _paired(answers[other], answers[i])
     return {"models": models}
 
 
@@ -69,10 +70,6 @@ def _paired(reference: Answers, own: Answers) -> tuple[float, float]:
     first, second = numbers(reference, 2), numbers(own, 2)
     found = paired_intervals(first, second, numbers(own, 0), groups, len(classes))
     return found["balanced_accuracy"]
-
-
-def _tiles(answers: Answers) -> set[tuple[str, str]]:
-    return {(path, truth) for path, (truth, _, _) in answers.items()}
 
 
 def _answers(path: Path) -> Answers:
