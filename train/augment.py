@@ -22,16 +22,18 @@ def augment(
     how: Augment,
     generator: torch.Generator,
     share: tuple[int, int] = (0, 1),
+    window: float = 1.0,
 ) -> Tensor:
     """Random views of uint8 (B, 3, H, W) tiles as float32 (B, 3, size, size) in 0…1.
 
     The parameters come from `generator` (on the CPU), so they are the same on every device. With
     `share` = (rank, n) the tiles are every n-th of a batch of n · B, from the rank-th on, and look
-    as they would in that batch.
+    as they would in that batch. `window` is the share of the view's side that is kept: a part of
+    the tile, anywhere in it, at the same scale if `size` is that share of the whole view's.
     """
     images = tiles.float() / 255
     rank, processes = share
-    warp = affine_matrices(len(tiles) * processes, how, generator)[rank::processes]
+    warp = affine_matrices(len(tiles) * processes, how, generator, window)[rank::processes]
     warp = warp.to(images.device)
     grid = F.affine_grid(warp, [len(tiles), 3, size, size], align_corners=False)
     # Reflection, not black: corners that a rotation uncovers would be a shortcut to its angle.
@@ -39,7 +41,9 @@ def augment(
     return change_colour(images, how, generator, share)
 
 
-def affine_matrices(count: int, how: Augment, generator: torch.Generator) -> Tensor:
+def affine_matrices(
+    count: int, how: Augment, generator: torch.Generator, window: float = 1.0
+) -> Tensor:
     """(count, 2, 3) maps from output to input coordinates in −1…1, for `F.affine_grid`."""
 
     def uniform(low: float, high: float) -> Tensor:
@@ -49,7 +53,7 @@ def affine_matrices(count: int, how: Augment, generator: torch.Generator) -> Ten
         return torch.where(torch.rand(count, generator=generator) < probability, -1.0, 1.0)
 
     angle = uniform(-how.rotate, how.rotate) * math.pi / 180
-    side = torch.exp(uniform(math.log(how.scale[0]), math.log(how.scale[1])))
+    side = window * torch.exp(uniform(math.log(how.scale[0]), math.log(how.scale[1])))
     shear = uniform(-how.shear, how.shear)
     flip_x, flip_y = flip(how.hflip), flip(how.vflip)
     # A crop smaller than the tile lies anywhere in it; in units where the tile is 2 wide.

@@ -51,18 +51,21 @@ class Data:
 class Stage:
     """What one call of `fit` trains and how.
 
-    `view_size(epoch)`: pixels of the augmented view; `input_size(epoch)`: pixels of the model;
-    `begin(epoch)` readies the model before each step of an epoch.
+    `view_size`: pixels of the view of a whole tile; `window(epoch)`: the share of its side that is
+    shown in that epoch, at the same scale.
     """
 
     name: str
     task: TrainingTask
     schedule: Schedule
     augment: Augment
-    view_size: Callable[[int], int]
-    input_size: Callable[[int], int]
+    view_size: int
     classes: int
-    begin: Callable[[int], None] = lambda epoch: None
+    window: Callable[[int], float] = lambda epoch: 1.0
+
+    def input_size(self, epoch: int) -> int:
+        """Pixels that the model sees in training."""
+        return round(self.schedule.size * self.window(epoch))
 
 
 @dataclass
@@ -176,7 +179,7 @@ def fit(
         if position == steps_per_epoch - 1:
             progress.history.append(
                 _epoch_record(stage, epoch, progress, steps_per_epoch, optimizer)
-                | _validate(task, data, machine, stage.input_size(epoch))
+                | _validate(task, data, machine, schedule.size)
             )
             on_epoch(progress.history)
         if machine.first and (position == steps_per_epoch - 1 or pause.over()):
@@ -213,13 +216,14 @@ def _forward(
     generator = torch.Generator().manual_seed(_seed(seed, stage.name, "step", step))
     torch.manual_seed(_seed(seed, stage.name, "model", step, machine.rank))  # dropout and its like
     share = (machine.rank, machine.processes)
-    images = augment(tiles, stage.view_size(epoch), stage.augment, generator, share)
+    window = stage.window(epoch)
+    size = round(stage.view_size * window)
+    images = augment(tiles, size, stage.augment, generator, share, window)
     targets = labels
     if stage.schedule.mixup:
         rng = np.random.default_rng(_seed(seed, stage.name, "mixup", step))
         images, targets = mixup(images, labels, stage.classes, stage.schedule.mixup, rng)
     stage.task.train()
-    stage.begin(epoch)
     model = unwrap_model(stage.task.get_trainable_module())
     with machine.autocast():
         result: dict[str, Tensor] = stage.task(normalise(images, model), targets)

@@ -70,9 +70,6 @@ class GuidedDistillationTask(TokenDistillationTask):  # type: ignore[misc]  # ti
         losses = []
         for guide, own, features in zip(getattr(student, GUIDE), tokens, maps, strict=True):
             wanted = targets(features, grid)
-            if student.patch_drop.kept is not None:
-                kept = student.patch_drop.kept[..., None].expand(-1, -1, wanted.shape[-1])
-                wanted = wanted.gather(1, kept)
             losses.append(F.mse_loss(guide(own[:, 2:]).float(), wanted))
         result["guidance_loss"] = torch.stack(losses).mean()
         result["loss"] = result["loss"] + self.guidance * result["guidance_loss"]

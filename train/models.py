@@ -7,8 +7,8 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save
-from timm.layers.patch_dropout import PatchDropoutWithIndices
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
 
 
 def create_student(schedule: Student, classes: int) -> Model:
-    """A distilled DeiT of any input size: positions are resampled as tiles of other sizes come."""
+    """A distilled DeiT for tiles of `schedule.size` and windows of `schedule.low_size` pixels."""
     if schedule.model not in timm.list_models("deit_*distilled*"):
         raise EdgelungError(
             f"student {schedule.model} is no DeiT with a distillation token; expected one of "
@@ -49,26 +49,34 @@ def create_student(schedule: Student, classes: int) -> Model:
             raise EdgelungError(
                 f"student.{name} is {size}; expected a multiple of the patch size, {patch} pixels"
             )
-    model.patch_drop = SomePatches(0.0, num_prefix_tokens=model.num_prefix_tokens)
+    model.__class__ = WindowedDeiT  # timm creates its own class, by name
     if schedule.init == "mimetic" and schedule.weights == "none":
         mimetic_init(model)
     return model
 
 
-class SomePatches(PatchDropoutWithIndices):  # type: ignore[misc]  # timm is untyped
-    """Leaves out a share of the patch tokens in training and remembers which it kept.
+class WindowedDeiT(VisionTransformerDistilled):  # type: ignore[misc]  # timm is untyped
+    """A DeiT that in training takes a small view for a window of the tile, at the tile's scale.
 
-    Fewer tokens are cheaper, and a student that never sees a whole tile finds it harder to learn
-    tiles by heart (Liu et al. 2022, PatchDropout).
+    The window lies anywhere, so each position is trained, and nothing has to be learnt anew when
+    whole tiles follow: a patch shows as much tissue as before and stands where it stood.
     """
 
-    kept: Tensor | None = None  # (B, kept patches), or all of them in order
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, prefix + patches, D) → (B, prefix + kept, D)."""
-        some: Tensor
-        some, self.kept = super().forward(tokens)
-        return some
+    def _pos_embed(self, patches: Tensor) -> Tensor:
+        """Patches (B, rows, columns, D) → tokens (B, prefix + rows · columns, D)."""
+        batch, rows, columns, width = patches.shape
+        all_rows, all_columns = self.patch_embed.grid_size
+        if not self.training or (rows, columns) == (all_rows, all_columns):
+            tokens: Tensor = super()._pos_embed(patches)
+            return tokens
+        prefix = self.num_prefix_tokens
+        top = int(torch.randint(all_rows - rows + 1, ()))
+        left = int(torch.randint(all_columns - columns + 1, ()))
+        grid = self.pos_embed[0, prefix:].view(all_rows, all_columns, width)
+        window = grid[top : top + rows, left : left + columns].reshape(rows * columns, width)
+        first = torch.cat([self.cls_token, self.dist_token], dim=1) + self.pos_embed[:, :prefix]
+        flat = patches.flatten(1, 2) + window
+        return torch.cat([first.expand(batch, -1, -1).to(flat.dtype), flat], dim=1)
 
 
 @torch.no_grad()

@@ -85,12 +85,11 @@ class Schedule(_Section):
 class Student(Schedule):
     """The DeiT; its first `low_epochs` epochs are several times cheaper than the rest.
 
-    They run at `low_size` pixels, or on the patches that `low_drop` leaves, or both.
+    They show it windows of `low_size` pixels, cut from the augmented tile at the tile's scale.
     """
 
     low_epochs: int = Field(0, ge=0)
     low_size: Pixels = 224
-    low_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the patches left out at random
     init: Literal["timm", "mimetic"] = "timm"  # of a student without weights (`models.py`)
     drop_path: Fraction = 0.0
 
@@ -98,6 +97,8 @@ class Student(Schedule):
     def _phases(self) -> "Student":
         if self.low_epochs > self.epochs:
             raise ValueError("low_epochs cannot exceed epochs")
+        if self.low_epochs and self.low_size > self.size:
+            raise ValueError(f"low_size is {self.low_size}; expected at most size, {self.size}")
         return self
 
 

@@ -53,8 +53,7 @@ def label_stage(role: str, schedule: Schedule, recipe: Recipe, classes: int, fre
         ClassificationTask(model.to(memory_format=torch.channels_last), criterion, verbose=False),
         schedule,
         recipe.augment,
-        view_size=lambda epoch: schedule.size,
-        input_size=lambda epoch: schedule.size,
+        view_size=schedule.size,
         classes=classes,
     )
 
@@ -88,11 +87,8 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | No
         else:
             task = TokenDistillationTask(model, resized, **options)
 
-    def input_size(epoch: int) -> int:
-        return schedule.low_size if epoch < schedule.low_epochs else schedule.size
-
-    def begin(epoch: int) -> None:
-        model.patch_drop.prob = schedule.low_drop if epoch < schedule.low_epochs else 0.0
+    def window(epoch: int) -> float:
+        return schedule.low_size / schedule.size if epoch < schedule.low_epochs else 1.0
 
     # Both look at one view, so it has the size of the one that sees more.
     return Stage(
@@ -100,15 +96,14 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | No
         task,
         schedule,
         recipe.augment,
-        view_size=lambda epoch: max(input_size(epoch), seen_by_teacher),
-        input_size=input_size,
+        view_size=max(schedule.size, seen_by_teacher),
         classes=classes,
-        begin=begin,
+        window=window,
     )
 
 
 class ResizedTeacher(nn.Module):
-    """A frozen teacher behind a resize of the views to its own size."""
+    """A frozen teacher that sees views at its own size, or at theirs where that is smaller."""
 
     def __init__(self, teacher: Model, size: int) -> None:
         super().__init__()
@@ -119,7 +114,7 @@ class ResizedTeacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 (B, classes) of normalised views (B, 3, H, W)."""
-        logits: Tensor = self.teacher(resize_views(images, self.size))
+        logits: Tensor = self.teacher(resize_views(images, min(self.size, images.shape[-1])))
         return logits.float()
 
 

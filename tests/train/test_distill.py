@@ -142,45 +142,37 @@ def test_a_teacher_without_feature_maps_is_named() -> None:
         feature_maps(teacher)
 
 
-def test_patches_left_out_are_left_out_of_the_guidance_too() -> None:
-    """With three quarters gone, the guide still compares each kept token with its own place."""
+def test_a_window_keeps_the_positions_of_its_place_in_the_tile() -> None:
+    """In training a small view stands somewhere in the grid; every place comes up."""
     torch.manual_seed(0)
     student = create_student(
         Student(
             model="deit_tiny_distilled_patch16_224", epochs=2, lr=1, size=64, low_epochs=1,
-            low_drop=0.75,
+            low_size=32,
         ),
         3,
-    )  # fmt: skip
-    teacher = timm.create_model("resnet10t", num_classes=3).eval()
-    maps = feature_maps(teacher)
-    task = GuidedDistillationTask(
-        student, ResizedTeacher(teacher, 64), maps, 1.0, criterion=nn.CrossEntropyLoss(),
-        distill_type="soft", verbose=False,
     ).train()  # fmt: skip
-    student.patch_drop.prob = 0.75
-    seen = {}
-    for name, module in (("two thirds", student.blocks[7]), ("tokens", student.blocks[11])):
-        module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
-    for name, (module, _) in zip(("stride 16", "stride 32"), maps, strict=True):
-        module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
-    images, labels = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
-    loss = task(images, labels)["guidance_loss"].item()
-    assert seen["tokens"].shape == (2, 2 + 4, 192)
-    kept = student.patch_drop.kept
-    assert kept.shape == (2, 4)
-    by_hand = []
-    pairs = (("two thirds", "stride 16"), ("tokens", "stride 32"))
-    for guide, (own, features) in zip(student.guide, pairs, strict=True):
-        wanted = targets(seen[features], (4, 4))
-        at_their_places = torch.stack([wanted[b, kept[b]] for b in range(2)])
-        by_hand.append(F.mse_loss(guide(seen[own][:, 2:]), at_their_places).item())
-    assert loss == pytest.approx(sum(by_hand) / 2, rel=1e-5)
-    student.patch_drop.prob = 0.0
-    task(images, labels)
-    assert student.patch_drop.kept is None
-    assert seen["tokens"].shape == (2, 2 + 16, 192)
-    student.eval()
-    student.patch_drop.prob = 0.75
-    student(images)
-    assert seen["tokens"].shape == (2, 2 + 16, 192)
+    seen: list[torch.Tensor] = []
+    student.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    view = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        patches = student.patch_embed(view).flatten(1, 2)  # (B, 4, D)
+        places = set()
+        grid = student.pos_embed[0, 2:].view(4, 4, -1)
+        windows = {
+            (y, x): grid[y : y + 2, x : x + 2].flatten(0, 1) for y in range(3) for x in range(3)
+        }
+        for _ in range(100):
+            student(view)
+            added = seen[-1][0, 2:] - patches[0]
+            (place,) = (k for k, v in windows.items() if torch.allclose(v, added, atol=1e-5))
+            places.add(place)
+        assert len(places) == 9
+        whole = torch.rand(2, 3, 64, 64)
+        student(whole)
+        torch.testing.assert_close(
+            seen[-1][:, 2:], student.patch_embed(whole).flatten(1, 2) + student.pos_embed[:, 2:]
+        )
+        first = torch.cat([student.cls_token, student.dist_token], 1) + student.pos_embed[:, :2]
+        torch.testing.assert_close(seen[-1][:, :2], first.expand(2, -1, -1))
+        torch.testing.assert_close(seen[0][:, :2], first.expand(2, -1, -1))
