@@ -13,6 +13,7 @@ forgery: whoever can write the folder can write the hashes.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,10 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 FULL_PRECISION = "fp32"
+STARTER_NOTE = (
+    "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "
+    "for research only, not for diagnosis"
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,14 @@ class Bundle:
                 f"{', '.join(self.variants)}); export it with --{precision}"
             )
         return self.variants[precision]
+
+
+def starter_bundle() -> Path:
+    """The folder of the bundle that comes with the package; raises EdgelungError without one."""
+    folder = Path(str(resources.files("edgelung"))) / "starter"
+    if not (folder / MANIFEST).is_file():
+        raise EdgelungError("this installation has no starter bundle; expected --model BUNDLE")
+    return folder
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -31,11 +31,14 @@ def infer(
         ),
     ],
     model: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            parser=_named_path, metavar="BUNDLE", help="Bundle that `edgelung export` wrote."
+            parser=_named_path,
+            metavar="BUNDLE",
+            help="Bundle that `edgelung export` wrote; the starter that comes with edgelung if "
+            "none is named.",
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
@@ -61,11 +64,13 @@ def infer(
     ] = False,
 ) -> None:
     """Predict every tile of a folder: one CSV row per file. Research use only."""
-    from edgelung.bundle import open_bundle
+    from edgelung.bundle import STARTER_NOTE, open_bundle, starter_bundle
     from edgelung.folder.run import gather, infer_folder
     from edgelung.terminal import note, progress
 
-    bundle = open_bundle(model)
+    if model is None:
+        note(STARTER_NOTE)
+    bundle = open_bundle(model or starter_bundle())
     found = gather(folder, files, subset, out)
     if precision in bundle.variants and not bundle.variants[precision].passed:
         verdict = bundle.variants[precision].gate["verdict"]

@@ -54,6 +54,26 @@ def test_the_papers_parameters_are_the_ranges_that_occur() -> None:
     assert warp[:, :, 2].abs().max() <= 0.3001
 
 
+def test_a_window_is_a_part_of_the_tile_at_its_scale() -> None:
+    """Pixel for pixel, from anywhere in it."""
+    tiles = torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8)
+    warp = affine_matrices(16, Augment(), generator(3), window=0.5)
+    views = augment(tiles, 32, Augment(), generator(3), window=0.5)
+    assert views.shape == (16, 3, 32, 32)
+    corners = ((warp[:, :, 2] + 1) * 32 - 16).flip(1)  # (B, 2): top, left; of the pixel grid
+    assert corners.min() >= 0
+    assert corners.max() <= 32
+    assert (corners.std(0) > 5).all()
+    for tile, view, corner in zip(tiles, views, corners, strict=True):
+        top, left = corner.tolist()
+        y, x = int(top), int(left)
+        shift_y, shift_x = top - y, left - x
+        around = tile[:, y : y + 33, x : x + 33].float() / 255
+        rows = around[:, :-1] * (1 - shift_y) + around[:, 1:] * shift_y
+        expected = rows[:, :, :-1] * (1 - shift_x) + rows[:, :, 1:] * shift_x
+        torch.testing.assert_close(view, expected[:, :32, :32], atol=1e-4, rtol=0)
+
+
 def test_parameters_depend_on_the_generator_alone() -> None:
     how = load_recipe("quick").augment
     first = augment(smooth(), 32, how, generator(5))

@@ -75,6 +75,8 @@ def test_the_teacher_sees_its_own_size_and_normalisation(parts) -> None:
     expected = (resize_views(images, 24) - 0.5) / 0.5
     torch.testing.assert_close(teacher.seen, expected, atol=1e-4, rtol=0)
     assert all(p.grad is None for p in teacher.parameters())
+    task(normalise(images[:, :, :16, :16], student), labels)
+    assert teacher.seen.shape[-2:] == (16, 16)  # a window is not enlarged for it
 
 
 def guided(student: nn.Module, guidance: float) -> tuple[GuidedDistillationTask, nn.Module]:

