@@ -86,11 +86,13 @@ def gate(
     *,
     limits: Limits = LIMITS,
     looks: int = 1,
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare probabilities (N, classes) of a variant and of full precision, paired by tile.
 
     `truth` int64 (N,); `groups`: the source of each tile; `looks`: how often these tiles have
-    judged a form of this variant, this time included. Only 'pass' lets `auto` choose the variant.
+    judged a form of this variant, this time included; `classes`: their names, for the reasons. Only
+    'pass' lets `auto` choose the variant.
     The result holds the verdict, its reasons, every estimate, and of every criterion the loss, its
     bounds and the limit.
     """
@@ -117,7 +119,7 @@ def gate(
         reason = "a class has no gate tile"
         return result | {"verdict": "inconclusive", "reasons": [reason], "needed": None}
 
-    sums = _Sums(variant, reference, truth, groups)
+    sums = _Sums(variant, reference, truth, groups, classes)
     checks = sums.checks(limits, level=1 - 0.1 / looks)
     result["checks"] = {
         c.name: {"loss": c.loss, "low": c.low, "high": c.high, "limit": c.limit} for c in checks
@@ -170,9 +172,15 @@ class _Sums:
     """
 
     def __init__(
-        self, variant: Floats, reference: Floats, truth: Labels, groups: Sequence[str]
+        self,
+        variant: Floats,
+        reference: Floats,
+        truth: Labels,
+        groups: Sequence[str],
+        names: Sequence[str],
     ) -> None:
         self.classes = reference.shape[1]
+        self.names = names or [f"class {i}" for i in range(self.classes)]
         own = np.eye(self.classes)[truth]  # (N, C)
         first, second = reference.argmax(axis=1), variant.argmax(axis=1)
         flips = first != second
@@ -187,8 +195,8 @@ class _Sums:
             ],
             axis=1,
         )  # (N, 3C + 1 + 2 BINS)
-        names, start, index = np.unique(groups, return_index=True, return_inverse=True)
-        self.groups = np.zeros((len(names), self.tiles.shape[1]))
+        found, start, index = np.unique(groups, return_index=True, return_inverse=True)
+        self.groups = np.zeros((len(found), self.tiles.shape[1]))
         np.add.at(self.groups, index, self.tiles)
         # Resampled within classes; a group of several counts with its first tile's.
         self.strata_of_groups, self.strata_of_tiles = truth[start], truth
@@ -256,7 +264,7 @@ class _Sums:
         most: Mapping[str, float] = {
             "disagreement": 1 - limits.min_agreement,
             "loss of balanced accuracy (relative)": 1 - limits.min_relative_balanced_accuracy,
-            **{f"loss of recall, class {i}": limits.max_recall_drop for i in range(self.classes)},
+            **{f"loss of recall, {name}": limits.max_recall_drop for name in self.names},
             "rise of calibration error": limits.max_calibration_error_rise,
         }
         rows = zip(most.items(), estimate, low, high, strict=True)
