@@ -224,10 +224,12 @@ class _Sums:
         totals = np.zeros((RESAMPLES, sums.shape[1]))
         for label in np.unique(strata):
             members = sums[strata == label]
-            drawn, even = round(growth * len(members)), np.full(len(members), 1 / len(members))
+            count = len(members)
+            drawn = round(growth * count)
             for start in range(0, RESAMPLES, 100):  # in parts: memory does not grow with the tiles
-                weights = rng.multinomial(drawn, even, size=100).astype(np.float64)
-                totals[start : start + 100] += weights @ members
+                places = rng.integers(0, count, (100, drawn)) + count * np.arange(100)[:, None]
+                weights = np.bincount(places.ravel(), minlength=100 * count).reshape(100, count)
+                totals[start : start + 100] += weights.astype(np.float64) @ members
         return totals
 
     def _bounds(self, totals: Array, level: float, growth: float) -> tuple[Array, Array]:
