@@ -20,7 +20,7 @@ from edgelung.evidence.metrics import TEMPERATURES, Floats, fit_temperature, roc
 from edgelung.export.graph import build_graph
 from edgelung.export.judge import Judge, Say
 from edgelung.export.predict import Probabilities, predict
-from edgelung.export.quantize import AUTO, Plan, observe_tiles, plan_int8
+from edgelung.export.quantize import AUTO, Plan, check_method, observe_tiles, plan_int8
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
 from edgelung.files import atomic_folder, new_folder, sha256_file
@@ -57,6 +57,7 @@ def export_run(
     the model is of those. Raises EdgelungError where the run or its tiles cannot be read, or where
     the graph does not reproduce the trained model.
     """
+    check_method(calibration)
     new_folder(out, "bundle")
     strangers = _tiles_outside(outside) if outside else None
     student = read_student(run)

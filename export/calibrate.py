@@ -106,6 +106,8 @@ def _even(seen: Seen, bins: int) -> Floats:
     """
     edges = (np.arange(len(seen.counts) + 1, dtype=np.uint32) << np.uint32(16)).view(np.float32)
     some = np.flatnonzero(seen.counts[1:]) + 1
+    if len(some) == 0:
+        return np.zeros(bins)
     upper = np.minimum(edges[some + 1].astype(np.float64), seen.range)
     lower = np.minimum(edges[some].astype(np.float64), upper)
     total = np.concatenate([[0.0], np.cumsum(seen.counts[some])])

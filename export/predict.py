@@ -1,13 +1,14 @@
 """Probabilities of a tile set under a graph, in the runtime that judges."""
 
-from collections.abc import Sequence
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgelung.engines.base import Tiles
+from edgelung.engines.base import EngineUnavailableError, Tiles
 from edgelung.engines.choose import ENGINES, available_cores
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.tiles import TileSet
@@ -21,8 +22,6 @@ def predict(
     graph: Path | onnx.ModelProto, tiles: TileSet, spec: ReaderSpec, what: str
 ) -> Probabilities:
     """float32 (N, classes) in ONNX Runtime on the CPU; `what` names the progress bar."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = graph if isinstance(graph, Path) else Path(folder) / "graph.onnx"
         if isinstance(graph, onnx.ModelProto):
@@ -38,15 +37,16 @@ def predict(
 
 
 def speeds(graph: Path, tiles: Tiles, repeats: int = 3) -> dict[str, float]:
-    """Tiles/s of each CPU engine that loads the graph, best of `repeats` after one to warm up.
+    """Tiles/s in each CPU engine that is installed, best of `repeats` after one to warm up.
 
     The network alone, no reading of files; of this machine with whatever else it was doing.
     """
-    import time
-
     found = {}
-    for name in _cpu_engines():
-        engine = ENGINES[name](graph, available_cores())
+    for name in ("openvino", "onnxruntime"):
+        try:
+            engine = ENGINES[name](graph, available_cores())
+        except EngineUnavailableError:
+            continue
         engine.infer(tiles)
         seconds = []
         for _ in range(repeats):
@@ -56,7 +56,3 @@ def speeds(graph: Path, tiles: Tiles, repeats: int = 3) -> dict[str, float]:
         engine.close()
         found[name] = round(len(tiles) / min(seconds), 1)
     return found
-
-
-def _cpu_engines() -> Sequence[str]:
-    return [name for name in ("openvino", "onnxruntime") if name in ENGINES]

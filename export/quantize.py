@@ -62,16 +62,21 @@ class Plan:
         )
 
 
+def check_method(method: str) -> None:
+    """Raise EdgelungError for a method of calibration that there is not."""
+    if method not in (AUTO, *METHODS):
+        raise EdgelungError(
+            f"unknown --calibration {method!r}; expected {AUTO}, {', '.join(METHODS)}"
+        )
+
+
 def plan_int8(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Plan:
     """Calibrate on `tiles`; `method` is one of METHODS or 'auto'.
 
     A plan made before of the same graph, tiles, reader, method, code and versions is read from the
     cache (EDGELUNG_CACHE, XDG_CACHE_HOME or ~/.cache).
     """
-    if method not in (AUTO, *METHODS):
-        raise EdgelungError(
-            f"unknown --calibration {method!r}; expected {AUTO}, {', '.join(METHODS)}"
-        )
+    check_method(method)
     path = _cache() / f"{_key(student, tiles, spec, method)}.npz"
     plan = _read(path, student)
     if plan is None:

@@ -24,13 +24,14 @@ correction), so a variant that violates one limit exactly passes in at most 10 %
 the more it violates, and one that violates several hardly ever. A 95 % bound would turn a single
 flipped tile among LC25000's 475 gate tiles a class into 'inconclusive' (5 unseen and seen flips
 against 4.75 allowed): most INT8 variants that agree on 99.9 % of tiles would then not pass, and no
-gate would be asked for that. `benchmarks/quantization.py --gate` simulates both errors.
+gate would be asked for that. Both errors are simulated in the tests: on 1,440 tiles in 72 groups a
+variant that truly disagrees on 1 % passes in under 10 % of cases, one on 0.1 % in over 75 %.
 
 Looking again, at a variant that gave back linears after it failed, spends the same 10 %: the n-th
 look is judged at 1 − 0.1/n.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,7 +59,6 @@ LIMITS = Limits()
 STRICT = Limits(min_relative_balanced_accuracy=0.999)
 
 Array = npt.NDArray[np.float64]
-Draws = Callable[[Array], Iterator[Array]]
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,8 @@ def gate(
 
     `truth` int64 (N,); `groups`: the source of each tile; `looks`: how often these tiles have
     judged a form of this variant, this time included; `classes`: their names, for the reasons. Only
-    'pass' lets `auto` choose the variant.
-    The result holds the verdict, its reasons, every estimate, and of every criterion the loss, its
-    bounds and the limit.
+    'pass' lets `auto` choose the variant. The result holds the verdict, its reasons, every
+    estimate, and of every criterion the loss, its bounds and the limit.
     """
     result: dict[str, Any] = {
         "tiles": len(truth),

@@ -83,12 +83,12 @@ def seen_of(values: np.ndarray) -> Seen:
 
 def test_min_max_clips_nothing_and_the_others_drop_an_outlier() -> None:
     values = np.random.default_rng(0).normal(size=200_000)
-    values[0] = 1000
+    values[0] = 30
     seen = seen_of(values)
-    assert METHODS["min-max"](seen) == 1000
+    assert METHODS["min-max"](seen) == 30
     assert METHODS["percentile"](seen) == pytest.approx(3.9, rel=0.03)
     for method in ("mse", "entropy"):
-        assert METHODS[method](seen) < 100, method
+        assert METHODS[method](seen) < 20, method
 
 
 def error(values: np.ndarray, threshold: float) -> float:
@@ -161,7 +161,7 @@ def test_a_plan_is_made_once_and_never_of_other_content(
     changed = replace(own, weights=own.weights | {"norm.bias": bias})
     for words in (
         (own, fewer, spec, "mse"),
-        (own, calibration, replace(spec, filter="box"), "mse"),
+        (own, calibration, replace(spec, resize="another"), "mse"),
         (own, calibration, spec, "min-max"),
         (changed, calibration, spec, "mse"),
     ):

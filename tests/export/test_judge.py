@@ -91,16 +91,13 @@ def test_a_damaged_variant_fails_and_is_never_offered(
     report = (tmp_path / "bundle" / "report.html").read_text()
     assert "disagreement" in report
     assert report.count("data:image/jpeg") >= 5, "flipped tiles are shown"
-    assert exported(decided, tmp_path / "allowed", allow_drop=True) == 0
-    allowed = open_bundle(tmp_path / "allowed")
-    assert allowed.variants["int8"].gate["verdict"] == "fail"
-    assert open_engine(allowed).variant.precision == "fp32"
 
 
 def test_a_good_variant_on_few_tiles_is_inconclusive_and_never_offered(
     decided: Path, tmp_path: Path
 ) -> None:
-    assert exported(decided, tmp_path / "bundle") == 4
+    """--allow-drop changes the exit code and nothing else."""
+    assert exported(decided, tmp_path / "bundle", allow_drop=True) == 0
     bundle = open_bundle(tmp_path / "bundle")
     verdict = bundle.variants["int8"].gate
     assert verdict["verdict"] == "inconclusive"

@@ -1,4 +1,4 @@
-"""TensorRT-RTX takes the INT8 graphs, sees every linear quantized, and builds them without a GPU."""
+"""TensorRT-RTX takes the INT8 graphs, sees every linear quantized, builds them without a GPU."""
 
 import numpy as np
 import pytest
