@@ -77,8 +77,10 @@ class Judge:
         about: dict[str, Any] = {"given_back": given_back, "calibration": dict(plan.about)}
         self._enter("int8", found, verdict, base="fp32", quantized=quantized, **about)
         back = frozenset(given_back)
+        if verdict["verdict"] != "pass":
+            self.say("INT8 did not pass; what did is offered in its place")
         found = self._write("int8-fp16", plan.graph(self.temperature, True, back))
-        verdict = self.judge(found)
+        verdict = self.judge(found, verdict["looks"])
         check_half_range(verdict, plan.peak)
         self._enter("int8-fp16", found, verdict, base="fp16", quantized=quantized, **about)
         return ranking

@@ -131,7 +131,8 @@ def observe_tiles(student: Student, tiles: TileSet, spec: ReaderSpec, what: str)
 
 
 def _distance(found: Probabilities, reference: Probabilities) -> float:
-    return float(np.abs(found - reference).mean())
+    """Mean change of a probability; no number is as far as can be."""
+    return float(np.nan_to_num(np.abs(found - reference), nan=np.inf).mean())
 
 
 # ---- the cache --------------------------------------------------------------------------------

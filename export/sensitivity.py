@@ -48,7 +48,7 @@ def sensitivity(
         return divergence(run(np.array([name in members for name in names])), reference)
 
     everything = set(names)
-    parts = [{"name": name, "linears": [name]} for name in names]
+    parts: list[dict[str, Any]] = [{"name": name, "linears": [name]} for name in names]
     parts += [
         {"name": block, "linears": [n for n in names if blocks[n] == block]}
         for block in dict.fromkeys(blocks.values())
@@ -57,7 +57,7 @@ def sensitivity(
     for part in parts:
         members = set(part["linears"])
         part |= {"alone": change(members), "all_but": change(everything - members)}
-    parts.sort(key=lambda part: -part["alone"])  # type: ignore[operator]
+    parts.sort(key=lambda part: -part["alone"])
     return {
         "all": change(everything),
         "linears": [part for part in parts if part["name"] in everything],
