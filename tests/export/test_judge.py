@@ -28,6 +28,12 @@ from edgelung.export.tiles import read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four tiles rank the linears here: what matters is who leads by far."""
+    monkeypatch.setattr(judge_module, "TILES", 4)
+
+
 @pytest.fixture(scope="module")
 def decided(run: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with head biases that make it answer with every class, whatever it learned."""
