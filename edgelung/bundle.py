@@ -23,7 +23,8 @@ from edgelung.tiles.reader import ReaderSpec
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
-PRECISIONS = ("fp32", "fp16", "int8")
+# int8-fp16: INT8 linears between FP16 tensors, for GPUs; int8 has them between FP32 ones, for CPUs.
+PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16")
 FULL_PRECISION = "fp32"
 STARTER_NOTE = (
     "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "
@@ -69,7 +70,7 @@ class Bundle:
         if precision not in self.variants:
             raise EdgelungError(
                 f"bundle {self.folder} holds no {precision} variant (it holds "
-                f"{', '.join(self.variants)}); export it with --{precision}"
+                f"{', '.join(self.variants)}); export it with --{precision.split('-')[0]}"
             )
         return self.variants[precision]
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,29 +14,25 @@ import onnx
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.bundle import FULL_PRECISION, Bundle, open_bundle, write_manifest
-from edgelung.engines.choose import available_cores
-from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.errors import EdgelungError
-from edgelung.evidence.gate import gate
-from edgelung.evidence.intervals import intervals
-from edgelung.evidence.metrics import TEMPERATURES, Floats, evaluate, fit_temperature, roc_auc
-from edgelung.export.calibrate import HALF_LIMIT, Observed, input_scales, observe
-from edgelung.export.graph import build_graph, linear_names
+from edgelung.evidence.gate import LIMITS, STRICT
+from edgelung.evidence.metrics import TEMPERATURES, Floats, fit_temperature, roc_auc
+from edgelung.export.graph import build_graph
+from edgelung.export.judge import Judge, Say
+from edgelung.export.predict import Probabilities, predict
+from edgelung.export.quantize import AUTO, Plan, check_method, observe_tiles, plan_int8
 from edgelung.export.student import Student, read_student
-from edgelung.export.tiles import Labelled, TileSet, halve_by_group, read_split
+from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
 from edgelung.files import atomic_folder, new_folder, sha256_file
 from edgelung.report.pages import bundle_page, model_card
-from edgelung.terminal import progress
+from edgelung.report.variants import variant_figures
 from edgelung.tiles.find import find_files
-from edgelung.tiles.reader import ReaderSpec
+from edgelung.tiles.reader import ReaderSpec, read_tile
 
 GOLDEN_PER_CLASS = 3
 # Probabilities of the torch model at the end of training against the exported FP32 graph.
 TORCH_TOLERANCE = 1e-3
-CALIBRATION_ADVICE = 500  # tiles; NVIDIA's advice
-
-Probabilities = npt.NDArray[np.float32]
-Say = Callable[[str], None]
+CALIBRATION_TILES = 512  # NVIDIA advises 500 or more
 
 
 def export_run(
@@ -47,15 +43,21 @@ def export_run(
     int8: bool,
     data: Path | None = None,
     outside: Path | None = None,
+    calibration: str = AUTO,
+    calibration_tiles: int = CALIBRATION_TILES,
+    strict: bool = False,
     say: Say = lambda text: None,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
-    `half` and `int8` add the FP16 and INT8 variants to full precision. `outside` is a folder of
-    tiles of none of the classes: the bundle then says how sure the model is of those. Raises
-    EdgelungError where the run or its tiles cannot be read, or where the graph does not reproduce
-    the trained model.
+    `half` and `int8` add the FP16 and INT8 variants to full precision. `calibration`: 'auto' or
+    one of `calibrate.METHODS`, on about `calibration_tiles` validation tiles, whole groups, at most
+    half of them; all others judge. `strict`: balanced accuracy of 99.9 % of full precision instead
+    of 99 %. `outside` is a folder of tiles of none of the classes: the bundle then says how sure
+    the model is of those. Raises EdgelungError where the run or its tiles cannot be read, or where
+    the graph does not reproduce the trained model.
     """
+    check_method(calibration)
     new_folder(out, "bundle")
     strangers = _tiles_outside(outside) if outside else None
     student = read_student(run)
@@ -64,8 +66,10 @@ def export_run(
     subsets = read_split(run, data or config["data"], student.classes)
     validation, test = subsets["val"], subsets["test"]
     # Only INT8 calibrates; without it all of validation is evidence.
-    calibration, gate_tiles = (
-        halve_by_group(validation, config["seed"]) if int8 else (validation, validation)
+    to_calibrate, gate_tiles = (
+        set_aside(validation, calibration_tiles, config["seed"])
+        if int8
+        else (validation, validation)
     )
 
     with atomic_folder(out) as folder:
@@ -73,26 +77,23 @@ def export_run(
         say(f"temperature {temperature:.3f} from {len(validation)} validation tiles")
         if min(abs(np.log(temperature) - np.log(TEMPERATURES))) < 1e-3:
             say("the temperature stands at its bound: too few validation tiles are wrong to fit it")
-        observed = None
-        if half or int8:
-            with progress("calibrate", len(calibration)) as advance:
-                batches = calibration.batches(spec, available_cores())
-                observed = observe(student, batches, available_cores(), advance)
-        _write_variants(student, temperature, observed, half, int8, folder)
-        variants = _judge(folder, student, spec, gate_tiles, test, observed, say)
+        limits = STRICT if strict else LIMITS
+        judge = Judge(folder, student, temperature, spec, gate_tiles, test, limits, say)
+        judge.full_precision()
+        plan = plan_int8(student, to_calibrate, spec, calibration) if int8 else None
+        if half:
+            observed = observe_tiles(student, to_calibrate, spec, "range") if not plan else None
+            judge.half_precision(plan.plain_peak if plan else observed.peak if observed else 0.0)
+        ranking = _quantize(judge, plan, to_calibrate) if plan else None
+        variants = judge.variants
         if strangers:
             graph = folder / variants[FULL_PRECISION]["file"]
-            inside = _predict(graph, test, spec, "test").max(axis=1)
-            beyond = _predict(graph, strangers, spec, "outside").max(axis=1)
+            inside = predict(graph, test, spec, "test").max(axis=1)
+            beyond = predict(graph, strangers, spec, "outside").max(axis=1)
         golden = _write_golden(folder, student, spec, gate_tiles, variants)
-        if int8 and len(calibration) < CALIBRATION_ADVICE:
-            say(
-                f"calibrated on {len(calibration)} tiles; {CALIBRATION_ADVICE} or more are "
-                "advised, and ranges of fewer may clip what other slides hold"
-            )
         sets = subsets | {"gate, of val": gate_tiles}
         if int8:
-            sets["calibration, of val"] = calibration
+            sets["calibration, of val"] = to_calibrate
         manifest = {
             "name": f"{student.architecture} of {run.name}",
             "notice": RESEARCH_USE_ONLY,
@@ -100,14 +101,45 @@ def export_run(
             "preprocessing": spec.to_json(),
             "temperature": temperature,
             "variants": variants,
+            "sensitivity": ranking,
             "golden": golden,
             "outside": compare_confidence(inside, beyond) if strangers else None,
-            "provenance": _provenance(run, student, config, sets),
+            "provenance": _provenance(run, student, config, sets, plan),
         }
-        (folder / "report.html").write_text(bundle_page(manifest), encoding="utf-8")
+        page = bundle_page(manifest, _figures(judge, ranking))
+        (folder / "report.html").write_text(page, encoding="utf-8")
         (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
         write_manifest(folder, manifest)
     return open_bundle(out)
+
+
+def _quantize(judge: Judge, plan: Plan, calibration: TileSet) -> dict[str, Any]:
+    """Both INT8 variants; says what the plan was and what few tiles cost."""
+    about = plan.about
+    judge.say(
+        f"calibration {about['method']} on {about['tiles']} tiles in {about['groups']} groups, "
+        f"{len(about['migration_strength'])} scale migrations"
+        + (", biases corrected" if about["bias_correction"] else "")
+    )
+    if len(calibration) < CALIBRATION_TILES:
+        judge.say(
+            f"calibrated on {len(calibration)} tiles; {CALIBRATION_TILES} or more are advised: "
+            "ranges of fewer may clip what other slides hold, and the choice of method is noisier"
+        )
+    return judge.int8(plan, calibration)
+
+
+def _figures(judge: Judge, ranking: dict[str, Any] | None) -> dict[str, Any]:
+    """Scatter, flipped tiles and sensitivity for the report."""
+    sets = {"gate": judge.gate_tiles, "test": judge.test}
+    paths = {name: [tile.path for tile in tiles.tiles] for name, tiles in sets.items()}
+    labels = {name: tiles.labels for name, tiles in sets.items()}
+
+    def pixels(path: str) -> npt.NDArray[np.uint8]:
+        return read_tile(judge.gate_tiles.data / path, judge.spec)
+
+    classes = judge.student.classes
+    return variant_figures(judge.probabilities, labels, paths, classes, pixels, ranking)
 
 
 def _fit_temperature(
@@ -116,7 +148,7 @@ def _fit_temperature(
     """T from the validation set; on the way, proves the graph against the trained model."""
     plain = folder / "plain.onnx"
     onnx.save(build_graph(student), plain)
-    found = _predict(plain, validation, spec, "validation")
+    found = predict(plain, validation, spec, "validation")
     plain.unlink()
     expected = _trained_probabilities(run, validation, student.classes)
     difference = float(np.abs(found - expected).max())
@@ -140,87 +172,6 @@ def _trained_probabilities(run: Path, tiles: TileSet, classes: Sequence[str]) ->
         return np.array([known[tile.path] for tile in tiles.tiles], np.float32)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise EdgelungError(f"cannot read the run's {path}: {error}") from error
-
-
-def _write_variants(
-    student: Student,
-    temperature: float,
-    observed: Observed | None,
-    half: bool,
-    int8: bool,
-    folder: Path,
-) -> None:
-    graphs = {FULL_PRECISION: build_graph(student, temperature=temperature)}
-    if half:
-        graphs["fp16"] = build_graph(student, temperature=temperature, half=True)
-    if int8 and observed:
-        scales = input_scales(observed.ranges)
-        graphs["int8"] = build_graph(student, temperature=temperature, input_scales=scales)
-    for precision, model in graphs.items():
-        onnx.save(model, folder / f"model.{precision}.onnx")
-
-
-def _judge(
-    folder: Path,
-    student: Student,
-    spec: ReaderSpec,
-    gate_tiles: TileSet,
-    test: TileSet,
-    observed: Observed | None,
-    say: Say,
-) -> dict[str, dict[str, Any]]:
-    """Each variant against full precision: the gate decides on validation, the test set reports."""
-    variants: dict[str, dict[str, Any]] = {}
-    reference: dict[str, Probabilities] = {}
-    for path in sorted(folder.glob("model.*.onnx"), key=lambda p: "fp32" not in p.name):
-        precision = path.name.split(".")[1]
-        on_gate = _predict(path, gate_tiles, spec, f"{precision} gate")
-        on_test = _predict(path, test, spec, f"{precision} test") if len(test) else None
-        if precision == FULL_PRECISION:
-            reference = {"gate": on_gate}
-            verdict: dict[str, Any] = {
-                "verdict": "reference",
-                "reasons": [],
-                **evaluate(on_gate, gate_tiles.labels),
-            }
-        else:
-            verdict = gate(on_gate, reference["gate"], gate_tiles.labels)
-            if precision == "fp16" and observed:
-                check_half_range(verdict, observed.peak)
-            say(f"{precision} gate: {verdict['verdict']} {'; '.join(verdict['reasons'])}".rstrip())
-        variants[precision] = {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "quantized_linears": len(linear_names(student)) if precision == "int8" else 0,
-            "judged_by": "onnxruntime CPU",
-            "gate": verdict,
-        }
-        if on_test is not None and np.isfinite(on_test).all():
-            reference.setdefault("test", on_test)
-            variants[precision]["test"] = {
-                **evaluate(on_test, test.labels),
-                "intervals": intervals(
-                    on_test.argmax(axis=1),
-                    test.labels,
-                    [tile.group for tile in test.tiles],
-                    len(student.classes),
-                ),
-                "agreement_with_fp32": float(
-                    (on_test.argmax(1) == reference["test"].argmax(1)).mean()
-                ),
-            }
-    return variants
-
-
-def _predict(graph: Path, tiles: TileSet, spec: ReaderSpec, what: str) -> Probabilities:
-    engine = OnnxRuntimeEngine(graph, available_cores())
-    found = []
-    with progress(what, len(tiles)) as advance:
-        for batch in tiles.batches(spec, available_cores()):
-            found.append(engine.infer(batch))
-            advance(len(batch))
-    engine.close()
-    return np.concatenate(found)
 
 
 def _tiles_outside(folder: Path) -> TileSet:
@@ -266,11 +217,11 @@ def _write_golden(
     for label in range(len(student.classes)):
         own = [tile for tile in gate_tiles.tiles if tile.label == label]
         some = TileSet(gate_tiles.data, tuple(own[:: max(1, len(own) // 16)][:16]))
-        confidence = _predict(graph, some, spec, "golden").max(axis=1)
+        confidence = predict(graph, some, spec, "golden").max(axis=1)
         chosen += [some.tiles[i] for i in confidence.argsort()[:GOLDEN_PER_CLASS]]
     golden = TileSet(gate_tiles.data, tuple(chosen))
     found = {
-        name: _predict(folder / entry["file"], golden, spec, "golden")
+        name: predict(folder / entry["file"], golden, spec, "golden")
         for name, entry in variants.items()
     }
     (folder / "golden").mkdir()
@@ -288,20 +239,12 @@ def _write_golden(
     return entries
 
 
-def check_half_range(verdict: dict[str, Any], peak: float) -> None:
-    """Fail the FP16 variant where an activation nears FP16's largest value.
-
-    CPU runtimes compute FP16 graphs in FP32, so the gate's probabilities show rounding but cannot
-    show an overflow; the largest activation that full precision met on the tiles can.
-    """
-    verdict["largest_activation"] = peak
-    if peak > HALF_LIMIT:
-        verdict["verdict"] = "fail"
-        verdict["reasons"].append(f"an activation of {peak:.0f} is too near FP16's limit of 65504")
-
-
 def _provenance(
-    run: Path, student: Student, config: dict[str, Any], sets: dict[str, TileSet]
+    run: Path,
+    student: Student,
+    config: dict[str, Any],
+    sets: dict[str, TileSet],
+    plan: Plan | None,
 ) -> dict[str, Any]:
     return {
         "edgelung": __version__,
@@ -317,7 +260,9 @@ def _provenance(
             name: {"tiles": len(tiles), "groups": len({tile.group for tile in tiles.tiles})}
             for name, tiles in sets.items()
         },
-        "int8": "min-max of the inputs of the linears, symmetric, weights per output channel",
+        "int8": plan
+        and f"inputs of the linears, symmetric ({plan.about['method']}), weights per output "
+        "channel, scales migrated from LayerNorm and values into the next linear",
     }
 
 

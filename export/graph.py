@@ -27,6 +27,7 @@ OPSET = 20  # Gelu as an operator; Q/DQ of FP16
 IR_VERSION = 9  # what opset 20 came with: old runtimes refuse newer files
 EPSILON = 1e-6  # timm's LayerNorm in vision transformers
 PIXEL_OFFSET, PIXEL_STEP = 128.0, 64.0
+TOKEN_STRIDE = 4  # of the patches that calibration looks at; neighbours say much the same
 
 Array = npt.NDArray[Any]
 
@@ -37,17 +38,21 @@ def build_graph(
     temperature: float = 1.0,
     half: bool = False,
     input_scales: Mapping[str, float] | None = None,
+    input_means: Mapping[str, Array] | None = None,
     observe: bool = False,
+    switches: bool = False,
 ) -> onnx.ModelProto:
     """The graph `tiles` uint8 [N, size, size, 3] → `probs` float32 [N, classes].
 
     `half`: FP16 weights and activations (the head stays FP32). `input_scales`: linear name → INT8
     step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric.
-    `observe`: two more outputs, float32, of the largest magnitudes per tile: `ranges` [linears, N]
-    of the inputs of the linears, in the order of `linear_names`, and `peaks` [places, N] of what
-    they give, of the residual stream and of the attention scores.
+    `input_means`: linear name → mean of its input (D,); its bias then takes up what rounding its
+    weights shifts the mean output by.
+    `observe`: further outputs, float32, for calibration (see `observed_outputs`).
+    `switches`: a second input, `quantized` bool [len(input_scales)]: which linears take their
+    quantized input and weight, in the order of `input_scales`.
     """
-    writer = _Writer(student, half, input_scales or {}, observe)
+    writer = _Writer(student, half, input_scales or {}, input_means or {}, observe, switches)
     tokens = writer.embed("tiles")
     for i in range(student.depth):
         tokens = writer.block(f"blocks.{i}", tokens, last=i == student.depth - 1)
@@ -65,16 +70,35 @@ def linear_names(student: Student) -> list[str]:
     return names
 
 
+def observed_outputs(student: Student) -> dict[str, tuple[str, str, str]]:
+    """The outputs that `observe` adds for each linear but the patch embedding, float32.
+
+    Linear name → some tokens of its input [N, t, D] (class tokens and every fourth patch), and of
+    all its tokens the largest magnitude and the mean of each channel, [N, D] each. `peaks`
+    [N, places] besides: the largest magnitude of what the linears give, of the residual stream and
+    of the attention scores. Pixels need no observation.
+    """
+    names = linear_names(student)[1:]
+    return {name: (f"{name}.some", f"{name}.largest", f"{name}.mean") for name in names}
+
+
 class _Writer:
     def __init__(
-        self, student: Student, half: bool, input_scales: Mapping[str, float], observe: bool
+        self,
+        student: Student,
+        half: bool,
+        input_scales: Mapping[str, float],
+        input_means: Mapping[str, Array],
+        observe: bool,
+        switches: bool,
     ) -> None:
         self.student = student
         self.weights = student.weights
         self.dtype = np.float16 if half else np.float32
         self.input_scales = input_scales
+        self.input_means = input_means
         self.observe = observe
-        self.ranges: list[str] = []
+        self.switches = dict.fromkeys(input_scales) if switches else {}
         self.peaks: list[str] = []
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
@@ -167,19 +191,22 @@ class _Writer:
         """x · Wᵀ + b, with W (out, in) as torch keeps it; quantized where it has an input step."""
         weight = self.weights[f"{name}.weight"] if weight is None else weight
         bias = self.weights[f"{name}.bias"] if bias is None else bias
+        if self.observe:
+            self.look(name, x)
+        if name in self.input_scales and name in self.input_means:
+            integers, steps = quantize_weight(weight, channel_axis=0)
+            bias = bias - (integers * steps[:, None] - weight) @ self.input_means[name]
         x = self.op("MatMul", self.operands(name, x, weight.T, channel_axis=1), name=name)
         return self.watch(self.op("Add", [x, self.real(f"{name}.bias", bias)]))
 
     def operands(self, name: str, x: str, weight: Array, channel_axis: int) -> list[str]:
         """The input and weight of a linear, each through Q/DQ where it is quantized."""
-        if self.observe:
-            self.ranges.append(self.largest(x))
         if name not in self.input_scales:
             return [x, self.real(f"{name}.weight", weight)]
         step = self.real(f"{name}.input_scale", np.array(self.input_scales[name]))
         zero = self.constant("zero", np.array(0, np.int8))
-        x = self.op("QuantizeLinear", [x, step, zero])
-        x = self.op("DequantizeLinear", [x, step, zero])
+        rounded = self.op("QuantizeLinear", [x, step, zero])
+        rounded = self.op("DequantizeLinear", [rounded, step, zero])
         integers, steps = quantize_weight(weight, channel_axis)
         w = self.op(
             "DequantizeLinear",
@@ -190,19 +217,31 @@ class _Writer:
             ],
             axis=channel_axis,
         )
-        return [x, w]
+        if name not in self.switches:
+            return [rounded, w]
+        place = self.integers(f"place_{name}", [list(self.switches).index(name)])
+        on = self.op("Gather", ["quantized", place], axis=0)  # (1,)
+        exact = self.real(f"{name}.exact", weight)
+        return [self.op("Where", [on, rounded, x]), self.op("Where", [on, w, exact])]
 
     def watch(self, x: str) -> str:
-        """Note the magnitude of an activation, where that was asked for."""
+        """Note the largest magnitude of an activation in each tile, (N, 1), if asked for."""
         if self.observe:
-            self.peaks.append(self.largest(x))
+            flat = self.op("Flatten", [self.op("Abs", [x])], axis=1)
+            self.peaks.append(self.op("ReduceMax", [flat, self.integers("axis", [1])]))
         return x
 
-    def largest(self, x: str) -> str:
-        """Largest |x| of each tile, (1, N)."""
-        flat = self.op("Flatten", [self.op("Abs", [x])], axis=1)
-        flat = self.op("ReduceMax", [flat, self.integers("axis", [1])], keepdims=0)
-        return self.op("Unsqueeze", [flat, self.integers("first", [0])])
+    def look(self, name: str, x: str) -> None:
+        """Give what calibration wants to know of a linear's input (N, T, D)."""
+        some, largest, mean = observed_outputs(self.student)[name]
+        axis = self.integers("axis", [1])
+        self.op("ReduceMax", [self.op("Abs", [x]), axis], outputs=[largest], keepdims=0)
+        self.op("ReduceMean", [x, axis], outputs=[mean], keepdims=0)
+        last = name.startswith(f"blocks.{self.student.depth - 1}.")
+        # The last block reads all tokens for keys and values only.
+        tokens = 2 if last and not name.endswith(".kv") else self.student.tokens
+        kept = self.integers(f"some_{tokens}", [0, 1, *range(2, tokens, TOKEN_STRIDE)])
+        self.op("Gather", [x, kept], outputs=[some], axis=1)
 
     def layer_norm(self, name: str, x: str) -> str:
         scale = self.real(f"{name}.weight", self.weights[f"{name}.weight"])
@@ -253,14 +292,21 @@ class _Writer:
         s = self.student
         outputs = [helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(s.classes)])]
         if self.observe:
-            for output, rows in (("ranges", self.ranges), ("peaks", self.peaks)):
-                self.op("Concat", rows, outputs=[output], axis=0)
-                shape: list[int | str | None] = [len(rows), "N"]
-                outputs.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, shape))
+            self.op("Concat", self.peaks, outputs=["peaks"], axis=1)
+            names = [name for group in observed_outputs(s).values() for name in group]
+            for name in ("peaks", *names):
+                shape = ["N", None, None] if name.endswith(".some") else ["N", None]
+                outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        inputs = [
+            helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", s.size, s.size, 3])
+        ]
+        if self.switches:
+            shape = [len(self.switches)]
+            inputs.append(helper.make_tensor_value_info("quantized", TensorProto.BOOL, shape))
         graph = helper.make_graph(
             self.nodes,
             s.architecture,
-            [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", s.size, s.size, 3])],
+            inputs,
             outputs,
             initializer=list(self.constants.values()),
         )

@@ -42,6 +42,11 @@ class TileSet:
         """Class indices, int64 [N]."""
         return np.array([tile.label for tile in self.tiles], np.int64)
 
+    def every(self, most: int) -> "TileSet":
+        """At most `most` of the tiles, evenly spread over the list and so over the groups."""
+        places = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(int))
+        return TileSet(self.data, tuple(self.tiles[i] for i in places))
+
     def batches(self, spec: ReaderSpec, threads: int) -> Iterator[Tiles]:
         """uint8 [≤ BATCH, size, size, 3] through the one reader, every file's hash checked."""
         with ThreadPoolExecutor(threads) as pool:
@@ -87,11 +92,12 @@ def read_split(run: Path, data: Path, classes: tuple[str, ...]) -> dict[str, Til
     return {name: TileSet(data, tuple(tiles)) for name, tiles in subsets.items()}
 
 
-def halve_by_group(tiles: TileSet, seed: int) -> tuple[TileSet, TileSet]:
-    """Two halves that share no group, each class about evenly in both: (calibration, gate).
+def set_aside(tiles: TileSet, wanted: int, seed: int) -> tuple[TileSet, TileSet]:
+    """(calibration, gate): validation groups to calibrate with, and the others, that judge.
 
-    A class with a single validation group goes to the gate: ranges can come from other classes,
-    evidence cannot.
+    Of each class about evenly, whole groups until `wanted` tiles are together, but never more than
+    half of a class: what calibrates cannot judge. A class with a single validation group goes to
+    the gate: ranges can come from other classes, evidence cannot.
     """
     groups: dict[str, list[Labelled]] = {}
     for tile in tiles.tiles:
@@ -106,7 +112,7 @@ def halve_by_group(tiles: TileSet, seed: int) -> tuple[TileSet, TileSet]:
         order = [lists[i] for i in rng.permutation(len(lists))]
         in_calibration = in_gate = 0
         for members in order:
-            if in_gate <= in_calibration:
+            if in_gate <= in_calibration or in_calibration * len(by_class) >= wanted:
                 gate += members
                 in_gate += len(members)
             else:

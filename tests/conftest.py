@@ -29,6 +29,14 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests' own, for commands that they start too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["EDGELUNG_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """108 synthetic 96 px tiles, 3 classes, 12 sources each, with groups.csv."""

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,16 @@ def export(
         Path | None,
         typer.Option(help="Tiles of none of the classes: report how sure the model is of them."),
     ] = None,
+    calibration: Annotated[
+        str, typer.Option(help="auto, min-max, percentile, entropy or mse.", metavar="METHOD")
+    ] = "auto",
+    calibration_tiles: Annotated[
+        int, typer.Option(min=1, help="Validation tiles that calibrate INT8, whole groups.")
+    ] = 512,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Ask for 99.9 % of full precision's balanced accuracy."),
+    ] = False,
     allow_drop: Annotated[
         bool, typer.Option("--allow-drop", help="Exit 0 even if a variant did not pass its gate.")
     ] = False,
@@ -39,31 +49,59 @@ def export(
             f"export needs {error.name}, which is not installed: pip install 'edgelung[train]'"
         ) from error
 
-    bundle = export_run(run, out, half=fp16, int8=int8, data=data, outside=outside, say=note)
+    bundle = export_run(
+        run,
+        out,
+        half=fp16,
+        int8=int8,
+        data=data,
+        outside=outside,
+        calibration=calibration,
+        calibration_tiles=calibration_tiles,
+        strict=strict,
+        say=note,
+    )
     if as_json:
         print(json.dumps(bundle.manifest, indent=2))
     else:
         _print_table(bundle.manifest["variants"], out)
+        _print_sensitivity(bundle.manifest["sensitivity"])
     if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
 
 
-def _print_table(variants: dict[str, dict[str, object]], folder: Path) -> None:
+def _print_table(variants: dict[str, dict[str, Any]], folder: Path) -> None:
     from rich.table import Table
 
     from edgelung.terminal import out
 
-    table = Table("variant", "MB", "gate", "agreement", "test balanced acc.", "test ECE")
+    table = Table(
+        "variant", "for", "MB", "gate", "agreement", "test balanced acc.", "test ECE", "tiles/s"
+    )
     for name, entry in variants.items():
         verdict, test = entry["gate"], entry.get("test")
         assert isinstance(verdict, dict)
         table.add_row(
             name,
+            str(entry["meant_for"]),
             f"{int(str(entry['bytes'])) / 1e6:.1f}",
             verdict["verdict"],
             f"{verdict['agreement']:.4f}" if "agreement" in verdict else "–",
             f"{test['balanced_accuracy']:.4f}" if isinstance(test, dict) else "–",
             f"{test['expected_calibration_error']:.4f}" if isinstance(test, dict) else "–",
+            ", ".join(f"{k} {v:.0f}" for k, v in entry["tiles_per_second"].items()),
         )
     out.print(table)
     out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}", markup=False)
+
+
+def _print_sensitivity(ranking: dict[str, Any] | None, most: int = 5) -> None:
+    from edgelung.terminal import out
+
+    if ranking:
+        worst = ", ".join(f"{p['name']} {p['alone']:.1e}" for p in ranking["linears"][:most])
+        out.print(
+            f"most sensitive to INT8, of {len(ranking['linears'])} linears (divergence in nats; "
+            f"all together {ranking['all']:.1e}): {worst}",
+            markup=False,
+        )

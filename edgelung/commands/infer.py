@@ -41,7 +41,7 @@ def infer(
     ] = None,
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16, int8 or int8-fp16.")] = "auto",
     verify: Annotated[
         bool, typer.Option("--verify", help="Run full precision on every tile too and compare.")
     ] = False,

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 Labels = npt.NDArray[np.int64]  # (N,)
 TEMPERATURES = (0.5, 10.0)
+BINS = 15  # of confidence, for the calibration error
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -82,18 +83,26 @@ def roc_auc(probabilities: Floats, truth: Labels) -> float | None:
     return float(np.mean(areas)) if areas else None
 
 
-def expected_calibration_error(probabilities: Floats, truth: Labels, bins: int = 15) -> float:
+def expected_calibration_error(probabilities: Floats, truth: Labels) -> float:
     """Mean |accuracy − confidence| over equal-width confidence bins, weighted by tiles.
 
     Guo et al. 2017, Eq. 3.
     """
     if len(truth) == 0:
         return 0.0
-    confidence = probabilities.max(axis=1)
+    gaps = confidence_gaps(probabilities, truth).sum(axis=0)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def confidence_gaps(probabilities: Floats, truth: Labels) -> npt.NDArray[np.float64]:
+    """Correctness − confidence of each tile in the column of its confidence bin, (N, BINS)."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == truth
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(index, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(truth))
+    gaps = np.zeros((len(truth), BINS))
+    gaps[np.arange(len(truth)), np.minimum((confidence * BINS).astype(int), BINS - 1)] = (
+        correct - confidence
+    )
+    return gaps
 
 
 def negative_log_likelihood(probabilities: Floats, truth: Labels) -> float:

@@ -179,13 +179,13 @@ def _summary(
         summary["labelled"] = labelled_metrics(tally.confusion, bundle.classes)
     if tally.compared:
         share = tally.agreed / tally.compared
-        verified = share >= LIMITS["min_agreement"]
+        verified = share >= LIMITS.min_agreement
         summary["verify"] = {
             "tiles": tally.compared,
             "agreement": share,
             "differing_labels": tally.compared - tally.agreed,
             "max_probability_difference": tally.largest_difference,
-            "min_agreement": LIMITS["min_agreement"],
+            "min_agreement": LIMITS.min_agreement,
             "passed": verified,
             "reference": labelled_metrics(tally.reference_confusion, bundle.classes)
             if tally.reference_confusion.sum()

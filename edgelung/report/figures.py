@@ -57,7 +57,7 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> str:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure)
+    return svg(figure)
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> str:
@@ -78,7 +78,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="truth", title=title)
-    return _svg(figure)
+    return svg(figure)
 
 
 def estimates(
@@ -94,10 +94,11 @@ def estimates(
     axes.set(xlabel=title)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    return _svg(figure)
+    return svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as SVG text in the page's own ink; closes it."""
     buffer = io.StringIO()
     # No date, so that the same run gives the same bytes.
     figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -35,13 +35,14 @@ def run_page(run: Path, metrics: dict[str, Any], pictures: dict[str, Any]) -> st
     )
 
 
-def bundle_page(manifest: dict[str, Any]) -> str:
-    """report.html of a bundle, from its manifest."""
+def bundle_page(manifest: dict[str, Any], pictures: dict[str, Any]) -> str:
+    """report.html of a bundle, from its manifest and its `variant_figures`."""
     variants = manifest["variants"]
     return _render(
         "bundle.html.j2",
         title=f"edgelung bundle: {manifest['name']}",
         manifest=manifest,
+        pictures=pictures,
         confusions={
             name: figures.confusion(
                 entry["test"]["confusion"], manifest["classes"], f"{name}, test"
@@ -89,6 +90,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.2f} %"
+    environment.filters["points"] = lambda value: f"{100 * value:.2f}"
     environment.filters["span"] = lambda bounds: f"{100 * bounds[0]:.2f} – {100 * bounds[1]:.2f} %"
     return environment.get_template(template).render(
         notice=RESEARCH_USE_ONLY, version=__version__, **values

@@ -1,0 +1,216 @@
+"""Every variant against full precision: the gate decides on validation, the test set reports."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgelung.engines.choose import available_cores
+from edgelung.evidence.gate import LIMITS, Limits, gate
+from edgelung.evidence.intervals import intervals
+from edgelung.evidence.metrics import evaluate
+from edgelung.export.calibrate import HALF_LIMIT
+from edgelung.export.graph import build_graph
+from edgelung.export.predict import Probabilities, predict, speeds
+from edgelung.export.quantize import Plan
+from edgelung.export.sensitivity import TILES, runs, sensitivity
+from edgelung.export.student import Student
+from edgelung.export.tiles import TileSet
+from edgelung.terminal import progress
+from edgelung.tiles.reader import ReaderSpec
+
+Say = Callable[[str], None]
+SPEED_TILES = 32
+
+
+@dataclass
+class Judge:
+    """Writes variants into `folder` and says what they are worth.
+
+    `probabilities`: of each variant on the gate and test tiles, for the report.
+    """
+
+    folder: Path
+    student: Student
+    temperature: float
+    spec: ReaderSpec
+    gate_tiles: TileSet
+    test: TileSet
+    limits: Limits = LIMITS
+    say: Say = lambda text: None
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    probabilities: dict[str, dict[str, Probabilities]] = field(default_factory=dict)
+
+    def full_precision(self) -> None:
+        """The reference of all the others."""
+        graph = build_graph(self.student, temperature=self.temperature)
+        found = self._write("fp32", graph)
+        metrics = evaluate(found, self.gate_tiles.labels)
+        verdict = {"verdict": "reference", "reasons": [], **metrics}
+        self._enter("fp32", found, verdict, base="fp32", quantized=0)
+
+    def half_precision(self, peak: float) -> None:
+        """Typed FP16; `peak`: the largest activation that full precision met."""
+        found = self._write(
+            "fp16", build_graph(self.student, temperature=self.temperature, half=True)
+        )
+        verdict = self.judge(found)
+        check_half_range(verdict, peak)
+        self._enter("fp16", found, verdict, base="fp16", quantized=0)
+
+    def int8(self, plan: Plan, calibration: TileSet) -> dict[str, Any]:
+        """INT8 on an FP32 base, and the same with an FP16 base; returns the sensitivity ranking.
+
+        Where the gate does not let INT8 through, the most sensitive linears go back to floating
+        point, as few as it takes; both variants then leave out the same.
+        """
+        ranking = self._sensitivity(plan, calibration)
+        found = self._write("int8", plan.graph(self.temperature))
+        verdict = self.judge(found)
+        given_back: list[str] = []
+        if verdict["verdict"] != "pass" and self._could_pass():
+            given_back, found, verdict = self._give_back(plan, calibration, ranking, verdict)
+        quantized = len(plan.scales) - len(given_back)
+        about: dict[str, Any] = {"given_back": given_back, "calibration": dict(plan.about)}
+        self._enter("int8", found, verdict, base="fp32", quantized=quantized, **about)
+        back = frozenset(given_back)
+        if verdict["verdict"] != "pass":
+            self.say("INT8 did not pass; what did is offered in its place")
+        found = self._write("int8-fp16", plan.graph(self.temperature, True, back))
+        verdict = self.judge(found, verdict["looks"])
+        check_half_range(verdict, plan.peak)
+        self._enter("int8-fp16", found, verdict, base="fp16", quantized=quantized, **about)
+        return ranking
+
+    def judge(self, found: Probabilities, looks: int = 1) -> dict[str, Any]:
+        """The gate's verdict on probabilities of the gate tiles (N, classes)."""
+        reference = self.probabilities["fp32"]["gate"]
+        return self._gate(found, reference, self.gate_tiles, looks)
+
+    def _gate(
+        self, found: Probabilities, reference: Probabilities, tiles: TileSet, looks: int = 1
+    ) -> dict[str, Any]:
+        groups = [tile.group for tile in tiles.tiles]
+        names = self.student.classes
+        return gate(
+            found, reference, tiles.labels, groups, limits=self.limits, looks=looks, classes=names
+        )
+
+    def _could_pass(self) -> bool:
+        """Whether the gate tiles are enough for full precision itself to pass."""
+        return bool(self.judge(self.probabilities["fp32"]["gate"])["verdict"] == "pass")
+
+    def _give_back(
+        self, plan: Plan, calibration: TileSet, ranking: dict[str, Any], verdict: dict[str, Any]
+    ) -> tuple[list[str], Probabilities, dict[str, Any]]:
+        """The fewest linears, most sensitive first, without which INT8 passes; at most half.
+
+        How many is estimated on the calibration tiles, so that the gate's tiles are looked at a
+        few times only; every look is counted, and costs confidence.
+        """
+        order = [part["name"] for part in ranking["linears"]]
+        most = len(order) // 2
+        reference = predict(
+            build_graph(self.student, temperature=self.temperature), calibration, self.spec, "fp32"
+        )
+
+        def promising(count: int) -> bool:
+            graph = plan.graph(self.temperature, given_back=frozenset(order[:count]))
+            found = predict(graph, calibration, self.spec, f"without {count}")
+            checks = self._gate(found, reference, calibration).get("checks", {})
+            return bool(checks) and all(c["loss"] <= c["limit"] for c in checks.values())
+
+        count, looks = max(1, _fewest(promising, most)), 1
+        while True:
+            looks += 1
+            back = order[:count]
+            graph = plan.graph(self.temperature, given_back=frozenset(back))
+            found = self._write("int8", graph)
+            verdict = self.judge(found, looks)
+            self.say(f"int8 without {count} of {len(order)} linears: {verdict['verdict']}")
+            if verdict["verdict"] == "pass" or count == most:
+                return back, found, verdict
+            count = min(2 * count, most)
+
+    def _sensitivity(self, plan: Plan, calibration: TileSet) -> dict[str, Any]:
+        few = calibration.every(TILES)
+        tiles = np.concatenate(list(few.batches(self.spec, available_cores())))
+        with progress("sensitivity", runs(plan)) as advance:
+            return sensitivity(plan, tiles, available_cores(), advance)
+
+    def _write(self, name: str, graph: onnx.ModelProto) -> Probabilities:
+        """Save a variant; its probabilities of the gate tiles."""
+        path = self.folder / f"model.{name}.onnx"
+        onnx.save(graph, path)
+        return predict(path, self.gate_tiles, self.spec, f"{name}, gate")
+
+    def _enter(
+        self,
+        name: str,
+        found: Probabilities,
+        verdict: dict[str, Any],
+        base: str,
+        quantized: int,
+        **about: Any,
+    ) -> None:
+        path = self.folder / f"model.{name}.onnx"
+        few = self.gate_tiles.every(SPEED_TILES)
+        entry = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "base": base,
+            "meant_for": "GPU" if base == "fp16" else "CPU",
+            "quantized_linears": quantized,
+            "judged_by": "onnxruntime CPU",
+            "tiles_per_second": speeds(path, next(few.batches(self.spec, available_cores()))),
+            "gate": verdict,
+            **about,
+        }
+        self.variants[name] = entry
+        self.probabilities[name] = {"gate": found}
+        if name != "fp32":
+            self.say(f"{name} gate: {verdict['verdict']} {'; '.join(verdict['reasons'])}".rstrip())
+        if len(self.test) == 0:
+            return
+        on_test = predict(path, self.test, self.spec, f"{name}, test")
+        if np.isfinite(on_test).all():
+            self.probabilities[name]["test"] = on_test
+            entry["test"] = self._report(on_test)
+
+    def _report(self, found: Probabilities) -> dict[str, Any]:
+        truth, groups = self.test.labels, [tile.group for tile in self.test.tiles]
+        reference = self.probabilities["fp32"]["test"]
+        return {
+            **evaluate(found, truth),
+            "intervals": intervals(found.argmax(axis=1), truth, groups, len(self.student.classes)),
+            "agreement_with_fp32": float((found.argmax(1) == reference.argmax(1)).mean()),
+        }
+
+
+def check_half_range(verdict: dict[str, Any], peak: float) -> None:
+    """Fail a variant on an FP16 base where an activation nears FP16's largest value.
+
+    CPU runtimes compute FP16 graphs in FP32, so the gate's probabilities show rounding but cannot
+    show an overflow; the largest activation that full precision met on the tiles can.
+    """
+    verdict["largest_activation"] = peak
+    if peak > HALF_LIMIT:
+        verdict["verdict"] = "fail"
+        verdict["reasons"].append(f"an activation of {peak:.0f} is too near FP16's limit of 65504")
+
+
+def _fewest(holds: Callable[[int], bool], most: int) -> int:
+    """The least count in 0…most for which `holds` is true, by doubling and halving; `most` if
+    none is, taking it that more never harm."""
+    if holds(0):
+        return 0
+    low, high = 0, 1
+    while high < most and not holds(high):
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

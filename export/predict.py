@@ -1,0 +1,58 @@
+"""Probabilities of a tile set under a graph, in the runtime that judges."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgelung.engines.base import EngineUnavailableError, Tiles
+from edgelung.engines.choose import ENGINES, available_cores
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.export.tiles import TileSet
+from edgelung.terminal import progress
+from edgelung.tiles.reader import ReaderSpec
+
+Probabilities = npt.NDArray[np.float32]  # (N, classes)
+
+
+def predict(
+    graph: Path | onnx.ModelProto, tiles: TileSet, spec: ReaderSpec, what: str
+) -> Probabilities:
+    """float32 (N, classes) in ONNX Runtime on the CPU; `what` names the progress bar."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = graph if isinstance(graph, Path) else Path(folder) / "graph.onnx"
+        if isinstance(graph, onnx.ModelProto):
+            onnx.save(graph, path)
+        engine = OnnxRuntimeEngine(path, available_cores())
+    found = []
+    with progress(what, len(tiles)) as advance:
+        for batch in tiles.batches(spec, available_cores()):
+            found.append(engine.infer(batch))
+            advance(len(batch))
+    engine.close()
+    return np.concatenate(found)
+
+
+def speeds(graph: Path, tiles: Tiles, repeats: int = 3) -> dict[str, float]:
+    """Tiles/s in each CPU engine that is installed, best of `repeats` after one to warm up.
+
+    The network alone, no reading of files; of this machine with whatever else it was doing.
+    """
+    found = {}
+    for name in ("openvino", "onnxruntime"):
+        try:
+            engine = ENGINES[name](graph, available_cores())
+        except EngineUnavailableError:
+            continue
+        engine.infer(tiles)
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            engine.infer(tiles)
+            seconds.append(time.perf_counter() - start)
+        engine.close()
+        found[name] = round(len(tiles) / min(seconds), 1)
+    return found

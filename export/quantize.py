@@ -1,0 +1,209 @@
+"""From a student and calibration tiles to how INT8 is written: the plan, cached by its content."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+import edgelung.export
+from edgelung.engines.choose import available_cores
+from edgelung.errors import EdgelungError
+from edgelung.evidence.metrics import agreement
+from edgelung.export.calibrate import METHODS, input_scales
+from edgelung.export.graph import build_graph
+from edgelung.export.observe import Observed, observe
+from edgelung.export.predict import Probabilities, predict
+from edgelung.export.repair import choose_migration, migrate
+from edgelung.export.student import Student
+from edgelung.export.tiles import TileSet
+from edgelung.files import atomic_write, sha256_bytes
+from edgelung.terminal import progress
+from edgelung.tiles.reader import ReaderSpec
+
+AUTO = "auto"
+SCORED_TILES = 512  # of the calibration tiles, that compare methods
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How INT8 is written: the migrated student, the step of every linear's input, the mean inputs
+    of the linears whose bias is corrected (none, where that did not pay), and how that came about.
+
+    `peak`, `plain_peak`: largest |activation| of the migrated student and of the original.
+    """
+
+    student: Student
+    scales: Mapping[str, float]
+    means: Mapping[str, Array]
+    peak: float
+    plain_peak: float
+    about: Mapping[str, Any]
+
+    def graph(
+        self, temperature: float = 1.0, half: bool = False, given_back: frozenset[str] = frozenset()
+    ) -> onnx.ModelProto:
+        """The INT8 graph on an FP32 or FP16 base, `given_back` linears left in the base."""
+        return build_graph(
+            self.student,
+            temperature=temperature,
+            half=half,
+            input_scales={k: v for k, v in self.scales.items() if k not in given_back},
+            input_means=self.means,
+        )
+
+
+def check_method(method: str) -> None:
+    """Raise EdgelungError for a method of calibration that there is not."""
+    if method not in (AUTO, *METHODS):
+        raise EdgelungError(
+            f"unknown --calibration {method!r}; expected {AUTO}, {', '.join(METHODS)}"
+        )
+
+
+def plan_int8(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Plan:
+    """Calibrate on `tiles`; `method` is one of METHODS or 'auto'.
+
+    A plan made before of the same graph, tiles, reader, method, code and versions is read from the
+    cache (EDGELUNG_CACHE, XDG_CACHE_HOME or ~/.cache).
+    """
+    check_method(method)
+    path = _cache() / f"{_key(student, tiles, spec, method)}.npz"
+    plan = _read(path, student)
+    if plan is None:
+        plan = _make(student, tiles, spec, method)
+        _write(path, plan, student)
+    return plan
+
+
+def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Plan:
+    plain = observe_tiles(student, tiles, spec, "observe")
+    migration, strengths = choose_migration(student, plain)
+    migrated = migrate(student, migration)
+    observed = observe_tiles(migrated, tiles, spec, "calibrate")
+    some = tiles.every(SCORED_TILES)
+    reference = predict(build_graph(student), some, spec, "full precision")
+
+    def score(scales: dict[str, float], means: dict[str, Array]) -> tuple[int, float]:
+        """What the gate would say: flipped labels, then how far the probabilities moved."""
+        graph = build_graph(migrated, input_scales=scales, input_means=means)
+        found = predict(graph, some, spec, "compare")
+        return agreement(found, reference)["differing_labels"], _distance(found, reference)
+
+    methods = list(METHODS) if method == AUTO else [method]
+    scales = {name: input_scales(observed, name) for name in methods}
+    scores = {name: score(scales[name], {}) for name in methods}
+    chosen = min(methods, key=scores.__getitem__)
+    means = {name: seen.mean for name, seen in observed.inputs.items()}
+    corrected = score(scales[chosen], means)
+    pays = corrected < scores[chosen]
+    about = {
+        "asked": method,
+        "method": chosen,
+        "tiles": len(tiles),
+        "groups": len({tile.group for tile in tiles.tiles}),
+        "scores": {
+            name: {"flipped": flips, "mean_probability_difference": distance}
+            for name, (flips, distance) in (scores | {f"{chosen}, biases": corrected}).items()
+        },
+        "scored_tiles": len(some),
+        "bias_correction": pays,
+        "migration_strength": strengths,
+    }
+    means = means if pays else {}
+    return Plan(migrated, scales[chosen], means, observed.peak, plain.peak, about)
+
+
+def observe_tiles(student: Student, tiles: TileSet, spec: ReaderSpec, what: str) -> Observed:
+    """`observe` over a tile set, with a bar named `what`."""
+    with progress(what, len(tiles)) as advance:
+        threads = available_cores()
+        return observe(student, tiles.batches(spec, threads), threads, advance)
+
+
+def _distance(found: Probabilities, reference: Probabilities) -> float:
+    """Mean change of a probability; no number is as far as can be."""
+    return float(np.nan_to_num(np.abs(found - reference), nan=np.inf).mean())
+
+
+# ---- the cache --------------------------------------------------------------------------------
+
+
+def _cache() -> Path:
+    own = os.environ.get("EDGELUNG_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(own) if own else Path(shared) / "edgelung") / "calibration"
+
+
+def _key(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> str:
+    """Everything that the plan is made of; this room's own code included, so that no version needs
+    to be remembered."""
+    graph = build_graph(student).SerializeToString(deterministic=True)
+    code = hashlib.sha256()
+    for path in sorted(Path(edgelung.export.__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    parts = {
+        "graph": sha256_bytes(graph),
+        "tiles": [tile.sha256 for tile in tiles.tiles],
+        "reader": spec.to_json(),
+        "method": method,
+        "code": code.hexdigest(),
+        "versions": {name: _version(name) for name in RUNTIMES},
+    }
+    return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
+
+
+RUNTIMES = ("edgelung", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "pillow", "simplejpeg")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _write(path: Path, plan: Plan, student: Student) -> None:
+    """Everything of the plan but the weights that it left as they were."""
+    changed = {k: v for k, v in plan.student.weights.items() if v is not student.weights[k]}
+    meta = {
+        "scales": dict(plan.scales),
+        "peak": plan.peak,
+        "plain_peak": plan.plain_peak,
+        "about": dict(plan.about),
+    }
+    arrays = {f"weight:{k}": v for k, v in changed.items()}
+    arrays |= {f"mean:{k}": v for k, v in plan.means.items()}
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with atomic_write(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes keywords for flags
+    except (OSError, EdgelungError):
+        pass  # a cache that cannot be written costs time, nothing else
+
+
+def _read(path: Path, student: Student) -> Plan | None:
+    """The plan in the file; None where there is none or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            meta = json.loads(found["meta"].tobytes())
+            parts: dict[str, dict[str, Array]] = {"weight": {}, "mean": {}}
+            for name in found.files:
+                kind, _, key = name.partition(":")
+                if key:
+                    parts[kind][key] = found[name]
+        weights = student.weights | parts["weight"]
+        migrated = replace(student, weights=weights)
+        return Plan(migrated, means=parts["mean"], **meta)
+    except Exception:  # zipfile, json and numpy raise types of their own for damaged files
+        return None

@@ -1,0 +1,200 @@
+"""Calibration: streamed counts that no batch size changes, four thresholds, a cache by content."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgelung.errors import EdgelungError
+from edgelung.export import quantize
+from edgelung.export.calibrate import METHODS, input_scales
+from edgelung.export.graph import linear_names
+from edgelung.export.observe import BINS, Seen, centres, count, observe
+from edgelung.export.quantize import plan_int8
+from edgelung.export.student import Student, read_student
+from edgelung.export.tiles import TileSet, read_split, set_aside
+from edgelung.tiles.reader import ReaderSpec
+
+
+def nothing(n: int) -> None:
+    """No progress is shown here."""
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 20])
+def test_the_batch_size_never_changes_a_scale(
+    student: Student, pixels: np.ndarray, size: int
+) -> None:
+    """Bit by bit: the tiles are put into batches of one size before the graph sees them."""
+    whole = observe(student, [pixels], 1, nothing)
+    parts = observe(student, [pixels[i : i + size] for i in range(0, 20, size)], 1, nothing)
+    for method in METHODS:
+        assert input_scales(whole, method) == input_scales(parts, method)
+    for name, seen in whole.inputs.items():
+        assert (seen.mean == parts.inputs[name].mean).all()
+        assert (seen.tokens == parts.inputs[name].tokens).all()
+
+
+def test_every_linear_is_seen_whole(student: Student, pixels: np.ndarray) -> None:
+    found = observe(student, [pixels], 1, nothing)
+    names = linear_names(student)
+    assert list(found.inputs) == names[1:]
+    assert list(input_scales(found, "min-max")) == names
+    width, tokens = student.width, 2 + 4  # class tokens and every fourth of 16 patches
+    for name, seen in found.inputs.items():
+        channels = 4 * width if name.endswith("fc2") else width
+        only_class = name.startswith("blocks.2.") and not name.endswith(".kv")
+        assert seen.counts.sum() == 20 * channels * (2 if only_class else tokens)
+        assert seen.largest.shape == seen.mean.shape == (channels,)
+        assert seen.range >= np.abs(seen.tokens).max()
+    assert found.peak >= max(seen.range for seen in found.inputs.values())
+
+
+def test_the_peak_sees_the_residual_stream(student: Student, pixels: np.ndarray) -> None:
+    """An outlier that no linear gets to see, since LayerNorm comes between, still counts."""
+    calm = observe(student, [pixels[:4]], 1, nothing)
+    name = "blocks.1.mlp.fc2.bias"
+    bias = student.weights[name].copy()
+    bias[5] = 1e5
+    wild = replace(student, weights=student.weights | {name: bias})
+    seen = observe(wild, [pixels[:4]], 1, nothing)
+    assert calm.peak < 1000
+    assert seen.peak > 0.9e5
+    assert max(entry.range for entry in seen.inputs.values()) < 1000
+
+
+def test_counts_are_of_magnitudes_and_add_up() -> None:
+    values = np.array([0.0, -0.0, 1.0, -1.0, 1.004, 1.01, 3e4, -1e-30], np.float32)
+    counts = count(values)
+    assert counts.sum() == 8
+    assert counts[0] == 2
+    middle = centres()
+    assert sorted(counts[counts > 0].tolist()) == [1, 1, 1, 2, 3]
+    place = int(np.flatnonzero(counts == 3)[0])
+    assert middle[place] == pytest.approx(1.0, rel=0.008)
+    halves = count(values[:3]) + count(values[3:])
+    assert (halves == counts).all()
+
+
+def seen_of(values: np.ndarray) -> Seen:
+    values = values.astype(np.float32)
+    return Seen(count(values), np.array([np.abs(values).max()]), np.zeros(1))
+
+
+def test_min_max_clips_nothing_and_the_others_drop_an_outlier() -> None:
+    values = np.random.default_rng(0).normal(size=200_000)
+    values[0] = 30
+    seen = seen_of(values)
+    assert METHODS["min-max"](seen) == 30
+    assert METHODS["percentile"](seen) == pytest.approx(3.9, rel=0.03)
+    for method in ("mse", "entropy"):
+        assert METHODS[method](seen) < 20, method
+
+
+def error(values: np.ndarray, threshold: float) -> float:
+    step = threshold / 127
+    return float(((np.clip(np.rint(values / step), -127, 127) * step - values) ** 2).sum())
+
+
+@pytest.mark.parametrize("shape", ["normal", "laplace", "mostly zero"])
+def test_mse_finds_the_best_threshold_of_the_values_themselves(shape: str) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=50_000) if shape == "normal" else rng.laplace(size=50_000)
+    if shape == "mostly zero":
+        values *= rng.random(50_000) > 0.9
+    best = min(error(values, t) for t in np.linspace(1, np.abs(values).max(), 200))
+    assert error(values, METHODS["mse"](seen_of(values))) <= 1.03 * best
+
+
+def test_entropy_keeps_a_plain_distribution_almost_whole() -> None:
+    values = np.random.default_rng(2).uniform(-1, 1, 100_000)
+    assert METHODS["entropy"](seen_of(values)) > 0.9
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_an_input_of_zeros_has_a_step(method: str) -> None:
+    from edgelung.export.observe import Observed
+
+    zeros = Seen(count(np.zeros(5, np.float32)), np.zeros(1, np.float32), np.zeros(1))
+    assert len(zeros.counts) == BINS
+    assert 0 < input_scales(Observed({"x": zeros}, 0.0), method)["x"] < 1e-6
+
+
+# ---- the plan and its cache -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibration(run: Path, tiles: Path) -> TileSet:
+    classes = read_student(run).classes
+    return set_aside(read_split(run, tiles, classes)["val"], 9, 0)[0]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """How often tiles were observed, with an empty cache."""
+    monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
+    calls: list[str] = []
+    own = quantize.observe_tiles
+
+    def observing(*words: object) -> object:
+        calls.append(str(words[3]))
+        return own(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quantize, "observe_tiles", observing)
+    return calls
+
+
+def test_a_plan_is_made_once_and_never_of_other_content(
+    run: Path, calibration: TileSet, counted: list[str], tmp_path: Path
+) -> None:
+    own, spec = read_student(run), ReaderSpec(size=64)
+    first = plan_int8(own, calibration, spec, "mse")
+    assert counted == ["observe", "calibrate"]
+    again = plan_int8(own, calibration, spec, "mse")
+    assert counted == ["observe", "calibrate"]
+    assert again.scales == first.scales
+    assert again.about == first.about
+    assert again.graph() == first.graph()
+
+    fewer = TileSet(calibration.data, calibration.tiles[:-1])
+    bias = own.weights["norm.bias"] + np.float32(1e-3)
+    changed = replace(own, weights=own.weights | {"norm.bias": bias})
+    for words in (
+        (own, fewer, spec, "mse"),
+        (own, calibration, replace(spec, resize="another"), "mse"),
+        (own, calibration, spec, "min-max"),
+        (changed, calibration, spec, "mse"),
+    ):
+        before = len(counted)
+        plan_int8(*words)
+        assert len(counted) == before + 2, words[1:]
+
+    for path in (tmp_path / "cache" / "calibration").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    before = len(counted)
+    assert plan_int8(own, calibration, spec, "mse").scales == first.scales
+    assert len(counted) == before + 2, "a damaged entry is made again"
+
+
+def test_auto_takes_what_moves_labels_and_probabilities_least(
+    run: Path, calibration: TileSet, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ruined = {name: (lambda seen: 500 * seen.range) for name in METHODS}
+    monkeypatch.setattr(quantize, "METHODS", METHODS)
+    for name, method in (ruined | {"entropy": METHODS["min-max"]}).items():
+        monkeypatch.setitem(METHODS, name, method)
+    monkeypatch.setattr("edgelung.export.quantize.input_scales", unclipped)
+    plan = plan_int8(read_student(run), calibration, ReaderSpec(size=64), "auto")
+    assert plan.about["method"] == "entropy"
+    assert set(METHODS) < set(plan.about["scores"])
+
+
+def unclipped(observed, method: str) -> dict[str, float]:
+    """`input_scales` without its cap at the range, so that a method can be ruined."""
+    scales = {name: METHODS[method](seen) / 127 for name, seen in observed.inputs.items()}
+    return {"patch_embed.proj": 1 / 64} | scales
+
+
+def test_an_unknown_method_is_named(run: Path, calibration: TileSet) -> None:
+    with pytest.raises(EdgelungError, match="expected auto, min-max"):
+        plan_int8(read_student(run), calibration, ReaderSpec(size=64), "best")

@@ -1,0 +1,177 @@
+"""What happens to a variant that is wrong, to one that cannot be judged, to one worth mending."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from safetensors.numpy import load_file, save_file
+
+from edgelung.bundle import open_bundle
+from edgelung.commands import export as command
+from edgelung.engines.choose import open_engine
+from edgelung.evidence import gate as gate_module
+from edgelung.evidence.gate import Limits
+from edgelung.export import judge as judge_module
+from edgelung.export import quantize
+from edgelung.export.build import export_run
+from edgelung.export.calibrate import input_scales
+from edgelung.export.graph import build_graph
+from edgelung.export.judge import Judge, _fewest, check_half_range
+from edgelung.export.predict import predict
+from edgelung.export.quantize import plan_int8
+from edgelung.export.student import read_student
+from edgelung.export.tiles import read_split, set_aside
+from edgelung.tiles.reader import ReaderSpec
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four tiles rank the linears here: what matters is who leads by far."""
+    monkeypatch.setattr(judge_module, "TILES", 4)
+
+
+@pytest.fixture(scope="module")
+def decided(run: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with head biases that make it answer with every class, whatever it learned."""
+    folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("decided") / "run"))
+    spec = ReaderSpec(size=64)
+    subsets = read_split(folder, tiles, read_student(folder).classes)
+    found = predict(build_graph(read_student(folder)), subsets["val"], spec, "")
+    weights = load_file(folder / "model.safetensors")
+    shift = np.median(np.log(found), axis=0).astype(np.float32)
+    for head in ("head", "head_dist"):
+        weights[f"{head}.weight"] = 40 * weights[f"{head}.weight"]
+        weights[f"{head}.bias"] = 40 * (weights[f"{head}.bias"] - shift)
+    save_file(weights, folder / "model.safetensors")
+    student = read_student(folder)
+    rows = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
+    own = {}
+    for name in ("val", "test"):
+        found = predict(build_graph(student), subsets[name], spec, "")
+        own |= {tile.path: p for tile, p in zip(subsets[name].tiles, found, strict=True)}
+    for row in rows:
+        for i, name in enumerate(student.classes):
+            row[f"p_{name}"] = str(own[row["path"]][i])
+    with (folder / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def damage(monkeypatch: pytest.MonkeyPatch, names: str, factor: float) -> None:
+    """INT8 steps too coarse by `factor` in the linears whose name contains `names`."""
+
+    def coarse(observed, method: str) -> dict[str, float]:
+        scales = input_scales(observed, method)
+        return {k: v * (factor if names in k else 1) for k, v in scales.items()}
+
+    monkeypatch.setattr(quantize, "input_scales", coarse)
+
+
+def exported(run: Path, out: Path, allow_drop: bool = False) -> int:
+    """The exit code of `edgelung export RUN --int8`."""
+    try:
+        command.export(run, out, int8=True, calibration="min-max", allow_drop=allow_drop)
+    except typer.Exit as stop:
+        return stop.exit_code
+    return 0
+
+
+def test_a_damaged_variant_fails_and_is_never_offered(
+    decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
+    damage(monkeypatch, "blocks", 1000)
+    assert exported(decided, tmp_path / "bundle") == 4
+    bundle = open_bundle(tmp_path / "bundle")
+    for name in ("int8", "int8-fp16"):
+        verdict = bundle.variants[name].gate
+        assert verdict["verdict"] == "fail"
+        assert "disagreement" in verdict["reasons"][0]
+    assert open_engine(bundle).variant.precision == "fp32"
+    report = (tmp_path / "bundle" / "report.html").read_text()
+    assert "disagreement" in report
+    assert report.count("data:image/jpeg") >= 5, "flipped tiles are shown"
+
+
+def test_a_good_variant_on_few_tiles_is_inconclusive_and_never_offered(
+    decided: Path, tmp_path: Path
+) -> None:
+    """--allow-drop changes the exit code and nothing else."""
+    assert exported(decided, tmp_path / "bundle", allow_drop=True) == 0
+    bundle = open_bundle(tmp_path / "bundle")
+    verdict = bundle.variants["int8"].gate
+    assert verdict["verdict"] == "inconclusive"
+    assert "would decide" in verdict["reasons"][-1]
+    assert verdict["needed"]["tiles"] > 10 * verdict["tiles"]
+    assert verdict["needed"]["groups"] > verdict["groups"]
+    assert open_engine(bundle).variant.precision == "fp32"
+
+
+def test_the_spoilt_linear_is_given_back_and_no_other(
+    decided: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gate_module, "MIN_GROUPS", 1)
+    damage(monkeypatch, "blocks.5.mlp.fc1", 1000)
+    student, spec = read_student(decided), ReaderSpec(size=64)
+    subsets = read_split(decided, tiles, student.classes)
+    calibration, rest = set_aside(subsets["val"], 18, 0)
+    plan = plan_int8(student, calibration, spec, "min-max")
+    # 18 tiles can carry no finer limits than these.
+    limits = Limits(0.7, 0.5, 1.0, 1.0)
+    said: list[str] = []
+    judge = Judge(tmp_path, student, 1.0, spec, rest, subsets["test"], limits, said.append)
+    judge.full_precision()
+    ranking = judge.int8(plan, calibration)
+    assert ranking["linears"][0]["name"] == "blocks.5.mlp.fc1"
+    for name in ("int8", "int8-fp16"):
+        entry = judge.variants[name]
+        assert entry["gate"]["verdict"] == "pass"
+        assert entry["given_back"] == ["blocks.5.mlp.fc1"]
+        assert entry["quantized_linears"] == len(plan.scales) - 1
+    assert judge.variants["int8"]["gate"]["looks"] == 2
+    assert any("without 1 of" in text for text in said)
+    import onnx
+
+    for name, dtype in (("int8", np.float32), ("int8-fp16", np.float16)):
+        graph = onnx.load(tmp_path / f"model.{name}.onnx").graph
+        kinds = [node.op_type for node in graph.node]
+        assert kinds.count("QuantizeLinear") == len(plan.scales) - 1
+        base = next(t for t in graph.initializer if t.name == "blocks.5.mlp.fc1.weight")
+        assert onnx.numpy_helper.to_array(base).dtype == dtype
+
+
+def test_fewest_is_the_least_that_holds() -> None:
+    for least in range(12):
+        asked: list[int] = []
+
+        def holds(count: int, least: int = least, asked: list[int] = asked) -> bool:
+            asked.append(count)
+            return count >= least
+
+        assert _fewest(holds, 24) == least
+        assert len(asked) <= 9
+    assert _fewest(lambda count: False, 24) == 24
+
+
+def test_a_peak_near_the_end_of_half_precision_fails() -> None:
+    verdict = {"verdict": "pass", "reasons": []}
+    check_half_range(verdict, 900.0)
+    assert verdict["verdict"] == "pass"
+    check_half_range(verdict, 50_000.0)
+    assert verdict["verdict"] == "fail"
+    assert "FP16" in verdict["reasons"][0]
+
+
+def test_strict_is_passed_on(decided: Path, tmp_path: Path) -> None:
+    bundle = export_run(decided, tmp_path / "b", half=True, int8=False, strict=True)
+    limits = bundle.variants["fp16"].gate["limits"]
+    assert limits["min_relative_balanced_accuracy"] == 0.999
+    assert judge_module.LIMITS.min_relative_balanced_accuracy == 0.99
+    assert json.loads((tmp_path / "b" / "bundle.json").read_text())["sensitivity"] is None

@@ -1,0 +1,53 @@
+"""TensorRT-RTX takes the INT8 graphs, sees every linear quantized, builds them without a GPU."""
+
+import numpy as np
+import pytest
+
+from edgelung.export.calibrate import input_scales
+from edgelung.export.graph import build_graph, linear_names
+from edgelung.export.observe import observe
+from edgelung.export.student import Student
+
+trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_it_builds_with_every_intended_linear_in_int8(
+    student: Student, pixels: np.ndarray, half: bool
+) -> None:
+    seen = observe(student, [pixels[:8]], 1, lambda n: None)
+    scales = input_scales(seen, "min-max")
+    means = {name: entry.mean for name, entry in seen.inputs.items()}
+    graph = build_graph(student, half=half, input_scales=scales, input_means=means)
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    parsed = parser.parse(graph.SerializeToString())
+    assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
+
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    made_by = {layer.get_output(0).name: layer for layer in layers}
+
+    def dequantized(tensor: object) -> bool:
+        """Whether it comes out of a DequantizeLinear, looking through reshapes."""
+        layer = made_by.get(tensor.name)
+        while layer is not None and layer.type == trt.LayerType.SHUFFLE:
+            layer = made_by.get(layer.get_input(0).name)
+        return layer is not None and layer.type == trt.LayerType.DEQUANTIZE
+
+    linear = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
+    products = [layer for layer in layers if layer.type in linear]
+    int8 = [p for p in products if dequantized(p.get_input(0)) and dequantized(p.get_input(1))]
+    assert len(int8) == len(linear_names(student))
+    # Two products of activations a block, and the head.
+    assert len(products) - len(int8) == 2 * student.depth + 1
+
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    profile.set_shape("tiles", (1, 64, 64, 3), (4, 64, 64, 3), (8, 64, 64, 3))
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    assert builder.build_serialized_network(network, config) is not None, "refused"
