@@ -120,7 +120,7 @@ def predict_batches(
                         _predict_decoded, chunk, buffer, decoded, engine, beside
                     )
                 else:
-                    work = engine_pool.submit(_decode_and_predict, chunk, reader, engine, beside)
+                    work = engine_pool.submit(predict_batch, chunk, reader, engine, beside)
                 window.append(work)
             while window:
                 yield window.popleft().result()
@@ -140,9 +140,10 @@ def _buffer(files: list[FoundFile], reader: ReaderSpec) -> Tiles:
     return np.empty((len(files), reader.size, reader.size, 3), np.uint8)
 
 
-def _decode_and_predict(
-    files: list[FoundFile], reader: ReaderSpec, engine: Engine, reference: Engine | None
+def predict_batch(
+    files: list[FoundFile], reader: ReaderSpec, engine: Engine, reference: Engine | None = None
 ) -> list[Row]:
+    """The rows of one batch, decoded and predicted by the calling thread."""
     buffer = _buffer(files, reader)
     decoded = [_decode_into(buffer, i, file, reader) for i, file in enumerate(files)]
     return _predict_batch(files, buffer, decoded, engine, reference)
