@@ -6,7 +6,9 @@ import csv
 import io
 import os
 import posixpath
+import re
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -107,6 +109,8 @@ def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
 def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFile]:
     """The files of the list, each once, read on as they are needed; refuses a bad list at once."""
     name = "standard input" if listing == STANDARD_INPUT else str(listing)
+    if listing != STANDARD_INPUT:
+        deque(_paths(listing, name, subset), maxlen=0)  # a bad last line is a mistake now
     paths = _paths(listing, name, subset)
     first = next(paths, None)
     if first is None:
@@ -135,7 +139,7 @@ def _paths(listing: Path, name: str, subset: str | None) -> Iterator[str]:
                 if subset is not None:
                     raise EdgelungError(f"{name} has no `path` and `subset` columns for --subset")
                 yield from _between_zeros(file)
-            elif b"path" in head.strip().replace(b";", b",").replace(b"\t", b",").split(b","):
+            elif b"path" in re.split(rb"[,;\t]", head.strip().replace(b'"', b"")):
                 yield from _column(file, name, subset)
             elif subset is not None:
                 raise EdgelungError(f"{name} has no `path` and `subset` columns for --subset")
