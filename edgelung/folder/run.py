@@ -101,7 +101,8 @@ class Session:
                     f"{self.journal.path} holds {self.journal.rows} rows of a run that did not "
                     "end; add --resume to go on with it, or --restart to begin anew"
                 )
-        before = self.journal.identity if self.journal and resume else None
+        going_on = self.journal and self.journal.rows and resume
+        before = self.journal.identity if self.journal and going_on else None
         options = _as_before(self.options, before)
         self.batch_size = options.batch_size or BATCH_SIZE
         self.threads = options.threads or available_cores()
