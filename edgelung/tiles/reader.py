@@ -128,6 +128,7 @@ def looks_like(data: bytes) -> bool:
 
 def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
     """Decode and resize encoded bytes to uint8 RGB [size, size, 3]; raises TileError."""
+    image: Tile | Image.Image
     image = _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
     if isinstance(image, np.ndarray):
         if image.shape == (

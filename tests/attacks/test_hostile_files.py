@@ -75,7 +75,7 @@ def renamed() -> Iterator[tuple[str, bytes]]:
 def bombs() -> Iterator[tuple[str, bytes]]:
     yield "bomb-pixels.png", made.png(60_000, 60_000, 8, 2, b"")
     yield "bomb-grey.png", made.png(20_000, 20_000, 1, 0, bytes(2501 * 20_000))
-    text = made.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200 * 2**20), 9))
+    text = made.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(20 * 2**20), 9))
     plain = SAMPLES["plain.png"]
     yield "bomb-text.png", plain[:33] + text + plain[33:]
     for name in ("baseline.jpg", "progressive.jpg"):
