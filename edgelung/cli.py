@@ -9,6 +9,7 @@ import typer.exceptions
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.commands.audit import audit
+from edgelung.commands.bench import bench
 from edgelung.commands.compare import compare
 from edgelung.commands.export import export
 from edgelung.commands.infer import infer
@@ -31,6 +32,7 @@ app.command()(train)
 app.command()(compare)
 app.command()(export)
 app.command()(infer)
+app.command()(bench)
 
 
 def _version(asked: bool) -> None:

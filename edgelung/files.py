@@ -14,6 +14,8 @@ from edgelung.errors import EdgelungError
 
 # Of files under way; whoever lists a folder passes them over.
 TEMPORARY_SUFFIX = ".edgelung-tmp"
+JOURNAL_SUFFIX = ".edgelung-journal"
+OWN_SUFFIXES = (TEMPORARY_SUFFIX, JOURNAL_SUFFIX)
 
 
 def sha256_file(path: Path | str) -> str:

@@ -3,10 +3,8 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -291,30 +289,6 @@ def test_a_closed_pipe_keeps_the_exit_code(
         )
         assert done.returncode == 3, done.stderr
     os.close(write)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_ended_run_leaves_no_file_behind(
-    bundle_folder: Path, tiles: Path, tmp_path: Path, number: int
-) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for path in tiles.glob("lung_n/*"):
-        for i in range(60):
-            os.link(path, folder / f"{i}{path.name}")
-    words = ["infer", folder, "--model", bundle_folder, "--out", tmp_path / "out" / "p.csv"]
-    (tmp_path / "out").mkdir()
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("edgelung"), *map(str, words), "--batch-size", "1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 60
-    while not any((tmp_path / "out").iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    assert process.wait(60) == 128 + number
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_version_and_help_name_the_exit_codes(cli) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from edgelung import RESEARCH_USE_ONLY
 
 if TYPE_CHECKING:
-    from edgelung.folder.pipeline import Row
+    from rich.console import Console
 
 
 def _named_path(text: str) -> Path:
@@ -27,7 +28,7 @@ def infer(
         typer.Argument(
             parser=_named_path,
             metavar="FOLDER...",
-            help="Folder of tiles (searched below); several share one CSV.",
+            help="Folder of tiles (searched below); several share one output.",
         ),
     ],
     model: Annotated[
@@ -39,9 +40,18 @@ def infer(
             "none is named.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    out: Annotated[
+        Path,
+        typer.Option(help="Rows to write: .csv, .jsonl or .parquet; - is CSV on standard output."),
+    ] = Path("predictions.csv"),
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16, int8 or int8-fp16.")] = "auto",
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Rows less sure than this get status `review` and no label."
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Run full precision on every tile too and compare.")
     ] = False,
@@ -50,12 +60,39 @@ def infer(
     ] = 1,
     files: Annotated[
         Path | None,
-        typer.Option(help="Predict only these: a list of paths, or a CSV with a `path` column."),
+        typer.Option(
+            help="Predict only these: a list of paths (- reads it from standard input; "
+            "`find -print0` too), or a CSV with a `path` column."
+        ),
     ] = None,
     subset: Annotated[
         str | None, typer.Option(help="With --files: only the rows of this subset.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Tiles per batch.")] = 32,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--restart",
+            help="Go on with a run that was stopped, or throw its rows away.",
+            show_default=False,
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Keep predicting what is dropped into FOLDER, until Ctrl-C."),
+    ] = False,
+    summary: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the run's summary goes, as JSON; beside the rows by default.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Tiles per batch; 1: each tile as soon as it can be had. [16]"
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; all by default.")
     ] = None,
@@ -63,49 +100,69 @@ def infer(
         bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Predict every tile of a folder: one CSV row per file. Research use only."""
+    """Predict every tile of a folder: one row per file. Research use only."""
     from edgelung.bundle import STARTER_NOTE, open_bundle, starter_bundle
-    from edgelung.folder.run import gather, infer_folder
+    from edgelung.folder.listing import describe_source, gather
+    from edgelung.folder.run import Options, infer_folder
+    from edgelung.folder.summary import summary_path
+    from edgelung.folder.writer import STANDARD_OUTPUT
     from edgelung.terminal import note, progress
 
+    if as_json and out == STANDARD_OUTPUT:
+        raise typer.BadParameter("--json and the rows would share standard output; use --summary")
+    if watch and files:
+        raise typer.BadParameter("--watch finds its files itself; leave --files out")
     if model is None:
         note(STARTER_NOTE)
     bundle = open_bundle(model or starter_bundle())
-    found = gather(folder, files, subset, out)
+    also_written = [summary_path(out, summary)]
+    found = None if watch else gather(folder, files, subset, out, also_written)
     if precision in bundle.variants and not bundle.variants[precision].passed:
         verdict = bundle.variants[precision].gate["verdict"]
         note(f"the {precision} variant did not pass its gate ({verdict}); used as asked")
-    with progress("infer") as advance:
 
-        def on_row(row: "Row") -> None:
-            advance(1)
-
-        summary = infer_folder(
-            found,
-            bundle,
-            out,
-            engine=engine,
-            precision=precision,
-            batch_size=batch_size,
-            threads=threads,
-            verify=verify,
-            verify_every=verify_every,
-            on_row=on_row,
+    def on_kept(rows: int) -> None:
+        again = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
+        note(
+            f"stopped: {rows} rows are kept in {out.name}.edgelung-journal; to go on:\n"
+            f"edgelung {shlex.join([*again, '--resume'])}"
         )
+
+    choices: dict[str, Any] = {
+        "engine": engine,
+        "precision": precision,
+        "batch_size": batch_size,
+        "threads": threads,
+        "verify": verify,
+        "verify_every": verify_every,
+        "min_confidence": min_confidence,
+        "source": describe_source(folder, files, subset),
+    }
+    how: dict[str, Any] = {"resume": resume, "summary": summary, "on_kept": on_kept}
+    with progress("infer") as advance:
+        if found is None:
+            from edgelung.folder.watch import watch_folder
+
+            options = Options(**choices)
+            result = watch_folder(folder, bundle, out, options, on_rows=advance, **how)
+        else:
+            result = infer_folder(found, bundle, out, on_rows=advance, **choices, **how)
     try:
         if as_json:
-            print(json.dumps(summary, indent=2), flush=True)
+            print(json.dumps(result, indent=2), flush=True)
         else:
-            print_summary(summary)
-    except BrokenPipeError:  # `| head`: the CSV is whole, and so is the exit code
+            print_summary(result)
+    except BrokenPipeError:  # `| head`: the rows are whole, and so is the exit code
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
     note(RESEARCH_USE_ONLY)
-    raise typer.Exit(summary["exit_code"])
+    raise typer.Exit(result["exit_code"])
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The run for people, on standard output."""
-    from edgelung.terminal import out
+    """The run for people, on standard output; on standard error where the rows have that."""
+    from edgelung.terminal import err, out
+
+    console = err if summary["out"] == "-" else out
 
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary["statuses"].items()))
     labels = ", ".join(f"{name} {n}" for name, n in summary["labels"].items())
@@ -130,23 +187,21 @@ def print_summary(summary: dict[str, Any]) -> None:
         if reference := verify["reference"]:
             lines.append(f"          full precision: accuracy {_percent(reference['accuracy'])}")
     for line in lines:
-        out.print(line, markup=False)
+        console.print(line, markup=False)
     if labelled:
-        _print_confusion(labelled)
+        _print_confusion(labelled, console)
     sys.stdout.flush()
 
 
-def _print_confusion(labelled: dict[str, Any]) -> None:
+def _print_confusion(labelled: dict[str, Any], console: "Console") -> None:
     from rich.table import Table
-
-    from edgelung.terminal import out
 
     table = Table("truth ↓  predicted →", *labelled["classes"], "recall", title="confusion matrix")
     for name, row, recall in zip(
         labelled["classes"], labelled["confusion"], labelled["recall"], strict=True
     ):
         table.add_row(name, *map(str, row), "–" if recall is None else _percent(recall))
-    out.print(table)
+    console.print(table)
 
 
 def _percent(value: float) -> str:

@@ -35,6 +35,10 @@ class Engine(Protocol):
 
 
 class EngineFactory(Protocol):
-    """Loads an ONNX file; raises EngineUnavailableError."""
+    """Loads an ONNX file; raises EngineUnavailableError.
 
-    def __call__(self, graph: Path, threads: int) -> Engine: ...
+    By default for the most tiles a second from `threads` CPU threads, with `latency` for the
+    soonest answer to one batch at a time.
+    """
+
+    def __call__(self, graph: Path, threads: int, *, latency: bool = False) -> Engine: ...

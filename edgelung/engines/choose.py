@@ -37,12 +37,17 @@ class Chosen:
 
 
 def open_engine(
-    bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    *,
+    latency: bool = False,
 ) -> Chosen:
     """Load a variant of the bundle and prove it on the golden tiles.
 
     `auto` takes the first that works; anything asked for by name is what runs, or EdgelungError
-    says why it cannot.
+    says why it cannot. `latency` as in `EngineFactory`.
     """
     if engine in ANNOUNCED:
         raise EdgelungError(
@@ -59,7 +64,8 @@ def open_engine(
     missing = []
     for name in names:
         try:
-            loaded = ENGINES[name](variant.path, threads or available_cores())
+            more = {"latency": True} if latency else {}
+            loaded = ENGINES[name](variant.path, threads or available_cores(), **more)
         except EngineUnavailableError as error:
             missing.append(f"{name}: {error}")
         except Exception as error:  # runtimes raise types of their own when a graph does not load

@@ -11,13 +11,16 @@ PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRuntimeEngine:
-    """An ONNX Runtime session with exactly one execution provider."""
+    """An ONNX Runtime session with exactly one execution provider.
+
+    As many batches side by side as there are threads, one thread each; with `latency` all threads
+    work on one.
+    """
 
     name = "onnxruntime"
     device = "CPU"
-    concurrency = 1
 
-    def __init__(self, graph: Path, threads: int) -> None:
+    def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -25,7 +28,8 @@ class OnnxRuntimeEngine:
                 f"onnxruntime is not installed ({one_line(error)}); pip install onnxruntime-gpu"
             ) from error
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        self.concurrency = 1 if latency else threads
+        options.intra_op_num_threads = threads if latency else 1
         options.log_severity_level = 3  # errors only: warnings about graph details help nobody here
         self._session = ort.InferenceSession(str(graph), options, providers=[PROVIDER])
         # Providers fall back without raising: what was asked for must be what runs.

@@ -1,45 +1,87 @@
 """OpenVINO on the CPU: the fast engine where there is no GPU."""
 
+import io
+import json
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
+from edgelung.cache import Cache
 from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
 from edgelung.errors import one_line
 
 
 class OpenVinoEngine:
-    """A model compiled by OpenVINO for the CPU."""
+    """A model compiled by OpenVINO for the CPU.
+
+    As many batches side by side as there are threads, each in a stream of one thread: no core waits
+    for another within a batch. With `latency` one stream has all threads.
+    """
 
     name = "openvino"
     device = "CPU"
-    concurrency = 1
 
-    def __init__(self, graph: Path, threads: int) -> None:
+    def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
         try:
             import openvino as ov
         except ImportError as error:
             raise EngineUnavailableError(
                 f"openvino is not installed ({one_line(error)}); pip install openvino"
             ) from error
+        self.concurrency = 1 if latency else threads
         config = {
             "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": self.concurrency,
             # On CPUs with BF16 OpenVINO would compute FP32 graphs in BF16 unasked; the precision
             # is what the ONNX file says.
             "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
+            # Other threads decode on the same cores: a stream must be free to move.
+            "ENABLE_CPU_PINNING": False,
         }
-        self._model = ov.Core().compile_model(str(graph), "CPU", config)
+        self._model = _compiled(ov, graph, config)
         running = self._model.get_property("EXECUTION_DEVICES")
         if list(running) != ["CPU"]:
             raise EngineUnavailableError(f"asked OpenVINO for the CPU, it runs on {running}")
-        self._request = self._model.create_infer_request()
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self.concurrency):
+            self._requests.put(self._model.create_infer_request())
 
     def infer(self, tiles: Tiles) -> Probabilities:
         """See `Engine.infer`."""
-        result = self._request.infer({"tiles": tiles}, share_inputs=True)
-        return np.array(result["probs"], dtype=np.float32)  # a copy: the request reuses its buffer
+        request = self._requests.get()
+        try:
+            result = request.infer({"tiles": tiles}, share_inputs=True)
+            # a copy: the request reuses its buffer
+            return np.array(result["probs"], dtype=np.float32)
+        finally:
+            self._requests.put(request)
 
     def close(self) -> None:
         """See `Engine.close`."""
-        del self._request, self._model
+        del self._requests, self._model
+
+
+def _compiled(ov: Any, graph: Path, config: dict[str, Any]) -> Any:
+    """The compiled model, from the user's cache where it was compiled here before.
+
+    The key holds everything that shapes it: the graph's own bytes, OpenVINO's version, the
+    processor, the configuration.
+    """
+    core = ov.Core()
+    data = graph.read_bytes()
+    processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+    abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    key = json.dumps([ov.get_version(), processor, abilities, config], sort_keys=True).encode()
+    cache = Cache("openvino", data + key)
+    if (blob := cache.read()) is not None:
+        try:
+            return core.import_model(io.BytesIO(blob), "CPU", config)
+        except Exception:  # not what this OpenVINO can read, after all: compiled anew below
+            cache.drop()
+    model = core.compile_model(core.read_model(data), "CPU", config)
+    if cache.wanted:
+        kept = model.export_model()
+        cache.write(kept.getvalue() if isinstance(kept, io.BytesIO) else bytes(kept))
+    return model

@@ -1,14 +1,21 @@
 """Files → decoded tiles → batches → probabilities → rows, overlapped and in order.
 
-Decoding runs on threads (libjpeg-turbo, Pillow and the engines release the GIL) straight into the
-buffer of a batch; whole batches wait for the engine in a bounded window, so memory does not grow
-with the folder.
+Where the engine runs several batches side by side (a CPU: one single-threaded stream per core),
+each of its threads decodes the batch that it then predicts. As many threads are busy as there are
+cores, whatever decoding and the model cost and however many cores there are: there is no split
+between them to get wrong. Where the engine works elsewhere, or takes all cores for one batch,
+decoding runs ahead on threads of its own. libjpeg-turbo, Pillow and the engines release the GIL.
+
+Whole batches wait in a bounded window, so memory does not grow with the folder.
 """
 
 import itertools
+import os
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +25,17 @@ from edgelung.errors import one_line
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.reader import ReaderSpec, TileError, looks_like_image, read_tile
 
+Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """What became of one file.
 
     `status` is 'ok' or a fixed word; `probabilities` float32 [classes] and, where full precision
-    ran beside it, `reference` of the same shape are set only when it is 'ok'.
+    ran beside it, `reference` of the same shape are set only when it is 'ok'. `stamp` is the file's
+    as it was before it was read, None where it could not be had. Seconds: reading and decoding this
+    file, and the engine's for the batch that it was in.
     """
 
     file: FoundFile
@@ -32,6 +43,16 @@ class Row:
     error: str = ""
     probabilities: Probabilities | None = None
     reference: Probabilities | None = None
+    stamp: Stamp | None = None
+    decode_seconds: float = 0.0
+    engine_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    error: TileError | None
+    stamp: Stamp | None
+    seconds: float
 
 
 def predict(
@@ -44,36 +65,68 @@ def predict(
     reference: Engine | None = None,
     reference_every: int = 1,
 ) -> Iterator[Row]:
-    """One row per file, in the order of `files`.
+    """One row per file, in the order of `files`; see `predict_batches`."""
+    batches = predict_batches(
+        files,
+        reader,
+        engine,
+        batch_size=batch_size,
+        decoders=decoders,
+        reference=reference,
+        reference_every=reference_every,
+    )
+    with closing(batches):
+        for rows in batches:
+            yield from rows
 
-    `reference` runs beside the engine on every `reference_every`-th batch.
+
+def predict_batches(
+    files: Iterable[FoundFile],
+    reader: ReaderSpec,
+    engine: Engine,
+    *,
+    batch_size: int,
+    decoders: int,
+    reference: Engine | None = None,
+    reference_every: int = 1,
+    first: int = 0,
+) -> Generator[list[Row], None, None]:
+    """The rows of each `batch_size` files, in the order of `files`.
+
+    With `decoders` 0 the engine's own threads decode. `reference` runs beside the engine on every
+    `reference_every`-th batch, counted from `first`.
 
     A file that cannot be a tile becomes a row with its status; its place in the batch is closed
     up, so that no prediction can land on another file's row.
     """
     window: deque[Future[list[Row]]] = deque()
-    depth = engine.concurrency + 2  # one decoding, one decoded and waiting, the rest in the engine
-    with (
-        ThreadPoolExecutor(decoders, "decode") as decode_pool,
-        ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool,
-    ):
+    # Decoding ahead: one batch decoding, one decoded and waiting, the rest in the engine. Else what
+    # waits is rows, not pixels, and a batch of slow files should not hold up the others.
+    depth = engine.concurrency + 2 if decoders else 4 * engine.concurrency
+    decode_pool = ThreadPoolExecutor(decoders, "decode") if decoders else None
+    with ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool:
         try:
-            for number, chunk in enumerate(_chunks(files, batch_size)):
+            for number, chunk in enumerate(_chunks(files, batch_size), first):
                 if len(window) >= depth:
-                    yield from window.popleft().result()
-                buffer = np.empty((len(chunk), reader.size, reader.size, 3), np.uint8)
-                decoded = [
-                    decode_pool.submit(_decode_into, buffer, i, file, reader)
-                    for i, file in enumerate(chunk)
-                ]
+                    yield window.popleft().result()
                 beside = reference if number % reference_every == 0 else None
-                window.append(
-                    engine_pool.submit(_predict_batch, chunk, buffer, decoded, engine, beside)
-                )
+                if decode_pool:
+                    buffer = _buffer(chunk, reader)
+                    decoded = [
+                        decode_pool.submit(_decode_into, buffer, i, file, reader)
+                        for i, file in enumerate(chunk)
+                    ]
+                    work = engine_pool.submit(
+                        _predict_decoded, chunk, buffer, decoded, engine, beside
+                    )
+                else:
+                    work = engine_pool.submit(predict_batch, chunk, reader, engine, beside)
+                window.append(work)
             while window:
-                yield from window.popleft().result()
+                yield window.popleft().result()
         finally:  # an error or an interrupt: drop what has not begun
-            decode_pool.shutdown(wait=False, cancel_futures=True)
+            if decode_pool:
+                decode_pool.shutdown(wait=False, cancel_futures=True)
             engine_pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -83,46 +136,93 @@ def _chunks(files: Iterable[FoundFile], size: int) -> Iterator[list[FoundFile]]:
         yield chunk
 
 
-def _decode_into(
-    buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec
-) -> TileError | None:
+def _buffer(files: list[FoundFile], reader: ReaderSpec) -> Tiles:
+    return np.empty((len(files), reader.size, reader.size, 3), np.uint8)
+
+
+def predict_batch(
+    files: list[FoundFile], reader: ReaderSpec, engine: Engine, reference: Engine | None = None
+) -> list[Row]:
+    """The rows of one batch, decoded and predicted by the calling thread."""
+    buffer = _buffer(files, reader)
+    decoded = [_decode_into(buffer, i, file, reader) for i, file in enumerate(files)]
+    return _predict_batch(files, buffer, decoded, engine, reference)
+
+
+def _predict_decoded(
+    files: list[FoundFile],
+    buffer: Tiles,
+    decoded: list[Future[_Decoded]],
+    engine: Engine,
+    reference: Engine | None,
+) -> list[Row]:
+    return _predict_batch(files, buffer, [d.result() for d in decoded], engine, reference)
+
+
+def _decode_into(buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec) -> _Decoded:
+    start = time.perf_counter()
+    stamp = stamp_of(file)
+    error = None
     try:
         if file.reason:
             raise TileError("unreadable", file.reason)
         if not file.is_image and not looks_like_image(file.location):
             raise TileError("skipped", "no image by its name or first bytes")
         buffer[index] = read_tile(file.location, reader)
-    except TileError as error:
-        return error
+    except TileError as caught:
+        error = caught
     except MemoryError:
-        return TileError("too-large", "not enough memory to decode it")
-    except Exception as error:  # whatever a decoder thinks of next: one file's row, not the run
-        return TileError("corrupt", one_line(error))
-    return None
+        error = TileError("too-large", "not enough memory to decode it")
+    except Exception as caught:  # whatever a decoder thinks of next: one file's row, not the run
+        error = TileError("corrupt", one_line(caught))
+    return _Decoded(error, stamp, time.perf_counter() - start)
+
+
+def stamp_of(file: FoundFile) -> Stamp | None:
+    """Size and time of the last change; None where the file cannot be looked at."""
+    try:
+        info = os.stat(file.location)
+    except (OSError, ValueError):  # ValueError: a NUL in a listed name
+        return None
+    return info.st_size, info.st_mtime_ns
 
 
 def _predict_batch(
     files: list[FoundFile],
     buffer: Tiles,
-    decoded: list[Future[TileError | None]],
+    decoded: list[_Decoded],
     engine: Engine,
     reference: Engine | None,
 ) -> list[Row]:
-    errors = [future.result() for future in decoded]
-    good = [i for i, error in enumerate(errors) if error is None]
-    rows = [
-        Row(file, error.status, error.reason) if error else Row(file, "ok")
-        for file, error in zip(files, errors, strict=True)
-    ]
+    good = [i for i, one in enumerate(decoded) if one.error is None]
+    probabilities = compared = None
+    seconds = 0.0
     if good:
         tiles = buffer if len(good) == len(files) else buffer[good]
+        start = time.perf_counter()
         probabilities = engine.infer(tiles)
+        seconds = time.perf_counter() - start
         compared = reference.infer(tiles) if reference else None
-        for k, i in enumerate(good):
-            if not np.isfinite(probabilities[k]).all():
-                rows[i] = Row(files[i], "failed", f"{engine.name} gave no finite probabilities")
-                continue
-            rows[i] = Row(
-                files[i], "ok", "", probabilities[k], compared[k] if compared is not None else None
+    place = {i: k for k, i in enumerate(good)}
+    rows = []
+    for i, (file, one) in enumerate(zip(files, decoded, strict=True)):
+        if one.error is not None or probabilities is None:
+            error = one.error or TileError("failed", "not predicted")
+            rows.append(
+                Row(
+                    file,
+                    error.status,
+                    error.reason,
+                    stamp=one.stamp,
+                    decode_seconds=one.seconds,
+                )
             )
+            continue
+        k = place[i]
+        found, beside = probabilities[k], None if compared is None else compared[k]
+        status, reason = "ok", ""
+        if not np.isfinite(found).all():
+            status, reason = "failed", f"{engine.name} gave no finite probabilities"
+            found = beside = None
+        rows.append(Row(file, status, reason, found, beside, one.stamp, one.seconds, seconds))
     return rows

@@ -1,105 +1,251 @@
-"""`edgelung infer`: a folder, a bundle, a CSV, and a summary of what happened."""
+"""`edgelung infer`: files, a bundle, an output with a row each, and a summary of what happened."""
 
-import contextlib
-import csv
-import io
-import posixpath
+import os
+import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from edgelung import __version__
 from edgelung.bundle import FULL_PRECISION, Bundle
-from edgelung.engines.choose import Chosen, available_cores, open_engine
-from edgelung.errors import EdgelungError, ExitCode
-from edgelung.evidence.gate import LIMITS
-from edgelung.evidence.metrics import labelled_metrics
-from edgelung.folder.pipeline import Row, predict
-from edgelung.folder.writer import csv_rows
-from edgelung.tiles.find import FoundFile, class_of, find_files
+from edgelung.engines.choose import available_cores, open_engine
+from edgelung.errors import EdgelungError
+from edgelung.files import sha256_file, write_json
+from edgelung.folder.journal import Journal, write_whole
+from edgelung.folder.listing import gather
+from edgelung.folder.pipeline import Row, predict_batches
+from edgelung.folder.record import Record, record_of
+from edgelung.folder.summary import (
+    NoTilesError,
+    Percentiles,
+    Tally,
+    bundle_hash,
+    check_tiles,
+    host,
+    options_hash,
+    record_head,
+    summarize,
+    summary_path,
+)
+from edgelung.folder.writer import STANDARD_OUTPUT, RowWriter, format_of
+from edgelung.tiles.find import FoundFile
 
-# Statuses that are no failure: the file was never meant to be a tile.
-HARMLESS = ("ok", "skipped")
+__all__ = ["Options", "Session", "gather", "infer_folder"]
 
-
-@dataclass
-class Tally:
-    """What is kept of the rows while they stream by; a few numbers a class, nothing per file."""
-
-    classes: Sequence[str]
-    statuses: Counter[str] = field(default_factory=Counter)
-    labels: Counter[str] = field(default_factory=Counter)
-    compared: int = 0
-    agreed: int = 0
-    largest_difference: float = 0.0
-
-    def __post_init__(self) -> None:
-        shape = (len(self.classes), len(self.classes))
-        self.confusion = np.zeros(shape, np.int64)
-        self.reference_confusion = np.zeros(shape, np.int64)
-
-    def add(self, row: Row) -> None:
-        """Count one row."""
-        self.statuses[row.status] += 1
-        if row.probabilities is None:
-            return
-        label = int(row.probabilities.argmax())
-        self.labels[self.classes[label]] += 1
-        truth = class_of(row.file.location, self.classes)
-        if truth is not None:
-            self.confusion[truth, label] += 1
-        if row.reference is not None:
-            reference = int(row.reference.argmax())
-            self.compared += 1
-            self.agreed += reference == label
-            difference = float(np.abs(row.reference - row.probabilities).max())
-            self.largest_difference = max(self.largest_difference, difference)
-            if truth is not None:
-                self.reference_confusion[truth, reference] += 1
+# Per-tile cost is flat from 1 to 32 tiles on a CPU stream; small batches keep the first row early
+# and the last batches even among the cores, larger ones cost less of Python's time per tile.
+BATCH_SIZE = 16
 
 
-def gather(
-    inputs: Sequence[Path], listing: Path | None, subset: str | None, out: Path
-) -> Iterable[FoundFile]:
-    """The files to predict: all below the folders, or those that `listing` names.
+@dataclass(frozen=True)
+class Options:
+    """How to predict; None where it is left to the run."""
 
-    Rows are named relative to the folder, or to what several folders have in common.
+    engine: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    threads: int | None = None
+    verify: bool = False
+    verify_every: int = 1
+    min_confidence: float | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session:
+    """One run of the program over files: predicts, keeps what is done, writes what it came to.
+
+    With `out` a file, rows go to its journal and `finish` writes them under their name; with
+    standard output they go there at once. Use as a context manager.
     """
-    if subset is not None and not listing:
-        raise EdgelungError("--subset needs --files with a CSV that has a `subset` column")
-    if listing:
-        if out.exists() and out.samefile(listing):
-            raise EdgelungError(f"--out {out} is the list of --files; choose another name")
-        if len(inputs) != 1 or not inputs[0].is_dir():
-            raise EdgelungError(
-                "--files expects exactly one FOLDER, which its paths are relative to"
-            )
-        return _listed(inputs[0], listing, subset)
-    for folder in inputs:
-        if not folder.exists():
-            raise EdgelungError(f"{folder} does not exist; expected a folder of tiles")
-    _refuse_overlap(inputs)
-    return (file for file in _found(inputs) if not _is_output(file, out))
 
+    def __init__(
+        self,
+        bundle: Bundle,
+        out: Path,
+        options: Options,
+        *,
+        resume: bool | None = None,
+        summary: Path | None = None,
+        on_kept: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self.bundle, self.out, self.options = bundle, out, options
+        self._on_kept = on_kept
+        self._summary_path = summary_path(out, summary)
+        self.format = format_of(out)
+        self.started = _now()
+        self.tally = Tally(bundle.classes)
+        self._decode, self._engine = Percentiles(), Percentiles()
+        self._tiles = 0  # predicted in this session
+        self._begun = False
+        self.journal: Journal | None = None
+        self._stack = ExitStack()
+        try:
+            self._open(resume)
+        except BaseException:
+            self._stack.close()
+            raise
 
-def _is_output(file: FoundFile, out: Path) -> bool:
-    """Whether the file is the CSV that will be written, left there by an earlier run."""
-    path = Path(file.location)
-    return path.name == out.name and path.parent.resolve() == out.absolute().parent.resolve()
-
-
-def _refuse_overlap(inputs: Sequence[Path]) -> None:
-    folders = [folder.resolve() for folder in inputs]
-    for i, folder in enumerate(folders):
-        for j, other in enumerate(folders):
-            if i != j and (folder == other or other in folder.parents):
+    def _open(self, resume: bool | None) -> None:
+        if self.out == STANDARD_OUTPUT:
+            if resume is not None:
+                raise EdgelungError("rows on standard output are gone: only a file can be resumed")
+        else:
+            self.journal = Journal(self.out)
+            self._stack.callback(self._put_away)
+            if resume is None and self.journal.rows:
                 raise EdgelungError(
-                    f"{inputs[i]} is {inputs[j]} or lies in it; its files would have two rows each"
+                    f"{self.journal.path} holds {self.journal.rows} rows of a run that did not "
+                    "end; add --resume to go on with it, or --restart to begin anew"
                 )
+        going_on = self.journal and self.journal.rows and resume
+        before = self.journal.identity if self.journal and going_on else None
+        options = _as_before(self.options, before)
+        self.batch_size = options.batch_size or BATCH_SIZE
+        self.threads = options.threads or available_cores()
+        latency = self.batch_size == 1
+        wanted = (self.bundle, options.engine)
+        self.chosen = open_engine(*wanted, options.precision, self.threads, latency=latency)
+        self._stack.callback(self.chosen.engine.close)
+        self._reference = None
+        if options.verify:
+            full = open_engine(*wanted, FULL_PRECISION, self.threads, latency=latency)
+            self._reference = full.engine
+            self._stack.callback(full.engine.close)
+        self.identity = {
+            "edgelung": __version__,
+            "bundle": bundle_hash(self.bundle),
+            "--engine": self.chosen.engine.name,
+            "--precision": self.chosen.variant.precision,
+            "--batch-size": self.batch_size,
+            "--verify": options.verify,
+            "--verify-every": options.verify_every,
+            "--min-confidence": options.min_confidence,
+            **options.source,
+        }
+        if self.journal and before is not None:
+            self.journal.go_on(self.identity, self.started)
+        elif self.journal:
+            self.journal.begin(self.identity, self.started)
+        self._begun = True
+        self._timer = time.perf_counter()
+        self.writer: RowWriter | None = None
+        if not self.journal:
+            self.writer = self.format(_StandardOutput(), self.bundle.classes)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _put_away(self) -> None:
+        """However it ended: rows are kept, a journal without any is not."""
+        if self.journal and self.journal.open:
+            rows = self.journal.rows
+            if rows:
+                self.journal.close()
+                if self._begun:
+                    self._on_kept(rows)
+            else:
+                self.journal.remove()
+
+    def batches(
+        self, files: Iterable[FoundFile], keep: Callable[[Row], bool] = lambda row: True
+    ) -> Iterator[list[Record]]:
+        """Predict the files; the rows that `keep` wants are kept, then given out by batches."""
+        # On a CPU the engine's threads decode; elsewhere, and where one tile at a time has all
+        # cores, decoding runs ahead on threads of its own.
+        inside = self.chosen.engine.device == "CPU" and self.batch_size > 1
+        batches = predict_batches(
+            files,
+            self.bundle.reader,
+            self.chosen.engine,
+            batch_size=self.batch_size,
+            decoders=0 if inside else self.threads,
+            reference=self._reference,
+            reference_every=self.options.verify_every,
+            first=self.journal.batches if self.journal else 0,
+        )
+        with closing(batches):
+            for rows in batches:
+                records = []
+                for row in filter(keep, rows):
+                    records.append(record_of(row, self.bundle.classes, self.options.min_confidence))
+                    if row.probabilities is not None:
+                        self._decode.add(row.decode_seconds)
+                        self._tiles += 1
+                if seconds := max(row.engine_seconds for row in rows):
+                    self._engine.add(seconds)
+                if not records:
+                    continue
+                if self.journal:
+                    self.journal.append(records)
+                if self.writer:
+                    self.writer.write(records)
+                if not self.journal:
+                    self._count(records)
+                yield records
+
+    def _count(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self.tally.add(record)
+
+    def finish(self, check: bool = True) -> dict[str, Any]:
+        """Write the output and the summary; returns the summary."""
+        predicting = time.perf_counter() - self._timer
+        journal = self.journal
+        if journal:
+            self.tally = Tally(self.bundle.classes)
+            try:
+                write_whole(self.out, lambda file: self._write(file, journal, check))
+            except NoTilesError:
+                journal.remove()
+                raise
+        elif check:
+            check_tiles(self.tally)
+        summary = self._summary(predicting)
+        if self._summary_path:
+            write_json(self._summary_path, summary)
+        return summary
+
+    def _write(self, file: Any, journal: Journal, check: bool) -> None:
+        rows = self.format(file, self.bundle.classes)
+        waiting: list[Record] = []
+        for record in journal.records():
+            self.tally.add(record)
+            waiting.append(record)
+            if len(waiting) == 1024:
+                rows.write(waiting)
+                waiting.clear()
+        rows.write(waiting)
+        rows.close()
+        if check:
+            check_tiles(self.tally)
+
+    def _summary(self, seconds: float) -> dict[str, Any]:
+        options = {**self.identity, "--threads": self.threads}
+        sessions = self.journal.sessions if self.journal else [self.started]
+        written = self.out != STANDARD_OUTPUT
+        return {
+            **record_head(sessions[0], sessions, _now()),
+            **summarize(self.bundle, self.chosen, self.tally),
+            "out": str(self.out),
+            "out_sha256": sha256_file(self.out) if written else None,
+            "options": options,
+            "options_sha256": options_hash(options),
+            "seconds": round(seconds, 3),
+            "tiles_per_second": round(self._tiles / seconds, 1) if seconds else None,
+            "milliseconds": {
+                "read and decode, a tile": self._decode.milliseconds(),
+                f"engine, a batch of {self.batch_size}": self._engine.milliseconds(),
+            },
+            "threads": self.threads,
+            "host": host(),
+        }
 
 
 def infer_folder(
@@ -109,143 +255,87 @@ def infer_folder(
     *,
     engine: str = "auto",
     precision: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     threads: int | None = None,
     verify: bool = False,
     verify_every: int = 1,
-    on_row: Callable[[Row], None] = lambda row: None,
+    min_confidence: float | None = None,
+    source: Mapping[str, Any] | None = None,
+    resume: bool | None = None,
+    summary: Path | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    on_kept: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Any]:
-    """Predict `files` into the CSV `out`; returns the run's summary with its exit code.
+    """Predict `files` into `out`; returns the run's summary with its exit code.
 
     With `verify` the full-precision model runs beside the chosen variant, on all tiles or on every
-    `verify_every`-th batch.
+    `verify_every`-th batch. `resume` True goes on with a run that was stopped (and begins one
+    where there is none), False begins anew, None refuses to throw rows of a stopped run away.
+    `on_rows` hears of rows as they are done, `on_kept` how many are kept when the run is stopped.
     """
-    cores = threads or available_cores()
-    chosen = open_engine(bundle, engine, precision, cores)
-    reference = open_engine(bundle, engine, FULL_PRECISION, cores).engine if verify else None
-    tally = Tally(bundle.classes)
-    start = time.perf_counter()
-    try:
-        with csv_rows(out, bundle.classes) as rows:
-            for row in predict(
-                files,
-                bundle.reader,
-                chosen.engine,
-                batch_size=batch_size,
-                decoders=cores,
-                reference=reference,
-                reference_every=verify_every,
-            ):
-                rows.write(row)
-                tally.add(row)
-                on_row(row)
-            if not tally.statuses:
-                raise EdgelungError("found no file at all; expected a folder with tiles in it")
-            if set(tally.statuses) == {"skipped"}:
-                raise EdgelungError(
-                    f"found {tally.statuses.total()} files and no image among them; expected tiles"
-                )
-    finally:
-        chosen.engine.close()
-        if reference:
-            reference.close()
-    return _summary(bundle, chosen, tally, out, time.perf_counter() - start)
+    options = Options(
+        engine,
+        precision,
+        batch_size,
+        threads,
+        verify,
+        verify_every,
+        min_confidence,
+        source or {},
+    )
+    with Session(bundle, out, options, resume=resume, summary=summary, on_kept=on_kept) as session:
+        journal = session.journal
+        if journal and journal.rows:
+            on_rows(journal.rows)
+            files = journal.without_done(files)
+        for records in session.batches(files):
+            on_rows(len(records))
+        result = session.finish()
+        if journal:
+            journal.remove()
+    return result
 
 
-def _summary(
-    bundle: Bundle, chosen: Chosen, tally: Tally, out: Path, seconds: float
-) -> dict[str, Any]:
-    total = tally.statuses.total()
-    failed = sum(n for status, n in tally.statuses.items() if status not in HARMLESS)
-    summary: dict[str, Any] = {
-        "bundle": bundle.manifest.get("name", ""),
-        "engine": chosen.engine.name,
-        "device": chosen.engine.device,
-        "precision": chosen.variant.precision,
-        "choice": chosen.reason,
-        "golden_difference": chosen.golden_difference,
-        "out": str(out),
-        "files": total,
-        "failed": failed,
-        "statuses": dict(tally.statuses),
-        "labels": {name: tally.labels[name] for name in bundle.classes},
-        "seconds": round(seconds, 3),
-        "tiles_per_second": round(tally.statuses["ok"] / seconds, 1) if seconds else None,
-        "labelled": None,
-        "verify": None,
-    }
-    code = ExitCode.SOME_FAILED if failed else ExitCode.OK
-    if tally.confusion.sum():
-        summary["labelled"] = labelled_metrics(tally.confusion, bundle.classes)
-    if tally.compared:
-        share = tally.agreed / tally.compared
-        verified = share >= LIMITS.min_agreement
-        summary["verify"] = {
-            "tiles": tally.compared,
-            "agreement": share,
-            "differing_labels": tally.compared - tally.agreed,
-            "max_probability_difference": tally.largest_difference,
-            "min_agreement": LIMITS.min_agreement,
-            "passed": verified,
-            "reference": labelled_metrics(tally.reference_confusion, bundle.classes)
-            if tally.reference_confusion.sum()
-            else None,
-        }
-        if not verified:
-            code = ExitCode.GATE
-    summary["exit_code"] = int(code)
-    return summary
+def _as_before(options: Options, before: Mapping[str, Any] | None) -> Options:
+    """What was left open is what the run was begun with."""
+    if before is None:
+        return options
+    return Options(
+        before["--engine"] if options.engine == "auto" else options.engine,
+        before["--precision"] if options.precision == "auto" else options.precision,
+        options.batch_size or before["--batch-size"],
+        options.threads,
+        options.verify,
+        options.verify_every,
+        options.min_confidence,
+        options.source,
+    )
 
 
-def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
-    if len(inputs) == 1:
-        yield from find_files(inputs[0])
-        return
-    folders = [folder.absolute() for folder in inputs]
-    names = [PurePosixPath(*folder.parts) for folder in folders]
-    shared = 0
-    with contextlib.suppress(IndexError):
-        while len({name.parts[shared] for name in names}) == 1:
-            shared += 1
-    for folder, name in zip(folders, names, strict=True):
-        prefix = "/".join(name.parts[shared:])
-        for file in find_files(folder):
-            own = prefix if not folder.is_dir() else f"{prefix}/{file.path}".lstrip("/")
-            yield FoundFile(own, file.location, file.reason, file.listed)
+class _StandardOutput:
+    """Standard output without a buffer of Python's, so that an error is met here and once."""
 
+    def __init__(self) -> None:
+        self._bytes = 0
 
-def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFile]:
-    try:
-        text = listing.read_text(encoding="utf-8-sig")  # Excel puts a byte-order mark in front
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgelungError(f"cannot read the list {listing}: {error}") from error
-    lines = [line.strip("\r") for line in text.split("\n")]
-    if "path" not in lines[0].lower().replace(";", ",").replace("\t", ",").split(","):
-        if subset is not None:
-            raise EdgelungError(f"{listing} has no `path` and `subset` columns for --subset")
-        paths = [line for line in lines if line.strip()]
-    else:
-        paths = _column(listing, text, subset)
-    if not paths:
-        where = "" if subset is None else f" in subset {subset!r}"
-        raise EdgelungError(f"{listing} names no files{where}")
-    each = dict.fromkeys(posixpath.normpath(path) for path in paths)  # each file once
-    return (FoundFile(path, str(folder / path), listed=True) for path in each)
-
-
-def _column(listing: Path, text: str, subset: str | None) -> list[str]:
-    try:
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        columns = rows.fieldnames or []
-        needed = ["path"] if subset is None else ["path", "subset"]
-        if missing := [name for name in needed if name not in columns]:
+    def write(self, data: bytes) -> int:
+        """Write all of it; EdgelungError where nobody reads or nothing fits any more."""
+        rest = memoryview(data)
+        try:
+            if sys.stdout is None:
+                raise BrokenPipeError
+            while rest:
+                rest = rest[os.write(sys.stdout.fileno(), rest) :]
+        except BrokenPipeError as error:
             raise EdgelungError(
-                f"{listing} has the columns {', '.join(columns)}; expected {', '.join(missing)} "
-                "too, with commas between"
-            )
-        paths = [row["path"] for row in rows if subset is None or row["subset"] == subset]
-    except csv.Error as error:
-        raise EdgelungError(f"cannot read the list {listing}: {error}") from error
-    if not all(paths):
-        raise EdgelungError(f"{listing} has a row without a path")
-    return paths
+                f"standard output was closed after {self._bytes} bytes of rows; nothing more was "
+                "predicted"
+            ) from error
+        except OSError as error:
+            raise EdgelungError(f"cannot write to standard output: {error.strerror}") from error
+        self._bytes += len(data)
+        return len(data)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from edgelung.errors import EdgelungError, one_line
-from edgelung.files import TEMPORARY_SUFFIX
+from edgelung.files import OWN_SUFFIXES
 
 IMAGE_SUFFIXES = frozenset(
     # What is read, and what is plainly an image but not read: that gets a row that says so.
@@ -93,15 +93,18 @@ def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile 
             return
         entered.add((info.st_dev, info.st_ino))
         with os.scandir(folder.location) as entries:
-            found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+            # Names alone, as bytes: a folder may hold a million. A folder's ends in NUL, which no
+            # name holds and which sorts as the name itself does.
+            found = sorted(os.fsencode(e.name) + (b"\0" if _is_folder(e) else b"") for e in entries)
     except OSError as error:
         yield FoundFile(folder.prefix or ".", folder.location, error.strerror or one_line(error))
         return
-    for entry in found:
-        if _is_folder(entry):
-            yield _Folder(f"{folder.prefix}{entry.name}/", entry.path)
-        elif not entry.name.endswith(TEMPORARY_SUFFIX):
-            yield FoundFile(folder.prefix + entry.name, entry.path)
+    for name in map(os.fsdecode, found):
+        if name.endswith("\0"):
+            name = name[:-1]
+            yield _Folder(f"{folder.prefix}{name}/", os.path.join(folder.location, name))
+        elif not name.endswith(OWN_SUFFIXES):
+            yield FoundFile(folder.prefix + name, os.path.join(folder.location, name))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -101,6 +101,9 @@ def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
             if first < 0 and info.st_size > MAX_BYTES:
                 raise TileError("too-large", f"{info.st_size} bytes; the limit is {MAX_BYTES}")
             data = file.read(first)
+            now = os.fstat(file.fileno())
+            if first < 0 and (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
+                raise TileError("unreadable", "the file was changed while it was read")
     except (OSError, ValueError) as error:  # ValueError: a NUL in a listed name
         reason = getattr(error, "strerror", None) or one_line(error)
         raise TileError("unreadable", reason) from error
@@ -125,13 +128,22 @@ def looks_like(data: bytes) -> bool:
 
 def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
     """Decode and resize encoded bytes to uint8 RGB [size, size, 3]; raises TileError."""
+    image: Tile | Image.Image
     image = _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
+    if isinstance(image, np.ndarray):
+        if image.shape == (
+            spec.size,
+            spec.size,
+            3,
+        ):  # nothing to do: no way through Pillow and back
+            return image
+        image = Image.fromarray(image)
     if image.size != (spec.size, spec.size):
         image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
-def _decode_jpeg(data: bytes, size: int) -> Image.Image:
+def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except Exception as error:  # ValueError, but KeyError for a header that it cannot make out
@@ -144,17 +156,18 @@ def _decode_jpeg(data: bytes, size: int) -> Image.Image:
         return _decode_other(data)
     try:
         # strict: a warning is an error, so half a file is never predicted as if it were whole
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size, min_factor=1)
+        pixels: Tile = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=size, min_width=size, min_factor=1
+        )
     except Exception as error:
         raise _damaged(error) from error
-    image = Image.fromarray(pixels)
     if b"Exif\0\0" not in data:
-        return image
+        return pixels
     try:
         source = Image.open(io.BytesIO(data), formats=["JPEG"])
     except Exception:  # Pillow is stricter about markers; the pixels are whole all the same
-        return image
-    return _upright(image, source)
+        return pixels
+    return _upright(Image.fromarray(pixels), source)
 
 
 def _decode_other(data: bytes) -> Image.Image:

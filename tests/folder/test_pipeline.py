@@ -131,6 +131,27 @@ def test_what_is_no_number_is_no_prediction(folder: Path) -> None:
     assert all(np.isfinite(r.probabilities).all() for r in rows if r.status == "ok")
 
 
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_files_that_vanish_have_their_row(folder: Path, decoders: int) -> None:
+    files = list(find_files(folder))
+    for i in (0, 8, 59):
+        Path(files[i].location).unlink()
+    rows = list(predict(files, SPEC, MeanColour(), batch_size=8, decoders=decoders))
+    assert [row.file for row in rows] == files
+    assert [i for i, row in enumerate(rows) if row.status == "unreadable"] == [0, 8, 59]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+def test_where_the_engine_threads_decode_rows_stay_in_order(folder: Path, concurrency: int) -> None:
+    engine = MeanColour(0.002)
+    engine.concurrency = concurrency
+    rows = list(predict(find_files(folder), SPEC, engine, batch_size=7, decoders=0))
+    assert [row.file.path for row in rows] == sorted(p.name for p in folder.iterdir())
+    for i, row in enumerate(rows):
+        if i % 7 != 3:
+            np.testing.assert_allclose(row.probabilities * 255, colour(i), atol=0.01)
+
+
 def test_a_decoder_that_breaks_costs_one_row(folder: Path, monkeypatch) -> None:
     def read(path: str, spec: ReaderSpec) -> np.ndarray:
         if path.endswith("004.png"):

@@ -204,6 +204,24 @@ def test_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert error.value.status == "too-large"
 
 
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(picture(), "PNG"))
+    look = os.fstat
+
+    def looked(handle: int) -> os.stat_result:
+        found = look(handle)
+        with path.open("ab") as file:  # a writer that is still at it
+            file.write(b"more")
+        return found
+
+    monkeypatch.setattr(reader_module.os, "fstat", looked)
+    with pytest.raises(TileError, match="changed while it was read"):
+        read_tile(path, SPEC)
+
+
 def test_what_is_no_regular_file_is_unreadable_and_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "gone")

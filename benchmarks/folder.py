@@ -1,0 +1,358 @@
+"""The folder run against what people would write themselves, and against its own floors.
+
+One run, the same tiles, the same cores, the same model: (a) Pillow, torchvision's transforms and
+PyTorch FP32 behind a DataLoader, as timm's inference script does it; (b), (c) Pillow and ONNX
+Runtime FP32, INT8; (d) `edgelung infer` FP32, INT8; (e) decoding alone, the engine alone, and
+1/(decode + engine). Then how (d) grows with the number of files and of cores.
+
+    python benchmarks/folder.py BUNDLE RUN TILES768 TILES224
+        --files-768 2000 --files-224 4000 --json benchmarks/results/folder.json
+
+BUNDLE is RUN's export. Every contestant runs in a process of its own; its clock starts with its
+first tile and stops with its last row, once the model is loaded and warm. --shared marks figures
+from a machine that had other work to do: then only compare within one run.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+from rich.console import Console
+from rich.table import Table
+
+EDGELUNG = Path(sys.executable).with_name("edgelung")
+BATCH = 64  # of (a), (b) and (c): timm's scripts use 64 and more
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("run", type=Path, help="the run folder that the bundle was exported from")
+    parser.add_argument("tiles768", type=Path)
+    parser.add_argument("tiles224", type=Path)
+    parser.add_argument("--files-768", type=int, default=2000)
+    parser.add_argument("--files-224", type=int, default=4000)
+    parser.add_argument("--memory-files", type=int, default=0, help="also this many hard links")
+    parser.add_argument("--repeats", type=int, default=3, help="the best of so many counts")
+    parser.add_argument("--shared", action="store_true", help="the machine had other work to do")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)  # contestant, folder, files
+    options = parser.parse_args()
+    if options.work:
+        name, folder, count = options.work
+        print(json.dumps(CONTESTANTS[name](options, Path(folder), int(count))))
+        return
+
+    with tempfile.TemporaryDirectory(dir=options.json.parent if options.json else None) as work:
+        result = measure(options, Path(work))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    show(result)
+
+
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All figures."""
+    result: dict[str, Any] = {
+        "shared_machine": options.shared,
+        "repeats": options.repeats,
+        "machine": machine.describe(),
+        "sets": {},
+    }
+    for name, source, count in (
+        ("768", options.tiles768, options.files_768),
+        ("224", options.tiles224, options.files_224),
+    ):
+        folder = work / name
+        spread(source, folder, count)
+        found: dict[str, Any] = {}
+        # Round by round, so that a slow minute of the machine does not fall on one contestant.
+        for _, contestant in itertools.product(range(options.repeats), CONTESTANTS):
+            seconds = contend(contestant, folder, count)
+            found[contestant] = min(found.get(contestant, seconds), seconds)
+            console.print(f"{name} px  {contestant:24s} {count / seconds:8.1f} tiles/s")
+        result["sets"][name] = summarize(found, count)
+    result["growth_with_files"] = growth(options, work)
+    result["growth_with_cores"] = cores(options, work)
+    if options.memory_files:
+        result["memory"] = memory(options, work)
+    return result
+
+
+def summarize(seconds: dict[str, float], count: int) -> dict[str, Any]:
+    """Rates, and the ratios that the bars are about."""
+    ours = {kind: seconds[f"d edgelung {kind}"] for kind in ("fp32", "int8")}
+    # Every core decodes and predicts: what one tile costs in both adds up.
+    floor = seconds["e decode alone"] + seconds["e engine alone int8"]
+    return {
+        "files": count,
+        "tiles_per_second": {name: round(count / s, 1) for name, s in seconds.items()},
+        "floor_tiles_per_second": round(count / floor, 1),
+        "int8_times_a": round(seconds["a timm-style fp32"] / ours["int8"], 2),
+        "int8_times_c": round(seconds["c pillow+ort int8"] / ours["int8"], 2),
+        "fp32_times_b": round(seconds["b pillow+ort fp32"] / ours["fp32"], 2),
+        "int8_wall_over_floor": round(ours["int8"] / floor, 3),
+    }
+
+
+def spread(source: Path, folder: Path, count: int) -> None:
+    """`count` files made from those of `source`, in turn, in the class folders they had."""
+    tiles = sorted(path for path in source.rglob("*") if path.suffix in (".jpeg", ".jpg", ".png"))
+    for number in range(count):
+        path = tiles[number % len(tiles)]
+        target = folder / path.parent.name / f"{number:06d}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+
+
+def contend(name: str, folder: Path, count: int) -> float:
+    """Seconds of one contestant, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--work", name, str(folder), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def timm_style(options: argparse.Namespace, folder: Path, count: int) -> float:
+    """(a): ImageFolder and DataLoader, torchvision's transforms, PyTorch FP32."""
+    import timm
+    import torch
+    from safetensors.torch import load_file
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    config = json.loads((options.run / "config.json").read_text())
+    model = timm.create_model(config["architecture"], num_classes=config["num_classes"])
+    model.load_state_dict(load_file(options.run / "model.safetensors"))
+    model.eval()
+    mean, std = model.default_cfg["mean"], model.default_cfg["std"]
+    transform = v2.Compose(
+        [
+            v2.Resize((224, 224)),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    workers = len(os.sched_getaffinity(0))
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(folder, transform), batch_size=BATCH, num_workers=workers
+    )
+    with torch.inference_mode():
+        model(torch.zeros(BATCH, 3, 224, 224))
+        start, done = time.perf_counter(), 0
+        rows = []
+        for tiles, _ in loader:
+            rows += model(tiles).softmax(dim=1).tolist()
+            done += len(tiles)
+        write_rows(folder, rows)
+    assert done == count
+    return time.perf_counter() - start
+
+
+def pillow_and_ort(options: argparse.Namespace, folder: Path, count: int, precision: str) -> float:
+    """(b), (c): what a short script does. Pillow, one batch after another, ONNX Runtime."""
+    import numpy as np
+    import onnxruntime as ort
+    from PIL import Image
+
+    session = ort.InferenceSession(
+        options.bundle / f"model.{precision}.onnx", providers=["CPUExecutionProvider"]
+    )
+    session.run(["probs"], {"tiles": np.zeros((BATCH, 224, 224, 3), np.uint8)})
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(paths) == count
+    start = time.perf_counter()
+    rows = []
+    for first in range(0, count, BATCH):
+        tiles = [
+            np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+            for path in paths[first : first + BATCH]
+        ]
+        rows += session.run(["probs"], {"tiles": np.stack(tiles)})[0].tolist()
+    write_rows(folder, rows)
+    return time.perf_counter() - start
+
+
+def write_rows(folder: Path, rows: list[list[float]]) -> None:
+    """What anybody's script ends with."""
+    with (folder.parent / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def edgelung(options: argparse.Namespace, folder: Path, count: int, precision: str) -> float:
+    """(d): the command itself; its own clock, which starts when the engine has proved itself."""
+    words = ["infer", folder, "--model", options.bundle, "--precision", precision, "--json"]
+    words += ["--engine", "openvino", "--out", folder.parent / "edgelung.csv", "--restart"]
+    done = subprocess.run([EDGELUNG, *map(str, words)], capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout)
+    assert summary["files"] == count == summary["statuses"]["ok"]
+    return float(summary["seconds"])
+
+
+def decode_alone(options: argparse.Namespace, folder: Path, count: int) -> float:
+    """(e): the reader on every core, nothing else."""
+    from edgelung.bundle import open_bundle
+    from edgelung.engines.choose import available_cores
+    from edgelung.tiles.reader import read_tile
+
+    reader = open_bundle(options.bundle).reader
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    threads = available_cores()
+
+    def work(part: list[Path]) -> None:
+        for path in part:
+            read_tile(path, reader)
+
+    work(paths[:8])
+    return together([(lambda k=k: work(paths[k::threads])) for k in range(threads)])
+
+
+def engine_alone(options: argparse.Namespace, folder: Path, count: int, precision: str) -> float:
+    """(e): the engine on every core, tiles in memory."""
+    import numpy as np
+
+    from edgelung.bundle import open_bundle
+    from edgelung.engines.choose import available_cores, open_engine
+    from edgelung.folder.run import BATCH_SIZE
+    from edgelung.tiles.reader import read_tile
+
+    bundle = open_bundle(options.bundle)
+    threads = available_cores()
+    engine = open_engine(bundle, "openvino", precision, threads).engine
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    tiles = np.stack([read_tile(path, bundle.reader) for path in paths[:BATCH_SIZE]])
+    shares = [len(range(k, count, threads)) for k in range(threads)]
+
+    def work(left: int) -> None:
+        while left > 0:
+            engine.infer(tiles[: min(left, len(tiles))])
+            left -= len(tiles)
+
+    work(2 * len(tiles))
+    return together([(lambda left=left: work(left)) for left in shares])
+
+
+def together(works: list[Callable[[], None]]) -> float:
+    """Seconds until all are done."""
+    threads = [threading.Thread(target=work) for work in works]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start
+
+
+CONTESTANTS: dict[str, Callable[[argparse.Namespace, Path, int], float]] = {
+    "a timm-style fp32": timm_style,
+    "b pillow+ort fp32": lambda o, f, n: pillow_and_ort(o, f, n, "fp32"),
+    "c pillow+ort int8": lambda o, f, n: pillow_and_ort(o, f, n, "int8"),
+    "d edgelung fp32": lambda o, f, n: edgelung(o, f, n, "fp32"),
+    "d edgelung int8": lambda o, f, n: edgelung(o, f, n, "int8"),
+    "e decode alone": decode_alone,
+    "e engine alone fp32": lambda o, f, n: engine_alone(o, f, n, "fp32"),
+    "e engine alone int8": lambda o, f, n: engine_alone(o, f, n, "int8"),
+}
+
+
+def growth(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """(d) INT8 on a tenth, a third and all of the 768 px files; with start, to the last row."""
+    found = []
+    for share in (0.1, 0.33, 1.0):
+        count = max(1, round(options.files_768 * share))
+        folder = work / f"growth-{count}"
+        spread(options.tiles768, folder, count)
+        start = time.perf_counter()
+        seconds = edgelung(options, folder, count, "int8")
+        whole = time.perf_counter() - start
+        found.append({"files": count, "seconds": round(seconds, 3), "with_start": round(whole, 3)})
+    return found
+
+
+def cores(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """(d) INT8 on the 768 px files with one core, two, four … of this machine."""
+    mine = sorted(os.sched_getaffinity(0))
+    found = []
+    count = 1
+    while count <= len(mine):
+        os.sched_setaffinity(0, mine[:count])  # the command inherits it
+        seconds = edgelung(options, work / "768", options.files_768, "int8")
+        rate = round(options.files_768 / seconds, 1)
+        found.append({"cores": count, "tiles_per_second": rate})
+        count *= 2
+    os.sched_setaffinity(0, mine)
+    return found
+
+
+def memory(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """Peak resident memory of (d) INT8 over 2,000 hard links and over many, in one folder."""
+    found = []
+    tiles = sorted((work / "224").rglob("*.*"))
+    for count in (2000, options.memory_files):
+        folder = work / f"links-{count}"
+        folder.mkdir()
+        for number in range(count):
+            os.link(tiles[number % len(tiles)], folder / f"{number:07d}.jpeg")
+        found.append({"files": count, "peak_mb": round(peak_memory(options, folder, count), 1)})
+    return found
+
+
+def peak_memory(options: argparse.Namespace, folder: Path, count: int) -> float:
+    """MB, measured by a process that waits for this command alone."""
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
+    )
+    out = folder.parent / "links.csv"
+    words = ["infer", folder, "--model", options.bundle, "--precision", "int8", "--out", out]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(EDGELUNG), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with out.open(newline="") as file:
+        assert sum(1 for _ in file) == count + 1
+    return float(done.stdout)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table."""
+    sets = result["sets"]
+    machine_note = (
+        " on a SHARED machine: compare within this run only" if result["shared_machine"] else ""
+    )
+    table = Table("tiles/s", *(f"{n} px" for n in sets), title=f"folder run{machine_note}")
+    for name in CONTESTANTS:
+        table.add_row(name, *(str(s["tiles_per_second"][name]) for s in sets.values()))
+    rows = {
+        "e floor 1/(decode + engine)": "floor_tiles_per_second",
+        "INT8 : (a)": "int8_times_a",
+        "INT8 : (c)": "int8_times_c",
+        "FP32 : (b)": "fp32_times_b",
+        "INT8 wall : floor": "int8_wall_over_floor",
+    }
+    for name, key in rows.items():
+        table.add_row(name, *(str(s[key]) for s in sets.values()))
+    console.print(table)
+    for key in ("growth_with_files", "growth_with_cores", "memory"):
+        if key in result:
+            console.print(f"{key}: {result[key]}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`edgelung bench`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgelung import RESEARCH_USE_ONLY
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that `edgelung export` wrote.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Tiles to measure with; the bundle's golden tiles by default."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; all by default.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each run.")] = 10.0,
+    bound_ms: Annotated[
+        float, typer.Option(min=0.1, help="Server: what 99 % of queries must stay under.")
+    ] = 100.0,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Measure a bundle here: latency, a server's load, throughput. Research use only."""
+    from edgelung.bench import bench as measure
+    from edgelung.bundle import open_bundle
+    from edgelung.errors import EdgelungError
+    from edgelung.files import write_json
+    from edgelung.terminal import note, progress
+
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise EdgelungError(f"cannot write {out}; expected the name of a file in a folder")
+    opened = open_bundle(bundle)
+    with progress("bench") as advance:
+        result = measure(
+            opened,
+            folder,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            seconds=seconds,
+            bound_ms=bound_ms,
+            on_step=lambda text: advance(0, text),
+        )
+    if out:
+        write_json(out, result)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print(result)
+    note(RESEARCH_USE_ONLY)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from edgelung.terminal import out
+
+    samples = result["samples"]
+    out.print(
+        f"{result['engine']} {result['precision']} on {result['device']}, {result['threads']} "
+        f"threads, {samples['files']} tiles ({samples['origin']})",
+        markup=False,
+    )
+    table = Table("MLPerf-style scenario", "model", "end to end")
+    single = result["single_stream"]
+    for name in ("p50", "p90", "p99"):
+        values = [f"{single[kind][f'{name}_ms']:.2f} ms" for kind in ("model", "end_to_end")]
+        table.add_row(f"SingleStream {name}", *values)
+    served = [result["server"][kind] for kind in ("model", "end_to_end")]
+    table.add_row(
+        f"Server, p99 ≤ {served[0]['bound_ms']:g} ms",
+        *(f"{one['queries_per_second']:.1f}/s" for one in served),
+    )
+    offline = result["offline_tiles_per_second"]
+    table.add_row("Offline", *(f"{offline[kind]:.1f}/s" for kind in ("model", "end_to_end")))
+    out.print(table)

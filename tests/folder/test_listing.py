@@ -1,0 +1,79 @@
+"""Lists of files: on standard input, with zeros between, with names of any bytes."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgelung.errors import EdgelungError
+from edgelung.folder.listing import describe_source, gather
+
+OUT = Path("predictions.csv")
+
+
+def paths(folder: Path, listing: Path | None, subset: str | None = None) -> list[str]:
+    return [file.path for file in gather([folder], listing, subset, OUT)]
+
+
+def on_standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(data)))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"a.jpg\nb/c.jpg\r\n\n./a.jpg\n", ["a.jpg", "b/c.jpg"]),
+        (b"./a\nb.jpg\0c, d.jpg\0", ["a\nb.jpg", "c, d.jpg"]),
+        (b"last.jpg\0without a zero", ["last.jpg", "without a zero"]),
+        (b'\xef\xbb\xbfpath,class\n"a,b.jpg",x\n', ["a,b.jpg"]),
+        (b'"class","path"\nx,a.jpg\n', ["a.jpg"]),
+        (b"caf\xe9.jpg\n", [os.fsdecode(b"caf\xe9.jpg")]),
+        (b"path\ncaf\xe9.jpg\n", [os.fsdecode(b"caf\xe9.jpg")]),
+        (b"/abs/a.jpg", ["/abs/a.jpg"]),
+    ],
+)
+def test_a_list_from_a_file_or_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, expected: list[str]
+) -> None:
+    (tmp_path / "list").write_bytes(data)
+    on_standard_input(monkeypatch, data)
+    for listing in (tmp_path / "list", Path("-")):
+        found = list(gather([tmp_path], listing, None, OUT))
+        assert [file.path for file in found] == expected
+        assert [file.location for file in found] == [str(tmp_path / path) for path in expected]
+        assert all(file.is_image for file in found)
+
+
+def test_a_bad_line_at_the_end_is_found_before_the_work(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,subset\n" + "a.jpg,test\n" * 50 + ",test\n")
+    with pytest.raises(EdgelungError, match="without a path"):
+        next(iter(gather([tmp_path], listing, None, OUT)))
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"PK\3\4rest", b"path,class\n"])
+def test_what_is_no_list(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "list").write_bytes(data)
+    with pytest.raises(EdgelungError):
+        list(gather([tmp_path], tmp_path / "list", None, OUT))
+
+
+def test_what_the_run_writes_is_no_input(tmp_path: Path) -> None:
+    for name in ("a.jpg", "p.csv", "p.summary.json", "p.csv.edgelung-journal", "deep/p.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    also = [tmp_path / "p.summary.json", None]
+    found = gather([tmp_path], None, None, tmp_path / "p.csv", also)
+    assert [file.path for file in found] == ["a.jpg", "deep/p.csv"]
+
+
+def test_another_list_is_another_source(tmp_path: Path) -> None:
+    listing = tmp_path / "list"
+    listing.write_text("a.jpg\n")
+    before = describe_source([tmp_path], listing, None)
+    assert describe_source([tmp_path], listing, None) == before
+    listing.write_text("b.jpg\n")
+    assert describe_source([tmp_path], listing, None) != before
