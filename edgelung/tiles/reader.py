@@ -123,12 +123,33 @@ def looks_like(data: bytes) -> bool:
     return webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*"))
 
 
+def read_pixels(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
+    """As `read_tile`, but before the resize: uint8 RGB [H, W, 3].
+
+    For engines that resize on their device (`edgelung.kernels.resize`, the same pixels).
+    """
+    return np.asarray(_decode(read_bytes(path), spec))
+
+
 def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
     """Decode and resize encoded bytes to uint8 RGB [size, size, 3]; raises TileError."""
-    image = _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
-    if image.size != (spec.size, spec.size):
-        image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return np.asarray(resize(_decode(data, spec), spec.size))
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+    """The one resize: the width first, then the height, each pass rounded to uint8.
+
+    Two calls, each of which leaves one axis alone: asked for both at once, Pillow 13 begins with
+    the height of a tall image where Pillow 12 did not, and many a pixel moves by one.
+    """
+    for shape in ((size, image.height), (size, size)):
+        if image.size != shape:
+            image = image.resize(shape, Image.Resampling.BILINEAR)
+    return image
+
+
+def _decode(data: bytes, spec: ReaderSpec) -> Image.Image:
+    return _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
 
 
 def _decode_jpeg(data: bytes, size: int) -> Image.Image:
