@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where nvcc is found, the kernels are compiled into the package."""
+"""What pyproject.toml cannot say: where nvcc is found, the package gets compiled kernels."""
 
 import importlib.util
 from pathlib import Path

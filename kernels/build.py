@@ -85,7 +85,7 @@ def build(folder: Path = HERE) -> dict[str, Any] | None:
 
 
 def build_host(library: Path) -> Path:
-    """Compile the host twin with g++ into `library`; raises RuntimeError, or OSError without g++."""
+    """Compile the host twin with g++ into `library`; raises RuntimeError where g++ refuses."""
     command = ["g++", *HOST_FLAGS, str(HERE / "host.cpp"), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

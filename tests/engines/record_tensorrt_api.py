@@ -18,18 +18,18 @@ from pathlib import Path
 RECORD = Path(__file__).with_name("tensorrt_api.json")
 
 # What edgelung touches, and the enumerations beside it.
-CLASSES = (
-    "Builder BuilderFlag ComputeCapability ExecutionContextAllocationStrategy IBuilderConfig "
-    "ICudaEngine IExecutionContext IHostMemory ILogger INetworkDefinition IOptimizationProfile "
-    "IRuntimeCache IRuntimeConfig ITensor ITimingCache ILayer LayerType DataType Logger "
-    "NetworkDefinitionCreationFlag OnnxParser ParserError ProfilingVerbosity Runtime "
-    "MemoryPoolType TensorIOMode"
-).split()
-EMPTY = (
-    "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL "
-    "createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry "
-    "getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins"
-).split()
+CLASSES = """
+    Builder BuilderFlag ComputeCapability ExecutionContextAllocationStrategy IBuilderConfig
+    ICudaEngine IExecutionContext IHostMemory ILogger INetworkDefinition IOptimizationProfile
+    IRuntimeCache IRuntimeConfig ITensor ITimingCache ILayer LayerType DataType Logger
+    NetworkDefinitionCreationFlag OnnxParser ParserError ProfilingVerbosity Runtime
+    MemoryPoolType TensorIOMode
+""".split()
+EMPTY = """
+    createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL
+    createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry
+    getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins
+""".split()
 LOOK = """
 import importlib, json, re, sys
 trt = importlib.import_module(sys.argv[1])
@@ -45,7 +45,8 @@ for name in sys.argv[2].split(","):
         value = getattr(cls, member)
         document = (getattr(value, "__doc__", None) or "") if callable(value) else ""
         # `name(self: T, first: A, second: B = 0) -> R`, one line an overload
-        members[member] = re.findall(rf"^(?:\\d+\\. )?{member}\\((.*)\\)(?: ->.*)?$", document, re.M)
+        signature = rf"^(?:\\d+\\. )?{member}\\((.*)\\)(?: ->.*)?$"
+        members[member] = re.findall(signature, document, re.M)
 print(json.dumps(found))
 """
 

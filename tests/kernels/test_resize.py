@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def differing(twin: HostTwin, count: int, seed: int, batch: int = 7) -> int:
         if len(held) == batch or i == count - 1:
             size = SIZE if rng.random() < 0.8 else int(rng.integers(16, 400))
             found = twin.resize(held, size)
-            wrong += sum(int((f != by_reader(t, size)).sum()) for f, t in zip(found, held))
+            wrong += sum(
+                int((f != by_reader(t, size)).sum()) for f, t in zip(found, held, strict=True)
+            )
             held = []
     return wrong
 
@@ -123,9 +126,9 @@ def test_tall_tiles_fit_the_grid() -> None:
 
 def test_blocks_do_not_overlap() -> None:
     plan = Plan([(3, 5), (700, 2), (3, 5)], 24)
-    spans = [(at, at + h * w * 3) for at, (h, w) in zip(plan._pixels_at, plan.shapes)]
+    spans = [(at, at + h * w * 3) for at, (h, w) in zip(plan._pixels_at, plan.shapes, strict=True)]
     assert spans[-1][1] <= plan.upload_bytes
-    for (_, end), (start, _) in zip(spans, spans[1:]):
+    for (_, end), (start, _) in pairwise(spans):
         assert end <= start
     assert all(start % 256 == 0 for start, _ in spans)
     assert plan._middle_at[-1] + 3 * 24 * 3 <= plan.scratch_bytes
