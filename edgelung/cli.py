@@ -10,6 +10,7 @@ import typer.exceptions
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.commands.audit import audit
 from edgelung.commands.compare import compare
+from edgelung.commands.doctor import doctor
 from edgelung.commands.export import export
 from edgelung.commands.infer import infer
 from edgelung.commands.train import train
@@ -31,6 +32,7 @@ app.command()(train)
 app.command()(compare)
 app.command()(export)
 app.command()(infer)
+app.command()(doctor)
 
 
 def _version(asked: bool) -> None:

@@ -103,7 +103,7 @@ class Plan:
             )
 
     def launches(self, upload: int, out: int) -> list[tuple[str, Three, Three, tuple[object, ...]]]:
-        """Kernel, grid, block and arguments of each launch, in order, into `out` [N, size, size, 3]."""
+        """Kernel, grid, block and arguments of each launch; `out` is [N, size, size, 3]."""
         across = _ceil(self.size, COLUMNS)
         tallest = max(height for height, _ in self.shapes)
         rows = min(_ceil(tallest, ROWS), MAX_GRID_ROWS)

@@ -37,7 +37,13 @@ def infer(
         ),
     ],
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
-    engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-tensorrt, openvino "
+            "or onnxruntime."
+        ),
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
     verify: Annotated[
         bool, typer.Option("--verify", help="Run full precision on every tile too and compare.")
@@ -45,6 +51,13 @@ def infer(
     verify_every: Annotated[
         int, typer.Option(min=1, help="With --verify: only on every N-th batch.")
     ] = 1,
+    prebuilt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of TensorRT-RTX engines that `edgelung export --engine` wrote. Engines "
+            "are programs: name only a folder that you trust."
+        ),
+    ] = None,
     files: Annotated[
         Path | None,
         typer.Option(help="Predict only these: a list of paths, or a CSV with a `path` column."),
@@ -83,6 +96,7 @@ def infer(
             precision=precision,
             batch_size=batch_size,
             threads=threads,
+            prebuilt=prebuilt,
             verify=verify,
             verify_every=verify_every,
             on_row=on_row,

@@ -1,21 +1,34 @@
 """Which variant runs in which engine, and the proof before it is trusted."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from edgelung.bundle import FULL_PRECISION, PRECISIONS, Bundle, Variant
-from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError
-from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError, Tiles
+from edgelung.engines.cuda import Device, gpu_present
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
 from edgelung.engines.openvino import OpenVinoEngine
+from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
 from edgelung.errors import EdgelungError, one_line
 from edgelung.tiles.reader import TileError, read_tile
 
-# In the order `auto` tries them.
-ENGINES: dict[str, EngineFactory] = {"openvino": OpenVinoEngine, "onnxruntime": OnnxRuntimeEngine}
-ANNOUNCED = ("tensorrt", "tensorrt-rtx")  # words of the design; their engines come later
+ENGINES: dict[str, EngineFactory] = {
+    "openvino": OpenVinoEngine,
+    "onnxruntime": OnnxRuntimeEngine,
+    "tensorrt": tensorrt,
+    "tensorrt-rtx": tensorrt_rtx,
+    "onnxruntime-cuda": onnxruntime_cuda,
+    "onnxruntime-tensorrt": onnxruntime_tensorrt,
+}
+# What `auto` times where there is a GPU, and what it tries in this order where there is none.
+# (onnxruntime-tensorrt builds its engine anew at every start: by name only.)
+GPU_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+CPU_ENGINES = ("openvino", "onnxruntime")
 
 # INT8 linears are the cheapest on CPUs; FP16 has no arithmetic of its own there, it saves disk.
 CPU_PREFERENCE = ("int8", "fp32", "fp16")
@@ -37,29 +50,40 @@ class Chosen:
 
 
 def open_engine(
-    bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    prebuilt: Path | None = None,
 ) -> Chosen:
     """Load a variant of the bundle and prove it on the golden tiles.
 
-    `auto` takes the first that works; anything asked for by name is what runs, or EdgelungError
-    says why it cannot.
+    `auto` takes the fastest on a GPU, else the first that works on the CPU; anything asked for by
+    name is what runs, or EdgelungError says why it cannot. `prebuilt` is a folder of TensorRT-RTX
+    engines that the user vouches for.
     """
-    if engine in ANNOUNCED:
-        raise EdgelungError(
-            f"engine {engine} is not part of this version yet; choose {', '.join(ENGINES)} or auto"
-        )
+    if prebuilt is not None and engine != "tensorrt-rtx":
+        raise EdgelungError("--prebuilt holds TensorRT-RTX engines; it needs --engine tensorrt-rtx")
     if engine != "auto" and engine not in ENGINES:
         raise EdgelungError(f"unknown engine {engine!r}; expected auto, {', '.join(ENGINES)}")
     if precision not in ("auto", *PRECISIONS):
         raise EdgelungError(
             f"unknown precision {precision!r}; expected auto, {', '.join(PRECISIONS)}"
         )
-    variant, why = _choose_variant(bundle, precision)
-    names = list(ENGINES) if engine == "auto" else [engine]
     missing = []
-    for name in names:
+    if engine in GPU_ENGINES and precision == "auto" and prebuilt is None:
+        return _fastest(bundle, [engine], precision, threads)
+    if engine == "auto" and gpu_present():
         try:
-            loaded = ENGINES[name](variant.path, threads or available_cores())
+            return _fastest(bundle, GPU_ENGINES, precision, threads)
+        except (EdgelungError, EngineUnavailableError) as error:
+            missing.append(f"a GPU is here, but {error}")
+    variant, why = _choose_variant(bundle, precision)
+    names = CPU_ENGINES if engine == "auto" else [engine]
+    for name in names:
+        factory = ENGINES[name] if prebuilt is None else partial(tensorrt_rtx, prebuilt=prebuilt)
+        try:
+            loaded = factory(variant.path, threads or available_cores())
         except EngineUnavailableError as error:
             missing.append(f"{name}: {error}")
         except Exception as error:  # runtimes raise types of their own when a graph does not load
@@ -70,12 +94,42 @@ def open_engine(
     raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(missing)}")
 
 
-def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
-    """Largest |Δ probability| over the golden tiles; raises EdgelungError beyond the tolerance."""
+def _fastest(bundle: Bundle, names: Sequence[str], precision: str, threads: int | None) -> Chosen:
+    """The fastest of these engines and of the variants that may run, on the GPU."""
+    from edgelung.engines.fastest import batch_of, fastest
+    from edgelung.engines.tensorrt.cache import EngineCache
+
+    passed = [variant for variant in bundle.variants.values() if variant.passed]
+    variants = passed if precision == "auto" else [_choose_variant(bundle, precision)[0]]
+
+    def load(name: str, variant: Variant) -> tuple[Engine, float]:
+        engine = ENGINES[name](variant.path, threads or available_cores())
+        try:
+            return engine, check_golden(bundle, engine, variant.precision)
+        except BaseException:
+            engine.close()
+            raise
+
     try:
-        tiles = np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
+        device = Device()
+    except EngineUnavailableError as error:
+        raise EdgelungError(f"{' and '.join(names)} need a GPU: {error}") from error
+    candidates = [(name, variant) for name in names for variant in variants]
+    won = fastest(bundle, device, candidates, load, batch_of(_golden(bundle)), EngineCache())
+    reason = "; ".join([won.reason, *_refused(bundle)])
+    return Chosen(won.engine, won.variant, reason, won.golden_difference)
+
+
+def _golden(bundle: Bundle) -> Tiles:
+    try:
+        return np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
     except TileError as error:
         raise EdgelungError(f"a golden tile cannot be read here: {error.reason}") from error
+
+
+def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
+    """Largest |Δ probability| over the golden tiles; raises EdgelungError beyond the tolerance."""
+    tiles = _golden(bundle)
     expected = np.array([tile.probabilities[precision] for tile in bundle.golden])  # (G, C)
     try:
         found = engine.infer(tiles)

@@ -111,6 +111,7 @@ def infer_folder(
     precision: str = "auto",
     batch_size: int = 32,
     threads: int | None = None,
+    prebuilt: Path | None = None,
     verify: bool = False,
     verify_every: int = 1,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -121,8 +122,10 @@ def infer_folder(
     `verify_every`-th batch.
     """
     cores = threads or available_cores()
-    chosen = open_engine(bundle, engine, precision, cores)
-    reference = open_engine(bundle, engine, FULL_PRECISION, cores).engine if verify else None
+    chosen = open_engine(bundle, engine, precision, cores, prebuilt)
+    reference = (
+        open_engine(bundle, engine, FULL_PRECISION, cores, prebuilt).engine if verify else None
+    )
     tally = Tally(bundle.classes)
     start = time.perf_counter()
     try:

@@ -23,13 +23,13 @@ CLASSES = """
     ICudaEngine IExecutionContext IHostMemory ILogger INetworkDefinition IOptimizationProfile
     IRuntimeCache IRuntimeConfig ITensor ITimingCache ILayer LayerType DataType Logger
     NetworkDefinitionCreationFlag OnnxParser ParserError ProfilingVerbosity Runtime
-    MemoryPoolType TensorIOMode
-""".split()
+    MemoryPoolType TensorIOMode DynamicShapesKernelSpecializationStrategy
+"""
 EMPTY = """
     createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL
     createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry
     getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins
-""".split()
+"""
 LOOK = """
 import importlib, json, re, sys
 trt = importlib.import_module(sys.argv[1])
@@ -59,22 +59,27 @@ def surface(requirement: str) -> dict[str, dict[str, list[list[str]]]]:
         subprocess.run([*pip, requirement], check=True, stderr=subprocess.DEVNULL)
         (wheel,) = folder.glob("*.whl")
         subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, folder], check=True)
-        major = requirement.split("==")[1].split(".")[0]
-        (folder / "empty.c").write_text(
-            "".join(f"void *{f}(void) {{ return 0; }}\n" for f in EMPTY)
-        )
-        for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-            soname = f"lib{library}.so.{major}"
-            gcc = ["gcc", "-shared", "-fPIC", "empty.c", "-o", soname, f"-Wl,-soname,{soname}"]
+        (extension,) = folder.glob("tensorrt*_bindings/tensorrt*.so")
+        empty = "".join(f"void *{name}(void) {{ return 0; }}\n" for name in EMPTY.split())
+        (folder / "empty.c").write_text(empty)
+        for library in needed(extension):
+            gcc = ["gcc", "-shared", "-fPIC", "empty.c", "-o", library, f"-Wl,-soname,{library}"]
             subprocess.run(gcc, cwd=folder, check=True)
-        # The package's own __init__ looks for the libraries that are not there.
-        (extension,) = folder.glob("tensorrt_bindings/tensorrt.so")
-        look = [sys.executable, "-c", LOOK, "tensorrt", ",".join(CLASSES)]
+        # Not by way of the package, whose __init__ looks for the libraries that are not there.
+        look = [sys.executable, "-c", LOOK, extension.stem, ",".join(CLASSES.split())]
         environment = {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(extension.parent)}
         text = subprocess.run(
             look, env=environment, check=True, capture_output=True, text=True
         ).stdout
     return tidy(json.loads(text))
+
+
+def needed(extension: Path) -> list[str]:
+    """The TensorRT libraries that the binding names."""
+    text = subprocess.run(
+        ["readelf", "-d", extension], check=True, capture_output=True, text=True
+    ).stdout
+    return re.findall(r"NEEDED.*\[(lib(?:nv|tensorrt)[^\]]+)\]", text)
 
 
 def tidy(found: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[list[str]]]]:
@@ -100,4 +105,4 @@ if __name__ == "__main__":
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     for requirement in sys.argv[1:]:
         record[requirement] = surface(requirement)
-    RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    RECORD.write_text(json.dumps(record, sort_keys=True) + "\n")
