@@ -22,6 +22,14 @@ from edgelung.errors import EdgelungError, one_line
 from edgelung.kernels import build as kernels
 
 NVIMGCODEC = "nvidia.nvimgcodec"
+DRIVER = "install NVIDIA's driver 580 or later (CUDA 13)"
+# The row that says whether an engine is there.
+GPU_ROWS = {
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+    "onnxruntime-cuda": "ONNX Runtime CUDA",
+}
+CPU_ROWS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
 @dataclass(frozen=True)
@@ -59,27 +67,20 @@ def examine() -> list[Finding]:
 
 def choice(findings: list[Finding]) -> str:
     """Which engine `infer` would choose here, and why."""
-    state = {finding.what: finding for finding in findings}
-    if state["GPU"].state == "ok":
-        ready = [
-            name
-            for name, row in (
-                ("tensorrt", "TensorRT"),
-                ("tensorrt-rtx", "TensorRT-RTX"),
-                ("onnxruntime-cuda", "ONNX Runtime CUDA"),
-            )
-            if state[row].state == "ok"
-        ]
-        if ready:
+    found = {finding.what: finding.found for finding in findings}
+    ready = {finding.what for finding in findings if finding.state == "ok"}
+    if "GPU" in ready:
+        usable = [name for name, row in GPU_ROWS.items() if row in ready]
+        if usable:
             return (
-                f"auto times {', '.join(ready)} with every variant that passed its gate, at first "
+                f"auto times {', '.join(usable)} with every variant that passed its gate, at first "
                 "use, and remembers the fastest"
             )
-        why = f"{state['GPU'].found} is here, but no GPU engine is"
+        why = f"{found['GPU']} is here, but no GPU engine is"
     else:
-        why = f"no GPU engine: {state['GPU'].found}"
-    for name, row in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")):
-        if state[row].state == "ok":
+        why = f"no GPU engine: {found.get('GPU', 'the GPU could not be looked for')}"
+    for name, row in CPU_ROWS.items():
+        if row in ready:
             return f"{name} on the CPU, INT8 before FP32 ({why})"
     return f"none: neither OpenVINO nor ONNX Runtime loads ({why})"
 
@@ -138,12 +139,13 @@ def _gpu(here: bool) -> list[Finding]:
             nothing = [Finding(row, "none", "–") for row in rows[1:]]
             return [Finding("GPU", "none", "no NVIDIA GPU is visible"), *nothing]
         driver = driver_version()
+        mend = "pip install 'edgelung[gpu]'" if driver else DRIVER
         return [
-            Finding("GPU", "missing", one_line(error), "pip install 'edgelung[gpu]'"),
+            Finding("GPU", "missing", one_line(error), mend),
             Finding("compute capability", "none", "not read without pycuda"),
             Finding("driver", "ok", driver)
             if driver
-            else Finding("driver", "missing", "not found", "install NVIDIA's driver 580 or later"),
+            else Finding("driver", "missing", "not found", DRIVER),
             Finding("CUDA", "none", "not read without pycuda"),
         ]
     memory = device.memory_bytes / 2**30

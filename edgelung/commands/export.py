@@ -67,7 +67,7 @@ def export(
 def _ahead_of_time(
     engine: str | None, target: str | None, out: Path
 ) -> Callable[["Bundle"], None] | None:
-    """What builds the engines of the finished bundle into `<out>.engines`, if they are asked for."""
+    """What builds the engines of the finished bundle into `<out>.engines`, where asked for."""
     from edgelung.engines.base import EngineUnavailableError
     from edgelung.engines.tensorrt.build import check_targets
     from edgelung.engines.tensorrt.flavour import MODULES, load_flavour
