@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 Three = tuple[int, int, int]
+Launch = tuple[str, Three, Three, tuple[object, ...]]  # kernel, grid, block, arguments
 
 # The structs of resize.h.
 AXIS = np.dtype(
@@ -102,7 +103,7 @@ class Plan:
                 self._axis_of[width],
             )
 
-    def launches(self, upload: int, out: int) -> list[tuple[str, Three, Three, tuple[object, ...]]]:
+    def launches(self, upload: int, out: int) -> list[Launch]:
         """Kernel, grid, block and arguments of each launch; `out` is [N, size, size, 3]."""
         across = _ceil(self.size, COLUMNS)
         tallest = max(height for height, _ in self.shapes)

@@ -80,7 +80,7 @@ def test_a_wrong_engine_fails_the_selftest(bundle: Bundle, monkeypatch: pytest.M
 
 
 def findings(**states: str) -> list[Finding]:
-    known = {row: "none" for row in ROWS} | states
+    known = dict.fromkeys(ROWS, "none") | states
     return [Finding(what, state, f"the {what}") for what, state in known.items()]
 
 

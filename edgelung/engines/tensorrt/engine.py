@@ -73,6 +73,11 @@ class TensorRtEngine:
         for lane in self._lanes:
             self._free.put(lane)
 
+    @property
+    def infer_size(self) -> int:
+        """Pixels along a side of the tiles that `infer` takes."""
+        return self._loaded.size if self._loaded else 0
+
     def infer(self, tiles: Tiles) -> Probabilities:
         """See `Engine.infer`."""
         most = self._profile.most
@@ -82,13 +87,9 @@ class TensorRtEngine:
 
     def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
         """As `infer`, of decoded tiles uint8 RGB (H, W, 3) of any size, resized on the GPU."""
-        size = self._loaded.size if self._loaded else 0
+        parts = batches_of_pixels(tiles, self.infer_size, self._profile.most, PIXELS_ROOM)
         with self._lane() as lane:
-            parts = [
-                lane.run_pixels(part)
-                for part in batches_of_pixels(tiles, size, self._profile.most, PIXELS_ROOM)
-            ]
-        return np.concatenate(parts)
+            return np.concatenate([lane.run_pixels(part) for part in parts])
 
     def close(self) -> None:
         """See `Engine.close`."""
