@@ -103,11 +103,15 @@ def _ahead_of_time(
 
     def build(bundle: "Bundle") -> None:
         from edgelung.engines.tensorrt.prebuilt import build_ahead
-        from edgelung.terminal import progress
+        from edgelung.terminal import note, progress
 
         passed = sum(variant.passed for variant in bundle.variants.values())
         with progress("build engines", passed * len(targets)) as advance:
-            _print_engines(build_ahead(bundle, folder, flavour, targets, advance), folder)
+            entries = build_ahead(bundle, folder, flavour, targets, advance)
+        _print_engines(entries, folder)
+        for variant in bundle.variants.values():
+            if not variant.passed:
+                note(f"no engine of {variant.precision}: its gate says {variant.gate['verdict']}")
 
     return build
 

@@ -1,7 +1,7 @@
 """Which variant runs in which engine, and the proof before it is trusted."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ CPU_ENGINES = ("openvino", "onnxruntime")
 
 # INT8 linears are the cheapest on CPUs; FP16 has no arithmetic of its own there, it saves disk.
 CPU_PREFERENCE = ("int8", "fp32", "fp16")
+# Where a GPU engine is named and its variants cannot be timed; INT8 is often no faster there.
+GPU_PREFERENCE = ("fp16", "int8", "fp32")
 
 # Largest |Δ probability| on a golden tile that two right engines may show. Runtimes sum in
 # different orders; under INT8 a value at the edge of a step falls to either side, and the step
@@ -70,51 +72,61 @@ def open_engine(
         raise EdgelungError(
             f"unknown precision {precision!r}; expected auto, {', '.join(PRECISIONS)}"
         )
+    factories = ENGINES
+    if prebuilt is not None:
+        factories = ENGINES | {engine: partial(tensorrt_rtx, prebuilt=prebuilt)}
     missing = []
-    if engine in GPU_ENGINES and precision == "auto" and prebuilt is None:
-        return _fastest(bundle, [engine], precision, threads)
-    if engine == "auto" and gpu_present():
+    on_gpu = engine in GPU_ENGINES or (engine == "auto" and gpu_present())
+    if on_gpu and (engine == "auto" or precision == "auto"):
         try:
-            return _fastest(bundle, GPU_ENGINES, precision, threads)
-        except (EdgelungError, EngineUnavailableError) as error:
+            device = Device()
+            names = GPU_ENGINES if engine == "auto" else [engine]
+            return _fastest(bundle, device, {n: factories[n] for n in names}, precision, threads)
+        except EngineUnavailableError as error:  # what was asked for by name says so itself below
             missing.append(f"a GPU is here, but {error}")
-    variant, why = _choose_variant(bundle, precision)
-    names = CPU_ENGINES if engine == "auto" else [engine]
-    for name in names:
-        factory = ENGINES[name] if prebuilt is None else partial(tensorrt_rtx, prebuilt=prebuilt)
+        except EdgelungError as error:
+            if engine != "auto":
+                raise
+            missing.append(f"a GPU is here, but {error}")
+    variant, why = _choose_variant(bundle, precision, on_gpu and engine != "auto")
+    for name in CPU_ENGINES if engine == "auto" else [engine]:
         try:
-            loaded = factory(variant.path, threads or available_cores())
-        except EngineUnavailableError as error:
+            loaded = factories[name](variant.path, threads or available_cores())
+        except (EngineUnavailableError, EdgelungError) as error:  # in our own words
             missing.append(f"{name}: {error}")
         except Exception as error:  # runtimes raise types of their own when a graph does not load
             missing.append(f"{name}: cannot load {variant.path.name}: {one_line(error)}")
         else:
             difference = check_golden(bundle, loaded, variant.precision)
             return Chosen(loaded, variant, "; ".join([why, *missing]), difference)
+    if engine != "auto":
+        missing = missing[-1:]
     raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(missing)}")
 
 
-def _fastest(bundle: Bundle, names: Sequence[str], precision: str, threads: int | None) -> Chosen:
+def _fastest(
+    bundle: Bundle,
+    device: Device,
+    factories: Mapping[str, EngineFactory],
+    precision: str,
+    threads: int | None,
+) -> Chosen:
     """The fastest of these engines and of the variants that may run, on the GPU."""
     from edgelung.engines.fastest import batch_of, fastest
     from edgelung.engines.tensorrt.cache import EngineCache
 
     passed = [variant for variant in bundle.variants.values() if variant.passed]
-    variants = passed if precision == "auto" else [_choose_variant(bundle, precision)[0]]
+    variants = passed if precision == "auto" else [bundle.variant(precision)]
 
     def load(name: str, variant: Variant) -> tuple[Engine, float]:
-        engine = ENGINES[name](variant.path, threads or available_cores())
+        engine = factories[name](variant.path, threads or available_cores())
         try:
             return engine, check_golden(bundle, engine, variant.precision)
         except BaseException:
             engine.close()
             raise
 
-    try:
-        device = Device()
-    except EngineUnavailableError as error:
-        raise EdgelungError(f"{' and '.join(names)} need a GPU: {error}") from error
-    candidates = [(name, variant) for name in names for variant in variants]
+    candidates = [(name, variant) for name in factories for variant in variants]
     won = fastest(bundle, device, candidates, load, batch_of(_golden(bundle)), EngineCache())
     reason = "; ".join([won.reason, *_refused(bundle)])
     return Chosen(won.engine, won.variant, reason, won.golden_difference)
@@ -144,7 +156,7 @@ def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
             f"{engine.name} does not reproduce the bundle's golden tiles at {precision}: "
             f"probabilities differ by up to {difference:.3g}, allowed "
             f"{GOLDEN_TOLERANCE[precision]:g}; nothing was predicted. Try --engine "
-            f"{' or '.join(name for name in ENGINES if name != engine.name)}"
+            f"{' or '.join(name for name in CPU_ENGINES if name != engine.name)}"
         )
     return difference
 
@@ -154,7 +166,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _choose_variant(bundle: Bundle, precision: str) -> tuple[Variant, str]:
+def _choose_variant(bundle: Bundle, precision: str, gpu: bool) -> tuple[Variant, str]:
     if precision != "auto":
         variant = bundle.variant(precision)
         if variant.passed:
@@ -162,9 +174,10 @@ def _choose_variant(bundle: Bundle, precision: str) -> tuple[Variant, str]:
         verdict = variant.gate.get("verdict", "not run")
         return variant, f"{precision} asked for; its gate: {verdict}"
     refused = list(_refused(bundle))
-    for candidate in CPU_PREFERENCE:
+    preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
+    for candidate in preference:
         if candidate in bundle.variants and bundle.variants[candidate].passed:
-            why = f"auto: first of {', '.join(CPU_PREFERENCE)} that passed the gate"
+            why = f"auto: first of {', '.join(preference)} that passed the gate"
             return bundle.variants[candidate], "; ".join([why, *refused])
     raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
 

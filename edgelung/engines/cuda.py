@@ -8,6 +8,7 @@ from any thread. Whatever the driver refuses becomes a `DeviceError` that says w
 import ctypes.util
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,11 @@ class DeviceError(EdgelungError):
 
 def gpu_present() -> bool:
     """Whether the system shows an NVIDIA GPU, whatever is installed for it; starts nothing."""
-    return Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidia0").exists()
+    if sys.platform == "win32":
+        return ctypes.util.find_library("nvcuda") is not None
+    # The second is a container's, the third that of Linux within Windows.
+    places = ("/proc/driver/nvidia/gpus", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")
+    return any(Path(place).exists() for place in places)
 
 
 class Device:

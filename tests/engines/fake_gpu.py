@@ -307,9 +307,7 @@ class FakeTensorRt:
         def create_network(flags: int) -> Strict:
             assert flags == 1 << 1, "not strongly typed"
             tensor = self._strict("ITensor", name="tiles", shape=(-1, 64, 64, 3))
-            return self._strict(
-                "INetworkDefinition", num_layers=0, get_input=lambda i: tensor, real=record
-            )
+            return self._strict("INetworkDefinition", num_layers=0, get_input=lambda i: tensor)
 
         def build(network: Strict, config: Strict) -> bytes | None:
             if self.refuse.get("build"):

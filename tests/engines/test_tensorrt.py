@@ -556,7 +556,7 @@ def test_infer_without_pycuda_tensorrt_and_cuda_bindings(
             env=environment,
         )
         assert done.returncode == code, done.stderr
-    assert "tensorrt is not installed" in done.stderr or "need a GPU" in done.stderr
+    assert "tensorrt is not installed" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -2,7 +2,7 @@
 
 import queue
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from edgelung.engines.tensorrt.cache import EngineCache, Key
 from edgelung.engines.tensorrt.execute import Lane, Loaded, batches_of_pixels
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import find_prebuilt
+from edgelung.errors import EdgelungError
 from edgelung.files import sha256_file
 from edgelung.kernels.resize import Pixels
 
@@ -33,7 +34,7 @@ class TensorRtEngine:
     def __init__(
         self,
         graph: Path,
-        threads: int,
+        threads: int,  # of the CPU: the GPU needs none of them
         *,
         name: str,
         profile: Profile | None = None,
@@ -63,7 +64,8 @@ class TensorRtEngine:
                         note,
                     )
                 runtime_cache, _ = self._cache.get(self._keys["runtime-cache"])
-                self._loaded = Loaded(flavour, self._device, plan, runtime_cache or b"")
+                self._compiled = runtime_cache or b""
+                self._loaded = Loaded(flavour, self._device, plan, self._compiled)
                 for _ in range(LANES):  # one by one: what fits is released if the next does not
                     self._lanes.append(Lane(self._loaded, profile))
             except BaseException:
@@ -96,8 +98,10 @@ class TensorRtEngine:
         if self._loaded is None:
             return
         with self._device.current():
-            if compiled := self._loaded.runtime_cache():
-                self._cache.put(self._keys["runtime-cache"], compiled)
+            compiled = self._loaded.runtime_cache()
+            if compiled and compiled != self._compiled:
+                with suppress(OSError, EdgelungError):  # a full disk: compiled again next time
+                    self._cache.put(self._keys["runtime-cache"], compiled)
             self._release()
 
     @contextmanager
