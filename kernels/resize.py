@@ -8,13 +8,14 @@ that only the kernels touch) and which kernels to launch on them. It knows no CU
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 Three = tuple[int, int, int]
-Launch = tuple[str, Three, Three, tuple[object, ...]]  # kernel, grid, block, arguments
+Launch = tuple[str, Three, Three, tuple[np.integer[Any], ...]]  # kernel, grid, block, arguments
 
 # The structs of resize.h.
 AXIS = np.dtype(
@@ -150,7 +151,7 @@ class HostTwin:
             function = getattr(self._library, f"host_{kernel}")
             function.restype = None
             words = [
-                ctypes.c_int32(int(a)) if isinstance(a, np.int32) else ctypes.c_uint64(int(a))  # type: ignore[call-overload]
+                ctypes.c_int32(int(a)) if isinstance(a, np.int32) else ctypes.c_uint64(int(a))
                 for a in arguments
             ]
             function((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*threads), *words)

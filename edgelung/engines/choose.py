@@ -72,9 +72,9 @@ def open_engine(
         raise EdgelungError(
             f"unknown precision {precision!r}; expected auto, {', '.join(PRECISIONS)}"
         )
-    factories = ENGINES
+    factories: dict[str, EngineFactory] = dict(ENGINES)
     if prebuilt is not None:
-        factories = ENGINES | {engine: partial(tensorrt_rtx, prebuilt=prebuilt)}
+        factories[engine] = partial(tensorrt_rtx, prebuilt=prebuilt)
     missing = []
     on_gpu = engine in GPU_ENGINES or (engine == "auto" and gpu_present())
     if on_gpu and (engine == "auto" or precision == "auto"):

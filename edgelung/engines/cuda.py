@@ -115,9 +115,10 @@ class Memory:
 
     def free(self) -> None:
         """Give it back now rather than when Python finds the time."""
-        if self._allocation is not None:
-            self._allocation.free()
-            self._allocation = None
+        allocation, self._allocation = self._allocation, None
+        if allocation is not None:
+            with _checked("freeing memory"):
+                allocation.free()
 
 
 class Kernels:
