@@ -1,5 +1,7 @@
 """ONNX Runtime: on the CPU the reference that the other engines are compared with; on a GPU too."""
 
+import io
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +45,8 @@ class OnnxRuntimeEngine:
             # Part of the graph on the CPU would be neither what was asked for nor fast.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installed them
-                ort.preload_dlls()
+                with redirect_stdout(io.StringIO()):  # what it fails to find, it prints
+                    ort.preload_dlls()
         self._session = ort.InferenceSession(str(graph), options, providers=[provider])
         # Providers fall back without raising: what was asked for must be what runs.
         running = self._session.get_providers()
