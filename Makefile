@@ -1,7 +1,9 @@
 # make demo               draw synthetic tiles, train, export, infer, compare
 # make demo DATA=folder   the same with your own tiles (GROUPS=groups.csv if you have groups)
 # make test               lint, types, tests
-# Both set up .venv first.
+# make gpu-check          everything that only a GPU can prove (BUNDLE=folder TILES=folder)
+# make kernels            compile the CUDA kernels and print what they use
+# All set up .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,10 @@ GROUPS ?=
 RECIPE ?= $(if $(DATA),quick,demo)
 OUT ?= demo
 
-.PHONY: demo test lint types unit slow clean
+BUNDLE ?=
+TILES ?=
+
+.PHONY: demo test lint types unit slow gpu-check kernels clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python benchmarks/chain.py --out "$(OUT)" --recipe $(RECIPE) \
@@ -35,6 +40,14 @@ unit: $(VENV)/.ready
 
 slow: $(VENV)/.ready
 	$(BIN)/pytest -m "slow and not gpu"
+
+gpu-check: $(VENV)/.ready
+	$(BIN)/python benchmarks/gpu_check.py \
+		$(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(TILES),--tiles "$(TILES)")
+	$(BIN)/pytest -m gpu
+
+kernels: $(VENV)/.ready
+	$(BIN)/python -m edgelung.kernels.build
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -11,6 +11,7 @@ from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.commands.audit import audit
 from edgelung.commands.bench import bench
 from edgelung.commands.compare import compare
+from edgelung.commands.doctor import doctor
 from edgelung.commands.export import export
 from edgelung.commands.infer import infer
 from edgelung.commands.train import train
@@ -33,6 +34,7 @@ app.command()(compare)
 app.command()(export)
 app.command()(infer)
 app.command()(bench)
+app.command()(doctor)
 
 
 def _version(asked: bool) -> None:

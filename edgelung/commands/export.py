@@ -1,10 +1,14 @@
 """`edgelung export`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from edgelung.bundle import Bundle
 
 
 def export(
@@ -31,6 +35,14 @@ def export(
         bool,
         typer.Option("--strict", help="Ask for 99.9 % of full precision's balanced accuracy."),
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Also build engines ahead of time: tensorrt-rtx (needs no GPU)."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="With --engine: architectures to build for, 'sm_86,sm_89'."),
+    ] = None,
     allow_drop: Annotated[
         bool, typer.Option("--allow-drop", help="Exit 0 even if a variant did not pass its gate.")
     ] = False,
@@ -41,6 +53,8 @@ def export(
     """Write a verified bundle of a run: full precision, and FP16 and INT8 with their evidence."""
     from edgelung.errors import EdgelungError, ExitCode
     from edgelung.terminal import note
+
+    ahead = _ahead_of_time(engine, target, out)  # refused before the work, not after
 
     try:
         from edgelung.export.build import export_run
@@ -61,6 +75,8 @@ def export(
         strict=strict,
         say=note,
     )
+    if ahead:
+        ahead(bundle)
     if as_json:
         print(json.dumps(bundle.manifest, indent=2))
     else:
@@ -68,6 +84,82 @@ def export(
         _print_sensitivity(bundle.manifest["sensitivity"])
     if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
+
+
+def _ahead_of_time(
+    engine: str | None, target: str | None, out: Path
+) -> Callable[["Bundle"], None] | None:
+    """What builds the engines of the finished bundle into `<out>.engines`, where asked for."""
+    from edgelung.engines.base import EngineUnavailableError
+    from edgelung.engines.tensorrt.build import check_targets
+    from edgelung.engines.tensorrt.flavour import MODULES, load_flavour
+    from edgelung.errors import EdgelungError
+    from edgelung.files import new_folder
+
+    if engine is None:
+        if target is not None:
+            raise EdgelungError("--target needs --engine tensorrt-rtx")
+        return None
+    if engine not in MODULES:
+        raise EdgelungError(
+            f"engine {engine!r} is not built ahead of time; expected tensorrt-rtx "
+            "(the others load the bundle's ONNX files as they are)"
+        )
+    if engine == "tensorrt":
+        raise EdgelungError(
+            "TensorRT builds its engines on the GPU that runs them: `edgelung infer --engine "
+            "tensorrt` does it at first use, on a machine with a GPU, its driver, tensorrt and "
+            "pycuda. To build here, without that GPU, use --engine tensorrt-rtx --target sm_89"
+        )
+    try:
+        flavour = load_flavour(engine)
+    except EngineUnavailableError as error:
+        raise EdgelungError(str(error)) from error
+    if target is None:
+        raise EdgelungError(
+            f"--engine {engine} needs --target: one or more of {', '.join(flavour.targets())}"
+        )
+    targets = check_targets(flavour, target.split(","))
+    folder = out.with_name(f"{out.name}.engines")
+    new_folder(folder, "engines")
+
+    def build(bundle: "Bundle") -> None:
+        from edgelung.engines.tensorrt.prebuilt import build_ahead
+        from edgelung.terminal import note, progress
+
+        passed = sum(variant.passed for variant in bundle.variants.values())
+        with progress("build engines", passed * len(targets)) as advance:
+            entries = build_ahead(bundle, folder, flavour, targets, advance)
+        _print_engines(entries, folder)
+        for variant in bundle.variants.values():
+            if not variant.passed:
+                note(f"no engine of {variant.precision}: its gate says {variant.gate['verdict']}")
+
+    return build
+
+
+def _print_engines(entries: list[dict[str, Any]], folder: Path) -> None:
+    from rich.table import Table
+
+    from edgelung.terminal import err, note
+
+    table = Table("engine", "MB", "batch", "layers", "linears by type", "built by")
+    for entry in entries:
+        held = entry["contents"]
+        types = ", ".join(f"{n} {name}" for name, n in held["types"].items())
+        table.add_row(
+            entry["file"],
+            f"{entry['bytes'] / 1e6:.1f}",
+            entry["profile"],
+            str(held["layers"]),
+            types,
+            f"TensorRT-RTX {entry['version']}",
+        )
+    err.print(table)
+    note(
+        f"engines {folder}: programs for the GPU, outside the bundle; run them with "
+        f"edgelung infer --engine tensorrt-rtx --prebuilt {folder}"
+    )
 
 
 def _print_table(variants: dict[str, dict[str, Any]], folder: Path) -> None:

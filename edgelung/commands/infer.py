@@ -44,7 +44,13 @@ def infer(
         Path,
         typer.Option(help="Rows to write: .csv, .jsonl or .parquet; - is CSV on standard output."),
     ] = Path("predictions.csv"),
-    engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-tensorrt, openvino "
+            "or onnxruntime."
+        ),
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16, int8 or int8-fp16.")] = "auto",
     min_confidence: Annotated[
         float | None,
@@ -58,6 +64,13 @@ def infer(
     verify_every: Annotated[
         int, typer.Option(min=1, help="With --verify: only on every N-th batch.")
     ] = 1,
+    prebuilt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of TensorRT-RTX engines that `edgelung export --engine` wrote. Engines "
+            "are programs: name only a folder that you trust."
+        ),
+    ] = None,
     files: Annotated[
         Path | None,
         typer.Option(
@@ -133,6 +146,7 @@ def infer(
         "precision": precision,
         "batch_size": batch_size,
         "threads": threads,
+        "prebuilt": prebuilt,
         "verify": verify,
         "verify_every": verify_every,
         "min_confidence": min_confidence,

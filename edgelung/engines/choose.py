@@ -1,24 +1,39 @@
 """Which variant runs in which engine, and the proof before it is trusted."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from edgelung.bundle import FULL_PRECISION, PRECISIONS, Bundle, Variant
-from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError
-from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError, Tiles
+from edgelung.engines.cuda import Device, gpu_present
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
 from edgelung.engines.openvino import OpenVinoEngine
+from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
 from edgelung.errors import EdgelungError, one_line
 from edgelung.tiles.reader import TileError, read_tile
 
-# In the order `auto` tries them.
-ENGINES: dict[str, EngineFactory] = {"openvino": OpenVinoEngine, "onnxruntime": OnnxRuntimeEngine}
-ANNOUNCED = ("tensorrt", "tensorrt-rtx")  # words of the design; their engines come later
+ENGINES: dict[str, EngineFactory] = {
+    "openvino": OpenVinoEngine,
+    "onnxruntime": OnnxRuntimeEngine,
+    "tensorrt": tensorrt,
+    "tensorrt-rtx": tensorrt_rtx,
+    "onnxruntime-cuda": onnxruntime_cuda,
+    "onnxruntime-tensorrt": onnxruntime_tensorrt,
+}
+# What `auto` times where there is a GPU, and what it tries in this order where there is none.
+# (onnxruntime-tensorrt builds its engine anew at every start: by name only.)
+GPU_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+CPU_ENGINES = ("openvino", "onnxruntime")
 
 # INT8 linears are the cheapest on CPUs; FP16 has no arithmetic of its own there, it saves disk.
 CPU_PREFERENCE = ("int8", "fp32", "fp16")
+# Where a GPU engine is named and its variants cannot be timed; INT8 is often no faster there.
+GPU_PREFERENCE = ("fp16", "int8", "fp32")
 
 # Largest |Δ probability| on a golden tile that two right engines may show. Runtimes sum in
 # different orders; under INT8 a value at the edge of a step falls to either side, and the step
@@ -41,47 +56,98 @@ def open_engine(
     engine: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    prebuilt: Path | None = None,
     *,
     latency: bool = False,
 ) -> Chosen:
     """Load a variant of the bundle and prove it on the golden tiles.
 
-    `auto` takes the first that works; anything asked for by name is what runs, or EdgelungError
-    says why it cannot. `latency` as in `EngineFactory`.
+    `auto` takes the fastest on a GPU, else the first that works on the CPU; anything asked for by
+    name is what runs, or EdgelungError says why it cannot. `prebuilt` is a folder of TensorRT-RTX
+    engines that the user vouches for; `latency` as in `EngineFactory`.
     """
-    if engine in ANNOUNCED:
-        raise EdgelungError(
-            f"engine {engine} is not part of this version yet; choose {', '.join(ENGINES)} or auto"
-        )
+    if prebuilt is not None and engine != "tensorrt-rtx":
+        raise EdgelungError("--prebuilt holds TensorRT-RTX engines; it needs --engine tensorrt-rtx")
     if engine != "auto" and engine not in ENGINES:
         raise EdgelungError(f"unknown engine {engine!r}; expected auto, {', '.join(ENGINES)}")
     if precision not in ("auto", *PRECISIONS):
         raise EdgelungError(
             f"unknown precision {precision!r}; expected auto, {', '.join(PRECISIONS)}"
         )
-    variant, why = _choose_variant(bundle, precision)
-    names = list(ENGINES) if engine == "auto" else [engine]
+    factories: dict[str, EngineFactory] = dict(ENGINES)
+    if prebuilt is not None:
+        factories[engine] = partial(tensorrt_rtx, prebuilt=prebuilt)
+    cores = threads or available_cores()
     missing = []
-    for name in names:
+    on_gpu = engine in GPU_ENGINES or (engine == "auto" and gpu_present())
+    if on_gpu and (engine == "auto" or precision == "auto"):
         try:
-            more = {"latency": True} if latency else {}
-            loaded = ENGINES[name](variant.path, threads or available_cores(), **more)
-        except EngineUnavailableError as error:
+            device = Device()
+            names = GPU_ENGINES if engine == "auto" else [engine]
+            return _fastest(
+                bundle, device, {n: factories[n] for n in names}, precision, cores, latency
+            )
+        except EngineUnavailableError as error:  # what was asked for by name says so itself below
+            missing.append(f"a GPU is here, but {error}")
+        except EdgelungError as error:
+            if engine != "auto":
+                raise
+            missing.append(f"a GPU is here, but {error}")
+    variant, why = _choose_variant(bundle, precision, on_gpu and engine != "auto")
+    for name in CPU_ENGINES if engine == "auto" else [engine]:
+        try:
+            loaded = factories[name](variant.path, cores, latency=latency)
+        except (EngineUnavailableError, EdgelungError) as error:  # in our own words
             missing.append(f"{name}: {error}")
         except Exception as error:  # runtimes raise types of their own when a graph does not load
             missing.append(f"{name}: cannot load {variant.path.name}: {one_line(error)}")
         else:
             difference = check_golden(bundle, loaded, variant.precision)
             return Chosen(loaded, variant, "; ".join([why, *missing]), difference)
+    if engine != "auto":
+        missing = missing[-1:]
     raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(missing)}")
+
+
+def _fastest(
+    bundle: Bundle,
+    device: Device,
+    factories: Mapping[str, EngineFactory],
+    precision: str,
+    cores: int,
+    latency: bool,
+) -> Chosen:
+    """The fastest of these engines and of the variants that may run, on the GPU."""
+    from edgelung.engines.fastest import batch_of, fastest
+    from edgelung.engines.tensorrt.cache import EngineCache
+
+    passed = [variant for variant in bundle.variants.values() if variant.passed]
+    variants = passed if precision == "auto" else [bundle.variant(precision)]
+
+    def load(name: str, variant: Variant) -> tuple[Engine, float]:
+        engine = factories[name](variant.path, cores, latency=latency)
+        try:
+            return engine, check_golden(bundle, engine, variant.precision)
+        except BaseException:
+            engine.close()
+            raise
+
+    candidates = [(name, variant) for name in factories for variant in variants]
+    won = fastest(bundle, device, candidates, load, batch_of(_golden(bundle)), EngineCache())
+    reason = "; ".join([won.reason, *_refused(bundle)])
+    return Chosen(won.engine, won.variant, reason, won.golden_difference)
+
+
+def _golden(bundle: Bundle) -> Tiles:
+    try:
+        return np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
+    except TileError as error:
+        raise EdgelungError(f"a golden tile cannot be read here: {error.reason}") from error
 
 
 def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
     """Largest |Δ probability| over the golden tiles; raises EdgelungError beyond the tolerance."""
-    try:
-        tiles = np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
-    except TileError as error:
-        raise EdgelungError(f"a golden tile cannot be read here: {error.reason}") from error
+    tiles = _golden(bundle)
     expected = np.array([tile.probabilities[precision] for tile in bundle.golden])  # (G, C)
     try:
         found = engine.infer(tiles)
@@ -96,7 +162,7 @@ def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
             f"{engine.name} does not reproduce the bundle's golden tiles at {precision}: "
             f"probabilities differ by up to {difference:.3g}, allowed "
             f"{GOLDEN_TOLERANCE[precision]:g}; nothing was predicted. Try --engine "
-            f"{' or '.join(name for name in ENGINES if name != engine.name)}"
+            f"{' or '.join(name for name in CPU_ENGINES if name != engine.name)}"
         )
     return difference
 
@@ -106,7 +172,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _choose_variant(bundle: Bundle, precision: str) -> tuple[Variant, str]:
+def _choose_variant(bundle: Bundle, precision: str, gpu: bool) -> tuple[Variant, str]:
     if precision != "auto":
         variant = bundle.variant(precision)
         if variant.passed:
@@ -114,9 +180,10 @@ def _choose_variant(bundle: Bundle, precision: str) -> tuple[Variant, str]:
         verdict = variant.gate.get("verdict", "not run")
         return variant, f"{precision} asked for; its gate: {verdict}"
     refused = list(_refused(bundle))
-    for candidate in CPU_PREFERENCE:
+    preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
+    for candidate in preference:
         if candidate in bundle.variants and bundle.variants[candidate].passed:
-            why = f"auto: first of {', '.join(CPU_PREFERENCE)} that passed the gate"
+            why = f"auto: first of {', '.join(preference)} that passed the gate"
             return bundle.variants[candidate], "; ".join([why, *refused])
     raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
 

@@ -1,5 +1,8 @@
-"""ONNX Runtime on the CPU: the reference that the other engines are compared with."""
+"""ONNX Runtime: on the CPU the reference that the other engines are compared with; on a GPU too."""
 
+import io
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +16,50 @@ PROVIDER = "CPUExecutionProvider"
 class OnnxRuntimeEngine:
     """An ONNX Runtime session with exactly one execution provider.
 
-    As many batches side by side as there are threads, one thread each; with `latency` all threads
-    work on one.
+    As many batches side by side as there are threads, one thread each; with `latency`, and on a
+    GPU, one at a time. Raises EngineUnavailableError where anything but that provider would run.
     """
 
-    name = "onnxruntime"
-    device = "CPU"
-
-    def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        threads: int,
+        *,
+        latency: bool = False,
+        name: str = "onnxruntime",
+        provider: str = PROVIDER,
+    ) -> None:
+        self.name = name
+        self.device = provider.removesuffix("ExecutionProvider")
         try:
             import onnxruntime as ort
         except ImportError as error:
             raise EngineUnavailableError(
                 f"onnxruntime is not installed ({one_line(error)}); pip install onnxruntime-gpu"
             ) from error
+        if provider not in (offered := ort.get_available_providers()):
+            raise EngineUnavailableError(
+                f"this onnxruntime has no {provider} (it has {', '.join(offered)}); "
+                "pip install onnxruntime-gpu"
+            )
         options = ort.SessionOptions()
-        self.concurrency = 1 if latency else threads
-        options.intra_op_num_threads = threads if latency else 1
+        one = latency or provider != PROVIDER
+        self.concurrency = 1 if one else threads
+        options.intra_op_num_threads = threads if one else 1
         options.log_severity_level = 3  # errors only: warnings about graph details help nobody here
-        self._session = ort.InferenceSession(str(graph), options, providers=[PROVIDER])
+        if provider != PROVIDER:
+            options.log_severity_level = 4  # the error below says it in one line
+            # Part of the graph on the CPU would be neither what was asked for nor fast.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installed them
+                with redirect_stdout(io.StringIO()):  # what it fails to find, it prints
+                    ort.preload_dlls()
+        self._session = ort.InferenceSession(str(graph), options, providers=[provider])
         # Providers fall back without raising: what was asked for must be what runs.
         running = self._session.get_providers()
-        if running != [PROVIDER]:
-            raise EngineUnavailableError(f"asked ONNX Runtime for {PROVIDER}, it runs {running}")
+        if running[:1] != [provider] or set(running) - {provider, PROVIDER}:
+            raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {running}")
+        self._session.disable_fallback()  # nor later, when a batch fails on the GPU
 
     def infer(self, tiles: Tiles) -> Probabilities:
         """See `Engine.infer`."""
@@ -45,3 +69,11 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         del self._session
+
+
+onnxruntime_cuda = partial(
+    OnnxRuntimeEngine, name="onnxruntime-cuda", provider="CUDAExecutionProvider"
+)
+onnxruntime_tensorrt = partial(
+    OnnxRuntimeEngine, name="onnxruntime-tensorrt", provider="TensorrtExecutionProvider"
+)

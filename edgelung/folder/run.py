@@ -49,6 +49,7 @@ class Options:
     precision: str = "auto"
     batch_size: int | None = None
     threads: int | None = None
+    prebuilt: Path | None = None
     verify: bool = False
     verify_every: int = 1
     min_confidence: float | None = None
@@ -108,11 +109,12 @@ class Session:
         self.threads = options.threads or available_cores()
         latency = self.batch_size == 1
         wanted = (self.bundle, options.engine)
-        self.chosen = open_engine(*wanted, options.precision, self.threads, latency=latency)
+        how: dict[str, Any] = {"prebuilt": options.prebuilt, "latency": latency}
+        self.chosen = open_engine(*wanted, options.precision, self.threads, **how)
         self._stack.callback(self.chosen.engine.close)
         self._reference = None
         if options.verify:
-            full = open_engine(*wanted, FULL_PRECISION, self.threads, latency=latency)
+            full = open_engine(*wanted, FULL_PRECISION, self.threads, **how)
             self._reference = full.engine
             self._stack.callback(full.engine.close)
         self.identity = {
@@ -257,6 +259,7 @@ def infer_folder(
     precision: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    prebuilt: Path | None = None,
     verify: bool = False,
     verify_every: int = 1,
     min_confidence: float | None = None,
@@ -278,6 +281,7 @@ def infer_folder(
         precision,
         batch_size,
         threads,
+        prebuilt,
         verify,
         verify_every,
         min_confidence,
@@ -305,6 +309,7 @@ def _as_before(options: Options, before: Mapping[str, Any] | None) -> Options:
         before["--precision"] if options.precision == "auto" else options.precision,
         options.batch_size or before["--batch-size"],
         options.threads,
+        options.prebuilt,
         options.verify,
         options.verify_every,
         options.min_confidence,

@@ -126,21 +126,37 @@ def looks_like(data: bytes) -> bool:
     return webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*"))
 
 
+def read_pixels(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
+    """As `read_tile`, but before the resize: uint8 RGB [H, W, 3].
+
+    For engines that resize on their device (`edgelung.kernels.resize`, the same pixels).
+    """
+    return np.asarray(_decode(read_bytes(path), spec))
+
+
 def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
     """Decode and resize encoded bytes to uint8 RGB [size, size, 3]; raises TileError."""
-    image: Tile | Image.Image
-    image = _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
-    if isinstance(image, np.ndarray):
-        if image.shape == (
-            spec.size,
-            spec.size,
-            3,
-        ):  # nothing to do: no way through Pillow and back
-            return image
-        image = Image.fromarray(image)
-    if image.size != (spec.size, spec.size):
-        image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return resize(_decode(data, spec), spec.size)
+
+
+def resize(pixels: Tile | Image.Image, size: int) -> Tile:
+    """The one resize: the width first, then the height, each pass rounded to uint8.
+
+    Two calls, each of which leaves one axis alone: asked for both at once, Pillow 13 begins with
+    the height of a tall image where Pillow 12 did not, and many a pixel moves by one.
+    """
+    if isinstance(pixels, np.ndarray):
+        if pixels.shape == (size, size, 3):  # nothing to do: no way through Pillow and back
+            return pixels
+        pixels = Image.fromarray(pixels)
+    for shape in ((size, pixels.height), (size, size)):
+        if pixels.size != shape:
+            pixels = pixels.resize(shape, Image.Resampling.BILINEAR)
+    return np.asarray(pixels)
+
+
+def _decode(data: bytes, spec: ReaderSpec) -> Tile | Image.Image:
+    return _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
 
 
 def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:

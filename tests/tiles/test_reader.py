@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from edgelung.errors import EdgelungError
 from edgelung.tiles import reader as reader_module
-from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile
+from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile, resize
 
 SPEC = ReaderSpec(size=64)
 
@@ -244,3 +244,13 @@ def test_the_spec_survives_json_and_refuses_other_arithmetic() -> None:
     for change in ({"resize": "nearest"}, {"version": 2}, {"size": "64"}, {"size": 7}):
         with pytest.raises(EdgelungError):
             ReaderSpec.from_json(SPEC.to_json() | change)
+
+
+def test_the_resize_does_not_depend_on_pillows_order_of_passes() -> None:
+    """The width first, whatever the shape: Pillow 13 turns the passes round for tall images."""
+    rng = np.random.default_rng(0)
+    for height, width in ((400, 300), (300, 400), (2000, 3), (3, 2000), (225, 223)):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        narrowed = image.resize((224, height), Image.Resampling.BILINEAR)
+        expected = narrowed.resize((224, 224), Image.Resampling.BILINEAR)
+        assert resize(image, 224).tobytes() == expected.tobytes()

@@ -1,0 +1,353 @@
+"""What `gpu_check.py` measures, one function a question; each raises where it has no answer."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgelung.bundle import Bundle
+from edgelung.engines import choose
+from edgelung.engines.base import Engine
+from edgelung.engines.cuda import Device
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.resize import DeviceResize
+from edgelung.engines.tensorrt.build import Profile
+from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.tiles.find import find_files
+from edgelung.tiles.reader import ReaderSpec, TileError, read_pixels, read_tile
+
+BATCHES = (1, 8, 32, 128)
+PRECISIONS = ("fp32", "fp16", "int8")
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+# Dense FP16 TFLOP/s with FP32 accumulation, and memory GB/s, as NVIDIA's data sheets give them.
+PEAKS = {
+    "H200": (989, 4800),
+    "H100 PCIe": (756, 2000),
+    "H100": (989, 3350),
+    "A100": (312, 1935),
+    "RTX PRO 6000": (504, 1792),
+    "RTX 5090": (210, 1792),
+    "RTX 4090": (165, 1008),
+    "RTX 3090": (71, 936),
+    "L40S": (362, 864),
+    "L4": (121, 300),
+    "T4": (65, 320),
+}
+Figures = dict[str, Any]
+
+
+class CannotRunError(Exception):
+    """Why a part has no figures here."""
+
+
+def peak(device: Device) -> tuple[float, float]:
+    """(FP16 TFLOP/s, GB/s) of this card."""
+    for name, figures in PEAKS.items():
+        if name in device.name:
+            return figures
+    raise CannotRunError(f"no data-sheet figures for {device.name}")
+
+
+def model_gflop(tokens: int, width: int, depth: int, patches: int, patch: int = 16) -> float:
+    """GFLOP of one tile: multiply and add counted apart, attention included."""
+    linears = 12 * width * width * tokens * depth  # qkv 3, proj 1, MLP 8
+    attention = 2 * tokens * tokens * width * depth
+    embedding = 3 * patch * patch * width * patches
+    return 2 * (linears + attention + embedding) / 1e9
+
+
+def read_some(folder: Path, count: int, size: int) -> tuple[np.ndarray, list[Path]]:
+    """The first `count` readable tiles below `folder`, spread over it."""
+    paths = [Path(f.location) for f in find_files(folder) if f.is_image and not f.reason]
+    chosen: list[Path] = []
+    tiles = []
+    for path in paths[:: max(1, len(paths) // count)][:count]:
+        try:
+            tiles.append(read_tile(path, ReaderSpec(size=size)))
+        except TileError:
+            continue
+        chosen.append(path)
+    if not tiles:
+        raise CannotRunError(f"no readable tile below {folder}")
+    return np.stack(tiles), chosen
+
+
+def resize_kernels(device: Device) -> Figures:
+    """Parity with the reader, and bytes moved per second, for the sizes that occur."""
+    from PIL import Image
+
+    from edgelung.tiles.reader import resize
+
+    rng = np.random.default_rng(0)
+    result: Figures = {}
+    with device.current():
+        stream = device.stream()
+        kernels = DeviceResize(device, stream)
+        for side, count in ((288, 128), (768, 64), (2000, 8)):
+            tiles = [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
+            out = device.pinned((count, 224, 224, 3), np.uint8)
+            memory = device.memory(out.nbytes)
+            kernels.enqueue(tiles, 224, memory)
+            stream.copy_out(out, memory)
+            stream.wait()
+            expected = np.stack([np.asarray(resize(Image.fromarray(t), 224)) for t in tiles])
+            seconds = kernels.seconds(20)
+            moved = count * 3 * (side * side + 2 * side * 224 + 224 * 224)
+            result[f"{side} px, {count} tiles"] = {
+                "differing_values": int((out != expected).sum()),
+                "milliseconds": 1e3 * seconds,
+                "GB_per_second": moved / seconds / 1e9,
+                "tiles_per_second": count / seconds,
+            }
+            memory.free()
+        kernels.free()
+    return result
+
+
+def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
+    """Every engine and variant against ONNX Runtime's CPU on the same tiles; build seconds."""
+    result: Figures = {}
+    reference = {
+        name: OnnxRuntimeEngine(variant.path, choose.available_cores())
+        for name, variant in bundle.variants.items()
+    }
+    truth = in_batches(reference["fp32"], tiles)
+    for name, engine in reference.items():
+        expected = truth if name == "fp32" else in_batches(engine, tiles)
+        for runtime in (*choose.GPU_ENGINES, "onnxruntime-tensorrt"):
+            row: Figures = {}
+            start = time.perf_counter()
+            try:
+                found = choose.ENGINES[runtime](
+                    bundle.variants[name].path, choose.available_cores()
+                )
+                row["seconds_to_load"] = time.perf_counter() - start
+                values = in_batches(found, tiles)
+                found.close()
+                row |= {
+                    "tiles": len(tiles),
+                    "largest_difference": float(np.abs(values - expected).max()),
+                    "agreement_with_same_file_on_cpu": same_label(values, expected),
+                    "agreement_with_fp32": same_label(values, truth),
+                }
+            except Exception as error:
+                row = {"cannot_run": " ".join(str(error).split())[:300]}
+            result[f"{runtime} {name}"] = row
+    return result
+
+
+def latency(graph: Path, precision: str, graphs: bool) -> Figures:
+    """p50, p90, p99 in milliseconds of `infer` per batch size, on the TensorRT that is here."""
+    import os
+
+    os.environ["EDGELUNG_CUDA_GRAPHS"] = "1" if graphs else "0"
+    try:
+        engine = first_tensorrt(graph)
+    finally:
+        del os.environ["EDGELUNG_CUDA_GRAPHS"]
+    size = engine.infer_size
+    result: Figures = {"engine": engine.name, "precision": precision, "cuda_graphs": graphs}
+    for batch in BATCHES:
+        tiles = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+        taken = time_calls(lambda t=tiles: engine.infer(t), 300 if batch <= 8 else 60)
+        result[f"batch {batch}"] = percentiles(taken)
+    engine.close()
+    return result
+
+
+def throughput(graph: Path, gflop: float, device: Device) -> Figures:
+    """MLPerf-style SingleStream (p90, one tile at a time) and Offline (two batches in flight)."""
+    engine = first_tensorrt(graph)
+    size = engine.infer_size
+    rng = np.random.default_rng(0)
+    one = rng.integers(0, 256, (1, size, size, 3), np.uint8)
+    single = time_calls(lambda: engine.infer(one), 1000)
+    many = rng.integers(0, 256, (128, size, size, 3), np.uint8)
+    time_calls(lambda: engine.infer(many), 5)
+    seconds, rounds = 4.0, 0
+    with ThreadPoolExecutor(engine.concurrency) as pool:
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            list(pool.map(engine.infer, [many] * 8))
+            rounds += 8
+        taken = time.perf_counter() - start
+    engine.close()
+    rate = rounds * len(many) / taken
+    result: Figures = {
+        "engine": engine.name,
+        "single_stream_p90_ms": percentiles(single)["p90"],
+        "offline_tiles_per_second": rate,
+        "gflop_per_tile": gflop,
+        "note": "shorter than MLPerf's rules ask: MLPerf-style",
+    }
+    try:
+        result["share_of_fp16_peak"] = rate * gflop / 1e3 / peak(device)[0]
+    except CannotRunError as error:
+        result["share_of_fp16_peak"] = None
+        result["why"] = str(error)
+    return result
+
+
+def torch_models(architecture: str) -> Figures:
+    """The same architecture in torch, eager and compiled, FP16, on this card."""
+    import timm
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CannotRunError("torch sees no GPU")
+    model = timm.create_model(architecture, num_classes=3).eval().cuda().half()
+    result: Figures = {"torch": torch.__version__}
+    for kind in ("eager", "compiled"):
+        run = (
+            torch.compile(model, mode="max-autotune-no-cudagraphs") if kind == "compiled" else model
+        )
+        for batch in (1, 128):
+            x = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.half)
+
+            def call(f: Any = run, x: Any = x) -> None:
+                with torch.inference_mode():
+                    f(x)
+                torch.cuda.synchronize()
+
+            taken = time_calls(call, 100 if batch == 1 else 30)
+            result[f"{kind} batch {batch}"] = percentiles(taken) | {
+                "tiles_per_second": batch / float(np.median(taken))
+            }
+    return result
+
+
+def onnxruntime_cuda(graph: Path) -> Figures:
+    """ONNX Runtime's CUDA provider on the same card and file."""
+    engine = choose.ENGINES["onnxruntime-cuda"](graph, choose.available_cores())
+    size = 224
+    result: Figures = {}
+    for batch in (1, 128):
+        tiles = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+        taken = time_calls(lambda t=tiles: engine.infer(t), 60)
+        result[f"batch {batch}"] = percentiles(taken) | {
+            "tiles_per_second": batch / float(np.median(taken))
+        }
+    engine.close()
+    return result
+
+
+def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
+    """A folder end to end, then its stages one by one: what each costs per tile, in ms."""
+    from edgelung.folder.run import gather, infer_folder
+
+    cores = choose.available_cores()
+    predictions = out / "predictions.csv"
+    start = time.perf_counter()
+    summary = infer_folder(gather([folder], None, None, predictions), bundle, predictions)
+    total = time.perf_counter() - start
+    _, paths = read_some(folder, 256, bundle.reader.size)
+    spec = bundle.reader
+
+    def per_tile(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return 1e3 * (time.perf_counter() - start) / len(paths)
+
+    with ThreadPoolExecutor(cores) as pool:
+        decode = per_tile(lambda: list(pool.map(lambda p: read_pixels(p, spec), paths)))
+        read = per_tile(lambda: list(pool.map(lambda p: read_tile(p, spec), paths)))
+    tiles = np.stack([read_tile(path, spec) for path in paths])
+    pixels = [read_pixels(path, spec) for path in paths]
+    chosen = choose.open_engine(bundle)
+    engine = chosen.engine
+    for _ in range(2):
+        in_batches(engine, tiles)
+    model = per_tile(lambda: in_batches(engine, tiles))
+    stages = {"decode": decode, "decode_and_resize_on_cpu": read, "copy_and_model": model}
+    if isinstance(engine, TensorRtEngine):
+        engine.infer_pixels(pixels[:32])
+        stages["copy_resize_on_gpu_and_model"] = per_tile(lambda: engine.infer_pixels(pixels))
+    engine.close()
+    return {
+        "engine": f"{chosen.engine.name} {chosen.variant.precision}",
+        "choice": chosen.reason,
+        "files": summary["files"],
+        "seconds_with_loading": total,
+        "tiles_per_second": summary["tiles_per_second"],
+        "decoders": cores,
+        "ms_per_tile": stages,
+        "write_ms_per_tile": write_milliseconds(predictions, summary["files"]),
+    }
+
+
+def write_milliseconds(predictions: Path, files: int) -> float:
+    """Writing the same rows again, alone."""
+    text = predictions.read_text(encoding="utf-8")
+    start = time.perf_counter()
+    predictions.with_suffix(".again.csv").write_text(text, encoding="utf-8")
+    return 1e3 * (time.perf_counter() - start) / max(1, files)
+
+
+def jpeg_on_gpu(paths: Sequence[Path]) -> Figures:
+    """nvimgcodec's decode against the reader's libjpeg-turbo, at full size."""
+    import io
+
+    from PIL import Image
+
+    try:
+        from nvidia import nvimgcodec
+    except ImportError as error:
+        raise CannotRunError("nvimgcodec is not installed: tiles are decoded on the CPU") from error
+    decoder = nvimgcodec.Decoder()
+    data = [path.read_bytes() for path in paths if path.suffix.lower() in (".jpg", ".jpeg")]
+    found = decoder.decode(data)
+    worst, differing = 0, 0.0
+    for image, encoded in zip(found, data, strict=True):
+        pixels = np.asarray(image.cpu()).astype(int)
+        expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)
+        worst = max(worst, int(np.abs(pixels - expected).max()))
+        differing += float((pixels != expected).mean())
+    seconds = float(np.median(time_calls(lambda: decoder.decode(data), 5)))
+    return {
+        "tiles": len(data),
+        "largest_difference": worst,
+        "share_of_values_that_differ": differing / max(1, len(data)),
+        "tiles_per_second": len(data) / seconds,
+    }
+
+
+def first_tensorrt(graph: Path) -> TensorRtEngine:
+    """The first TensorRT that runs here; batches up to 128."""
+    reasons = []
+    for name in TENSORRT:
+        try:
+            return TensorRtEngine(graph, 1, name=name, profile=Profile())
+        except Exception as error:
+            reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
+    raise CannotRunError("; ".join(reasons))
+
+
+def in_batches(engine: Engine, tiles: np.ndarray) -> np.ndarray:
+    """Probabilities of all tiles, 32 at a time."""
+    return np.concatenate([engine.infer(tiles[i : i + 32]) for i in range(0, len(tiles), 32)])
+
+
+def same_label(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of rows with the same largest class."""
+    return float((a.argmax(1) == b.argmax(1)).mean())
+
+
+def time_calls(work: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each call, after a tenth as many to warm up."""
+    for _ in range(max(3, repeats // 10)):
+        work()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def percentiles(seconds: Sequence[float]) -> Figures:
+    """p50, p90, p99 in milliseconds."""
+    p50, p90, p99 = np.percentile(seconds, (50, 90, 99)) * 1e3
+    return {"p50": float(p50), "p90": float(p90), "p99": float(p99)}

@@ -1,0 +1,151 @@
+"""Which engine and variant is fastest on this GPU: measured once, then remembered."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+
+from edgelung.bundle import Bundle, Variant
+from edgelung.engines.base import Engine, Tiles
+from edgelung.engines.cuda import Device
+from edgelung.engines.tensorrt.cache import EngineCache, Key
+from edgelung.errors import EdgelungError, one_line
+from edgelung.files import sha256_bytes, sha256_file
+from edgelung.terminal import note
+
+BATCH = 32  # `infer`'s default
+WARM_UP, REPEATS = 5, 20
+# Whatever changes which engine is fastest has its version in the key.
+PACKAGES = ("edgelung", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
+
+Candidate = tuple[str, Variant]
+# Opens an engine with a variant, proven on the golden tiles; returns the largest difference too.
+Opener = Callable[[str, Variant], tuple[Engine, float]]
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """The engine that won, loaded, and why."""
+
+    engine: Engine
+    variant: Variant
+    golden_difference: float
+    reason: str
+
+
+def fastest(
+    bundle: Bundle,
+    device: Device,
+    candidates: Sequence[Candidate],
+    open_engine: Opener,
+    tiles: Tiles,
+    cache: EngineCache,
+) -> Fastest:
+    """Time every candidate on `tiles` (BATCH, size, size, 3), or take the remembered winner.
+
+    A candidate that does not open is named in the reason. Raises EdgelungError where none opens.
+    """
+    key = _key(bundle, device, candidates)
+    kept, stale = cache.get(key)
+    if kept is not None and (won := _remembered(kept, candidates, open_engine)):
+        return won
+    if stale:
+        note(f"the remembered choice of engine {stale}; timing them again")
+    note(f"timing {len(candidates)} engines on {device.name}, once")
+    times: dict[Candidate, float] = {}
+    failures: list[str] = []
+    for candidate in candidates:
+        name, variant = candidate
+        try:
+            engine, _ = open_engine(name, variant)
+        except Exception as error:  # each runtime has types of its own
+            failures.append(f"{name} {variant.precision}: {one_line(error)}")
+            continue
+        try:
+            times[candidate] = seconds_per_batch(engine, tiles)
+        except Exception as error:
+            failures.append(f"{name} {variant.precision}: {one_line(error)}")
+        finally:
+            engine.close()
+    if not times:
+        raise EdgelungError(f"no GPU engine runs here: {'; '.join(failures)}")
+    winner = min(times, key=lambda candidate: times[candidate])
+    reason = _reason(times, failures, winner)
+    engine, difference = open_engine(*winner)
+    choice = {"engine": winner[0], "precision": winner[1].precision, "reason": reason}
+    cache.put(key, json.dumps(choice).encode())
+    return Fastest(engine, winner[1], difference, reason)
+
+
+def seconds_per_batch(engine: Engine, tiles: Tiles) -> float:
+    """Median seconds of one batch, after warming up."""
+    for _ in range(WARM_UP):
+        engine.infer(tiles)
+    taken = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        engine.infer(tiles)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def batch_of(tiles: Tiles, count: int = BATCH) -> Tiles:
+    """`count` tiles, repeating those given (G, size, size, 3)."""
+    return np.ascontiguousarray(tiles[np.arange(count) % len(tiles)])
+
+
+def _remembered(
+    kept: bytes, candidates: Sequence[Candidate], open_engine: Opener
+) -> Fastest | None:
+    try:
+        choice = json.loads(kept)
+        named = (choice["engine"], choice["precision"])
+        reason = str(choice["reason"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    for name, variant in candidates:
+        if (name, variant.precision) == named:
+            try:
+                engine, difference = open_engine(name, variant)
+            except Exception as error:  # removed, or broken since: choose again
+                note(f"{name} {variant.precision} was fastest and no longer runs: {error}")
+                return None
+            return Fastest(engine, variant, difference, f"{reason} (remembered)")
+    return None
+
+
+def _reason(times: dict[Candidate, float], failures: Sequence[str], winner: Candidate) -> str:
+    order = sorted(times, key=lambda candidate: times[candidate])
+    measured = ", ".join(
+        f"{name} {variant.precision} {1e3 * times[name, variant]:.2f} ms" for name, variant in order
+    )
+    words = [f"auto: fastest on this GPU at batch {BATCH}: {measured}"]
+    if winner[1].precision != "int8" and any(v.precision == "int8" for _, v in times):
+        words.append(f"INT8 is slower than {winner[1].precision.upper()} here")
+    return "; ".join([*words, *failures])
+
+
+def _key(bundle: Bundle, device: Device, candidates: Sequence[Candidate]) -> Key:
+    graphs = sorted({sha256_file(variant.path) for _, variant in candidates})
+    names = ",".join(dict.fromkeys(name for name, _ in candidates))
+    return {
+        "kind": "choice",
+        "graph": sha256_bytes("".join(graphs).encode()),
+        "gpu": device.name,
+        "architecture": device.architecture,
+        "flavour": names,
+        "driver": device.driver,
+        **{f"version of {package}": version(package) or "none" for package in PACKAGES},
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,162 @@
+"""The TensorRT engines: built on the machine that runs them, or ahead of time (TensorRT-RTX)."""
+
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgelung import __version__
+from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.cuda import Device
+from edgelung.engines.tensorrt.build import Profile, build_engine
+from edgelung.engines.tensorrt.cache import EngineCache, Key
+from edgelung.engines.tensorrt.execute import Lane, Loaded, batches_of_pixels
+from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
+from edgelung.engines.tensorrt.prebuilt import find_prebuilt
+from edgelung.errors import EdgelungError
+from edgelung.files import sha256_file
+from edgelung.kernels.resize import Pixels
+
+LANES = 2  # one copies while the other computes
+PIXELS_ROOM = 512 * 2**20  # bytes of tiles and what lies between the passes, per lane
+FLAGS = "strongly-typed,no-tf32"  # what the builder is told beside the graph and the profile
+
+
+class TensorRtEngine:
+    """A graph in TensorRT on the first GPU. Raises EngineUnavailableError where that cannot be."""
+
+    concurrency = LANES
+
+    def __init__(
+        self,
+        graph: Path,
+        threads: int,  # of the CPU: the GPU needs none of them
+        *,
+        name: str,
+        latency: bool = False,  # one batch at a time is soonest done with both lanes as well
+        profile: Profile | None = None,
+        prebuilt: Path | None = None,
+        cache: EngineCache | None = None,
+    ) -> None:
+        from edgelung.terminal import note
+
+        self.name = name
+        profile = profile or Profile()
+        flavour = load_flavour(name)
+        self._device = Device()
+        self.device = self._device.name
+        self._cache = cache or EngineCache()
+        self._keys = _keys(flavour, self._device, graph, profile)
+        self._loaded: Loaded | None = None
+        self._lanes: list[Lane] = []
+        self._profile = profile
+        with self._device.current():
+            try:
+                if prebuilt is not None:
+                    plan = find_prebuilt(prebuilt, flavour, self._device.architecture, graph)
+                else:
+                    plan = self._cache.get_or_build(
+                        self._keys["engine"],
+                        lambda: self._build(flavour, graph, profile, note),
+                        note,
+                    )
+                runtime_cache, _ = self._cache.get(self._keys["runtime-cache"])
+                self._compiled = runtime_cache or b""
+                self._loaded = Loaded(flavour, self._device, plan, self._compiled)
+                for _ in range(LANES):  # one by one: what fits is released if the next does not
+                    self._lanes.append(Lane(self._loaded, profile))
+            except BaseException:
+                self._release()
+                raise
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for lane in self._lanes:
+            self._free.put(lane)
+
+    @property
+    def infer_size(self) -> int:
+        """Pixels along a side of the tiles that `infer` takes."""
+        return self._loaded.size if self._loaded else 0
+
+    def infer(self, tiles: Tiles) -> Probabilities:
+        """See `Engine.infer`."""
+        most = self._profile.most
+        with self._lane() as lane:
+            parts = [lane.run(tiles[i : i + most]) for i in range(0, len(tiles), most)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
+        """As `infer`, of decoded tiles uint8 RGB (H, W, 3) of any size, resized on the GPU."""
+        parts = batches_of_pixels(tiles, self.infer_size, self._profile.most, PIXELS_ROOM)
+        with self._lane() as lane:
+            return np.concatenate([lane.run_pixels(part) for part in parts])
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._loaded is None:
+            return
+        with self._device.current():
+            compiled = self._loaded.runtime_cache()
+            if compiled and compiled != self._compiled:
+                with suppress(OSError, EdgelungError):  # a full disk: compiled again next time
+                    self._cache.put(self._keys["runtime-cache"], compiled)
+            self._release()
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        lane = self._free.get()
+        try:
+            with self._device.current():
+                yield lane
+        finally:
+            self._free.put(lane)
+
+    def _build(self, flavour: Flavour, graph: Path, profile: Profile, say: Any) -> bytes:
+        target = None
+        if flavour.ahead_of_time:
+            target = self._device.architecture
+            if target not in flavour.targets():
+                raise EngineUnavailableError(
+                    f"{flavour.title} does not build for {self.device} ({target}), only for "
+                    f"{', '.join(flavour.targets())}; use --engine tensorrt"
+                )
+        say(f"building the {self.name} engine of {graph.name} for {self.device}, once")
+        kept, _ = self._cache.get(self._keys["timing-cache"])
+        built = build_engine(flavour, graph, profile, target=target, timing_cache=kept or b"")
+        if built.timing_cache:
+            self._cache.put(self._keys["timing-cache"], built.timing_cache)
+        return built.plan
+
+    def _release(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+        self._lanes = []
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+
+def _keys(flavour: Flavour, device: Device, graph: Path, profile: Profile) -> dict[str, Key]:
+    """What an engine, a timing cache and a runtime cache must match to be used."""
+    machine = {
+        "gpu": device.name,
+        "architecture": device.architecture,
+        "flavour": flavour.name,
+        "version": flavour.version,
+        "driver": device.driver,
+        "edgelung": __version__,
+        "flags": FLAGS,
+    }
+    own = machine | {"graph": sha256_file(graph), "profile": str(profile)}
+    return {
+        "engine": own | {"kind": "engine"},
+        "runtime-cache": own | {"kind": "runtime-cache"},
+        "timing-cache": machine | {"kind": "timing-cache"},
+    }
+
+
+tensorrt = partial(TensorRtEngine, name="tensorrt")
+tensorrt_rtx = partial(TensorRtEngine, name="tensorrt-rtx")

@@ -1,0 +1,1 @@
+"""CUDA kernels, their host-compiled twins for tests without a GPU, and their loader."""

@@ -1,0 +1,44 @@
+// The host twin: the kernels of resize.cu compiled by g++, one thread after another.
+//
+// A few lines stand in for CUDA's words; index arithmetic, guards and strides are those of the
+// device code, not a copy.
+#include <cstdint>
+
+struct Index {
+    unsigned x, y, z;
+};
+static thread_local Index blockIdx, threadIdx, blockDim, gridDim;
+#define __global__
+
+#include "resize.cu"
+
+// Run `kernel(arguments…)` for every thread of grid × block.
+template <typename... Parameters, typename... Arguments>
+static void launch(
+    void (*kernel)(Parameters...), const unsigned* grid, const unsigned* block, Arguments... arguments) {
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    for (blockIdx.z = 0; blockIdx.z < grid[2]; blockIdx.z++)
+        for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++)
+            for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++)
+                for (threadIdx.z = 0; threadIdx.z < block[2]; threadIdx.z++)
+                    for (threadIdx.y = 0; threadIdx.y < block[1]; threadIdx.y++)
+                        for (threadIdx.x = 0; threadIdx.x < block[0]; threadIdx.x++)
+                            kernel(arguments...);
+}
+
+extern "C" {
+void host_resize_weights(const unsigned* grid, const unsigned* block, const Axis* axes, int32_t size) {
+    launch(resize_weights, grid, block, axes, size);
+}
+void host_resize_rows(
+    const unsigned* grid, const unsigned* block, const Tile* tiles, const Axis* axes, int32_t size) {
+    launch(resize_rows, grid, block, tiles, axes, size);
+}
+void host_resize_columns(
+    const unsigned* grid, const unsigned* block, const Tile* tiles, const Axis* axes, int32_t size,
+    uint8_t* out) {
+    launch(resize_columns, grid, block, tiles, axes, size, out);
+}
+int32_t host_most_taps(int32_t in_size, int32_t out_size) { return most_taps(in_size, out_size); }
+}

@@ -1,0 +1,42 @@
+"""The pretended GPU (see fake_gpu.py), in place of pycuda, cuda-bindings and TensorRT."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("fake_gpu", Path(__file__).with_name("fake_gpu.py"))
+assert _spec is not None
+assert _spec.loader is not None
+fake_gpu = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake_gpu)
+
+WHEELS = {
+    "tensorrt": "tensorrt-cu13-bindings==11.4.0.106",
+    "tensorrt-rtx": "tensorrt-rtx-cu13-bindings==1.7.1.116",
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A machine with a GPU of its own, and an empty engine cache."""
+    machine = fake_gpu.FakeGpu()
+    monkeypatch.setitem(sys.modules, "pycuda.driver", machine.pycuda())
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", machine.bindings())
+    monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
+    return machine
+
+
+@pytest.fixture
+def install(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Install a pretended TensorRT: `install('tensorrt')`, or of another wheel."""
+
+    def call(name: str, wheel: str = "") -> Any:
+        module = fake_gpu.FakeTensorRt(gpu, wheel or WHEELS[name])
+        monkeypatch.setitem(sys.modules, name.replace("-", "_"), module)
+        return module
+
+    return call

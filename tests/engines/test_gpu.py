@@ -1,0 +1,142 @@
+"""On a real card: everything that the other tests only pretend. `pytest -m gpu`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgelung.bundle import Bundle
+from edgelung.engines import choose
+from edgelung.engines.base import Engine, EngineUnavailableError
+from edgelung.engines.cuda import Device, gpu_present
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.resize import DeviceResize
+from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.tiles.reader import ReaderSpec, read_pixels, read_tile, resize
+
+# Decided before any fixture: without a card not even the small bundle is made.
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gpu_present(), reason="no NVIDIA GPU")]
+
+ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt")
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-1}
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    try:
+        return Device()
+    except EngineUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def opened(device: Device, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Open an engine by name, or skip with its reason; closed at the end."""
+    monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
+    engines: list[Engine] = []
+
+    def call(name: str, precision: str = "fp32") -> Any:
+        try:
+            engines.append(choose.ENGINES[name](bundle.variants[precision].path, 2))
+        except EngineUnavailableError as error:
+            pytest.skip(str(error))
+        return engines[-1]
+
+    yield call
+    for engine in engines:
+        engine.close()
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_agree_with_the_reference(
+    opened: Any, bundle: Bundle, name: str, precision: str
+) -> None:
+    engine = opened(name, precision)
+    assert choose.check_golden(bundle, engine, precision) <= TOLERANCE[precision]
+    for count in (1, 32, 31, 130):
+        tiles = noise(count, seed=count)
+        expected = OnnxRuntimeEngine(bundle.variants[precision].path, 2).infer(tiles)
+        np.testing.assert_allclose(engine.infer(tiles), expected, atol=TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("name", ENGINES[:2])
+def test_graphs_change_nothing(opened: Any, name: str) -> None:
+    engine: TensorRtEngine = opened(name)
+    tiles = noise(8)
+    first = engine.infer(tiles)
+    for _ in range(9):
+        np.testing.assert_array_equal(engine.infer(tiles), first)
+    for lane in engine._lanes:
+        assert list(lane._graphs) == [8], "no graph was recorded"
+
+
+def test_the_resize_kernel_gives_the_readers_pixels(device: Device) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1), (2000, 3), (3, 2000), (224, 224), (225, 223), (1500, 2000), (400, 300)]
+    tiles = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    found = on_device(device, tiles, 224)
+    for i, tile in enumerate(tiles):
+        expected = np.asarray(resize(Image.fromarray(tile), 224))
+        assert int((found[i] != expected).sum()) == 0, sizes[i]
+
+
+@pytest.mark.data
+def test_the_resize_kernel_on_real_tiles(device: Device, real_tiles: Path) -> None:
+    spec = ReaderSpec()
+    paths = sorted((real_tiles / "lc25000_768").rglob("*.jp*g"))
+    found = on_device(device, [read_pixels(path, spec) for path in paths], 224)
+    assert int((found != np.stack([read_tile(path, spec) for path in paths])).sum()) == 0
+
+
+def on_device(device: Device, tiles: list[np.ndarray], size: int) -> np.ndarray:
+    with device.current():
+        stream = device.stream()
+        kernels = DeviceResize(device, stream)
+        out = device.pinned((len(tiles), size, size, 3), np.uint8)
+        memory = device.memory(out.nbytes)
+        kernels.enqueue(tiles, size, memory)
+        stream.copy_out(out, memory)
+        stream.wait()
+        kernels.free()
+        memory.free()
+    return np.array(out)
+
+
+@pytest.mark.parametrize("name", ENGINES[:2])
+def test_tiles_of_any_size(opened: Any, name: str) -> None:
+    rng = np.random.default_rng(0)
+    tiles = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 70), (64, 64), (9, 500))]
+    engine: TensorRtEngine = opened(name)
+    read = np.stack([np.asarray(resize(Image.fromarray(tile), 64)) for tile in tiles])
+    np.testing.assert_allclose(engine.infer_pixels(tiles), engine.infer(read), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENGINES[:2])
+def test_memory_comes_back(device: Device, bundle: Bundle, opened: Any, name: str) -> None:
+    import pycuda.driver as driver
+
+    opened(name).close()
+    with device.current():
+        before, _ = driver.mem_get_info()
+    for _ in range(3):
+        engine = opened(name)
+        engine.infer(noise(4))
+        engine.close()
+    with device.current():
+        after, _ = driver.mem_get_info()
+    assert before - after < 64 * 2**20
+
+
+def test_auto_chooses_on_the_gpu(bundle: Bundle, opened: Any) -> None:
+    opened("onnxruntime-cuda")  # skips where not even that runs
+    chosen = choose.open_engine(bundle)
+    assert chosen.engine.name in choose.GPU_ENGINES
+    assert "ms" in chosen.reason
+    chosen.engine.close()

@@ -1,0 +1,221 @@
+"""Real TensorRT-RTX builds, with no GPU, from a bundle of a trained student; and refusals."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgelung.bundle import Bundle, open_bundle
+from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
+from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
+from edgelung.engines.tensorrt.prebuilt import build_ahead, find_prebuilt
+from edgelung.errors import EdgelungError
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (edgelung[rtx])")
+
+TARGETS = ("sm_86", "sm_89", "sm_120")
+# TensorRT numbers the values in between as its threads meet them, and writes the names down.
+GENERATED_NAME = re.compile(rb"__mye\d+")
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Flavour:
+    return load_flavour("tensorrt-rtx")
+
+
+@pytest.fixture(scope="module")
+def passed(bundle_folder: Path) -> Bundle:
+    """The small bundle as if its gate had had enough tiles to let every variant pass."""
+    bundle = open_bundle(bundle_folder)
+    variants = {
+        name: type(variant)(name, variant.path, {"verdict": "pass"})
+        for name, variant in bundle.variants.items()
+    }
+    return Bundle(**{**vars(bundle), "variants": variants})
+
+
+@pytest.fixture(scope="module")
+def ahead(
+    passed: Bundle, rtx: Flavour, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Every variant built for every target."""
+    folder = tmp_path_factory.mktemp("engines") / "engines"
+    return folder, build_ahead(passed, folder, rtx, TARGETS)
+
+
+def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
+    """Bar 3: sizes, and every linear quantized; the engines take 1 to 128 tiles."""
+    folder, entries = ahead
+    assert Counter(entry["variant"] for entry in entries) == {"fp32": 3, "fp16": 3, "int8": 3}
+    assert {entry["target"] for entry in entries} == set(TARGETS)
+    size = {(e["variant"], e["target"]): e["bytes"] for e in entries}
+    linears = passed.manifest["variants"]["int8"]["quantized_linears"]
+    for target in TARGETS:
+        assert size["fp16", target] <= 0.6 * size["fp32", target]
+    for entry in entries:
+        held = entry["contents"]
+        assert (folder / entry["file"]).stat().st_size == entry["bytes"] > 5_000_000
+        assert entry["profile"] == "1/32/128"
+        assert held["linears"] == linears + 1  # the head stays in floating point
+        expected = {
+            "fp32": {"FLOAT": linears + 1},
+            "fp16": {"HALF": linears, "FLOAT": 1},
+            "int8": {"INT8": linears, "FLOAT": 1},
+        }
+        assert held["types"] == expected[entry["variant"]]
+        assert held["quantized_linears"] == (linears if entry["variant"] == "int8" else 0)
+
+
+def test_two_builds_are_the_same_but_for_generated_names(
+    ahead: tuple, passed: Bundle, rtx: Flavour
+) -> None:
+    folder, _ = ahead
+    again = build_engine(rtx, passed.variants["int8"].path, Profile(), target="sm_86").plan
+    first = (folder / "int8.sm_86.engine").read_bytes()
+    assert GENERATED_NAME.sub(b"", first) == GENERATED_NAME.sub(b"", again)
+
+
+def test_a_prebuilt_engine_is_found_by_graph_and_target(
+    ahead: tuple, passed: Bundle, rtx: Flavour, tmp_path: Path
+) -> None:
+    folder, _ = ahead
+    graph = passed.variants["fp16"].path
+    plan = find_prebuilt(folder, rtx, "sm_89", graph)
+    assert plan == (folder / "fp16.sm_89.engine").read_bytes()
+    with pytest.raises(EdgelungError, match=r"holds engines for .*this machine needs sm_75"):
+        find_prebuilt(folder, rtx, "sm_75", graph)
+    other = tmp_path / "model.fp16.onnx"
+    other.write_bytes(graph.read_bytes() + b"\0")
+    with pytest.raises(EdgelungError, match="another bundle"):
+        find_prebuilt(folder, rtx, "sm_89", other)
+    newer = Flavour(rtx.name, rtx.trt, "9.9.9")
+    with pytest.raises(EdgelungError, match=r"TensorRT-RTX 9\.9\.9"):
+        find_prebuilt(folder, newer, "sm_89", graph)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "fp16.sm_89.engine").write_bytes(b"other"), "damaged"),
+        (lambda f: (f / "fp16.sm_89.engine").unlink(), "cannot read"),
+        (lambda f: (f / "engines.json").unlink(), "expected a folder"),
+        (lambda f: (f / "engines.json").write_text("[]"), "expected a folder"),
+        (
+            lambda f: (f / "engines.json").write_text(
+                (f / "engines.json").read_text().replace("fp16.sm_89", "../fp16.sm_89")
+            ),
+            "outside the folder",
+        ),
+    ],
+)
+def test_damaged_prebuilt_folders_are_refused(
+    ahead: tuple, passed: Bundle, rtx: Flavour, tmp_path: Path, change: Any, message: str
+) -> None:
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    for name in ("engines.json", "fp16.sm_89.engine"):
+        shutil.copy(ahead[0] / name, folder / name)
+    change(folder)
+    with pytest.raises(EdgelungError, match=message):
+        find_prebuilt(folder, rtx, "sm_89", passed.variants["fp16"].path)
+
+
+def test_engines_stay_outside_the_bundle(ahead: tuple, passed: Bundle) -> None:
+    folder, entries = ahead
+    assert not list(passed.folder.rglob("*.engine"))
+    text = (folder / "engines.json").read_text()
+    assert str(passed.folder) not in text
+    assert len(json.loads(text)["engines"]) == len(entries)
+
+
+def test_an_engine_that_lost_its_integers_is_refused(
+    passed: Bundle, rtx: Flavour, tmp_path: Path
+) -> None:
+    manifest = json.loads(json.dumps(passed.manifest))
+    manifest["variants"]["fp32"]["quantized_linears"] = 50
+    only = {"fp32": passed.variants["fp32"]}
+    bundle = Bundle(**{**vars(passed), "variants": only, "manifest": manifest})
+    with pytest.raises(EdgelungError, match="sees 0 quantized linears in fp32, the bundle says 50"):
+        build_ahead(bundle, tmp_path / "out", rtx, ["sm_86"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm86", "", "blackwell"])
+def test_unknown_targets_are_named(rtx: Flavour, target: str) -> None:
+    with pytest.raises(EdgelungError, match="it builds for sm_75"):
+        check_targets(rtx, ["sm_86", target])
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def graph_of(nodes: list, constants: dict[str, np.ndarray], uint8: bool = False) -> bytes:
+    """A graph from `tiles` [N, 8, 8, 3] to `probs`, in FP32 or on bytes."""
+    kind = TensorProto.UINT8 if uint8 else TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "refused",
+        [helper.make_tensor_value_info("tiles", kind, ["N", 8, 8, 3])],
+        [helper.make_tensor_value_info("probs", TensorProto.FLOAT, None)],
+        initializer=[numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("my.lab", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+
+def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(kind, inputs, [output], name=f"the_{kind.lower()}", **attributes)
+
+
+QUANTIZED = [
+    node("QuantizeLinear", ["tiles", "scale", "zero"], "q"),
+    node("DequantizeLinear", ["q", "scale", "zero"], "probs"),
+]
+REFUSED = {
+    "non-zero zero point": (
+        graph_of(QUANTIZED, {"scale": np.float32(0.1), "zero": np.int8(3)}),
+        "zero",
+    ),
+    "mixed types": (
+        graph_of([node("Add", ["tiles", "half"], "probs")], {"half": np.ones(3, np.float16)}),
+        "the_add",
+    ),
+    "uint8 transpose": (
+        graph_of(
+            [
+                node("Transpose", ["tiles"], "t", perm=[0, 3, 1, 2]),
+                node("Cast", ["t"], "probs", to=TensorProto.FLOAT),
+            ],
+            {},
+            uint8=True,
+        ),
+        "",
+    ),
+    "unknown op": (
+        graph_of([node("Stain", ["tiles"], "probs", domain="my.lab")], {}),
+        "Stain",
+    ),
+    "no ONNX": (b"not a graph", ""),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refusals_are_our_message(rtx: Flavour, tmp_path: Path, what: str) -> None:
+    data, words = REFUSED[what]
+    path = tmp_path / "model.test.onnx"
+    path.write_bytes(data)
+    with pytest.raises(EdgelungError) as refused:
+        build_engine(rtx, path, Profile(), target="sm_86")
+    text = str(refused.value)
+    assert re.match(r"TensorRT-RTX [\d.]+ refuses model.test.onnx: ", text)
+    assert words in text
+    assert "gave no reason" not in text
+    assert "\n" not in text
+    assert len(text) < 600
