@@ -1,8 +1,8 @@
 """From a student and calibration tiles to how INT8 is written: the plan, cached by its content."""
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 
 import edgelung.export
+from edgelung.cache import Cache
 from edgelung.engines.choose import available_cores
 from edgelung.errors import EdgelungError
 from edgelung.evidence.metrics import agreement
@@ -24,7 +25,7 @@ from edgelung.export.predict import Probabilities, predict
 from edgelung.export.repair import choose_migration, migrate
 from edgelung.export.student import Student
 from edgelung.export.tiles import TileSet
-from edgelung.files import atomic_write, sha256_bytes
+from edgelung.files import sha256_bytes
 from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
 
@@ -74,14 +75,15 @@ def plan_int8(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -
     """Calibrate on `tiles`; `method` is one of METHODS or 'auto'.
 
     A plan made before of the same graph, tiles, reader, method, code and versions is read from the
-    cache (EDGELUNG_CACHE, XDG_CACHE_HOME or ~/.cache).
+    user's cache (`edgelung.cache`).
     """
     check_method(method)
-    path = _cache() / f"{_key(student, tiles, spec, method)}.npz"
-    plan = _read(path, student)
+    cache = Cache("calibration", _key(student, tiles, spec, method))
+    kept = cache.read()
+    plan = _read(kept, student) if kept else None
     if plan is None:
         plan = _make(student, tiles, spec, method)
-        _write(path, plan, student)
+        cache.write(_bytes(plan, student))
     return plan
 
 
@@ -138,13 +140,7 @@ def _distance(found: Probabilities, reference: Probabilities) -> float:
 # ---- the cache --------------------------------------------------------------------------------
 
 
-def _cache() -> Path:
-    own = os.environ.get("EDGELUNG_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(shared) / "edgelung") / "calibration"
-
-
-def _key(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> str:
+def _key(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> bytes:
     """Everything that the plan is made of; this room's own code included, so that no version needs
     to be remembered."""
     graph = build_graph(student).SerializeToString(deterministic=True)
@@ -159,7 +155,7 @@ def _key(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> str
         "code": code.hexdigest(),
         "versions": {name: _version(name) for name in RUNTIMES},
     }
-    return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
+    return json.dumps(parts, sort_keys=True).encode()
 
 
 RUNTIMES = ("edgelung", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "pillow", "simplejpeg")
@@ -172,7 +168,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _write(path: Path, plan: Plan, student: Student) -> None:
+def _bytes(plan: Plan, student: Student) -> bytes:
     """Everything of the plan but the weights that it left as they were."""
     changed = {k: v for k, v in plan.student.weights.items() if v is not student.weights[k]}
     meta = {
@@ -184,18 +180,15 @@ def _write(path: Path, plan: Plan, student: Student) -> None:
     arrays = {f"weight:{k}": v for k, v in changed.items()}
     arrays |= {f"mean:{k}": v for k, v in plan.means.items()}
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with atomic_write(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes keywords for flags
-    except (OSError, EdgelungError):
-        pass  # a cache that cannot be written costs time, nothing else
+    whole = io.BytesIO()
+    np.savez(whole, **arrays)  # type: ignore[arg-type]  # its stub takes keywords for flags
+    return whole.getvalue()
 
 
-def _read(path: Path, student: Student) -> Plan | None:
-    """The plan in the file; None where there is none or it is damaged."""
+def _read(data: bytes, student: Student) -> Plan | None:
+    """The plan in the bytes; None where it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
             meta = json.loads(found["meta"].tobytes())
             parts: dict[str, dict[str, Array]] = {"weight": {}, "mean": {}}
             for name in found.files:

@@ -33,7 +33,7 @@ CPU_ENGINES = ("openvino", "onnxruntime")
 # INT8 linears are the cheapest on CPUs; FP16 has no arithmetic of its own there, it saves disk.
 CPU_PREFERENCE = ("int8", "fp32", "fp16")
 # Where a GPU engine is named and its variants cannot be timed; INT8 is often no faster there.
-GPU_PREFERENCE = ("fp16", "int8", "fp32")
+GPU_PREFERENCE = ("fp16", "int8-fp16", "int8", "fp32")
 
 # Largest |Δ probability| on a golden tile that two right engines may show. Runtimes sum in
 # different orders; under INT8 a value at the edge of a step falls to either side, and the step

@@ -124,7 +124,8 @@ def _reason(times: dict[Candidate, float], failures: Sequence[str], winner: Cand
         f"{name} {variant.precision} {1e3 * times[name, variant]:.2f} ms" for name, variant in order
     )
     words = [f"auto: fastest on this GPU at batch {BATCH}: {measured}"]
-    if winner[1].precision != "int8" and any(v.precision == "int8" for _, v in times):
+    int8 = [variant for _, variant in times if variant.precision.startswith("int8")]
+    if int8 and winner[1] not in int8:
         words.append(f"INT8 is slower than {winner[1].precision.upper()} here")
     return "; ".join([*words, *failures])
 

@@ -1,0 +1,50 @@
+"""The starter bundle of the package out of an exported one.
+
+    edgelung export RUN --out BUNDLE --int8 --outside colon/
+    python benchmarks/starter.py BUNDLE
+
+It keeps full precision and the INT8 variant for CPUs: with the one for GPUs it would pass 32 MB.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from edgelung.bundle import MANIFEST, open_bundle, write_manifest
+from edgelung.report.pages import model_card
+
+KEPT = ("fp32", "int8")
+STARTER = Path(__file__).parents[1] / "edgelung" / "starter"
+LIMIT = 32_000_000  # bytes
+
+
+def main() -> None:
+    """Copy, leave out, seal again, verify."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    bundle = open_bundle(parser.parse_args().bundle)
+    shutil.rmtree(STARTER, ignore_errors=True)
+    shutil.copytree(bundle.folder, STARTER)
+    manifest = json.loads((STARTER / MANIFEST).read_text(encoding="utf-8"))
+    for name in set(manifest["variants"]) - set(KEPT):
+        (STARTER / manifest["variants"].pop(name)["file"]).unlink()
+        for tile in manifest["golden"]:
+            del tile["probabilities"][name]
+    manifest["name"] = f"edgelung starter ({manifest['name'].split(' of ')[0]})"
+    for key in ("schema_version", "files"):
+        del manifest[key]
+    (STARTER / "report.html").unlink()  # it speaks of all variants
+    (STARTER / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+    write_manifest(STARTER, manifest)
+    starter = open_bundle(STARTER)
+    size = sum(path.stat().st_size for path in STARTER.rglob("*") if path.is_file())
+    if size > LIMIT:
+        raise SystemExit(f"{size} bytes; at most {LIMIT} are wanted")
+    print(
+        f"{STARTER}: {', '.join(starter.variants)}, {len(starter.golden)} golden tiles, {size} bytes"
+    )
+
+
+if __name__ == "__main__":
+    main()
