@@ -56,29 +56,29 @@ def fastest(
     if stale:
         note(f"the remembered choice of engine {stale}; timing them again")
     note(f"timing {len(candidates)} engines on {device.name}, once")
-    times: dict[Candidate, float] = {}
+    times: list[tuple[float, str, Variant]] = []
     failures: list[str] = []
-    for candidate in candidates:
-        name, variant = candidate
+    for name, variant in candidates:
         try:
             engine, _ = open_engine(name, variant)
         except Exception as error:  # each runtime has types of its own
             failures.append(f"{name} {variant.precision}: {one_line(error)}")
             continue
         try:
-            times[candidate] = seconds_per_batch(engine, tiles)
+            times.append((seconds_per_batch(engine, tiles), name, variant))
         except Exception as error:
             failures.append(f"{name} {variant.precision}: {one_line(error)}")
         finally:
             engine.close()
     if not times:
         raise EdgelungError(f"no GPU engine runs here: {'; '.join(failures)}")
-    winner = min(times, key=lambda candidate: times[candidate])
-    reason = _reason(times, failures, winner)
-    engine, difference = open_engine(*winner)
-    choice = {"engine": winner[0], "precision": winner[1].precision, "reason": reason}
+    times.sort(key=lambda timed: timed[0])
+    _, name, variant = times[0]
+    reason = _reason(times, failures)
+    engine, difference = open_engine(name, variant)
+    choice = {"engine": name, "precision": variant.precision, "reason": reason}
     cache.put(key, json.dumps(choice).encode())
-    return Fastest(engine, winner[1], difference, reason)
+    return Fastest(engine, variant, difference, reason)
 
 
 def seconds_per_batch(engine: Engine, tiles: Tiles) -> float:
@@ -118,15 +118,13 @@ def _remembered(
     return None
 
 
-def _reason(times: dict[Candidate, float], failures: Sequence[str], winner: Candidate) -> str:
-    order = sorted(times, key=lambda candidate: times[candidate])
-    measured = ", ".join(
-        f"{name} {variant.precision} {1e3 * times[name, variant]:.2f} ms" for name, variant in order
-    )
+def _reason(times: Sequence[tuple[float, str, Variant]], failures: Sequence[str]) -> str:
+    """From the times, fastest first."""
+    measured = ", ".join(f"{name} {v.precision} {1e3 * taken:.2f} ms" for taken, name, v in times)
     words = [f"auto: fastest on this GPU at batch {BATCH}: {measured}"]
-    int8 = [variant for _, variant in times if variant.precision.startswith("int8")]
-    if int8 and winner[1] not in int8:
-        words.append(f"INT8 is slower than {winner[1].precision.upper()} here")
+    precisions = [variant.precision for _, _, variant in times]
+    if not precisions[0].startswith("int8") and any(p.startswith("int8") for p in precisions):
+        words.append(f"INT8 is slower than {precisions[0].upper()} here")
     return "; ".join([*words, *failures])
 
 
