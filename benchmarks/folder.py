@@ -130,15 +130,11 @@ def timm_style(options: argparse.Namespace, folder: Path, count: int) -> float:
     """(a): ImageFolder and DataLoader, torchvision's transforms, PyTorch FP32."""
     import timm
     import torch
-    from safetensors.torch import load_file
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    config = json.loads((options.run / "config.json").read_text())
-    model = timm.create_model(config["architecture"], num_classes=config["num_classes"])
-    model.load_state_dict(load_file(options.run / "model.safetensors"))
-    model.eval()
-    mean, std = model.default_cfg["mean"], model.default_cfg["std"]
+    model = timm.create_model(f"local-dir:{options.run}", pretrained=True).eval()
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     transform = v2.Compose(
         [
             v2.Resize((224, 224)),
