@@ -143,21 +143,14 @@ def _print_engines(entries: list[dict[str, Any]], folder: Path) -> None:
 
     from edgelung.terminal import err, note
 
-    table = Table("engine", "MB", "batch", "layers", "linears by type", "built by")
+    table = Table("engine", "MB", "batch", "linears by type")
     for entry in entries:
-        held = entry["contents"]
-        types = ", ".join(f"{n} {name}" for name, n in held["types"].items())
-        table.add_row(
-            entry["file"],
-            f"{entry['bytes'] / 1e6:.1f}",
-            entry["profile"],
-            str(held["layers"]),
-            types,
-            f"TensorRT-RTX {entry['version']}",
-        )
+        types = ", ".join(f"{n} {name}" for name, n in entry["contents"]["types"].items())
+        table.add_row(entry["file"], f"{entry['bytes'] / 1e6:.1f}", entry["profile"], types)
     err.print(table)
     note(
-        f"engines {folder}: programs for the GPU, outside the bundle; run them with "
+        f"engines {folder}: programs for the GPU, outside the bundle; run them with the "
+        f"TensorRT-RTX they were built by ({entries[0]['version']}): "
         f"edgelung infer --engine tensorrt-rtx --prebuilt {folder}"
     )
 

@@ -342,6 +342,12 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     folder.chmod(0o755)
     with pytest.raises(EdgelungError, match="chmod 700"):
         EngineCache(folder)
+    folder.chmod(0o770)
+    with pytest.raises(EdgelungError, match="chmod 700"):
+        EngineCache(folder)
+    (folder / "engines").mkdir(mode=0o700)
+    with pytest.raises(EdgelungError, match="chmod go-w"):
+        EngineCache(folder / "engines")
 
 
 RACE = """

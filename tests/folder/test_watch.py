@@ -110,6 +110,7 @@ def test_tiles_dropped_while_it_watches(bundle_folder: Path, tiles: Path, tmp_pa
         deadline = time.monotonic() + 120
         while len(rows()) < count and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert len(rows()) >= count, "no row in two minutes"
 
     process = watch()
     wait_for(1)

@@ -96,31 +96,40 @@ class EngineCache:
 
 
 def default_folder() -> Path:
-    """Where engines are kept: EDGELUNG_CACHE, or `edgelung` in the user's cache folder."""
+    """Where engines are kept: `engines` in EDGELUNG_CACHE, or in the user's cache of edgelung."""
     if named := os.environ.get("EDGELUNG_CACHE"):
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "edgelung"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/edgelung"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgelung"
+        base = Path(named)
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "edgelung"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library/Caches/edgelung"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgelung"
+    return base / "engines"
 
 
 def _make_private(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = folder.stat()
+        for place in (folder.parent, folder):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info, above = folder.stat(), stat.S_IMODE(folder.parent.stat().st_mode)
     except OSError as error:
         raise EdgelungError(
             f"cannot make the engine cache {folder}: {error.strerror}; set EDGELUNG_CACHE"
         ) from error
     if sys.platform == "win32":  # the profile folder is the user's by its access list
         return
-    if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
+    mode = stat.S_IMODE(info.st_mode)
+    if info.st_uid != os.getuid() or mode & 0o077:
         raise EdgelungError(
-            f"the engine cache {folder} can be entered by others (mode "
-            f"{stat.S_IMODE(info.st_mode):o}, owner {info.st_uid}), and engines are executable "
-            f"code; empty it and run: chmod 700 '{folder}', or set EDGELUNG_CACHE to a new folder"
+            f"the engine cache {folder} can be entered by others (mode {mode:o}, owner "
+            f"{info.st_uid}), and engines are executable code; empty it and run: "
+            f"chmod 700 '{folder}', or set EDGELUNG_CACHE to a new folder"
+        )
+    if above & 0o022 and not above & stat.S_ISVTX:  # who can write there can swap the folder
+        raise EdgelungError(
+            f"others can write to {folder.parent} (mode {above:o}), and engines are executable "
+            f"code; run: chmod go-w '{folder.parent}', or set EDGELUNG_CACHE to a new folder"
         )
 
 
