@@ -87,7 +87,7 @@ def _scatter(
             x, y = (p[subset][rows, labels[subset]] for p in (reference, found))
             axes.plot(x, y, ".", color=colour, markersize=3, label=subset, rasterized=True)
     axes.set(xlabel="full precision", ylabel=name, title="probability of the true class")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")  # 'best' looks at every dot
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
 
