@@ -301,8 +301,8 @@ class _Writer:
             helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", s.size, s.size, 3])
         ]
         if self.switches:
-            shape = [len(self.switches)]
-            inputs.append(helper.make_tensor_value_info("quantized", TensorProto.BOOL, shape))
+            count = [len(self.switches)]
+            inputs.append(helper.make_tensor_value_info("quantized", TensorProto.BOOL, count))
         graph = helper.make_graph(
             self.nodes,
             s.architecture,

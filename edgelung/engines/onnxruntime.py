@@ -54,7 +54,9 @@ class OnnxRuntimeEngine:
             if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installed them
                 with redirect_stdout(io.StringIO()):  # what it fails to find, it prints
                     ort.preload_dlls()
-        self._session = ort.InferenceSession(str(graph), options, providers=[provider])
+        self._session = ort.InferenceSession(
+            str(graph), options, providers=[provider], enable_fallback=0
+        )
         # Providers fall back without raising: what was asked for must be what runs.
         running = self._session.get_providers()
         if running[:1] != [provider] or set(running) - {provider, PROVIDER}:

@@ -233,7 +233,7 @@ class _Sums:
 
     def _bounds(self, totals: Array, level: float, growth: float) -> tuple[Array, Array]:
         rng = np.random.default_rng(1)
-        unseen = self.unseen * rng.poisson(1.0, len(totals))
+        unseen = self.unseen * rng.poisson(1.0, len(totals)).astype(np.float64)
         low = np.quantile(self._losses(totals, 0.0), 1 - level, axis=1)
         high = np.quantile(self._losses(totals, unseen), level, axis=1)
         return low, high

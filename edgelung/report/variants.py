@@ -56,7 +56,7 @@ def _flips(
     rows = []
     for subset, ours in found.items():
         theirs = reference[subset]
-        for i in np.flatnonzero(ours.argmax(axis=1) != theirs.argmax(axis=1)):
+        for i in np.flatnonzero(ours.argmax(axis=1) != theirs.argmax(axis=1)).tolist():
             before, after = int(theirs[i].argmax()), int(ours[i].argmax())
             rows.append(
                 {

@@ -61,7 +61,7 @@ def test_a_provider_that_fell_back_is_refused(
         OnnxRuntimeEngine(bundle.variants["fp32"].path, 1)
 
 
-def missing(graph: Path, threads: int) -> None:
+def missing(graph: Path, threads: int, *, latency: bool = False) -> None:
     raise EngineUnavailableError("openvino is not installed")
 
 

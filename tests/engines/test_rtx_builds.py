@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgelung.bundle import Bundle, open_bundle
+from edgelung.bundle import PRECISIONS, Bundle, open_bundle
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import build_ahead, find_prebuilt
@@ -53,7 +53,7 @@ def ahead(
 def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
     """Bar 3: sizes, and every linear quantized; the engines take 1 to 128 tiles."""
     folder, entries = ahead
-    assert Counter(entry["variant"] for entry in entries) == {"fp32": 3, "fp16": 3, "int8": 3}
+    assert Counter(entry["variant"] for entry in entries) == dict.fromkeys(PRECISIONS, 3)
     assert {entry["target"] for entry in entries} == set(TARGETS)
     size = {(e["variant"], e["target"]): e["bytes"] for e in entries}
     linears = passed.manifest["variants"]["int8"]["quantized_linears"]
@@ -68,9 +68,10 @@ def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
             "fp32": {"FLOAT": linears + 1},
             "fp16": {"HALF": linears, "FLOAT": 1},
             "int8": {"INT8": linears, "FLOAT": 1},
+            "int8-fp16": {"INT8": linears, "FLOAT": 1},
         }
         assert held["types"] == expected[entry["variant"]]
-        assert held["quantized_linears"] == (linears if entry["variant"] == "int8" else 0)
+        assert held["quantized_linears"] == (linears if entry["variant"].startswith("int8") else 0)
 
 
 def test_two_builds_are_the_same_but_for_generated_names(

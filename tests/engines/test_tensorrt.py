@@ -428,8 +428,8 @@ def pace(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str
         return seconds[timed[-1]]
 
     class Named(TensorRtEngine):
-        def __init__(self, graph: Path, threads: int) -> None:
-            super().__init__(graph, threads, name="tensorrt")
+        def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
+            super().__init__(graph, threads, name="tensorrt", latency=latency)
             self.graph_name = graph.name
 
     monkeypatch.setitem(choose.ENGINES, "tensorrt", Named)
@@ -444,7 +444,12 @@ def test_auto_times_the_variants_and_remembers(
     proven: Bundle, gpu: Any, install: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("tensorrt")
-    times = {"tensorrt fp32": 3e-3, "tensorrt fp16": 1e-3, "tensorrt int8": 2e-3}
+    times = {
+        "tensorrt fp32": 3e-3,
+        "tensorrt fp16": 1e-3,
+        "tensorrt int8": 2e-3,
+        "tensorrt int8-fp16": 1.5e-3,
+    }
     timed = pace(monkeypatch, times)
     chosen = choose.open_engine(proven)
     assert (chosen.engine.name, chosen.variant.precision) == ("tensorrt", "fp16")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgelung.engines.tensorrt.flavour import Flavour, new_logger
+from edgelung.engines.tensorrt.flavour import Flavour, logger_of
 from edgelung.errors import EdgelungError, one_line
 
 INPUT, OUTPUT = "tiles", "probs"
@@ -64,7 +64,8 @@ def build_engine(
     earlier build returned (TensorRT 10 and 11; it makes the next build faster). Raises
     EdgelungError with TensorRT's own words where the graph is refused.
     """
-    trt, logger = flavour.trt, new_logger(flavour)
+    trt, logger = flavour.trt, logger_of(flavour)
+    logger.errors.clear()
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)

@@ -15,7 +15,7 @@ from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
 from edgelung.engines.cuda import Device, DeviceError, Graph, Memory, graphs_wanted
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.build import INPUT, OUTPUT, Profile
-from edgelung.engines.tensorrt.flavour import Flavour, new_logger
+from edgelung.engines.tensorrt.flavour import Flavour, logger_of
 from edgelung.errors import one_line
 from edgelung.kernels.resize import Pixels, Plan
 
@@ -30,7 +30,7 @@ class Loaded:
         # The device comes first: without one, deserialising returns nothing or ends the process.
         self.flavour, self.device = flavour, device
         trt = flavour.trt
-        self.logger = new_logger(flavour)
+        self.logger = logger_of(flavour)
         self._runtime = trt.Runtime(self.logger)  # the engine lives as long as it does
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:

@@ -6,6 +6,7 @@ share, and the few places where they differ ask this module.
 
 import importlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from edgelung.engines.base import EngineUnavailableError
@@ -67,9 +68,17 @@ def load_flavour(name: str) -> Flavour:
     return Flavour(name, trt, version)
 
 
-def new_logger(flavour: Flavour) -> Any:
-    """A logger that keeps errors (`errors`, a list of str) and prints nothing."""
-    trt = flavour.trt
+def logger_of(flavour: Flavour) -> Any:
+    """The one logger, which keeps errors (`errors`, a list of str) and prints nothing.
+
+    TensorRT holds on to the first logger it is given for as long as anything of it lives: a second
+    one would be ignored, and once the first were gone a build could wait for it forever.
+    """
+    return _logger(flavour.trt)
+
+
+@cache
+def _logger(trt: Any) -> Any:
     serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
     class Keep(trt.ILogger):  # type: ignore[misc, name-defined]

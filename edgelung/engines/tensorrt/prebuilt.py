@@ -92,7 +92,9 @@ def _read(folder: Path) -> list[Mapping[str, str]]:
     path = folder / MANIFEST
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["engines"]
-        read = [{name: str(entry[name]) for name in FIELDS} for entry in entries]
+        read: list[Mapping[str, str]] = [
+            {name: str(entry[name]) for name in FIELDS} for entry in entries
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgelungError(
             f"cannot read {path} ({one_line(error)}); expected a folder that "
