@@ -161,7 +161,7 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["train", "TILES/lung_n", "--out", "new"], "is it the folder above"),
         (["train", "TILES", "--out", "new", "--recipe", "qick"], "no recipe 'qick'"),
         (["train", "TILES", "--out", "new", "--set", "student.lr=x"], "student.lr"),
-        (["train", "TILES", "--out", "new", "--set", "student.size=100"], "patch size"),
+        (["train", "TILES", "--out", "new", "--set", "student.size=232"], "patch size"),
         (["train", "TILES", "--out", "new", "--set", "teacher.optimizer=x"], "optimizer 'x'"),
         (["train", "TILES", "--out", "new", "--groups", "ONEGROUP"], "group(s) of tiles"),
         (["train", "TILES", "--out", "/proc/new"], "/proc"),

@@ -165,8 +165,10 @@ def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
             raise EdgelungError(
                 f"recipe {name}: there is no field {field}; {_fields(first['loc'])}"
             ) from error
-        found = "" if first["type"] == "missing" else f", found {first['input']!r}"
-        raise EdgelungError(f"recipe {name}: {field}: {first['msg']}{found}") from error
+        whole = first["type"] == "missing" or isinstance(first["input"], dict)  # says it itself
+        found = "" if whole else f", found {first['input']!r}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise EdgelungError(f"recipe {name}: {field}: {message}{found}") from error
 
 
 def _read(name: str) -> dict[str, Any]:
