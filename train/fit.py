@@ -214,7 +214,8 @@ def _forward(
 ) -> dict[str, Tensor]:
     """The losses of this process's tiles (B, 3, H, W) in one step, from views drawn for it."""
     generator = torch.Generator().manual_seed(_seed(seed, stage.name, "step", step))
-    torch.manual_seed(_seed(seed, stage.name, "model", step, machine.rank))  # dropout and its like
+    # What the model draws: the place of a window, the same in all processes.
+    torch.manual_seed(_seed(seed, stage.name, "model", step))
     share = (machine.rank, machine.processes)
     window = stage.window(epoch)
     size = round(stage.view_size * window)
