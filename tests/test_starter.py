@@ -19,8 +19,9 @@ def test_without_a_model_the_starter_predicts_and_says_so(tiles: Path, tmp_path:
         assert words in line
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 108 + 1  # groups.csv lies beside the tiles
-    assert {row["status"] for row in rows} == {"ok", "skipped"}
+    statuses = [row["status"] for row in rows]
+    assert statuses.count("ok") == 108
+    assert set(statuses) == {"ok", "skipped"}  # groups.csv and a text lie beside the tiles
 
 
 def test_a_named_model_says_nothing_of_the_starter(

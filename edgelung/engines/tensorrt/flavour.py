@@ -81,7 +81,7 @@ def logger_of(flavour: Flavour) -> Any:
 def _logger(trt: Any) -> Any:
     serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
-    class Keep(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Keep(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
