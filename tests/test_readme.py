@@ -23,7 +23,7 @@ def commands() -> list[str]:
 def test_the_commands_run_as_written(tiles: Path, small: list[str], tmp_path: Path) -> None:
     """In order, in one folder, on a small `tiles/`; the recipe is cut down to seconds."""
     shutil.copytree(tiles, tmp_path / "tiles")
-    assert len(commands()) == 6
+    assert len(commands()) == 7
     bin_folder = Path(sys.executable).parent
     for line in commands():
         words = line.split()
