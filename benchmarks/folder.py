@@ -223,14 +223,16 @@ def engine_alone(options: argparse.Namespace, folder: Path, count: int, precisio
 
     from edgelung.bundle import open_bundle
     from edgelung.engines.choose import available_cores, open_engine
-    from edgelung.folder.run import BATCH_SIZE
+    from edgelung.folder.pipeline import default_batch_size
     from edgelung.tiles.reader import read_tile
 
     bundle = open_bundle(options.bundle)
     threads = available_cores()
     engine = open_engine(bundle, "openvino", precision, threads).engine
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    tiles = np.stack([read_tile(path, bundle.reader) for path in paths[:BATCH_SIZE]])
+    tiles = np.stack(
+        [read_tile(path, bundle.reader) for path in paths[: default_batch_size(engine)]]
+    )
     shares = [len(range(k, count, threads)) for k in range(threads)]
 
     def work(left: int) -> None:

@@ -18,7 +18,7 @@ import gpu_parts as parts
 import machine
 import numpy as np
 
-from edgelung.bundle import Bundle, open_bundle
+from edgelung.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.doctor import as_json, examine
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.cuda import Device
@@ -27,7 +27,6 @@ from edgelung.files import atomic_write, write_json
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 9 * 60
-NO_BUNDLE = "no bundle: make gpu-check BUNDLE=folder"
 NO_TILES = "no tiles: make gpu-check TILES=folder"
 
 
@@ -57,7 +56,7 @@ class Check:
 def main() -> int:
     """Check, print, write; 0 also where there is no GPU: the reasons are the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, help="a bundle with fp32, fp16 and int8")
+    parser.add_argument("--bundle", type=Path, help="with fp32, fp16 and int8; else the starter")
     parser.add_argument("--tiles", type=Path, help="a folder of tiles, best of 768 px")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=SECONDS)
@@ -93,9 +92,7 @@ def plan(
     """The parts in order: what the bars ask for first, comparisons last."""
 
     def bundle() -> Bundle:
-        if options.bundle is None:
-            raise EdgelungError(NO_BUNDLE)
-        return open_bundle(options.bundle)
+        return open_bundle(options.bundle or starter_bundle())
 
     def tiles() -> Path:
         if options.tiles is None:

@@ -1,12 +1,13 @@
 """What a benchmark ran on, for its JSON."""
 
-import os
 import platform
 import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from edgelung.engines.choose import available_cores
+from edgelung.folder.summary import cpu_name
+from edgelung.versions import version
 
 PACKAGES = ("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch")
 
@@ -15,13 +16,11 @@ def describe() -> dict[str, Any]:
     """Commit, CPU, cores, Python and package versions."""
     return {
         "commit": _commit(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu": cpu_name(),
+        "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
-        "python": sys.version.split()[0],
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := version(name))},
     }
 
 
@@ -36,18 +35,3 @@ def _commit() -> str:
 
     dirty = git("status", "--porcelain", "--untracked-files=no")
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if dirty else "")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -20,9 +20,9 @@ from edgelung import RESEARCH_USE_ONLY
 from edgelung.bundle import Bundle
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.choose import available_cores, open_engine
+from edgelung.engines.fastest import batch_of
 from edgelung.errors import EdgelungError
-from edgelung.folder.pipeline import predict_batch, predict_batches
-from edgelung.folder.run import BATCH_SIZE
+from edgelung.folder.pipeline import default_batch_size, predict_batch, predict_batches
 from edgelung.folder.summary import bundle_hash, host
 from edgelung.tiles.find import FoundFile, find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
@@ -80,10 +80,10 @@ def bench(
 
     on_step("Offline")
     many = open_engine(bundle, engine, precision, threads).engine
-    inside = many.device == "CPU"
+    batch_size = default_batch_size(many)
     offline = {
-        "model": _offline_model(many, tiles, seconds),
-        "end_to_end": _offline(many, bundle.reader, files, 0 if inside else threads, seconds),
+        "model": _offline_model(many, tiles, batch_size, seconds),
+        "end_to_end": _offline(many, bundle.reader, files, batch_size, threads, seconds),
     }
     on_step("Server")
     server = {
@@ -111,7 +111,7 @@ def bench(
         "choice": chosen.reason,
         "threads": threads,
         "streams": many.concurrency,
-        "batch_size": BATCH_SIZE,
+        "batch_size": batch_size,
         "seconds": seconds,
         "samples": {"files": count, "origin": samples.origin, "size": bundle.reader.size},
         "single_stream": single
@@ -160,11 +160,16 @@ def _single_stream(query: Query, seconds: float) -> dict[str, Any]:
 
 
 def _offline(
-    engine: Engine, reader: ReaderSpec, files: Sequence[FoundFile], decoders: int, seconds: float
+    engine: Engine,
+    reader: ReaderSpec,
+    files: Sequence[FoundFile],
+    batch_size: int,
+    threads: int,
+    seconds: float,
 ) -> float:
     """Tiles a second through the folder pipeline, from its second batch of rows on."""
     batches = predict_batches(
-        itertools.cycle(files), reader, engine, batch_size=BATCH_SIZE, decoders=decoders
+        itertools.cycle(files), reader, engine, batch_size=batch_size, threads=threads
     )
     for _ in range(engine.concurrency):
         next(batches)
@@ -177,10 +182,9 @@ def _offline(
     raise AssertionError("a cycle does not end")
 
 
-def _offline_model(engine: Engine, tiles: Tiles, seconds: float) -> float:
+def _offline_model(engine: Engine, tiles: Tiles, batch_size: int, seconds: float) -> float:
     """Tiles a second of the engine alone, with as many batches in flight as it takes."""
-    repeats = -(-BATCH_SIZE // len(tiles))
-    batch = np.concatenate([tiles] * repeats)[:BATCH_SIZE]
+    batch = batch_of(tiles, batch_size)
     done = [0] * engine.concurrency
     passed = [0.0] * engine.concurrency
 

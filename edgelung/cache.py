@@ -11,6 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write
 
 ENVIRONMENT = "EDGELUNG_CACHE"  # another folder, or 'off'
@@ -66,22 +67,54 @@ class Cache:
                 (self._folder / self._name).unlink()
 
 
-def _private_folder(kind: str) -> Path | None:
+def cache_folder(kind: str) -> Path | None:
+    """Where entries of this kind are kept; None where EDGELUNG_CACHE is 'off'.
+
+    Raises EdgelungError where the user has no home folder.
+    """
     named = os.environ.get(ENVIRONMENT)
     if named == "off":
         return None
     try:
-        base = Path(named) if named else _user_cache() / "edgelung"
-        folder = base / kind
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = folder.stat(follow_symlinks=False)
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return (Path(named) if named else _user_cache() / "edgelung") / kind
+    except RuntimeError as error:
+        raise EdgelungError(f"no home folder; set {ENVIRONMENT}") from error
+
+
+def make_private(folder: Path) -> None:
+    """Make the folder. Raises EdgelungError where it cannot be, or others could change it."""
+    try:
+        for place in (folder.parent, folder):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info, above = folder.stat(follow_symlinks=False), folder.parent.stat().st_mode
+    except OSError as error:
+        raise EdgelungError(
+            f"cannot make the cache {folder}: {error.strerror}; set {ENVIRONMENT}"
+        ) from error
+    if not hasattr(os, "getuid"):  # Windows: the profile folder is the user's by its access list
+        return
+    mode = stat.S_IMODE(info.st_mode)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or mode & 0o077:
+        raise EdgelungError(
+            f"the cache {folder} is no folder that only you can enter (mode {mode:o}, owner "
+            f"{info.st_uid}), and engines are executable code; empty it and run: "
+            f"chmod 700 '{folder}', or set {ENVIRONMENT} to a new folder"
+        )
+    if above & 0o022 and not above & stat.S_ISVTX:  # who can write there can swap the folder
+        raise EdgelungError(
+            f"others can write to {folder.parent} (mode {stat.S_IMODE(above):o}), and engines are "
+            f"executable code; run: chmod go-w '{folder.parent}', or set {ENVIRONMENT} to a new "
+            "folder"
+        )
+
+
+def _private_folder(kind: str) -> Path | None:
+    try:
+        if folder := cache_folder(kind):
+            make_private(folder)
+        return folder
+    except EdgelungError:
         return None
-    if hasattr(os, "getuid"):
-        private = stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid()
-        if not private or info.st_mode & 0o022:
-            return None
-    return folder
 
 
 def _user_cache() -> Path:

@@ -13,13 +13,14 @@ from typing import Any
 
 from edgelung import __version__
 from edgelung.bundle import Bundle
+from edgelung.cache import cache_folder, make_private
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.cuda import GRAPHS, Device, driver_version, gpu_present
-from edgelung.engines.fastest import version
-from edgelung.engines.tensorrt.cache import EngineCache, default_folder
+from edgelung.engines.tensorrt.cache import KIND
 from edgelung.engines.tensorrt.flavour import INSTALL, MODULES, load_flavour
 from edgelung.errors import EdgelungError, one_line
 from edgelung.kernels import build as kernels
+from edgelung.versions import version
 
 NVIMGCODEC = "nvidia.nvimgcodec"
 DRIVER = "install NVIDIA's driver 580 or later (CUDA 13)"
@@ -243,12 +244,15 @@ def _kernels(here: bool) -> list[Finding]:
 
 
 def _cache(here: bool) -> list[Finding]:
-    folder = default_folder()
-    if not folder.exists():
-        return [Finding("engine cache", "none", f"{folder} (empty)")]
     try:
-        entries = [p for p in EngineCache().folder.iterdir() if p.suffix != ".lock"]
+        folder = cache_folder(KIND)
+        if folder is None:
+            return [Finding("engine cache", "none", "switched off: EDGELUNG_CACHE is 'off'")]
+        if not folder.exists():
+            return [Finding("engine cache", "none", f"{folder} (empty)")]
+        make_private(folder)
+        entries = [path for path in folder.iterdir() if path.suffix != ".lock"]
     except EdgelungError as error:
-        return [Finding("engine cache", "missing", str(error), f"chmod 700 '{folder}'")]
+        return [Finding("engine cache", "missing", str(error))]
     size = sum(path.stat().st_size for path in entries) / 2**20
     return [Finding("engine cache", "ok", f"{folder}: {len(entries)} entries, {size:.0f} MiB")]

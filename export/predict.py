@@ -1,7 +1,6 @@
 """Probabilities of a tile set under a graph, in the runtime that judges."""
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 
 from edgelung.engines.base import EngineUnavailableError, Tiles
 from edgelung.engines.choose import ENGINES, available_cores
+from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.tiles import TileSet
 from edgelung.terminal import progress
@@ -26,7 +26,7 @@ def predict(
         path = graph if isinstance(graph, Path) else Path(folder) / "graph.onnx"
         if isinstance(graph, onnx.ModelProto):
             onnx.save(graph, path)
-        engine = OnnxRuntimeEngine(path, available_cores())
+        engine = OnnxRuntimeEngine(path, available_cores(), latency=True)  # one batch at a time
     found = []
     with progress(what, len(tiles)) as advance:
         for batch in tiles.batches(spec, available_cores()):
@@ -37,22 +37,17 @@ def predict(
 
 
 def speeds(graph: Path, tiles: Tiles, repeats: int = 3) -> dict[str, float]:
-    """Tiles/s in each CPU engine that is installed, best of `repeats` after one to warm up.
+    """Tiles/s in each CPU engine that is installed, median of `repeats` after one to warm up.
 
     The network alone, no reading of files; of this machine with whatever else it was doing.
     """
     found = {}
     for name in ("openvino", "onnxruntime"):
         try:
-            engine = ENGINES[name](graph, available_cores())
+            engine = ENGINES[name](graph, available_cores(), latency=True)
         except EngineUnavailableError:
             continue
-        engine.infer(tiles)
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            engine.infer(tiles)
-            seconds.append(time.perf_counter() - start)
+        seconds = seconds_per_batch(engine, tiles, warm_up=1, repeats=repeats)
         engine.close()
-        found[name] = round(len(tiles) / min(seconds), 1)
+        found[name] = round(len(tiles) / seconds, 1)
     return found

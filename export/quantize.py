@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from edgelung.export.tiles import TileSet
 from edgelung.files import sha256_bytes
 from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
+from edgelung.versions import version
 
 AUTO = "auto"
 SCORED_TILES = 512  # of the calibration tiles, that compare methods
@@ -153,19 +153,12 @@ def _key(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> byt
         "reader": spec.to_json(),
         "method": method,
         "code": code.hexdigest(),
-        "versions": {name: _version(name) for name in RUNTIMES},
+        "versions": {name: version(name) for name in RUNTIMES},
     }
     return json.dumps(parts, sort_keys=True).encode()
 
 
 RUNTIMES = ("edgelung", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "pillow", "simplejpeg")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _bytes(plan: Plan, student: Student) -> bytes:

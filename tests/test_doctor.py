@@ -64,10 +64,11 @@ def test_the_selftest_runs_what_is_there(bundle_folder: Path, cli) -> None:
     assert all(t["reason"] for t in unavailable)
 
 
-def test_the_selftest_needs_a_bundle(cli) -> None:
-    result = cli("doctor", "--selftest")
-    assert result.returncode == 2
-    assert "--model BUNDLE" in result.stderr
+def test_without_a_bundle_the_starter_is_tested(cli) -> None:
+    result = cli("doctor", "--selftest", "--json")
+    assert result.returncode == 0, result.stderr
+    tests = {(t["engine"], t["precision"]): t for t in json.loads(result.stdout)["selftest"]}
+    assert tests["openvino", "int8"]["state"] == "ok"
 
 
 def test_a_wrong_engine_fails_the_selftest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,19 +7,21 @@ from typing import Annotated, Any
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
+from edgelung.commands.options import EngineName, Precision, Threads
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle that `edgelung export` wrote.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Bundle that `edgelung export` wrote; the starter by default."),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Argument(help="Tiles to measure with; the bundle's golden tiles by default."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; all by default.")
-    ] = None,
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each run.")] = 10.0,
     bound_ms: Annotated[
         float, typer.Option(min=0.1, help="Server: what 99 % of queries must stay under.")
@@ -31,14 +33,14 @@ def bench(
 ) -> None:
     """Measure a bundle here: latency, a server's load, throughput. Research use only."""
     from edgelung.bench import bench as measure
-    from edgelung.bundle import open_bundle
+    from edgelung.bundle import open_bundle, starter_bundle
     from edgelung.errors import EdgelungError
     from edgelung.files import write_json
     from edgelung.terminal import note, progress
 
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise EdgelungError(f"cannot write {out}; expected the name of a file in a folder")
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle or starter_bundle())
     with progress("bench") as advance:
         result = measure(
             opened,

@@ -10,7 +10,10 @@ import typer
 def doctor(
     model: Annotated[
         Path | None,
-        typer.Option(metavar="BUNDLE", help="With --selftest: the bundle whose golden tiles run."),
+        typer.Option(
+            metavar="BUNDLE",
+            help="With --selftest: the bundle whose golden tiles run; the starter by default.",
+        ),
     ] = None,
     selftest: Annotated[
         bool,
@@ -24,17 +27,16 @@ def doctor(
 
     Exit code 4: an engine runs and does not reproduce the golden tiles.
     """
-    from edgelung.bundle import open_bundle
+    from edgelung.bundle import open_bundle, starter_bundle
     from edgelung.doctor import as_json as to_json
     from edgelung.doctor import choice, examine
     from edgelung.doctor import selftest as run_selftest
-    from edgelung.errors import EdgelungError, ExitCode
+    from edgelung.errors import ExitCode
 
-    if selftest and model is None:
-        raise EdgelungError("--selftest needs a bundle: edgelung doctor --selftest --model BUNDLE")
-    bundle = open_bundle(model) if selftest and model else None
     findings = examine()
-    tests = run_selftest(bundle) if bundle else None
+    tests = None
+    if selftest:
+        tests = run_selftest(open_bundle(model or starter_bundle()))
     if as_json:
         print(json.dumps(to_json(findings, tests), indent=2))
     else:

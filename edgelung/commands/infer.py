@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
+from edgelung.commands.options import EngineName, Precision, Threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,14 +45,8 @@ def infer(
         Path,
         typer.Option(help="Rows to write: .csv, .jsonl or .parquet; - is CSV on standard output."),
     ] = Path("predictions.csv"),
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-tensorrt, openvino "
-            "or onnxruntime."
-        ),
-    ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16, int8 or int8-fp16.")] = "auto",
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
     min_confidence: Annotated[
         float | None,
         typer.Option(
@@ -103,12 +98,12 @@ def infer(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1024, help="Tiles per batch; 1: each tile as soon as it can be had. [16]"
+            min=1,
+            max=1024,
+            help="Tiles per batch; 1: each tile as soon as it can be had. [16; on a GPU 32]",
         ),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; all by default.")
-    ] = None,
+    threads: Threads = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
     ] = False,
@@ -141,26 +136,25 @@ def infer(
             f"edgelung {shlex.join([*again, '--resume'])}"
         )
 
-    choices: dict[str, Any] = {
-        "engine": engine,
-        "precision": precision,
-        "batch_size": batch_size,
-        "threads": threads,
-        "prebuilt": prebuilt,
-        "verify": verify,
-        "verify_every": verify_every,
-        "min_confidence": min_confidence,
-        "source": describe_source(folder, files, subset),
-    }
+    options = Options(
+        engine,
+        precision,
+        batch_size,
+        threads,
+        prebuilt,
+        verify,
+        verify_every,
+        min_confidence,
+        describe_source(folder, files, subset),
+    )
     how: dict[str, Any] = {"resume": resume, "summary": summary, "on_kept": on_kept}
     with progress("infer") as advance:
         if found is None:
             from edgelung.folder.watch import watch_folder
 
-            options = Options(**choices)
             result = watch_folder(folder, bundle, out, options, on_rows=advance, **how)
         else:
-            result = infer_folder(found, bundle, out, on_rows=advance, **choices, **how)
+            result = infer_folder(found, bundle, out, options, on_rows=advance, **how)
     try:
         if as_json:
             print(json.dumps(result, indent=2), flush=True)

@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from edgelung.engines.tensorrt.cache import EngineCache, Key
 from edgelung.errors import EdgelungError, one_line
 from edgelung.files import sha256_bytes, sha256_file
 from edgelung.terminal import note
+from edgelung.versions import version
 
-BATCH = 32  # `infer`'s default
+BATCH = 32  # `infer`'s default where the engine is no CPU (`folder.pipeline.default_batch_size`)
 WARM_UP, REPEATS = 5, 20
 # Whatever changes which engine is fastest has its version in the key.
 PACKAGES = ("edgelung", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
@@ -81,12 +81,14 @@ def fastest(
     return Fastest(engine, variant, difference, reason)
 
 
-def seconds_per_batch(engine: Engine, tiles: Tiles) -> float:
+def seconds_per_batch(
+    engine: Engine, tiles: Tiles, warm_up: int = WARM_UP, repeats: int = REPEATS
+) -> float:
     """Median seconds of one batch, after warming up."""
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         engine.infer(tiles)
     taken = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         engine.infer(tiles)
         taken.append(time.perf_counter() - start)
@@ -140,11 +142,3 @@ def _key(bundle: Bundle, device: Device, candidates: Sequence[Candidate]) -> Key
         "driver": device.driver,
         **{f"version of {package}": version(package) or "none" for package in PACKAGES},
     }
-
-
-def version(package: str) -> str | None:
-    """The installed version; None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -54,14 +54,13 @@ class OnnxRuntimeEngine:
             if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installed them
                 with redirect_stdout(io.StringIO()):  # what it fails to find, it prints
                     ort.preload_dlls()
+        # No fallback, now or when a batch fails later: what was asked for must be what runs.
         self._session = ort.InferenceSession(
             str(graph), options, providers=[provider], enable_fallback=0
         )
-        # Providers fall back without raising: what was asked for must be what runs.
         running = self._session.get_providers()
         if running[:1] != [provider] or set(running) - {provider, PROVIDER}:
             raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {running}")
-        self._session.disable_fallback()  # nor later, when a batch fails on the GPU
 
     def infer(self, tiles: Tiles) -> Probabilities:
         """See `Engine.infer`."""

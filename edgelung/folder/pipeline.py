@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,29 +54,18 @@ class _Decoded:
     seconds: float
 
 
-def predict(
-    files: Iterable[FoundFile],
-    reader: ReaderSpec,
-    engine: Engine,
-    *,
-    batch_size: int,
-    decoders: int,
-    reference: Engine | None = None,
-    reference_every: int = 1,
-) -> Iterator[Row]:
-    """One row per file, in the order of `files`; see `predict_batches`."""
-    batches = predict_batches(
-        files,
-        reader,
-        engine,
-        batch_size=batch_size,
-        decoders=decoders,
-        reference=reference,
-        reference_every=reference_every,
-    )
-    with closing(batches):
-        for rows in batches:
-            yield from rows
+def default_batch_size(engine: Engine) -> int:
+    """Tiles per batch where the user names none.
+
+    A CPU stream costs the same per tile from 1 to 32: small batches keep the first row early and
+    the last batches even among the cores. A GPU wants more at once.
+    """
+    return 16 if engine.device == "CPU" else 32
+
+
+def decoders(engine: Engine, batch_size: int, threads: int) -> int:
+    """Threads that decode ahead: none where the engine's own threads decode (see above)."""
+    return 0 if engine.device == "CPU" and batch_size > 1 else threads
 
 
 def predict_batches(
@@ -86,24 +74,25 @@ def predict_batches(
     engine: Engine,
     *,
     batch_size: int,
-    decoders: int,
+    threads: int,
     reference: Engine | None = None,
     reference_every: int = 1,
     first: int = 0,
 ) -> Generator[list[Row], None, None]:
     """The rows of each `batch_size` files, in the order of `files`.
 
-    With `decoders` 0 the engine's own threads decode. `reference` runs beside the engine on every
-    `reference_every`-th batch, counted from `first`.
+    `threads`: CPU threads for all of it (see `decoders`). `reference` runs beside the engine on
+    every `reference_every`-th batch, counted from `first`.
 
     A file that cannot be a tile becomes a row with its status; its place in the batch is closed
     up, so that no prediction can land on another file's row.
     """
     window: deque[Future[list[Row]]] = deque()
+    ahead = decoders(engine, batch_size, threads)
     # Decoding ahead: one batch decoding, one decoded and waiting, the rest in the engine. Else what
     # waits is rows, not pixels, and a batch of slow files should not hold up the others.
-    depth = engine.concurrency + 2 if decoders else 4 * engine.concurrency
-    decode_pool = ThreadPoolExecutor(decoders, "decode") if decoders else None
+    depth = engine.concurrency + 2 if ahead else 4 * engine.concurrency
+    decode_pool = ThreadPoolExecutor(ahead, "decode") if ahead else None
     with ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool:
         try:
             for number, chunk in enumerate(_chunks(files, batch_size), first):

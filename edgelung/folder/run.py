@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from edgelung.errors import EdgelungError
 from edgelung.files import sha256_file, write_json
 from edgelung.folder.journal import Journal, write_whole
 from edgelung.folder.listing import gather
-from edgelung.folder.pipeline import Row, predict_batches
+from edgelung.folder.pipeline import Row, default_batch_size, predict_batches
 from edgelung.folder.record import Record, record_of
 from edgelung.folder.summary import (
     NoTilesError,
@@ -36,14 +36,13 @@ from edgelung.tiles.find import FoundFile
 
 __all__ = ["Options", "Session", "gather", "infer_folder"]
 
-# Per-tile cost is flat from 1 to 32 tiles on a CPU stream; small batches keep the first row early
-# and the last batches even among the cores, larger ones cost less of Python's time per tile.
-BATCH_SIZE = 16
-
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict; None where it is left to the run."""
+    """How to predict; None where it is left to the run.
+
+    With `verify` full precision runs beside the chosen variant, on every `verify_every`-th batch.
+    """
 
     engine: str = "auto"
     precision: str = "auto"
@@ -105,13 +104,13 @@ class Session:
         going_on = self.journal and self.journal.rows and resume
         before = self.journal.identity if self.journal and going_on else None
         options = _as_before(self.options, before)
-        self.batch_size = options.batch_size or BATCH_SIZE
         self.threads = options.threads or available_cores()
-        latency = self.batch_size == 1
+        latency = options.batch_size == 1
         wanted = (self.bundle, options.engine)
         how: dict[str, Any] = {"prebuilt": options.prebuilt, "latency": latency}
         self.chosen = open_engine(*wanted, options.precision, self.threads, **how)
         self._stack.callback(self.chosen.engine.close)
+        self.batch_size = options.batch_size or default_batch_size(self.chosen.engine)
         self._reference = None
         if options.verify:
             full = open_engine(*wanted, FULL_PRECISION, self.threads, **how)
@@ -159,15 +158,12 @@ class Session:
         self, files: Iterable[FoundFile], keep: Callable[[Row], bool] = lambda row: True
     ) -> Iterator[list[Record]]:
         """Predict the files; the rows that `keep` wants are kept, then given out by batches."""
-        # On a CPU the engine's threads decode; elsewhere, and where one tile at a time has all
-        # cores, decoding runs ahead on threads of its own.
-        inside = self.chosen.engine.device == "CPU" and self.batch_size > 1
         batches = predict_batches(
             files,
             self.bundle.reader,
             self.chosen.engine,
             batch_size=self.batch_size,
-            decoders=0 if inside else self.threads,
+            threads=self.threads,
             reference=self._reference,
             reference_every=self.options.verify_every,
             first=self.journal.batches if self.journal else 0,
@@ -254,16 +250,8 @@ def infer_folder(
     files: Iterable[FoundFile],
     bundle: Bundle,
     out: Path,
+    options: Options = Options(),
     *,
-    engine: str = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-    threads: int | None = None,
-    prebuilt: Path | None = None,
-    verify: bool = False,
-    verify_every: int = 1,
-    min_confidence: float | None = None,
-    source: Mapping[str, Any] | None = None,
     resume: bool | None = None,
     summary: Path | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
@@ -271,22 +259,10 @@ def infer_folder(
 ) -> dict[str, Any]:
     """Predict `files` into `out`; returns the run's summary with its exit code.
 
-    With `verify` the full-precision model runs beside the chosen variant, on all tiles or on every
-    `verify_every`-th batch. `resume` True goes on with a run that was stopped (and begins one
-    where there is none), False begins anew, None refuses to throw rows of a stopped run away.
-    `on_rows` hears of rows as they are done, `on_kept` how many are kept when the run is stopped.
+    `resume` True goes on with a run that was stopped (and begins one where there is none), False
+    begins anew, None refuses to throw rows of a stopped run away. `on_rows` hears of rows as they
+    are done, `on_kept` how many are kept when the run is stopped.
     """
-    options = Options(
-        engine,
-        precision,
-        batch_size,
-        threads,
-        prebuilt,
-        verify,
-        verify_every,
-        min_confidence,
-        source or {},
-    )
     with Session(bundle, out, options, resume=resume, summary=summary, on_kept=on_kept) as session:
         journal = session.journal
         if journal and journal.rows:
@@ -304,16 +280,11 @@ def _as_before(options: Options, before: Mapping[str, Any] | None) -> Options:
     """What was left open is what the run was begun with."""
     if before is None:
         return options
-    return Options(
-        before["--engine"] if options.engine == "auto" else options.engine,
-        before["--precision"] if options.precision == "auto" else options.precision,
-        options.batch_size or before["--batch-size"],
-        options.threads,
-        options.prebuilt,
-        options.verify,
-        options.verify_every,
-        options.min_confidence,
-        options.source,
+    return replace(
+        options,
+        engine=before["--engine"] if options.engine == "auto" else options.engine,
+        precision=before["--precision"] if options.precision == "auto" else options.precision,
+        batch_size=options.batch_size or before["--batch-size"],
     )
 
 

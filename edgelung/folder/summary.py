@@ -1,12 +1,12 @@
 """The summary of a run: its audit record."""
 
+import json
 import math
 import platform
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from edgelung.engines.choose import Chosen, available_cores
 from edgelung.errors import EdgelungError, ExitCode
 from edgelung.evidence.gate import LIMITS
 from edgelung.evidence.metrics import labelled_metrics
-from edgelung.files import sha256_file
+from edgelung.files import sha256_bytes, sha256_file
 from edgelung.folder.record import HARMLESS, Record
+from edgelung.versions import version
 
 KIND = "edgelung infer"  # begins the file, so that only a summary is ever written over
 PACKAGES = ("numpy", "pillow", "simplejpeg", "openvino", "onnxruntime-gpu", "onnxruntime")
@@ -154,7 +155,7 @@ def host() -> dict[str, Any]:
     return {
         "edgelung": __version__,
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: found for name in PACKAGES if (found := version(name))},
         "name": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
@@ -203,14 +204,4 @@ def summary_path(out: Path, asked: Path | None) -> Path | None:
 
 def options_hash(options: Mapping[str, Any]) -> str:
     """SHA-256 of the options as sorted JSON."""
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return sha256_bytes(json.dumps(options, sort_keys=True).encode())

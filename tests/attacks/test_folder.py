@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from edgelung.bundle import open_bundle
-from edgelung.folder.run import gather, infer_folder
+from edgelung.folder.run import Options, gather, infer_folder
 
 GOOD_ODD = {"alpha.png", "grey.jpg", "cmyk.jpg", "a,b\nc.jpg"}
 BAD = {
@@ -73,7 +73,7 @@ def check(bundle_folder: Path, clean: Path, sample: Path, tmp_path: Path, engine
 
     def infer(folder: Path, out: Path) -> dict[str, object]:
         files = gather([folder], None, None, out)
-        return infer_folder(files, bundle, out, engine=engine, precision="int8", batch_size=8)
+        return infer_folder(files, bundle, out, Options(engine, "int8", batch_size=8))
 
     before = infer(clean, tmp_path / "clean.csv")
     after = infer(dirty, tmp_path / "dirty.csv")

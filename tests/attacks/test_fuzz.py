@@ -1,24 +1,16 @@
 """The reader under random damage: a tile of the right form or a status, nothing else."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from samples import samples
 
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
-_spec = importlib.util.spec_from_file_location("samples", Path(__file__).with_name("samples.py"))
-assert _spec
-assert _spec.loader
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-
 SPEC = ReaderSpec(size=64)
-WHOLE = list(made.samples().values())
+WHOLE = list(samples().values())
 STATUSES = {"unsupported", "corrupt", "truncated", "too-large"}
 
 

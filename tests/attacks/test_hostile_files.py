@@ -5,7 +5,6 @@ those of a neighbour, or of a file that was cut off.
 """
 
 import csv
-import importlib.util
 import random
 import struct
 import zlib
@@ -14,21 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import chunk, png, samples
 
 from edgelung.bundle import Bundle
-from edgelung.folder.pipeline import Row, predict
-from edgelung.folder.run import gather, infer_folder
+from edgelung.folder.pipeline import Row, predict_batches
+from edgelung.folder.run import Options, gather, infer_folder
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile
 
-_spec = importlib.util.spec_from_file_location("samples", Path(__file__).with_name("samples.py"))
-assert _spec
-assert _spec.loader
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-
 SPEC = ReaderSpec(size=64)
-SAMPLES: dict[str, bytes] = made.samples()
+SAMPLES: dict[str, bytes] = samples()
 CUTS = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 0.97)
 ENDS = (1, 2, 5, 13)  # bytes missing at the end
 STATUSES = {"unreadable", "empty", "unsupported", "corrupt", "truncated", "too-large", "skipped"}
@@ -73,9 +67,9 @@ def renamed() -> Iterator[tuple[str, bytes]]:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    yield "bomb-pixels.png", made.png(60_000, 60_000, 8, 2, b"")
-    yield "bomb-grey.png", made.png(20_000, 20_000, 1, 0, bytes(2501 * 20_000))
-    text = made.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(20 * 2**20), 9))
+    yield "bomb-pixels.png", png(60_000, 60_000, 8, 2, b"")
+    yield "bomb-grey.png", png(20_000, 20_000, 1, 0, bytes(2501 * 20_000))
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(20 * 2**20), 9))
     plain = SAMPLES["plain.png"]
     yield "bomb-text.png", plain[:33] + text + plain[33:]
     for name in ("baseline.jpg", "progressive.jpg"):
@@ -128,8 +122,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(folder: Path) -> dict[str, Row]:
-    found = predict(find_files(folder), SPEC, Fingerprint(), batch_size=16, decoders=0)
-    return {row.file.path: row for row in found}
+    batches = predict_batches(find_files(folder), SPEC, Fingerprint(), batch_size=16, threads=2)
+    return {row.file.path: row for batch in batches for row in batch}
 
 
 def test_there_are_enough_of_them_and_each_has_its_row(folder: Path, rows: dict[str, Row]) -> None:
@@ -198,7 +192,7 @@ def test_through_the_engine_neighbours_rows_do_not_change(
 
     def infer(source: Path, name: str) -> dict[str, list[str]]:
         out = tmp_path / name
-        infer_folder(gather([source], None, None, out), bundle, out, precision="int8")
+        infer_folder(gather([source], None, None, out), bundle, out, Options(precision="int8"))
         with out.open(newline="") as file:
             return {line[0]: line for line in csv.reader(file)}
 

@@ -1,18 +1,12 @@
 """The pretended GPU (see fake_gpu.py), in place of pycuda, cuda-bindings and TensorRT."""
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import pytest
-
-_spec = importlib.util.spec_from_file_location("fake_gpu", Path(__file__).with_name("fake_gpu.py"))
-assert _spec is not None
-assert _spec.loader is not None
-fake_gpu = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_gpu)
 
 WHEELS = {
     "tensorrt": "tensorrt-cu13-bindings==11.4.0.106",

@@ -350,6 +350,14 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
         EngineCache(folder / "engines")
 
 
+def test_switched_off_it_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELUNG_CACHE", "off")
+    cache = EngineCache()
+    assert cache.folder is None
+    assert cache.get_or_build(KEY, lambda: b"1", print) == b"1"
+    assert cache.get_or_build(KEY, lambda: b"2", print) == b"2"
+
+
 RACE = """
 import json, sys, time
 from pathlib import Path

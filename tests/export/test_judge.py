@@ -36,12 +36,14 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def decided(run: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run with head biases that make it answer with every class, whatever it learned."""
+    """The run made to answer with every class, and to need its last block, whatever it learned."""
     folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("decided") / "run"))
     spec = ReaderSpec(size=64)
+    weights = load_file(folder / "model.safetensors")
+    weights["blocks.5.mlp.fc2.weight"] = 30 * weights["blocks.5.mlp.fc2.weight"]
+    save_file(weights, folder / "model.safetensors")
     subsets = read_split(folder, tiles, read_student(folder).classes)
     found = predict(build_graph(read_student(folder)), subsets["val"], spec, "")
-    weights = load_file(folder / "model.safetensors")
     shift = np.median(np.log(found), axis=0).astype(np.float32)
     for head in ("head", "head_dist"):
         weights[f"{head}.weight"] = 40 * weights[f"{head}.weight"]

@@ -2,15 +2,16 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from edgelung.folder import pipeline
-from edgelung.folder.pipeline import predict
+from edgelung.folder.pipeline import Row, predict_batches
 from edgelung.tiles.find import FoundFile, find_files
 from edgelung.tiles.reader import ReaderSpec, read_tile
 
@@ -20,11 +21,12 @@ SPEC = ReaderSpec(size=32)
 class MeanColour:
     """A stand-in engine whose answer says which tile it saw."""
 
-    name, device, concurrency = "mean", "CPU", 1
+    name, concurrency = "mean", 1
 
-    def __init__(self, seconds: float = 0) -> None:
+    def __init__(self, seconds: float = 0, device: str = "GPU") -> None:
         self.batches: list[int] = []
         self.seconds = seconds
+        self.device = device
 
     def infer(self, tiles: np.ndarray) -> np.ndarray:
         self.batches.append(len(tiles))
@@ -32,6 +34,13 @@ class MeanColour:
         return tiles.mean(axis=(1, 2)).astype(np.float32) / 255
 
     def close(self) -> None: ...
+
+
+def predict(
+    files: Iterable[FoundFile], engine: MeanColour, batch_size: int, threads: int = 2, **more: Any
+) -> list[Row]:
+    batches = predict_batches(files, SPEC, engine, batch_size=batch_size, threads=threads, **more)
+    return [row for rows in batches for row in rows]
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -51,10 +60,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 60, 64])
-@pytest.mark.parametrize("decoders", [1, 3])
-def test_each_row_is_its_own_files(folder: Path, batch_size: int, decoders: int) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_row_is_its_own_files(folder: Path, batch_size: int, threads: int) -> None:
     engine = MeanColour()
-    rows = list(predict(find_files(folder), SPEC, engine, batch_size=batch_size, decoders=decoders))
+    rows = predict(find_files(folder), engine, batch_size, threads)
     assert [row.file.path for row in rows] == sorted(p.name for p in folder.iterdir())
     for i, row in enumerate(rows):
         if i % 7 == 3:
@@ -69,16 +78,13 @@ def test_a_batch_of_only_broken_files_reaches_no_engine(tmp_path: Path) -> None:
     for i in range(4):
         (tmp_path / f"{i}.png").touch()
     engine = MeanColour()
-    rows = list(predict(find_files(tmp_path), SPEC, engine, batch_size=2, decoders=2))
+    rows = predict(find_files(tmp_path), engine, 2)
     assert [row.status for row in rows] == ["empty"] * 4
     assert engine.batches == []
 
 
 def test_reference_probabilities_stay_with_their_row(folder: Path) -> None:
-    rows = predict(
-        find_files(folder), SPEC, MeanColour(), batch_size=8, decoders=2, reference=MeanColour()
-    )
-    for row in rows:
+    for row in predict(find_files(folder), MeanColour(), 8, reference=MeanColour()):
         if row.status == "ok":
             np.testing.assert_array_equal(row.probabilities, row.reference)
 
@@ -100,8 +106,7 @@ def test_decoding_goes_on_while_the_engine_works(
             return super().infer(tiles)
 
     monkeypatch.setattr(pipeline, "read_tile", read)
-    rows = predict(find_files(folder), SPEC, Waiting(), batch_size=5, decoders=1)
-    assert len(list(rows)) == 60
+    assert len(predict(find_files(folder), Waiting(), 5, threads=1)) == 60
 
 
 def test_no_more_than_a_window_is_read_ahead(folder: Path) -> None:
@@ -113,10 +118,10 @@ def test_no_more_than_a_window_is_read_ahead(folder: Path) -> None:
             taken += 1
             yield file
 
-    rows = predict(files(), SPEC, MeanColour(0.05), batch_size=5, decoders=2)
-    next(rows)
+    batches = predict_batches(files(), SPEC, MeanColour(0.05), batch_size=5, threads=2)
+    next(batches)
     assert 5 < taken <= 25
-    rows.close()
+    batches.close()
 
 
 def test_what_is_no_number_is_no_prediction(folder: Path) -> None:
@@ -126,26 +131,26 @@ def test_what_is_no_number_is_no_prediction(folder: Path) -> None:
             found[0] = np.nan
             return found
 
-    rows = list(predict(find_files(folder), SPEC, HalfBroken(), batch_size=6, decoders=2))
+    rows = predict(find_files(folder), HalfBroken(), 6)
     assert {rows[i].status for i in range(0, 60, 6)} <= {"failed", "unsupported"}
     assert all(np.isfinite(r.probabilities).all() for r in rows if r.status == "ok")
 
 
-@pytest.mark.parametrize("decoders", [0, 2])
-def test_files_that_vanish_have_their_row(folder: Path, decoders: int) -> None:
+@pytest.mark.parametrize("device", ["CPU", "GPU"])
+def test_files_that_vanish_have_their_row(folder: Path, device: str) -> None:
     files = list(find_files(folder))
     for i in (0, 8, 59):
         Path(files[i].location).unlink()
-    rows = list(predict(files, SPEC, MeanColour(), batch_size=8, decoders=decoders))
+    rows = predict(files, MeanColour(device=device), 8)
     assert [row.file for row in rows] == files
     assert [i for i, row in enumerate(rows) if row.status == "unreadable"] == [0, 8, 59]
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
 def test_where_the_engine_threads_decode_rows_stay_in_order(folder: Path, concurrency: int) -> None:
-    engine = MeanColour(0.002)
+    engine = MeanColour(0.002, "CPU")
     engine.concurrency = concurrency
-    rows = list(predict(find_files(folder), SPEC, engine, batch_size=7, decoders=0))
+    rows = predict(find_files(folder), engine, 7)
     assert [row.file.path for row in rows] == sorted(p.name for p in folder.iterdir())
     for i, row in enumerate(rows):
         if i % 7 != 3:
@@ -159,7 +164,7 @@ def test_a_decoder_that_breaks_costs_one_row(folder: Path, monkeypatch) -> None:
         return read_tile(path, spec)
 
     monkeypatch.setattr(pipeline, "read_tile", read)
-    rows = list(predict(find_files(folder), SPEC, MeanColour(), batch_size=8, decoders=2))
+    rows = predict(find_files(folder), MeanColour(), 8)
     assert rows[4].status == "corrupt"
     assert sum(row.status == "ok" for row in rows) == 50
 
@@ -170,4 +175,4 @@ def test_an_engine_error_ends_the_run(folder: Path) -> None:
             raise RuntimeError("device lost")
 
     with pytest.raises(RuntimeError, match="device lost"):
-        list(predict(find_files(folder), SPEC, Broken(), batch_size=4, decoders=2))
+        predict(find_files(folder), Broken(), 4)

@@ -1,24 +1,24 @@
 """Built engines, kept where only their user can write.
 
 A serialized engine is executable code, and TensorRT's own check of it is no check for tampering.
-So: a private folder (`EDGELUNG_CACHE`, else the user's cache folder), one file an entry, its hash
-checked before anything is handed out. One file holds the key and the data, and is replaced
+So: a private folder (`edgelung.cache`), one file an entry, its hash checked before anything is
+handed out. One file holds the key and the data, and is replaced
 whole, so no reader meets half an entry; a lock lets one process build while the others wait.
 """
 
 import hashlib
 import json
 import os
-import stat
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from edgelung.cache import cache_folder, make_private
 from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write
 
+KIND = "engines"
 # What an entry is; the rest of its key is what it must match to be used.
 IDENTITY = ("kind", "graph", "gpu", "flavour", "profile")
 MAX_HEADER = 1 << 16
@@ -28,16 +28,23 @@ Say = Callable[[str], None]
 
 
 class EngineCache:
-    """Entries of bytes by key. Raises EdgelungError where the folder is not the user's alone."""
+    """Entries of bytes by key; none where EDGELUNG_CACHE is 'off'.
+
+    Raises EdgelungError where the folder is not the user's alone: building an engine at each start
+    is too slow to be done in silence.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or default_folder()
-        _make_private(self.folder)
+        self.folder = folder or cache_folder(KIND)
+        if self.folder:
+            make_private(self.folder)
 
     def get(self, key: Key) -> tuple[bytes | None, str]:
         """The entry's bytes, or None with the reason ('' where there simply is none)."""
+        if self.folder is None:
+            return None, ""
         try:
-            with self._path(key).open("rb") as file:
+            with self._path(self.folder, key).open("rb") as file:
                 header = json.loads(file.readline(MAX_HEADER))
                 data = file.read()
             kept, expected = dict(header["key"]), str(header["sha256"])
@@ -58,8 +65,10 @@ class EngineCache:
 
     def put(self, key: Key, data: bytes) -> None:
         """Keep `data`; an entry of the same identity is replaced."""
+        if self.folder is None:
+            return
         header = {"key": dict(key), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        path = self._path(key)
+        path = self._path(self.folder, key)
         with atomic_write(path) as file:
             file.write(json.dumps(header, sort_keys=True).encode() + b"\n" + data)
         path.chmod(0o600)
@@ -82,55 +91,21 @@ class EngineCache:
                 say(f"the {key['kind']} was built but not kept: {error}")
             return data
 
-    def _path(self, key: Key) -> Path:
+    @staticmethod
+    def _path(folder: Path, key: Key) -> Path:
         identity = json.dumps([key.get(name, "") for name in IDENTITY])
-        return self.folder / f"{key['kind']}-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+        return folder / f"{key['kind']}-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
     @contextmanager
     def _locked(self, key: Key, say: Say) -> Iterator[None]:
-        path = self._path(key).with_suffix(".lock")
+        if self.folder is None:
+            yield
+            return
+        path = self._path(self.folder, key).with_suffix(".lock")
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         with os.fdopen(handle, "r+b") as file:
             _lock(file, lambda: say(f"another process builds this {key['kind']}; waiting for it"))
             yield  # closing the file lets go
-
-
-def default_folder() -> Path:
-    """Where engines are kept: `engines` in EDGELUNG_CACHE, or in the user's cache of edgelung."""
-    if named := os.environ.get("EDGELUNG_CACHE"):
-        base = Path(named)
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "edgelung"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library/Caches/edgelung"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgelung"
-    return base / "engines"
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        for place in (folder.parent, folder):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info, above = folder.stat(), stat.S_IMODE(folder.parent.stat().st_mode)
-    except OSError as error:
-        raise EdgelungError(
-            f"cannot make the engine cache {folder}: {error.strerror}; set EDGELUNG_CACHE"
-        ) from error
-    if sys.platform == "win32":  # the profile folder is the user's by its access list
-        return
-    mode = stat.S_IMODE(info.st_mode)
-    if info.st_uid != os.getuid() or mode & 0o077:
-        raise EdgelungError(
-            f"the engine cache {folder} can be entered by others (mode {mode:o}, owner "
-            f"{info.st_uid}), and engines are executable code; empty it and run: "
-            f"chmod 700 '{folder}', or set EDGELUNG_CACHE to a new folder"
-        )
-    if above & 0o022 and not above & stat.S_ISVTX:  # who can write there can swap the folder
-        raise EdgelungError(
-            f"others can write to {folder.parent} (mode {above:o}), and engines are executable "
-            f"code; run: chmod go-w '{folder.parent}', or set EDGELUNG_CACHE to a new folder"
-        )
 
 
 def _lock(file: IO[bytes], waiting: Callable[[], None]) -> None:
