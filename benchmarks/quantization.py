@@ -13,12 +13,15 @@ LayerNorm scaled by 30 and compensated in the next linear (the same function in 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import machine
@@ -28,6 +31,7 @@ from quantizers import TOOLS
 from rich.console import Console
 from rich.table import Table
 
+from edgelung.engines.base import Engine
 from edgelung.engines.choose import ENGINES, available_cores
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evidence.gate import gate
@@ -44,7 +48,8 @@ JUDGES = ("onnxruntime", "openvino")
 OWN, STRESSED, STRESSED_PLAIN = "edgelung", "edgelung, stressed", "min-max alone, stressed"
 PLAIN = "min-max alone"
 BF16 = "full precision, OpenVINO in BF16"
-QUICK = 8  # batches of 32 that a speed is measured over
+ROUNDS = 8  # that a speed is the best of
+GROWTH = (256, 512, 2048)  # calibration tiles that time and memory are measured at
 
 
 def main() -> None:
@@ -59,6 +64,7 @@ def main() -> None:
     parser.add_argument("--stress", action="store_true")
     default = Path(__file__).parent / "results" / "quantization.json"
     parser.add_argument("--json", type=Path, default=default)
+    parser.add_argument("--calibrate", type=int, help=argparse.SUPPRESS)  # tiles, and no more
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["EDGELUNG_CACHE"] = str(options.out / "no-cache" / str(time.time_ns()))
@@ -67,6 +73,12 @@ def main() -> None:
     config = json.loads((options.run / "run.json").read_text())
     subsets = read_split(options.run, options.data or Path(config["data"]), student.classes)
     spec = ReaderSpec(size=student.size)
+    if options.calibrate:
+        some = subsets["train"].every(options.calibrate)
+        _, about = edgelung(student, some, spec, options.out / "growth.onnx")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"tiles": len(some), **about, "peak_mb": round(peak)}))
+        return
     few, _ = set_aside(subsets["val"], options.calibration_tiles, config["seed"])
     test = subsets["test"].every(options.tiles)
 
@@ -82,6 +94,8 @@ def main() -> None:
     for tool in options.only:
         files[tool] = other(tool, options.out)
 
+    calibrations = [growth(tiles) for tiles in GROWTH]
+    files[OWN][1]["peak_mb"] = calibrations[1]["peak_mb"]
     rows = {name: {"file_mb": _mb(path), **about} for name, (path, about) in files.items()}
     judge({name: path for name, (path, _) in files.items()}, test, spec, rows)
     result = {
@@ -90,6 +104,7 @@ def main() -> None:
         "test_tiles": len(test),
         "test_groups": len({tile.group for tile in test.tiles}),
         "rows": rows,
+        "calibrations": calibrations,
         "machine": machine.describe(),
     }
     options.json.parent.mkdir(exist_ok=True)
@@ -107,6 +122,16 @@ def edgelung(
     onnx.save(plan.graph(half=True), out.with_suffix(".fp16.onnx"))
     seconds = round(time.perf_counter() - start, 1)
     return out, {"seconds": seconds, "method": plan.about["method"]}
+
+
+def growth(tiles: int) -> dict[str, Any]:
+    """Seconds and peak memory of the default path on so many training tiles, in a process of its
+    own (where they come from matters to neither)."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--calibrate", str(tiles)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(found, flush=True)
+    return found
 
 
 def min_max(
@@ -167,7 +192,7 @@ def judge(
             continue
         for judge_name in JUDGES:
             try:
-                engine = ENGINES[judge_name](path, available_cores())
+                engine = ENGINES[judge_name](path, available_cores(), latency=True)
                 found[judge_name] = np.concatenate([engine.infer(batch) for batch in pixels])
                 engine.close()
             except Exception as error:  # an engine that does not take a tool's file is a finding
@@ -201,27 +226,33 @@ def judge(
 def measure(
     judge_name: str, files: dict[str, Path], tiles: np.ndarray, rows: dict[str, dict[str, Any]]
 ) -> None:
-    """Seconds of a batch, the files in turn again and again, the best of each: what else the
-    machine does strikes all alike. Kept as the ratio to full precision."""
-    engines = {}
+    """Tiles/s with every stream of the engine busy, the files in turn again and again, the best of
+    each: what else the machine does strikes all alike. The ratio to full precision too."""
+    engines: dict[str, Engine] = {}
     for name, path in files.items():
         if "error" not in rows[name] and f"{judge_name}_error" not in rows[name]:
             engines[name] = ENGINES[judge_name](path, available_cores())
-            engines[name].infer(tiles)
     if judge_name == "openvino" and len(engines) > 1:
         engines[BF16] = OpenVinoBf16(files["full precision"], available_cores())
-        engines[BF16].infer(tiles)
         rows.setdefault(BF16, {})
     best = dict.fromkeys(engines, float("inf"))
-    for _ in range(QUICK):
+    for _ in range(ROUNDS):
         for name, engine in engines.items():
-            start = time.perf_counter()
-            engine.infer(tiles)
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], seconds_per_tile(engine, tiles))
     for name, engine in engines.items():
         engine.close()
-        rows[name][f"{judge_name}_tiles_per_second"] = round(len(tiles) / best[name], 1)
+        rows[name][f"{judge_name}_tiles_per_second"] = round(1 / best[name], 1)
         rows[name][f"{judge_name}_speedup"] = round(best["full precision"] / best[name], 2)
+
+
+def seconds_per_tile(engine: Engine, tiles: np.ndarray) -> float:
+    """Two batches in each stream, after one to warm up."""
+    streams = engine.concurrency
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(engine.infer, [tiles] * streams))
+        start = time.perf_counter()
+        list(pool.map(engine.infer, [tiles] * 2 * streams))
+        return (time.perf_counter() - start) / (2 * streams * len(tiles))
 
 
 class OpenVinoBf16(OpenVinoEngine):
@@ -230,9 +261,17 @@ class OpenVinoBf16(OpenVinoEngine):
     def __init__(self, graph: Path, threads: int) -> None:
         import openvino as ov
 
-        config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16"}
+        self.concurrency = threads
+        config = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16",
+            "ENABLE_CPU_PINNING": False,
+        }
         self._model = ov.Core().compile_model(str(graph), "CPU", config)
-        self._request = self._model.create_infer_request()
+        self._requests = SimpleQueue()
+        for _ in range(threads):
+            self._requests.put(self._model.create_infer_request())
 
 
 def _mb(path: Path) -> float | None:

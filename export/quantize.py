@@ -30,7 +30,8 @@ from edgelung.tiles.reader import ReaderSpec
 from edgelung.versions import version
 
 AUTO = "auto"
-SCORED_TILES = 512  # of the calibration tiles, that compare methods
+MIGRATION_TILES = 128  # of the calibration tiles, that choose the migration
+SCORED_TILES = 256  # of the calibration tiles, that compare methods
 
 Array = npt.NDArray[Any]
 
@@ -40,7 +41,8 @@ class Plan:
     """How INT8 is written: the migrated student, the step of every linear's input, the mean inputs
     of the linears whose bias is corrected (none, where that did not pay), and how that came about.
 
-    `peak`, `plain_peak`: largest |activation| of the migrated student and of the original.
+    `peak`, `plain_peak`: largest |activation| of the migrated student, and at least that of the
+    original.
     """
 
     student: Student
@@ -88,7 +90,7 @@ def plan_int8(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -
 
 
 def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Plan:
-    plain = observe_tiles(student, tiles, spec, "observe")
+    plain = observe_tiles(student, tiles.every(MIGRATION_TILES), spec, "observe")
     migration, strengths = choose_migration(student, plain)
     migrated = migrate(student, migration)
     observed = observe_tiles(migrated, tiles, spec, "calibrate")
@@ -122,7 +124,9 @@ def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Pl
         "migration_strength": strengths,
     }
     means = means if pays else {}
-    return Plan(migrated, scales[chosen], means, observed.peak, plain.peak, about)
+    # What migration leaves alone is the same in both: all tiles have been seen for it.
+    plain_peak = max(plain.peak, observed.peak)
+    return Plan(migrated, scales[chosen], means, observed.peak, plain_peak, about)
 
 
 def observe_tiles(student: Student, tiles: TileSet, spec: ReaderSpec, what: str) -> Observed:
