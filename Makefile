@@ -18,7 +18,7 @@ TILES ?=
 
 .PHONY: demo test lint types unit slow gpu-check kernels clean
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.ready-demo
 	$(BIN)/python benchmarks/chain.py --out "$(OUT)" --recipe $(RECIPE) \
 		$(if $(DATA),--data "$(DATA)") $(if $(GROUPS),--groups "$(GROUPS)")
 
@@ -49,10 +49,13 @@ gpu-check: $(VENV)/.ready
 kernels: $(VENV)/.ready
 	$(BIN)/python -m edgelung.kernels.build
 
-$(VENV)/.ready: pyproject.toml
+# The demo needs no tools of development.
+$(VENV)/.ready: EXTRA = dev
+$(VENV)/.ready-demo: EXTRA = train
+$(VENV)/.ready $(VENV)/.ready-demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" wheel
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(BIN)/python -m pip install -q -e ".[$(EXTRA)]"
 	touch $@
 
 clean:

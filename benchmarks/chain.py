@@ -161,7 +161,7 @@ def show(figures: dict[str, Any], grouped: bool, bundle: Path, run: Path, path: 
     title = "test tiles" + (
         ", no group of which was seen in training"
         if grouped
-        else "; no groups were given, so near copies may have been seen in training"
+        else ", of groups as `edgelung audit` finds them; none was seen in training"
     )
     table = Table(
         "model", "accuracy", "balanced", "agreement with FP32", "tiles/s", "MB", title=title

@@ -240,7 +240,7 @@ def engine_alone(options: argparse.Namespace, folder: Path, count: int, precisio
             engine.infer(tiles[: min(left, len(tiles))])
             left -= len(tiles)
 
-    work(2 * len(tiles))
+    together([lambda: work(2 * len(tiles))] * threads)
     return together([(lambda left=left: work(left)) for left in shares])
 
 

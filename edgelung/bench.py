@@ -167,7 +167,7 @@ def _offline(
     threads: int,
     seconds: float,
 ) -> float:
-    """Tiles a second through the folder pipeline, from its second batch of rows on."""
+    """Tiles a second through the folder pipeline, once every stream has given a batch."""
     batches = predict_batches(
         itertools.cycle(files), reader, engine, batch_size=batch_size, threads=threads
     )
@@ -227,11 +227,16 @@ def _arrivals(
     due = np.cumsum(rng.exponential(1 / rate, count)).tolist()
     waiting: SimpleQueue[int | None] = SimpleQueue()
     latencies: list[float] = []
+    errors: list[Exception] = []
     begin = time.perf_counter() + 0.01
 
     def work(_: int) -> None:
         while (i := waiting.get()) is not None:
-            query(i)
+            try:
+                query(i)
+            except Exception as error:
+                errors.append(error)
+                return
             latencies.append(time.perf_counter() - begin - due[i])
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(workers)]
@@ -241,7 +246,7 @@ def _arrivals(
     for i in range(count):
         if (pause := begin + due[i] - time.perf_counter()) > 0:
             time.sleep(pause)
-        lost = bool(latencies) and latencies[-1] > 20 * bound_ms / 1000
+        lost = bool(errors) or (bool(latencies) and latencies[-1] > 20 * bound_ms / 1000)
         if lost:
             break
         waiting.put(i)
@@ -249,6 +254,8 @@ def _arrivals(
         waiting.put(None)
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]
     return [] if lost else latencies
 
 

@@ -56,7 +56,8 @@ def atomic_write(path: Path, mode: str = "wb", **kwargs: Any) -> Iterator[IO[Any
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, atomically."""
-    with atomic_write(path, "w", encoding="utf-8") as file:
+    # What is no UTF-8 in a file's name becomes an escape that JSON knows.
+    with atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -105,3 +106,27 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def locked(path: Path, busy: str) -> int:
+    """A descriptor of the file, made if need be, that this process alone has until it is closed.
+
+    Raises EdgelungError `busy` where another has it. No lock where the system or share has none.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise EdgelungError(busy) from error
+        except (ImportError, OSError):  # Windows; a share without locks
+            return handle
+        try:
+            if os.stat(path).st_ino == os.fstat(handle).st_ino:
+                return handle
+        except FileNotFoundError:  # who had it has just ended, and removed it
+            pass
+        os.close(handle)

@@ -26,8 +26,8 @@ from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
 from edgelung.files import atomic_folder, new_folder, sha256_file
 from edgelung.report.pages import bundle_page, model_card
 from edgelung.report.variants import variant_figures
-from edgelung.tiles.find import find_files
-from edgelung.tiles.reader import ReaderSpec, read_tile
+from edgelung.tiles.find import FoundFile, find_files
+from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
 GOLDEN_PER_CLASS = 3
 # Probabilities of the torch model at the end of training against the exported FP32 graph.
@@ -59,10 +59,10 @@ def export_run(
     """
     check_method(calibration)
     new_folder(out, "bundle")
-    strangers = _tiles_outside(outside) if outside else None
     student = read_student(run)
-    config = _read_config(run)
     spec = ReaderSpec(size=student.size)
+    strangers = _tiles_outside(outside, spec) if outside else None
+    config = _read_config(run)
     subsets = read_split(run, data or config["data"], student.classes)
     validation, test = subsets["val"], subsets["test"]
     # Only INT8 calibrates; without it all of validation is evidence.
@@ -174,13 +174,21 @@ def _trained_probabilities(run: Path, tiles: TileSet, classes: Sequence[str]) ->
         raise EdgelungError(f"cannot read the run's {path}: {error}") from error
 
 
-def _tiles_outside(folder: Path) -> TileSet:
+def _tiles_outside(folder: Path, spec: ReaderSpec) -> TileSet:
     """Every readable tile below `folder`, whatever it shows."""
-    found = [file for file in find_files(folder) if file.is_image and not file.reason]
+    found = [file for file in find_files(folder) if file.is_image and _readable(file, spec)]
     tiles = tuple(Labelled(f.path, 0, f.path, sha256_file(f.location)) for f in found)
     if not tiles:
         raise EdgelungError(f"--outside {folder} holds no tile; expected tiles of other tissue")
     return TileSet(folder, tiles)
+
+
+def _readable(file: FoundFile, spec: ReaderSpec) -> bool:
+    try:
+        read_tile(file.location, spec)
+    except TileError:
+        return False
+    return not file.reason
 
 
 def compare_confidence(inside: Floats, outside: Floats) -> dict[str, Any]:

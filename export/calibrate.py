@@ -15,6 +15,7 @@ from edgelung.export.observe import Observed, Seen, centres
 HALF_LIMIT = 32_000.0
 PERCENTILE = 0.9999  # of |x|
 LEVELS = 127
+LEAST_STEP = 2**-14  # the smallest normal number of FP16: a step must not be rounded to nothing
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +27,7 @@ def input_scales(observed: Observed, method: str) -> dict[str, float]:
     """
     threshold = METHODS[method]
     scales = {
-        name: max(min(threshold(seen), seen.range), 1e-6) / LEVELS
+        name: max(min(threshold(seen), seen.range) / LEVELS, LEAST_STEP)
         for name, seen in observed.inputs.items()
     }
     return {"patch_embed.proj": 1 / PIXEL_STEP} | scales

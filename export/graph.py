@@ -46,8 +46,8 @@ def build_graph(
 
     `half`: FP16 weights and activations (the head stays FP32). `input_scales`: linear name → INT8
     step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric.
-    `input_means`: linear name → mean of its input (D,); its bias then takes up what rounding its
-    weights shifts the mean output by.
+    `input_means`: linear name → mean of its input, (D,) or of the patch embedding (3, P, P); its
+    bias then takes up what rounding its weights shifts the mean output by.
     `observe`: further outputs, float32, for calibration (see `observed_outputs`).
     `switches`: a second input, `quantized` bool [len(input_scales)]: which linears take their
     quantized input and weight, in the order of `input_scales`.
@@ -114,11 +114,16 @@ class _Writer:
         bias = w["patch_embed.proj.bias"] + (kernel * centre).sum(axis=(1, 2, 3))
         kernel = kernel * (PIXEL_STEP / 255)
 
+        name = "patch_embed.proj"
+        if name in self.input_scales and name in self.input_means:
+            integers, steps = quantize_weight(kernel, channel_axis=0)
+            shift = (integers * steps.reshape(-1, 1, 1, 1) - kernel) * self.input_means[name]
+            bias = bias - shift.sum(axis=(1, 2, 3))
+
         x = self.cast(tiles, self.dtype)  # before the transpose: TensorRT transposes no uint8
         x = self.op("Transpose", [x], perm=[0, 3, 1, 2])  # (N, 3, H, W)
         x = self.op("Sub", [x, self.real("pixel_offset", np.array(PIXEL_OFFSET))])
         x = self.op("Mul", [x, self.real("pixel_scale", np.array(1 / PIXEL_STEP))])
-        name = "patch_embed.proj"
         x = self.op(
             "Conv",
             [*self.operands(name, x, kernel, channel_axis=0), self.real(f"{name}.bias", bias)],
@@ -133,7 +138,7 @@ class _Writer:
         positions = w["pos_embed"].copy()  # (1, 198, D)
         positions[:, 0] += w["cls_token"][:, 0]
         positions[:, 1] += w["dist_token"][:, 0]
-        return self.op("Add", [x, self.real("positions", positions)])
+        return self.watch(self.op("Add", [x, self.real("positions", positions)]))
 
     def block(self, name: str, x: str, last: bool) -> str:
         """One pre-norm transformer block; the last one returns only the two class tokens."""
@@ -285,7 +290,7 @@ class _Writer:
 
     def constant(self, name: str, value: Array) -> str:
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def model(self) -> onnx.ModelProto:

@@ -72,7 +72,11 @@ class Judge:
         verdict = self.judge(found)
         given_back: list[str] = []
         if verdict["verdict"] != "pass" and self._could_pass():
-            given_back, found, verdict = self._give_back(plan, calibration, ranking, verdict)
+            mended = self._give_back(plan, calibration, ranking)
+            if mended:
+                given_back, found, verdict = mended
+            else:  # as it was judged first
+                onnx.save(plan.graph(self.temperature), self.folder / "model.int8.onnx")
         quantized = len(plan.scales) - len(given_back)
         about: dict[str, Any] = {"given_back": given_back, "calibration": dict(plan.about)}
         self._enter("int8", found, verdict, base="fp32", quantized=quantized, **about)
@@ -104,9 +108,10 @@ class Judge:
         return bool(self.judge(self.probabilities["fp32"]["gate"])["verdict"] == "pass")
 
     def _give_back(
-        self, plan: Plan, calibration: TileSet, ranking: dict[str, Any], verdict: dict[str, Any]
-    ) -> tuple[list[str], Probabilities, dict[str, Any]]:
-        """The fewest linears, most sensitive first, without which INT8 passes; at most half.
+        self, plan: Plan, calibration: TileSet, ranking: dict[str, Any]
+    ) -> tuple[list[str], Probabilities, dict[str, Any]] | None:
+        """The fewest linears, most sensitive first, without which INT8 passes; None if it takes
+        more than half of them.
 
         How many is estimated on the calibration tiles, so that the gate's tiles are looked at a
         few times only; every look is counted, and costs confidence.
@@ -131,8 +136,10 @@ class Judge:
             found = self._write("int8", graph)
             verdict = self.judge(found, looks)
             self.say(f"int8 without {count} of {len(order)} linears: {verdict['verdict']}")
-            if verdict["verdict"] == "pass" or count == most:
+            if verdict["verdict"] == "pass":
                 return back, found, verdict
+            if count == most:
+                return None
             count = min(2 * count, most)
 
     def _sensitivity(self, plan: Plan, calibration: TileSet) -> dict[str, Any]:

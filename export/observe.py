@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung.engines.base import Tiles
-from edgelung.export.graph import build_graph, observed_outputs
+from edgelung.export.graph import PIXEL_OFFSET, PIXEL_STEP, build_graph, observed_outputs
 from edgelung.export.student import Student
 
 BINS = 2**15
 # Tiles that run at once, however they arrive: the batch size can then not change a single bit.
 BATCH = 8
-SAMPLED_TILES, SAMPLED_TOKENS = 128, 8  # for the measured error of a scale migration
+SAMPLED_TOKENS = 8  # of each tile, for the measured error of a scale migration
 
 Array = npt.NDArray[np.float32]
 
@@ -48,18 +48,27 @@ class Seen:
 class Observed:
     """What full precision met.
 
-    `inputs`: by linear, the patch embedding apart. `peak`: largest |activation| anywhere, the
-    residual stream and attention scores included.
+    `inputs`: by linear, the patch embedding apart; of that the mean input `patch` (3, P, P), pixels
+    as (p − 128)/64. `peak`: largest |activation| anywhere, the residual stream and attention scores
+    included.
     """
 
     inputs: dict[str, Seen]
+    patch: npt.NDArray[np.float64]
     peak: float
 
 
 def observe(
-    student: Student, batches: Iterable[Tiles], threads: int, on_batch: Callable[[int], None]
+    student: Student,
+    batches: Iterable[Tiles],
+    threads: int,
+    on_batch: Callable[[int], None],
+    samples: bool = False,
 ) -> Observed:
-    """Run full precision over uint8 tiles (any batches) and keep what calibration needs."""
+    """Run full precision over uint8 tiles (any batches) and keep what calibration needs.
+
+    With `samples` whole tokens of every tile too, which grow with the number of tiles.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -72,23 +81,25 @@ def observe(
     wanted = ["peaks", *(name for group in outputs.values() for name in group)]
     inputs: dict[str, Seen] = {}
     tiles_seen, peak = 0, 0.0
+    patch = np.zeros((3, student.patch, student.patch))
     for tiles in _in_batches(batches):
         found = dict(zip(wanted, session.run(wanted, {"tiles": tiles}), strict=True))
         peak = max(peak, float(found["peaks"].max()))
         for name, (some, largest, mean) in outputs.items():
-            _add(inputs, name, found[some], found[largest], found[mean], tiles_seen)
+            _add(inputs, name, found[some], found[largest], found[mean], samples)
+        patch += len(tiles) * _mean_patch(tiles, student.patch)
         tiles_seen += len(tiles)
         on_batch(len(tiles))
     for seen in inputs.values():
         seen.mean /= tiles_seen
         peak = max(peak, seen.range)
-    return Observed(inputs, peak)
+    return Observed(inputs, patch / tiles_seen, peak)
 
 
 def _add(
-    inputs: dict[str, Seen], name: str, some: Array, largest: Array, mean: Array, before: int
+    inputs: dict[str, Seen], name: str, some: Array, largest: Array, mean: Array, samples: bool
 ) -> None:
-    """Add one batch: tokens (N, t, D), largest and mean (N, D); `before`: tiles seen so far."""
+    """Add one batch: tokens (N, t, D), largest and mean (N, D)."""
     width = some.shape[2]
     if name not in inputs:
         inputs[name] = Seen(np.zeros(BINS, np.int64), np.zeros(width, np.float32), np.zeros(width))
@@ -96,9 +107,17 @@ def _add(
     seen.counts += count(some)
     seen.largest = np.maximum(seen.largest, largest.max(axis=0))
     seen.mean += mean.sum(axis=0, dtype=np.float64)
-    if room := max(0, SAMPLED_TILES - before):
+    if samples:
         stride = max(1, some.shape[1] // SAMPLED_TOKENS)
-        seen.samples.append(some[:room, ::stride].reshape(-1, width).copy())
+        seen.samples.append(some[:, ::stride].reshape(-1, width).copy())
+
+
+def _mean_patch(tiles: Tiles, size: int) -> npt.NDArray[np.float64]:
+    """The mean of all patches of the tiles, (3, size, size), as the patch embedding sees them."""
+    n, height, width, _ = tiles.shape
+    patches = tiles.reshape(n, height // size, size, width // size, size, 3)
+    mean: npt.NDArray[np.float64] = patches.mean(axis=(0, 1, 3)).transpose(2, 0, 1)
+    return (mean - PIXEL_OFFSET) / PIXEL_STEP
 
 
 def count(values: Array) -> npt.NDArray[np.int64]:

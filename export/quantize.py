@@ -16,6 +16,7 @@ import edgelung.export
 from edgelung.cache import Cache
 from edgelung.engines.choose import available_cores
 from edgelung.errors import EdgelungError
+from edgelung.evidence import metrics
 from edgelung.evidence.metrics import agreement
 from edgelung.export.calibrate import METHODS, input_scales
 from edgelung.export.graph import build_graph
@@ -26,6 +27,7 @@ from edgelung.export.student import Student
 from edgelung.export.tiles import TileSet
 from edgelung.files import sha256_bytes
 from edgelung.terminal import progress
+from edgelung.tiles import reader
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.versions import version
 
@@ -90,7 +92,7 @@ def plan_int8(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -
 
 
 def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Plan:
-    plain = observe_tiles(student, tiles.every(MIGRATION_TILES), spec, "observe")
+    plain = observe_tiles(student, tiles.every(MIGRATION_TILES), spec, "observe", samples=True)
     migration, strengths = choose_migration(student, plain)
     migrated = migrate(student, migration)
     observed = observe_tiles(migrated, tiles, spec, "calibrate")
@@ -107,7 +109,8 @@ def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Pl
     scales = {name: input_scales(observed, name) for name in methods}
     scores = {name: score(scales[name], {}) for name in methods}
     chosen = min(methods, key=scores.__getitem__)
-    means = {name: seen.mean for name, seen in observed.inputs.items()}
+    means: dict[str, Array] = {name: seen.mean for name, seen in observed.inputs.items()}
+    means["patch_embed.proj"] = observed.patch
     corrected = score(scales[chosen], means)
     pays = corrected < scores[chosen]
     about = {
@@ -129,11 +132,13 @@ def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Pl
     return Plan(migrated, scales[chosen], means, observed.peak, plain_peak, about)
 
 
-def observe_tiles(student: Student, tiles: TileSet, spec: ReaderSpec, what: str) -> Observed:
+def observe_tiles(
+    student: Student, tiles: TileSet, spec: ReaderSpec, what: str, samples: bool = False
+) -> Observed:
     """`observe` over a tile set, with a bar named `what`."""
     with progress(what, len(tiles)) as advance:
         threads = available_cores()
-        return observe(student, tiles.batches(spec, threads), threads, advance)
+        return observe(student, tiles.batches(spec, threads), threads, advance, samples)
 
 
 def _distance(found: Probabilities, reference: Probabilities) -> float:
@@ -145,11 +150,12 @@ def _distance(found: Probabilities, reference: Probabilities) -> float:
 
 
 def _key(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> bytes:
-    """Everything that the plan is made of; this room's own code included, so that no version needs
-    to be remembered."""
+    """Everything that the plan is made of; the code included, so that no version needs to be
+    remembered."""
     graph = build_graph(student).SerializeToString(deterministic=True)
     code = hashlib.sha256()
-    for path in sorted(Path(edgelung.export.__file__).parent.glob("*.py")):
+    own = sorted(Path(edgelung.export.__file__).parent.glob("*.py"))
+    for path in (*own, Path(reader.__file__), Path(metrics.__file__)):
         code.update(path.read_bytes())
     parts = {
         "graph": sha256_bytes(graph),

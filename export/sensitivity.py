@@ -21,7 +21,7 @@ def sensitivity(
     The change is the Kullback-Leibler divergence of the probabilities from full precision's, in
     nats, mean over the tiles. For every linear and every block: `alone` with only it in INT8,
     `all_but` with everything else in INT8; `all` with everything. One graph measures it all: its
-    linears are switched by an input.
+    linears are switched by an input. Biases are those before any correction.
     """
     import onnxruntime as ort
 

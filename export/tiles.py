@@ -97,7 +97,8 @@ def set_aside(tiles: TileSet, wanted: int, seed: int) -> tuple[TileSet, TileSet]
 
     Of each class about evenly, whole groups until `wanted` tiles are together, but never more than
     half of a class: what calibrates cannot judge. A class with a single validation group goes to
-    the gate: ranges can come from other classes, evidence cannot.
+    the gate: ranges can come from other classes, evidence cannot. A group of several classes counts
+    with its first tile's.
     """
     groups: dict[str, list[Labelled]] = {}
     for tile in tiles.tiles:
@@ -106,7 +107,7 @@ def set_aside(tiles: TileSet, wanted: int, seed: int) -> tuple[TileSet, TileSet]
     for _, members in sorted(groups.items()):
         by_class.setdefault(members[0].label, []).append(members)
     rng = np.random.default_rng(seed)
-    calibration: list[Labelled] = []
+    calibration: list[list[Labelled]] = []
     gate: list[Labelled] = []
     for _, lists in sorted(by_class.items()):
         order = [lists[i] for i in rng.permutation(len(lists))]
@@ -116,11 +117,17 @@ def set_aside(tiles: TileSet, wanted: int, seed: int) -> tuple[TileSet, TileSet]
                 gate += members
                 in_gate += len(members)
             else:
-                calibration += members
+                calibration.append(members)
                 in_calibration += len(members)
+    for label in {tile.label for tile in tiles.tiles} - {tile.label for tile in gate}:
+        if not any(tile.label == label for tile in gate):  # it only stands in other classes' groups
+            with_it = [m for m in calibration if any(tile.label == label for tile in m)]
+            calibration.remove(smallest := min(with_it, key=len))
+            gate += smallest
     if not calibration:
         raise EdgelungError(
             "the validation set has one group per class: none is left to calibrate INT8 with; "
             "train with more groups"
         )
-    return TileSet(tiles.data, tuple(calibration)), TileSet(tiles.data, tuple(gate))
+    to_calibrate = tuple(tile for members in calibration for tile in members)
+    return TileSet(tiles.data, to_calibrate), TileSet(tiles.data, tuple(gate))

@@ -54,6 +54,9 @@ def audit_folder(
 
         list(pool.map(decode, tiles))
     tiles = [tile for tile in tiles if tile.path in colours]
+    if not tiles:
+        path, reason = next(iter(unreadable.items()))
+        raise EdgelungError(f"no file in {data} can be read: {path}: {reason}, for one")
     theirs = read_groups(known, tiles) if known else []  # a wrong file is told before the work
     grouping = find_groups(data, tiles)
     names = group_names(tiles, grouping)

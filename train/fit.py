@@ -301,7 +301,7 @@ def load_progress(path: Path) -> Progress:
 
 
 def _load(path: Path, parts: dict[str, Any], device: torch.device) -> None:
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # parts move it
     for name, part in parts.items():
         part.load_state_dict(state[name])
 

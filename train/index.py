@@ -13,8 +13,9 @@ from PIL import Image
 
 from edgelung.errors import EdgelungError
 from edgelung.files import sha256_bytes
-from edgelung.tiles.find import FoundFile, find_files
-from edgelung.tiles.reader import FORMATS, TileError, read_bytes
+from edgelung.folder.record import printable
+from edgelung.tiles.find import FoundFile, class_of, find_files
+from edgelung.tiles.reader import FORMATS, TileError, looks_like_image, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +37,42 @@ def index_tiles(
 ) -> list[IndexedTile]:
     """Every image below `data`, labelled by the folder it lies in, in path order.
 
-    `classes` restricts to those folder names. Raises EdgelungError where there are fewer than two
-    classes, where a class is missing, or where a file cannot be read: training data is mended, not
-    skipped over. With `on_error` such a file is told to it, by path and reason, and left out.
+    With `classes` only folders of those names give a label, the nearest above a tile, as `infer`
+    reads it. Raises EdgelungError where there are fewer than two classes, where one is missing or
+    empty, or where a file cannot be read: training data is mended, not skipped over. With
+    `on_error` such a file is told to it, by path and reason, and left out.
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
-    files = [file for file in find_files(data) if file.is_image or file.reason]
+    files = [
+        file
+        for file in find_files(data)
+        if file.reason or file.is_image or looks_like_image(file.location)
+    ]
     if not files:
         raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")
-    labels = {file.path: PurePosixPath(file.path).parent.name for file in files}
+    for file in files:
+        reason = file.reason or ("" if _is_utf8(file.path) else "its name is not UTF-8")
+        if reason and on_error is None:
+            raise EdgelungError(f"cannot read {printable(file.location)}: {reason}; mend it")
+    labels = {file.path: _label(file.path, classes) for file in files}
     loose = [path for path, label in labels.items() if not label]
-    if loose:
+    if loose and classes:
+        files = [file for file in files if labels[file.path]]
+    elif loose:
         raise EdgelungError(
             f"{data / loose[0]} lies in no class folder; expected "
             f"{data.name}/<class>/<tile>: is it the folder above that you mean?"
         )
-    found = Counter(labels.values())
+    found = Counter(labels[file.path] for file in files)
     missing = [name for name in classes if name not in found]
     if missing:
         raise EdgelungError(
-            f"no tiles of class {missing[0]} below {data}; found {', '.join(sorted(found))}"
+            f"no tiles of class {missing[0]} below {data}; found "
+            f"{', '.join(sorted(found)) or 'none of the classes asked for'}"
         )
+    if not classes and on_error is None:
+        _check_folders(data, files)
     wanted = set(classes) or set(found)
     if len(wanted) < 2:
         raise EdgelungError(
@@ -69,6 +84,8 @@ def index_tiles(
     def index(file: FoundFile) -> IndexedTile | None:
         on_tile(1)
         try:
+            if not _is_utf8(file.path):
+                raise TileError("unreadable", "its name is not UTF-8")
             width, height, digest = _inspect(file)
         except TileError as error:
             if on_error is None:
@@ -76,12 +93,48 @@ def index_tiles(
                     f"cannot read the training tile {file.location}: {error.reason}; "
                     "mend or remove it"
                 ) from error
-            on_error(file.path, error.reason)
+            on_error(printable(file.path), error.reason)
             return None
         return IndexedTile(file.path, labels[file.path], width, height, digest)
 
     with ThreadPoolExecutor() as pool:
         return [tile for tile in pool.map(index, files) if tile is not None]
+
+
+def _label(path: str, classes: Sequence[str]) -> str:
+    """The class that the folders above a tile name; '' for none."""
+    if not classes:
+        return PurePosixPath(path).parent.name
+    place = class_of(path, classes)
+    return "" if place is None else classes[place]
+
+
+def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
+    """Raise EdgelungError where the folders do not say plainly what the classes are."""
+    above: dict[PurePosixPath, set[str]] = {}  # folder → the class folders in it
+    for file in files:
+        folder = PurePosixPath(file.path).parent
+        above.setdefault(folder.parent, set()).add(folder.name)
+    for folder, names in above.items():
+        for entry in sorted((data / folder).iterdir()):
+            if entry.is_dir() and entry.name not in names and not any(entry.iterdir()):
+                raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
+    # train/a, train/b, val/a, val/b is one set of classes twice; a/p1, b/p1, b/p2 is not.
+    sets = list(above.values())
+    shared = set().union(*(a & b for i, a in enumerate(sets) for b in sets[i + 1 :]))
+    if shared and any(names != sets[0] for names in sets):
+        raise EdgelungError(
+            f"{data} has folders named {min(shared)} in several places, and they do not look like "
+            'classes; if the classes are named further up, say which: --set classes=["a", "b"]'
+        )
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _inspect(file: FoundFile) -> tuple[int, int, str]:
@@ -100,7 +153,8 @@ def _inspect(file: FoundFile) -> tuple[int, int, str]:
 def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
     """The group of each tile from a CSV `path,…,cluster` (or `group`), paths as in the data folder.
 
-    Where DATA nests the class folders deeper than the CSV does, `<class>/<file>` is matched.
+    Where one of them begins further up (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), the
+    part that both have is matched, `<class>/<file>` at least.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark in front
@@ -112,14 +166,32 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
                     f"{path} has the columns {', '.join(fields) or '(none)'}; "
                     "expected path and group (or cluster)"
                 )
-            groups = {posixpath.normpath(row["path"] or ""): row[column] for row in rows}
+            groups: dict[str, str] = {}
+            for row in rows:
+                key = posixpath.normpath(row["path"] or "")
+                if groups.setdefault(key, row[column]) != row[column]:
+                    raise EdgelungError(
+                        f"{path} puts {key} into two groups, {groups[key]} and {row[column]}"
+                    )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EdgelungError(f"cannot read the groups in {path}: {error}") from error
-    short: dict[str, str] = {}
-    for key, group in groups.items():
-        if short.setdefault(_last_two(key), group) != group:
-            short[_last_two(key)] = ""  # two files of that name in two groups: no answer
-    found = [groups.get(tile.path) or short.get(_last_two(tile.path)) for tile in tiles]
+    short: dict[str, list[str]] = {}
+    for key in groups:
+        short.setdefault(_last_two(key), []).append(key)
+
+    def group_of(path: str) -> str | None:
+        if path in groups:
+            return groups[path]
+        # The same tile where one of the two names begins further up.
+        keys = [
+            key
+            for key in short.get(_last_two(path), [])
+            if key.endswith(f"/{path}") or path.endswith(f"/{key}")
+        ]
+        answers = {groups[key] for key in keys}
+        return answers.pop() if len(answers) == 1 else None  # two: no answer
+
+    found = [group_of(tile.path) for tile in tiles]
     without = [tile.path for tile, group in zip(tiles, found, strict=True) if not group]
     if without:
         raise EdgelungError(

@@ -174,7 +174,13 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
             else _file_state(Path(schedule.weights))
         )
         if role == "student":  # positions of another input size are resampled
-            state = resample_positions(state, model)
+            try:
+                state = resample_positions(state, model)
+            except Exception as error:  # positions of no square number of places
+                raise EdgelungError(
+                    f"{role} weights {schedule.weights} do not fit {schedule.model}: "
+                    f"{one_line(error)}"
+                ) from error
         _load(model, state, f"{role} weights {schedule.weights}")
     elif from_hub:
         _fresh_classifier(model)

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -209,5 +209,7 @@ def _put(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
 def _fields(location: tuple[int | str, ...]) -> str:
     model: Any = Recipe
     for part in location[:-1]:
-        model = model.model_fields[str(part)].annotation
+        kind = model.model_fields[str(part)].annotation
+        # Of an optional section the section.
+        model = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
     return f"expected one of {', '.join(model.model_fields)}"

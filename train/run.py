@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.errors import EdgelungError
-from edgelung.files import atomic_folder, atomic_write, new_folder, sha256_file, write_json
+from edgelung.files import atomic_folder, atomic_write, locked, new_folder, sha256_file, write_json
 from edgelung.report.pages import run_page
 from edgelung.runs import CONFIG, METRICS, SPLIT, STATE, role_folder
 from edgelung.terminal import progress as progress_bar
@@ -38,6 +39,7 @@ from edgelung.train.stages import absolute_weights, check_models, label_stage, s
 from edgelung.train.tiles import TileStore
 
 Say = Callable[[str], None]
+LOCK = f"{STATE}.lock"
 
 
 def train_run(
@@ -63,15 +65,28 @@ def train_run(
     else:
         assert recipe is not None
         run = _start(data, out, absolute_weights(recipe), groups, say)
+    if not run.machine.first:
+        return _complete(run, say)
+    handle = locked(out / LOCK, f"another process is training in {out}; wait for it")
+    try:
+        metrics = _complete(run, say)
+        (out / LOCK).unlink(missing_ok=True)
+        return metrics
+    finally:
+        os.close(handle)
+
+
+def _complete(run: Run, say: Say) -> dict[str, Any]:
+    """Train from where the run stands to its report; returns metrics.json."""
     several = f", {run.machine.processes} processes" if run.machine.processes > 1 else ""
     say(f"training on {run.machine.device.type} in {run.machine.precision}{several}")
-    state = out / STATE
+    state = run.folder / STATE
     standing = load_progress(state) if state.is_file() else Progress(run.roles[0])
     metrics = evaluate_models(run, _train(run, standing))
     if run.machine.first:
-        with atomic_write(out / "report.html", "w", encoding="utf-8") as file:
-            file.write(run_page(out, metrics, run_pictures(run)))
-        write_json(out / METRICS, metrics)  # last: its presence says that the run is finished
+        with atomic_write(run.folder / "report.html", "w", encoding="utf-8") as file:
+            file.write(run_page(run.folder, metrics, run_pictures(run)))
+        write_json(run.folder / METRICS, metrics)  # last: its presence says: finished
         state.unlink(missing_ok=True)
     return metrics
 
@@ -91,7 +106,6 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
             f"random split: {mates} of {tested} test tiles ({100 * mates / tested:.1f} %) have a "
             "group mate in training; their accuracy says little about new tissue"
         )
-    check_models(recipe, len(counts["train"]))
     run = _open(out, data, recipe, machine, split, say)
     if machine.first:
         tiles = [row.tile for row in split]
@@ -120,6 +134,7 @@ def _split(data: Path, out: Path, recipe: Recipe, groups: Path | None) -> list[S
     new_folder(out, "run", "choose another name, or go on with it with --resume")
     with progress_bar("index") as advance:
         tiles = index_tiles(data, recipe.classes, advance)
+    check_models(recipe, len({tile.label for tile in tiles}))  # before minutes of grouping
     found = read_groups(groups, tiles) if groups else group_names(tiles, find_groups(data, tiles))
     names = join_duplicates(tiles, found)
     by = split_at_random if recipe.split.by == "random" else split_by_group
@@ -232,7 +247,10 @@ def _fit(run: Run, stage: Stage, standing: Progress) -> Model:
                 on_step=advance,
                 on_epoch=on_epoch,
             )
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:  # on a CPU torch has no type of its own for it
+            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not known and "not enough memory" not in str(error):
+                raise
             raise EdgelungError(
                 f"{stage.name}: memory ran out at batch size {schedule.batch_size} on "
                 f"{run.machine.device.type}; the last good state is kept. Start anew with "

@@ -32,6 +32,13 @@ def check_models(recipe: Recipe, classes: int) -> None:
     models.append((recipe.student, create_student(recipe.student, classes)))
     for schedule, model in models:
         try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, schedule.size, schedule.size))
+        except Exception as error:
+            raise EdgelungError(
+                f"{schedule.model} does not take tiles of {schedule.size} px: {one_line(error)}"
+            ) from error
+        try:
             create_optimizer_v2(model, opt=schedule.optimizer, lr=schedule.lr)
         except Exception as error:
             raise EdgelungError(

@@ -37,7 +37,8 @@ class TileStore:
         self._spec = spec
         self._pool = ThreadPoolExecutor(os.cpu_count(), "decode")
         self._kept: npt.NDArray[np.uint8] | None = None
-        if len(paths) * spec.size**2 * 3 < MEMORY_SHARE * _free_memory():
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that hold as much each
+        if len(paths) * spec.size**2 * 3 * beside < MEMORY_SHARE * _free_memory():
             kept = np.empty((len(paths), spec.size, spec.size, 3), np.uint8)
 
             def decode(index: int) -> None:

@@ -126,7 +126,7 @@ def infer(
     also_written = [summary_path(out, summary)]
     found = None if watch else gather(folder, files, subset, out, also_written)
     if precision in bundle.variants and not bundle.variants[precision].passed:
-        verdict = bundle.variants[precision].gate["verdict"]
+        verdict = bundle.variants[precision].gate.get("verdict", "not run")
         note(f"the {precision} variant did not pass its gate ({verdict}); used as asked")
 
     def on_kept(rows: int) -> None:
@@ -192,8 +192,11 @@ def print_summary(summary: dict[str, Any]) -> None:
             f"largest probability difference {verify['max_probability_difference']:.4f}"
             + ("" if verify["passed"] else f"  BELOW {_percent(verify['min_agreement'])}")
         )
-        if reference := verify["reference"]:
-            lines.append(f"          full precision: accuracy {_percent(reference['accuracy'])}")
+        if (variant := verify["variant"]) and (reference := verify["reference"]):
+            lines.append(
+                f"          accuracy on them {_percent(variant['accuracy'])}, full precision "
+                f"{_percent(reference['accuracy'])}"
+            )
     for line in lines:
         console.print(line, markup=False)
     if labelled:

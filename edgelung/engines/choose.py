@@ -168,8 +168,15 @@ def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
 
 
 def available_cores() -> int:
-    """Cores that this process may use (containers and `taskset` allow fewer than there are)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use (`taskset` or a container's share may leave it fewer)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    try:
+        share, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, -(-int(share) // int(period))))
+    except (OSError, ValueError):  # no such file, or the word 'max'
+        return cores
 
 
 def _choose_variant(bundle: Bundle, precision: str, gpu: bool) -> tuple[Variant, str]:

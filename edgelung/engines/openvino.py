@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,7 +26,7 @@ class OpenVinoEngine:
 
     def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
         try:
-            import openvino as ov
+            ov = _openvino()
         except ImportError as error:
             raise EngineUnavailableError(
                 f"openvino is not installed ({one_line(error)}); pip install openvino"
@@ -53,14 +54,27 @@ class OpenVinoEngine:
         request = self._requests.get()
         try:
             result = request.infer({"tiles": tiles}, share_inputs=True)
-            # a copy: the request reuses its buffer
-            return np.array(result["probs"], dtype=np.float32)
+            return np.asarray(result[0], np.float32)
         finally:
             self._requests.put(request)
 
     def close(self) -> None:
         """See `Engine.close`."""
         del self._requests, self._model
+
+
+def _openvino() -> Any:
+    """The module without its model converter, which takes as long to import as all the rest."""
+    converter = "openvino.tools.ovc"
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault(converter, None)  # type: ignore[arg-type]  # Python's 'not there'
+    try:
+        import openvino
+
+        return openvino
+    finally:
+        if sys.modules.get(converter) is None:
+            sys.modules.pop(converter, None)
 
 
 def _compiled(ov: Any, graph: Path, config: dict[str, Any]) -> Any:

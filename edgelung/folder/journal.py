@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgelung.errors import EdgelungError, one_line
-from edgelung.files import JOURNAL_SUFFIX, TEMPORARY_SUFFIX
+from edgelung.files import JOURNAL_SUFFIX, TEMPORARY_SUFFIX, locked
 from edgelung.folder.pipeline import Stamp, stamp_of
 from edgelung.folder.record import Record, printable
 from edgelung.tiles.find import FoundFile
@@ -52,7 +52,10 @@ class Journal:
         self._superseded: set[int] = set()
         self._synced = monotonic()
         try:
-            self._handle = _locked(self.path)
+            busy = (
+                f"another run is writing {out.name} right now; wait for it or choose another --out"
+            )
+            self._handle = locked(self.path, busy)
         except OSError as error:
             raise EdgelungError(f"cannot write {self.path}: {error.strerror}") from error
         try:
@@ -76,8 +79,8 @@ class Journal:
 
     def go_on(self, identity: Mapping[str, Any], when: str) -> None:
         """Go on with the rows that are there; EdgelungError where it is another run now."""
-        for key, now in identity.items():
-            before = (self.identity or {}).get(key)
+        for key in {**(self.identity or {}), **identity}:
+            now, before = identity.get(key), (self.identity or {}).get(key)
             if json.loads(json.dumps(now)) != before:
                 raise EdgelungError(
                     f"cannot resume: {key} was {before} and is {now} now, so the rows would not be "
@@ -229,30 +232,6 @@ class _Index:
 def _key(path: str) -> tuple[int, int]:
     digest = blake2b(path.encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-
-
-def _locked(path: Path) -> int:
-    """Open the file for this process alone."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise EdgelungError(
-                f"another run is writing {path.name.removesuffix(JOURNAL_SUFFIX)} right now; "
-                "wait for it or choose another --out"
-            ) from error
-        except (ImportError, OSError):  # Windows; a share without locks
-            return handle
-        try:
-            if os.stat(path).st_ino == os.fstat(handle).st_ino:
-                return handle
-        except FileNotFoundError:  # the run that had it has just ended
-            pass
-        os.close(handle)
 
 
 def write_whole(out: Path, write: Callable[[Any], None]) -> None:

@@ -68,6 +68,8 @@ def describe_source(
         lists = "standard input"
     elif listing and listing.is_file():
         lists = sha256_file(listing)
+    elif listing:
+        lists = "a stream"
     folders = [
         os.fsencode(folder.absolute()).decode(errors="backslashreplace") for folder in inputs
     ]
@@ -109,7 +111,7 @@ def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
 def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFile]:
     """The files of the list, each once, read on as they are needed; refuses a bad list at once."""
     name = "standard input" if listing == STANDARD_INPUT else str(listing)
-    if listing != STANDARD_INPUT:
+    if listing.is_file():  # a pipe is read once
         deque(_paths(listing, name, subset), maxlen=0)  # a bad last line is a mistake now
     paths = _paths(listing, name, subset)
     first = next(paths, None)
@@ -135,6 +137,8 @@ def _paths(listing: Path, name: str, subset: str | None) -> Iterator[str]:
         with _open(listing) as file:
             first = file.peek(_BLOCK) if isinstance(file, io.BufferedReader) else b""
             head = first.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].lower()
+            if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise EdgelungError(f"{name} is UTF-16; save it as UTF-8")
             if b"\0" in first and not first.startswith(b"PK"):  # find -print0
                 if subset is not None:
                     raise EdgelungError(f"{name} has no `path` and `subset` columns for --subset")

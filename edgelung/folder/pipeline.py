@@ -96,7 +96,7 @@ def predict_batches(
     with ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool:
         try:
             for number, chunk in enumerate(_chunks(files, batch_size), first):
-                if len(window) >= depth:
+                while window and (len(window) >= depth or window[0].done()):
                     yield window.popleft().result()
                 beside = reference if number % reference_every == 0 else None
                 if decode_pool:

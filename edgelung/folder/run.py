@@ -27,6 +27,7 @@ from edgelung.folder.summary import (
     check_tiles,
     host,
     options_hash,
+    packages,
     record_head,
     summarize,
     summary_path,
@@ -118,6 +119,7 @@ class Session:
             self._stack.callback(full.engine.close)
         self.identity = {
             "edgelung": __version__,
+            "packages": packages(),  # that decode, resize and compute
             "bundle": bundle_hash(self.bundle),
             "--engine": self.chosen.engine.name,
             "--precision": self.chosen.variant.precision,
@@ -125,6 +127,7 @@ class Session:
             "--verify": options.verify,
             "--verify-every": options.verify_every,
             "--min-confidence": options.min_confidence,
+            "--prebuilt": str(options.prebuilt.absolute()) if options.prebuilt else None,
             **options.source,
         }
         if self.journal and before is not None:
@@ -135,7 +138,9 @@ class Session:
         self._timer = time.perf_counter()
         self.writer: RowWriter | None = None
         if not self.journal:
-            self.writer = self.format(_StandardOutput(), self.bundle.classes)
+            handle = sys.stdout.fileno() if sys.stdout else None
+            sink = Unbuffered(handle, "standard output")
+            self.writer = self.format(sink, self.bundle.classes)
 
     def __enter__(self) -> "Session":
         return self
@@ -194,7 +199,6 @@ class Session:
 
     def finish(self, check: bool = True) -> dict[str, Any]:
         """Write the output and the summary; returns the summary."""
-        predicting = time.perf_counter() - self._timer
         journal = self.journal
         if journal:
             self.tally = Tally(self.bundle.classes)
@@ -205,7 +209,7 @@ class Session:
                 raise
         elif check:
             check_tiles(self.tally)
-        summary = self._summary(predicting)
+        summary = self._summary(time.perf_counter() - self._timer)
         if self._summary_path:
             write_json(self._summary_path, summary)
         return summary
@@ -231,7 +235,7 @@ class Session:
         return {
             **record_head(sessions[0], sessions, _now()),
             **summarize(self.bundle, self.chosen, self.tally),
-            "out": str(self.out),
+            "out": os.fsencode(self.out).decode(errors="backslashreplace"),
             "out_sha256": sha256_file(self.out) if written else None,
             "options": options,
             "options_sha256": options_hash(options),
@@ -288,27 +292,28 @@ def _as_before(options: Options, before: Mapping[str, Any] | None) -> Options:
     )
 
 
-class _StandardOutput:
-    """Standard output without a buffer of Python's, so that an error is met here and once."""
+class Unbuffered:
+    """A file without a buffer of Python's, so that an error is met here and once."""
 
-    def __init__(self) -> None:
+    def __init__(self, handle: int | None, name: str) -> None:
+        self._handle, self._name = handle, name
         self._bytes = 0
 
     def write(self, data: bytes) -> int:
         """Write all of it; EdgelungError where nobody reads or nothing fits any more."""
         rest = memoryview(data)
         try:
-            if sys.stdout is None:
+            if self._handle is None:
                 raise BrokenPipeError
             while rest:
-                rest = rest[os.write(sys.stdout.fileno(), rest) :]
+                rest = rest[os.write(self._handle, rest) :]
         except BrokenPipeError as error:
             raise EdgelungError(
-                f"standard output was closed after {self._bytes} bytes of rows; nothing more was "
+                f"{self._name} was closed after {self._bytes} bytes of rows; nothing more was "
                 "predicted"
             ) from error
         except OSError as error:
-            raise EdgelungError(f"cannot write to standard output: {error.strerror}") from error
+            raise EdgelungError(f"cannot write to {self._name}: {error.strerror}") from error
         self._bytes += len(data)
         return len(data)
 

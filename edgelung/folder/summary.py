@@ -22,7 +22,7 @@ from edgelung.files import sha256_bytes, sha256_file
 from edgelung.folder.record import HARMLESS, Record
 from edgelung.versions import version
 
-KIND = "edgelung infer"  # begins the file, so that only a summary is ever written over
+KIND = "edgelung infer"  # in the file, so that only a summary is ever written over
 PACKAGES = ("numpy", "pillow", "simplejpeg", "openvino", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -40,6 +40,8 @@ class Tally:
     def __post_init__(self) -> None:
         shape = (len(self.classes), len(self.classes))
         self.confusion = np.zeros(shape, np.int64)
+        # Of the tiles that both saw, decided or not:
+        self.compared_confusion = np.zeros(shape, np.int64)
         self.reference_confusion = np.zeros(shape, np.int64)
 
     def add(self, record: Record) -> None:
@@ -57,7 +59,8 @@ class Tally:
             pairs = zip(record.reference, record.probabilities, strict=True)
             difference = max(abs(a - b) for a, b in pairs)
             self.largest_difference = max(self.largest_difference, difference)
-            if truth is not None:
+            if truth is not None and record.best is not None:
+                self.compared_confusion[truth, record.best] += 1
                 self.reference_confusion[truth, reference] += 1
 
 
@@ -121,9 +124,13 @@ def summarize(bundle: Bundle, chosen: Chosen, tally: Tally) -> dict[str, Any]:
             "max_probability_difference": tally.largest_difference,
             "min_agreement": LIMITS.min_agreement,
             "passed": passed,
-            "reference": labelled_metrics(tally.reference_confusion, bundle.classes)
-            if tally.reference_confusion.sum()
-            else None,
+            **{
+                name: labelled_metrics(matrix, bundle.classes) if matrix.sum() else None
+                for name, matrix in (
+                    ("variant", tally.compared_confusion),
+                    ("reference", tally.reference_confusion),
+                )
+            },
         }
         if not passed:
             code = ExitCode.GATE
@@ -155,12 +162,17 @@ def host() -> dict[str, Any]:
     return {
         "edgelung": __version__,
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := version(name))},
+        "packages": packages(),
         "name": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": available_cores(),
     }
+
+
+def packages() -> dict[str, str]:
+    """Name → version of what is installed of PACKAGES."""
+    return {name: found for name in PACKAGES if (found := version(name))}
 
 
 def cpu_name() -> str:
@@ -190,16 +202,33 @@ def summary_path(out: Path, asked: Path | None) -> Path | None:
         if out == Path("-"):
             return None
         path = out.with_suffix(".summary.json")
+    if path.resolve() == out.resolve():
+        raise EdgelungError(f"the rows and their summary cannot both be {out}; see --summary")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise EdgelungError(f"cannot write the summary {path}; expected a file in a folder")
     if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:
-            if f'"kind": "{KIND}"'.encode() not in file.read(100):
-                raise EdgelungError(
-                    f"{path} exists and is no summary of a run; it was left alone: name another "
-                    "place with --summary"
-                )
+        before = _summary_in(path)
+        if before.get("kind") != KIND:
+            raise EdgelungError(
+                f"{path} exists and is no summary of a run; it was left alone: name another "
+                "place with --summary"
+            )
+        if asked is None and Path(str(before.get("out"))).name != out.name:
+            raise EdgelungError(
+                f"{path} is the summary of {before.get('out')}; it was left alone: name another "
+                "place with --summary"
+            )
     return path
+
+
+def _summary_in(path: Path) -> dict[str, Any]:
+    """The JSON object in the file; an empty one where there is none."""
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(1 << 20))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def options_hash(options: Mapping[str, Any]) -> str:

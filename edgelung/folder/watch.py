@@ -24,7 +24,7 @@ from edgelung.folder.journal import Journal
 from edgelung.folder.listing import gather
 from edgelung.folder.pipeline import Row, Stamp, stamp_of
 from edgelung.folder.record import printable
-from edgelung.folder.run import Options, Session
+from edgelung.folder.run import Options, Session, Unbuffered
 from edgelung.folder.summary import summary_path
 from edgelung.folder.writer import ParquetRows, format_of
 from edgelung.tiles.find import FoundFile
@@ -127,12 +127,14 @@ def watch_folder(
 def _watch(session: Session, watcher: Watcher, on_rows: Callable[[int], None]) -> None:
     while True:
         begun = time.monotonic()
+        kept = 0
         ready = watcher.ready(begun)
         for records in session.batches(ready, keep=partial(watcher.final, now=begun)):
             for record in records:
                 watcher.done(record.path)
+            kept += len(records)
             on_rows(len(records))
-        if not ready:  # listing a huge folder must not be all that the machine does
+        if not kept:  # listing a huge folder must not be all that the machine does
             time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - begun)))
 
 
@@ -140,11 +142,18 @@ def _go_live(session: Session, journal: Journal, watcher: Watcher) -> IO[bytes]:
     """Write the rows so far under their name and go on adding to that very file."""
     part = session.out.with_name(f".{session.out.name}{TEMPORARY_SUFFIX}")
     file = part.open("wb", buffering=0)
-    session.writer = session.format(file, session.bundle.classes)
-    for record in journal.records():
-        watcher.done(record.path)
-        session.writer.write([record])
-    part.replace(session.out)
+    try:
+        session.writer = session.format(
+            Unbuffered(file.fileno(), session.out.name), session.bundle.classes
+        )
+        for record in journal.records():
+            watcher.done(record.path)
+            session.writer.write([record])
+        part.replace(session.out)
+    except BaseException:
+        file.close()
+        part.unlink(missing_ok=True)
+        raise
     return file
 
 

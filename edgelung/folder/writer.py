@@ -109,7 +109,7 @@ class ParquetRows:
     """A Parquet table in row groups, so that memory does not grow with it; needs pyarrow."""
 
     begins = b"PAR1"
-    GROUP = 65_536
+    GROUP = 8_192
 
     def __init__(self, file: Sink, classes: Sequence[str]) -> None:
         self._arrow, parquet = _arrow()

@@ -22,6 +22,7 @@ INK = "#010203"  # stands for the page's own text colour, whatever its scheme
 for _part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.", "axes.title"):
     mpl.rcParams[f"{_part}color"] = INK  # type: ignore[index]  # a name that is put together
 mpl.rcParams["legend.labelcolor"] = INK
+mpl.rcParams["text.parse_math"] = False  # a class may have dollars in its name
 for _part in ("figure", "axes"):
     mpl.rcParams[f"{_part}.facecolor"] = "none"  # type: ignore[index]
 

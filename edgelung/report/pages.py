@@ -15,7 +15,8 @@ def run_page(run: Path, metrics: dict[str, Any], pictures: dict[str, Any]) -> st
     """report.html of a run folder: its run.json and metrics.jsonl, `metrics` and `pictures`."""
     config = json.loads((run / CONFIG).read_text("utf-8"))
     lines = run / "metrics.jsonl"
-    history = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
+    text = lines.read_text("utf-8") if lines.exists() else ""  # of no epochs at all
+    history = [json.loads(line) for line in text.splitlines()]
     roles = [role for role in reversed(ROLES) if role in metrics]
     stages = {role: [record for record in history if record["stage"] == role] for role in roles}
     return _render(

@@ -24,6 +24,7 @@ Tile = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: far above any tile, far below what fills memory
 MAX_BYTES = 512 * 2**20
+MAX_SCANS = 500  # of a progressive JPEG, where ten are usual: each costs a pass over all pixels
 
 # EXIF orientation → what Pillow calls the way back.
 _ORIENTATION = {
@@ -94,10 +95,11 @@ def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
     try:
         # O_NONBLOCK: opening a named pipe must not hang the run.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(handle)
+            raise TileError("unreadable", "not a regular file")
         with os.fdopen(handle, "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise TileError("unreadable", "not a regular file")
             if first < 0 and info.st_size > MAX_BYTES:
                 raise TileError("too-large", f"{info.st_size} bytes; the limit is {MAX_BYTES}")
             data = file.read(first)
@@ -156,7 +158,8 @@ def resize(pixels: Tile | Image.Image, size: int) -> Tile:
 
 
 def _decode(data: bytes, spec: ReaderSpec) -> Tile | Image.Image:
-    return _decode_jpeg(data, spec.size) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
+    decode = _decode_jpeg if data[:3] == b"\xff\xd8\xff" else _decode_other
+    return decode(data, spec.size)
 
 
 def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
@@ -166,10 +169,13 @@ def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
         if b"\xff\xda" not in data:  # no start of scan
             raise TileError("truncated", "the JPEG ends within its header") from error
         raise TileError("corrupt", "the JPEG header cannot be read") from error
-    _check_pixels(width, height)
+    _check_pixels(width, height, size)
+    progressive, exif = _jpeg_header(data)
+    if progressive and data.count(b"\xff\xda") > MAX_SCANS:
+        raise TileError("too-large", f"a JPEG of more than {MAX_SCANS} scans")
     # libjpeg-turbo has no CMYK → RGB; Pillow has, and knows of Adobe's inversion.
     if colour in ("CMYK", "YCCK"):
-        return _decode_other(data)
+        return _decode_other(data, size)
     try:
         # strict: a warning is an error, so half a file is never predicted as if it were whole
         pixels: Tile = simplejpeg.decode_jpeg(
@@ -177,7 +183,7 @@ def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
         )
     except Exception as error:
         raise _damaged(error) from error
-    if b"Exif\0\0" not in data:
+    if not exif:
         return pixels
     try:
         source = Image.open(io.BytesIO(data), formats=["JPEG"])
@@ -186,7 +192,21 @@ def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
     return _upright(Image.fromarray(pixels), source)
 
 
-def _decode_other(data: bytes) -> Image.Image:
+def _jpeg_header(data: bytes) -> tuple[bool, bool]:
+    """Whether the JPEG is progressive, and whether it holds EXIF."""
+    progressive = exif = False
+    place = 2
+    while data[place : place + 1] == b"\xff":  # segments: marker, length, content
+        marker = data[place + 1 : place + 2]
+        if marker == b"\xda":
+            return progressive, exif
+        progressive |= marker == b"\xc2"
+        exif |= marker == b"\xe1" and data[place + 4 : place + 10] == b"Exif\0\0"
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return True, b"Exif\0\0" in data  # something stands between the segments: look everywhere
+
+
+def _decode_other(data: bytes, size: int) -> Image.Image:
     stated = 8 + int.from_bytes(data[4:8], "little") if data[:4] == b"RIFF" else 0
     if stated > len(data):
         raise TileError("truncated", f"{len(data)} bytes of a WebP of {stated}")
@@ -198,7 +218,7 @@ def _decode_other(data: bytes) -> Image.Image:
         raise TileError("unsupported", f"not a {', '.join(FORMATS[:-1])} or WebP image") from None
     except Exception as error:
         raise _damaged(error) from error
-    _check_pixels(*source.size)
+    _check_pixels(*source.size, size)
     try:
         source.load()
         return _upright(_to_rgb(source), source)
@@ -230,8 +250,9 @@ def _upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
     return pixels if turn is None else pixels.transpose(turn)
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _check_pixels(width: int, height: int, size: int) -> None:
+    # The resize's first pass holds `size` × the longer side, far more than a narrow image itself.
+    if max(width * height, size * max(width, height)) > MAX_PIXELS:
         raise TileError("too-large", f"{width}×{height} pixels; the limit is {MAX_PIXELS}")
 
 

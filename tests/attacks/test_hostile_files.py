@@ -69,6 +69,11 @@ def renamed() -> Iterator[tuple[str, bytes]]:
 def bombs() -> Iterator[tuple[str, bytes]]:
     yield "bomb-pixels.png", png(60_000, 60_000, 8, 2, b"")
     yield "bomb-grey.png", png(20_000, 20_000, 1, 0, bytes(2501 * 20_000))
+    yield "bomb-tall.png", png(1, 90_000_000, 8, 0, b"")  # its first pass would take 80 GB
+    yield "bomb-wide.png", png(90_000_000, 1, 8, 0, b"")
+    scans = SAMPLES["progressive.jpg"]
+    last = scans[scans.rindex(b"\xff\xda") : -2]
+    yield "bomb-scans.jpg", scans[:-2] + 600 * last + scans[-2:]
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(20 * 2**20), 9))
     plain = SAMPLES["plain.png"]
     yield "bomb-text.png", plain[:33] + text + plain[33:]

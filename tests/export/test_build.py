@@ -12,7 +12,7 @@ from edgelung.bundle import Bundle
 from edgelung.errors import EdgelungError
 from edgelung.export.build import compare_confidence, export_run
 from edgelung.export.student import read_student
-from edgelung.export.tiles import read_split, set_aside
+from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
 from edgelung.files import sha256_file
 
 
@@ -165,3 +165,13 @@ def test_confidence_that_tells_and_confidence_that_does_not() -> None:
     assert found["share_above_0.9"] == 0
     assert compare_confidence(sure, sure)["roc_auc"] == 0.5
     assert compare_confidence(unsure, sure)["roc_auc"] == 0
+
+
+def test_a_class_that_only_stands_in_groups_of_others_reaches_the_gate() -> None:
+    rows = [("a", 0, "g1"), ("b", 2, "g1"), ("c", 0, "g2"), ("d", 1, "g3"), ("e", 1, "g4")]
+    whole = TileSet(Path(), tuple(Labelled(p, label, group, "") for p, label, group in rows))
+    for seed in range(10):
+        few, rest = set_aside(whole, 100, seed)
+        assert set(rest.labels.tolist()) == {0, 1, 2}
+        assert {t.group for t in few.tiles}.isdisjoint({t.group for t in rest.tiles})
+        assert len(few) + len(rest) == 5

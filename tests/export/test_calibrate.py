@@ -26,8 +26,10 @@ def test_the_batch_size_never_changes_a_scale(
     student: Student, pixels: np.ndarray, size: int
 ) -> None:
     """Bit by bit: the tiles are put into batches of one size before the graph sees them."""
-    whole = observe(student, [pixels], 1, nothing)
-    parts = observe(student, [pixels[i : i + size] for i in range(0, 20, size)], 1, nothing)
+    whole = observe(student, [pixels], 1, nothing, samples=True)
+    cut = [pixels[i : i + size] for i in range(0, 20, size)]
+    parts = observe(student, cut, 1, nothing, samples=True)
+    np.testing.assert_allclose(whole.patch, parts.patch, atol=1e-12)
     for method in METHODS:
         assert input_scales(whole, method) == input_scales(parts, method)
     for name, seen in whole.inputs.items():
@@ -36,7 +38,7 @@ def test_the_batch_size_never_changes_a_scale(
 
 
 def test_every_linear_is_seen_whole(student: Student, pixels: np.ndarray) -> None:
-    found = observe(student, [pixels], 1, nothing)
+    found = observe(student, [pixels], 1, nothing, samples=True)
     names = linear_names(student)
     assert list(found.inputs) == names[1:]
     assert list(input_scales(found, "min-max")) == names
@@ -117,7 +119,8 @@ def test_an_input_of_zeros_has_a_step(method: str) -> None:
 
     zeros = Seen(count(np.zeros(5, np.float32)), np.zeros(1, np.float32), np.zeros(1))
     assert len(zeros.counts) == BINS
-    assert 0 < input_scales(Observed({"x": zeros}, 0.0), method)["x"] < 1e-6
+    step = input_scales(Observed({"x": zeros}, np.zeros((3, 16, 16)), 0.0), method)["x"]
+    assert 0 < np.float16(step) < 1e-4  # nothing to divide by would be no step
 
 
 # ---- the plan and its cache -------------------------------------------------------------------
@@ -136,9 +139,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     calls: list[str] = []
     own = quantize.observe_tiles
 
-    def observing(*words: object) -> object:
+    def observing(*words: object, **more: object) -> object:
         calls.append(str(words[3]))
-        return own(*words)  # type: ignore[arg-type]
+        return own(*words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(quantize, "observe_tiles", observing)
     return calls
@@ -198,3 +201,19 @@ def unclipped(observed, method: str) -> dict[str, float]:
 def test_an_unknown_method_is_named(run: Path, calibration: TileSet) -> None:
     with pytest.raises(EdgelungError, match="expected auto, min-max"):
         plan_int8(read_student(run), calibration, ReaderSpec(size=64), "best")
+
+
+def test_the_mean_patch_is_what_the_embedding_sees_on_average(
+    student: Student, pixels: np.ndarray
+) -> None:
+    """Its mean output is the kernel times the mean patch, plus the bias."""
+    found = observe(student, [pixels], 1, nothing)
+    size = student.patch
+    n, height, width, _ = pixels.shape
+    by_hand = [
+        (pixels[k, i : i + size, j : j + size].transpose(2, 0, 1).astype(float) - 128) / 64
+        for k in range(n)
+        for i in range(0, height, size)
+        for j in range(0, width, size)
+    ]
+    np.testing.assert_allclose(found.patch, np.mean(by_hand, axis=0), atol=1e-9)

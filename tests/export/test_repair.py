@@ -3,21 +3,23 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import build_graph
+from edgelung.export.graph import build_graph, quantize_weight
 from edgelung.export.observe import observe
 from edgelung.export.repair import choose_migration, migrate, places
 from edgelung.export.student import Student
 
 FACTOR = np.float32(30)
+PROVIDER = "CPUExecutionProvider"
 
 
 def run(graph, pixels: np.ndarray) -> np.ndarray:
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(graph.SerializeToString(), providers=[PROVIDER])
     return session.run(["probs"], {"tiles": pixels})[0]
 
 
@@ -37,13 +39,13 @@ def stressed(student: Student) -> Student:
 
 
 def repaired(student: Student, pixels: np.ndarray):
-    seen = observe(student, [pixels], 1, lambda n: None)
+    seen = observe(student, [pixels], 1, lambda n: None, samples=True)
     migration, strengths = choose_migration(student, seen)
     return migrate(student, migration), strengths
 
 
 def int8(student: Student, pixels: np.ndarray, means: bool = False) -> np.ndarray:
-    seen = observe(student, [pixels], 1, lambda n: None)
+    seen = observe(student, [pixels], 1, lambda n: None, samples=True)
     mean = {name: entry.mean for name, entry in seen.inputs.items()} if means else {}
     scales = input_scales(seen, "min-max")
     return run(build_graph(student, input_scales=scales, input_means=mean), pixels)
@@ -86,10 +88,8 @@ def test_each_place_is_found_out_by_itself(student: Student, pixels, place: str)
 
 def test_a_corrected_bias_takes_up_the_mean_of_the_rounding(student: Student, pixels) -> None:
     """Of one linear with coarse weights, fed by a mean far from zero."""
-    from edgelung.export.graph import quantize_weight
-
     name = "blocks.0.mlp.fc1"
-    seen = observe(student, [pixels], 1, lambda n: None).inputs[name]
+    seen = observe(student, [pixels], 1, lambda n: None, samples=True).inputs[name]
     weight = student.weights[f"{name}.weight"]
     integers, steps = quantize_weight(weight, channel_axis=0)
     shift = (integers * steps[:, None] - weight) @ seen.mean
@@ -97,11 +97,25 @@ def test_a_corrected_bias_takes_up_the_mean_of_the_rounding(student: Student, pi
         build_graph(student, input_scales={name: 1.0}, input_means=means)
         for means in ({}, {name: seen.mean})
     ]
-    from onnx import numpy_helper
-
     plain, corrected = (
         next(numpy_helper.to_array(t) for t in g.graph.initializer if t.name == f"{name}.bias")
         for g in graphs
     )
     assert np.abs(shift).max() > 1e-4
     np.testing.assert_allclose(plain - corrected, shift, atol=1e-6)
+
+
+def test_the_patch_embedding_has_its_bias_corrected_too(student: Student, pixels) -> None:
+    """Of the mean output over the patches: what rounding shifts it by is gone."""
+    name = "patch_embed.proj"
+    seen = observe(student, [pixels], 1, lambda n: None)
+    outputs = []
+    for scales, means in (({}, {}), ({name: 1 / 64}, {}), ({name: 1 / 64}, {name: seen.patch})):
+        graph = build_graph(student, input_scales=scales, input_means=means)
+        add = next(n for n in graph.graph.node if n.op_type == "Reshape").output[0]
+        graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(add))
+        session = ort.InferenceSession(graph.SerializeToString(), providers=[PROVIDER])
+        outputs.append(session.run([add], {"tiles": pixels})[0].mean(axis=(0, 2)))  # (D,)
+    exact, rounded, corrected = outputs
+    assert np.abs(rounded - exact).max() > 1e-4
+    assert np.abs(corrected - exact).max() < 0.02 * np.abs(rounded - exact).max()

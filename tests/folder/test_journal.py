@@ -141,3 +141,15 @@ def test_one_process_at_a_time(out: Path) -> None:
     journal.remove()
     Journal(out).remove()
     assert not journal_of(out).exists()
+
+
+def test_what_a_watch_began_only_a_watch_goes_on_with(out: Path, files: list[FoundFile]) -> None:
+    watched = Journal(out)
+    watched.begin(IDENTITY | {"--watch": True}, "then")
+    watched.append([record(files[0])])
+    watched.close()
+    journal = Journal(out)
+    with pytest.raises(EdgelungError, match="--watch was True and is None now"):
+        journal.go_on(IDENTITY, "now")
+    journal.go_on(IDENTITY | {"--watch": True}, "now")
+    journal.close()

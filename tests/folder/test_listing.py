@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,20 @@ def test_another_list_is_another_source(tmp_path: Path) -> None:
     assert describe_source([tmp_path], listing, None) == before
     listing.write_text("b.jpg\n")
     assert describe_source([tmp_path], listing, None) != before
+
+
+def test_a_pipe_is_a_list(tmp_path: Path) -> None:
+    """`--files <(find …)`: it can be read once only."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a.jpg\nb.jpg\n",), daemon=True)
+    writer.start()
+    found = gather([tmp_path], pipe, None, tmp_path / "rows.csv")
+    assert [file.path for file in found] == ["a.jpg", "b.jpg"]
+    assert describe_source([tmp_path], pipe, None)["--files"] == "a stream"
+
+
+def test_utf_16_is_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16")
+    with pytest.raises(EdgelungError, match="is UTF-16"):
+        gather([tmp_path], tmp_path / "list.txt", None, tmp_path / "rows.csv")

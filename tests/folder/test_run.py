@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from edgelung.errors import EdgelungError
+from edgelung.folder.summary import summary_path
+
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 
 
@@ -143,3 +146,26 @@ def test_bench_measures_every_scenario(
     text.mkdir()
     (text / "a.jpg").write_text("no tile")
     assert "no tile that can be read" in cli("bench", bundle_folder, text).stderr
+
+
+def test_a_summary_takes_no_place_of_something_else(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    with pytest.raises(EdgelungError, match="cannot both be"):
+        summary_path(out, out)
+    (tmp_path / "rows.summary.json").write_text('{"kind": "edgelung infer", "out": "rows.jsonl"}')
+    with pytest.raises(EdgelungError, match=r"is the summary of rows\.jsonl"):
+        summary_path(out, None)
+    asked = tmp_path / "rows.summary.json"
+    assert summary_path(out, asked) == asked  # by name it may be replaced
+    (tmp_path / "mine.json").write_text('{"kind": "mine"}')
+    with pytest.raises(EdgelungError, match="no summary of a run"):
+        summary_path(out, tmp_path / "mine.json")
+
+
+def test_an_output_whose_name_is_no_utf_8(tiles: Path, bundle_folder: Path, tmp_path: Path, cli):
+    name = b"r\xe9s.csv".decode(errors="surrogateescape")
+    result = cli("infer", tiles / "lung_n", "--model", bundle_folder, "--out", name)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / name).is_file()
+    summary = json.loads((tmp_path / name).with_suffix(".summary.json").read_text())
+    assert summary["out"] == "r\\xe9s.csv"

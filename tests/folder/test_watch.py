@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgelung.folder import watch
 from edgelung.folder.pipeline import Row, stamp_of
 from edgelung.folder.watch import PATIENCE_SECONDS, SETTLE_SECONDS, Watcher, being_written
 from edgelung.tiles.find import FoundFile
@@ -141,3 +142,30 @@ def test_tiles_dropped_while_it_watches(bundle_folder: Path, tiles: Path, tmp_pa
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert sorted(rows()) == ["before.jpg", "moved.jpg", "next.jpg", "slow.jpg"]
+
+
+def test_a_file_that_never_becomes_an_image_does_not_keep_a_core_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Always:
+        looks = 0
+
+        def ready(self, now: float) -> list[FoundFile]:
+            self.looks += 1
+            return [FoundFile("a.jpg", "a.jpg")]
+
+        def final(self, row: Row, now: float) -> bool:
+            return False
+
+    class Keeps:
+        def batches(self, files: object, keep: object) -> list[object]:
+            return []
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    watcher = Always()
+    with pytest.raises(KeyboardInterrupt):
+        watch._watch(Keeps(), watcher, lambda rows: None)  # type: ignore[arg-type]
+    assert watcher.looks == 1

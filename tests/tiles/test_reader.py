@@ -11,7 +11,15 @@ from PIL import Image, ImageOps
 
 from edgelung.errors import EdgelungError
 from edgelung.tiles import reader as reader_module
-from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile, resize
+from edgelung.tiles.reader import (
+    ReaderSpec,
+    TileError,
+    _jpeg_header,
+    decode_tile,
+    read_bytes,
+    read_tile,
+    resize,
+)
 
 SPEC = ReaderSpec(size=64)
 
@@ -254,3 +262,28 @@ def test_the_resize_does_not_depend_on_pillows_order_of_passes() -> None:
         narrowed = image.resize((224, height), Image.Resampling.BILINEAR)
         expected = narrowed.resize((224, 224), Image.Resampling.BILINEAR)
         assert resize(image, 224).tobytes() == expected.tobytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux tells its descriptors")
+def test_folders_in_a_list_leave_no_descriptor_open(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(TileError, match="not a regular file"):
+            read_bytes(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff\xfe\0\5abc", b"junk"])
+def test_the_header_is_read_whatever_stands_in_it(junk: bytes) -> None:
+    """EXIF and the kind of a JPEG are found behind a comment, and behind what is no segment."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(picture(), "JPEG")
+    turned = encoded(picture(), "JPEG", exif=exif)
+    many = encoded(picture(), "JPEG", progressive=True)
+    found = [_jpeg_header(d[:2] + junk + d[2:]) for d in (plain, turned, many)]
+    if junk == b"junk":
+        assert [exif for _, exif in found] == [False, True, False]
+        assert found[2][0]
+    else:
+        assert found == [(False, False), (False, True), (True, False)]

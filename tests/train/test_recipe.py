@@ -84,6 +84,11 @@ def test_mistakes_are_named(override: str, message: str) -> None:
         load_recipe("quick", [override])
 
 
+def test_a_mistake_in_a_section_that_may_be_absent() -> None:
+    with pytest.raises(EdgelungError, match=r"no field baseline\.rate; expected one of .*lr"):
+        load_recipe("paper", ["baseline.rate=1"])
+
+
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(

@@ -164,3 +164,53 @@ def test_bad_data_folders_are_explained(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "b" / "2.jpg").write_text("no")
     with pytest.raises(EdgelungError, match="cannot read the training tile"):
         index_tiles(tmp_path)
+
+
+def test_folders_below_the_classes(tiles: Path, tmp_path: Path) -> None:
+    """By patient: the classes are named further up, and have to be said."""
+    for label, patient in (("a", "p1"), ("b", "p1"), ("b", "p2")):
+        folder = tmp_path / label / patient
+        folder.mkdir(parents=True)
+        source = next((tiles / "lung_n").glob("*.jpeg"))
+        (folder / "1.jpeg").write_bytes(source.read_bytes() + label.encode() + patient.encode())
+    with pytest.raises(EdgelungError, match=r"folders named p1 in several places.*classes="):
+        index_tiles(tmp_path)
+    found = {t.path: t.label for t in index_tiles(tmp_path, ["a", "b"])}
+    assert found == {"a/p1/1.jpeg": "a", "b/p1/1.jpeg": "b", "b/p2/1.jpeg": "b"}
+
+
+def test_the_same_classes_in_several_folders(tiles: Path, tmp_path: Path) -> None:
+    for subset in ("train", "val"):
+        (tmp_path / subset).mkdir()
+        for label in ("lung_n", "lung_scc"):
+            folder = tmp_path / subset / label
+            folder.mkdir()
+            name = f"{subset}.jpeg"
+            (folder / name).write_bytes(next((tiles / label).glob("*.jpeg")).read_bytes())
+    assert {t.label for t in index_tiles(tmp_path)} == {"lung_n", "lung_scc"}
+
+
+def test_an_empty_class_and_a_name_that_is_no_utf_8(tiles: Path, tmp_path: Path) -> None:
+    for label in ("lung_n", "lung_scc"):
+        (tmp_path / label).symlink_to(tiles / label)
+    (tmp_path / "lung_aca").mkdir()
+    with pytest.raises(EdgelungError, match="lung_aca is empty"):
+        index_tiles(tmp_path)
+    name = b"t\xe9.jpeg".decode(errors="surrogateescape")
+    (tmp_path / "lung_aca" / name).write_bytes(next((tiles / "lung_n").glob("*.jpeg")).read_bytes())
+    with pytest.raises(EdgelungError, match=r"t\\xe9\.jpeg: its name is not UTF-8"):
+        index_tiles(tmp_path)
+    told: dict[str, str] = {}
+    index_tiles(tmp_path, on_error=told.__setitem__)
+    assert told == {"lung_aca/t\\xe9.jpeg": "its name is not UTF-8"}
+
+
+def test_groups_that_contradict_each_other_or_are_of_another_folder(tmp_path: Path) -> None:
+    csv = tmp_path / "g.csv"
+    csv.write_text("path,group\na/1.jpg,1\na/1.jpg,2\n")
+    with pytest.raises(EdgelungError, match=r"puts a/1\.jpg into two groups, 1 and 2"):
+        read_groups(csv, [tile("a/1.jpg")])
+    csv.write_text("path,group\nold/a/1.jpg,1\n")
+    with pytest.raises(EdgelungError, match="names no group"):
+        read_groups(csv, [tile("new/a/1.jpg")])
+    assert read_groups(csv, [tile("a/1.jpg")]) == ["1"]
