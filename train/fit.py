@@ -123,7 +123,7 @@ def fit(
         decay = schedule.ema_decay
         parts["ema"] = task.setup_ema(decay=decay, use_warmup=True, warmup_power=0.75)
     if progress.step:
-        _load(checkpoint, parts, machine.device)
+        _load(checkpoint, parts)
     elif machine.first:
         save_checkpoint(checkpoint, parts, progress)
     if machine.processes > 1:
@@ -300,7 +300,7 @@ def load_progress(path: Path) -> Progress:
         ) from error
 
 
-def _load(path: Path, parts: dict[str, Any], device: torch.device) -> None:
+def _load(path: Path, parts: dict[str, Any]) -> None:
     state = torch.load(path, map_location="cpu", weights_only=True)  # parts move it
     for name, part in parts.items():
         part.load_state_dict(state[name])

@@ -6,7 +6,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -46,15 +46,16 @@ def index_tiles(
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
     files = [
         file
+        if file.reason or _is_utf8(file.path)
+        else replace(file, reason="its name is not UTF-8")
         for file in find_files(data)
         if file.reason or file.is_image or looks_like_image(file.location)
     ]
     if not files:
         raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")
-    for file in files:
-        reason = file.reason or ("" if _is_utf8(file.path) else "its name is not UTF-8")
-        if reason and on_error is None:
-            raise EdgelungError(f"cannot read {printable(file.location)}: {reason}; mend it")
+    bad = next((file for file in files if file.reason), None)
+    if bad and on_error is None:
+        raise EdgelungError(f"cannot read {printable(bad.location)}: {bad.reason}; mend it")
     labels = {file.path: _label(file.path, classes) for file in files}
     loose = [path for path, label in labels.items() if not label]
     if loose and classes:
@@ -84,8 +85,6 @@ def index_tiles(
     def index(file: FoundFile) -> IndexedTile | None:
         on_tile(1)
         try:
-            if not _is_utf8(file.path):
-                raise TileError("unreadable", "its name is not UTF-8")
             width, height, digest = _inspect(file)
         except TileError as error:
             if on_error is None:
@@ -117,7 +116,8 @@ def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
         above.setdefault(folder.parent, set()).add(folder.name)
     for folder, names in above.items():
         for entry in sorted((data / folder).iterdir()):
-            if entry.is_dir() and entry.name not in names and not any(entry.iterdir()):
+            other = entry.name not in names and not entry.name.startswith(".")
+            if other and entry.is_dir() and not any(entry.iterdir()):
                 raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
     # train/a, train/b, val/a, val/b is one set of classes twice; a/p1, b/p1, b/p2 is not.
     sets = list(above.values())
