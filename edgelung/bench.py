@@ -108,6 +108,7 @@ def bench(
         "engine": many.name,
         "device": many.device,
         "precision": chosen.variant.precision,
+        "floating_point": many.float_type,
         "choice": chosen.reason,
         "threads": threads,
         "streams": many.concurrency,

@@ -9,6 +9,7 @@ Exact rewrites, all checked against torch in the tests:
 - normalisation folds into the patch embedding, over pixels as (p − 128)/64: exact in FP16 and in
   INT8, and the weights grow by about 1.1 instead of shrinking by 58 into FP16's subnormals;
 - 1/√d of attention folds into the query weights;
+- the patch embedding is a linear over pixels as they lie in memory, not a convolution;
 - the mean of the two heads and the temperature fold into one linear;
 - only the two class tokens leave the last block, so its queries and MLP run for those alone.
 """
@@ -46,8 +47,8 @@ def build_graph(
 
     `half`: FP16 weights and activations (the head stays FP32). `input_scales`: linear name → INT8
     step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric.
-    `input_means`: linear name → mean of its input, (D,) or of the patch embedding (3, P, P); its
-    bias then takes up what rounding its weights shifts the mean output by.
+    `input_means`: linear name → mean of its input (D,), of the patch embedding (P·P·3,); its bias
+    then takes up what rounding its weights shifts the mean output by.
     `observe`: further outputs, float32, for calibration (see `observed_outputs`).
     `switches`: a second input, `quantized` bool [len(input_scales)]: which linears take their
     quantized input and weight, in the order of `input_scales`.
@@ -112,27 +113,17 @@ class _Writer:
         centre = PIXEL_OFFSET / 255 - np.array(s.mean).reshape(1, 3, 1, 1)
         kernel = w["patch_embed.proj.weight"].astype(np.float64) / std  # (D, 3, P, P)
         bias = w["patch_embed.proj.bias"] + (kernel * centre).sum(axis=(1, 2, 3))
-        kernel = kernel * (PIXEL_STEP / 255)
+        kernel = kernel.transpose(0, 2, 3, 1).reshape(s.width, -1) * (PIXEL_STEP / 255)
 
-        name = "patch_embed.proj"
-        if name in self.input_scales and name in self.input_means:
-            integers, steps = quantize_weight(kernel, channel_axis=0)
-            shift = (integers * steps.reshape(-1, 1, 1, 1) - kernel) * self.input_means[name]
-            bias = bias - shift.sum(axis=(1, 2, 3))
-
+        side = s.size // s.patch
+        rows = self.integers("rows_of_patches", [0, side, s.patch, side, s.patch * 3])
+        patches = self.integers("patches", [0, side * side, s.patch * s.patch * 3])
         x = self.cast(tiles, self.dtype)  # before the transpose: TensorRT transposes no uint8
-        x = self.op("Transpose", [x], perm=[0, 3, 1, 2])  # (N, 3, H, W)
+        x = self.op("Transpose", [self.op("Reshape", [x, rows])], perm=[0, 1, 3, 2, 4])
+        x = self.op("Reshape", [x, patches])  # (N, 196, P·P·3)
         x = self.op("Sub", [x, self.real("pixel_offset", np.array(PIXEL_OFFSET))])
         x = self.op("Mul", [x, self.real("pixel_scale", np.array(1 / PIXEL_STEP))])
-        x = self.op(
-            "Conv",
-            [*self.operands(name, x, kernel, channel_axis=0), self.real(f"{name}.bias", bias)],
-            name=name,
-            kernel_shape=[s.patch, s.patch],
-            strides=[s.patch, s.patch],
-        )  # (N, D, H/P, W/P)
-        x = self.op("Reshape", [x, self.integers("patches", [0, s.width, -1])])
-        x = self.op("Transpose", [x], perm=[0, 2, 1])  # (N, 196, D)
+        x = self.linear("patch_embed.proj", x, kernel, bias)  # (N, 196, D)
         # Two zero tokens in front, then one sum brings class tokens and positions: no op needs N.
         x = self.op("Pad", [x, self.integers("two_in_front", [0, 2, 0, 0, 0, 0])])  # (N, 198, D)
         positions = w["pos_embed"].copy()  # (1, 198, D)
@@ -158,10 +149,9 @@ class _Writer:
         bias[:width] *= scale
         if last:
             q = self.linear(f"{name}.q", self.class_tokens(x), weight[:width], bias[:width])
-            kv = self.linear(f"{name}.kv", x, weight[width:], bias[width:])
-            k, v = self.split(kv, 2)
+            k, v = self.linears(f"{name}.kv", x, weight[width:], bias[width:], parts=2)
         else:
-            q, k, v = self.split(self.linear(f"{name}.qkv", x, weight, bias), 3)
+            q, k, v = self.linears(f"{name}.qkv", x, weight, bias, parts=3)
         split_heads = self.integers("split_heads", [0, 0, heads, width // heads])
         q = self.op("Transpose", [self.op("Reshape", [q, split_heads])], perm=[0, 2, 1, 3])
         k = self.op("Transpose", [self.op("Reshape", [k, split_heads])], perm=[0, 2, 3, 1])
@@ -196,38 +186,65 @@ class _Writer:
         """x · Wᵀ + b, with W (out, in) as torch keeps it; quantized where it has an input step."""
         weight = self.weights[f"{name}.weight"] if weight is None else weight
         bias = self.weights[f"{name}.bias"] if bias is None else bias
-        if self.observe:
+        return self.linears(name, x, weight, bias, parts=1)[0]
+
+    def linears(self, name: str, x: str, weight: Array, bias: Array, parts: int) -> list[str]:
+        """A linear whose output is wanted in equal parts.
+
+        A GPU wants one wide product, split where it lies; a CPU copies what is split, so it gets a
+        product for each part, all of them of the same (quantized) input.
+        """
+        if self.observe and name in observed_outputs(self.student):
             self.look(name, x)
         if name in self.input_scales and name in self.input_means:
-            integers, steps = quantize_weight(weight, channel_axis=0)
+            integers, steps = quantize_weight(weight)
             bias = bias - (integers * steps[:, None] - weight) @ self.input_means[name]
-        x = self.op("MatMul", self.operands(name, x, weight.T, channel_axis=1), name=name)
-        return self.watch(self.op("Add", [x, self.real(f"{name}.bias", bias)]))
+        x = self.rounded(name, x)
+        if parts > 1 and self.dtype == np.float16:
+            whole = self.product(name, name, x, weight, bias)
+            outputs = [f"{whole}.{i}" for i in range(parts)]
+            self.op("Split", [whole], outputs=outputs, axis=-1, num_outputs=parts)
+            return outputs
+        names = [name] if parts == 1 else [f"{name}.{i}" for i in range(parts)]
+        split = zip(names, np.split(weight, parts), np.split(bias, parts), strict=True)
+        return [self.product(name, part, x, w, b) for part, w, b in split]
 
-    def operands(self, name: str, x: str, weight: Array, channel_axis: int) -> list[str]:
-        """The input and weight of a linear, each through Q/DQ where it is quantized."""
+    def rounded(self, name: str, x: str) -> str:
+        """The input of a linear, through Q/DQ where that is quantized."""
         if name not in self.input_scales:
-            return [x, self.real(f"{name}.weight", weight)]
+            return x
         step = self.real(f"{name}.input_scale", np.array(self.input_scales[name]))
         zero = self.constant("zero", np.array(0, np.int8))
         rounded = self.op("QuantizeLinear", [x, step, zero])
-        rounded = self.op("DequantizeLinear", [rounded, step, zero])
-        integers, steps = quantize_weight(weight, channel_axis)
-        w = self.op(
-            "DequantizeLinear",
-            [
-                self.constant(f"{name}.weight", integers),
-                self.real(f"{name}.weight_scale", steps),
-                self.constant(f"{name}.weight_zero", np.zeros(steps.shape, np.int8)),
-            ],
-            axis=channel_axis,
-        )
+        return self.switch(name, self.op("DequantizeLinear", [rounded, step, zero]), x)
+
+    def product(self, name: str, part: str, x: str, weight: Array, bias: Array) -> str:
+        """x · Wᵀ + b for `part` of the linear `name`; W (out, in) in INT8 where that is."""
+        if name in self.input_scales:
+            integers, steps = quantize_weight(weight)
+            w = self.op(
+                "DequantizeLinear",
+                [
+                    self.constant(f"{part}.weight", integers.T),
+                    self.real(f"{part}.weight_scale", steps),
+                    self.constant(f"{part}.weight_zero", np.zeros(steps.shape, np.int8)),
+                ],
+                axis=1,
+            )
+            if name in self.switches:
+                w = self.switch(name, w, self.real(f"{part}.exact", weight.T))
+        else:
+            w = self.real(f"{part}.weight", weight.T)
+        x = self.op("MatMul", [x, w], name=part)
+        return self.watch(self.op("Add", [x, self.real(f"{part}.bias", bias)]))
+
+    def switch(self, name: str, quantized: str, exact: str) -> str:
+        """`quantized`, or `exact` where the linear's switch is off."""
         if name not in self.switches:
-            return [rounded, w]
+            return quantized
         place = self.integers(f"place_{name}", [list(self.switches).index(name)])
         on = self.op("Gather", ["quantized", place], axis=0)  # (1,)
-        exact = self.real(f"{name}.exact", weight)
-        return [self.op("Where", [on, rounded, x]), self.op("Where", [on, w, exact])]
+        return self.op("Where", [on, quantized, exact])
 
     def watch(self, x: str) -> str:
         """Note the largest magnitude of an activation in each tile, (N, 1), if asked for."""
@@ -257,11 +274,6 @@ class _Writer:
         """The first two tokens: (N, T, D) → (N, 2, D)."""
         bounds = [self.integers(n, [v]) for n, v in (("first", 0), ("second", 2), ("axis", 1))]
         return self.op("Slice", [x, *bounds])
-
-    def split(self, x: str, parts: int) -> list[str]:
-        outputs = [f"{x}.{i}" for i in range(parts)]
-        self.op("Split", [x], outputs=outputs, axis=-1, num_outputs=parts)
-        return outputs
 
     def cast(self, x: str, dtype: type[np.generic]) -> str:
         return self.op("Cast", [x], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
@@ -325,13 +337,21 @@ class _Writer:
         return model
 
 
-def quantize_weight(weight: Array, channel_axis: int) -> tuple[Array, Array]:
-    """Symmetric INT8 in −127…127 with one step per output channel: (integers, steps float32).
+def quantized_products(graph: onnx.ModelProto) -> int:
+    """How many products have weights in INT8: what a runtime should find when it reads the file.
 
-    −128 stays unused, so that a negated weight has a negated integer.
+    More than the quantized linears where those are split (`_Writer.linears`).
     """
-    others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
+    return sum(tensor.name.endswith(".weight_scale") for tensor in graph.graph.initializer)
+
+
+def quantize_weight(weight: Array) -> tuple[Array, Array]:
+    """Symmetric INT8 in −127…127 with one step per output: (integers (out, in), steps (out,)).
+
+    `weight` (out, in); steps are float32. −128 stays unused, so that a negated weight has a negated
+    integer.
+    """
+    largest = np.abs(weight).max(axis=1)
     steps = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
-    integers = np.clip(np.rint(weight / steps), -127, 127).astype(np.int8)
-    return integers, steps.reshape(-1)
+    integers = np.clip(np.rint(weight / steps[:, None]), -127, 127).astype(np.int8)
+    return integers, steps

@@ -13,7 +13,7 @@ from edgelung.evidence.gate import LIMITS, Limits, gate
 from edgelung.evidence.intervals import intervals
 from edgelung.evidence.metrics import evaluate
 from edgelung.export.calibrate import HALF_LIMIT
-from edgelung.export.graph import build_graph
+from edgelung.export.graph import build_graph, quantized_products
 from edgelung.export.predict import Probabilities, predict, speeds
 from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import TILES, runs, sensitivity
@@ -50,7 +50,7 @@ class Judge:
         found = self._write("fp32", graph)
         metrics = evaluate(found, self.gate_tiles.labels)
         verdict = {"verdict": "reference", "reasons": [], **metrics}
-        self._enter("fp32", found, verdict, base="fp32", quantized=0)
+        self._enter("fp32", found, verdict, base="fp32")
 
     def half_precision(self, peak: float) -> None:
         """Typed FP16; `peak`: the largest activation that full precision met."""
@@ -59,7 +59,7 @@ class Judge:
         )
         verdict = self.judge(found)
         check_half_range(verdict, peak)
-        self._enter("fp16", found, verdict, base="fp16", quantized=0)
+        self._enter("fp16", found, verdict, base="fp16")
 
     def int8(self, plan: Plan, calibration: TileSet) -> dict[str, Any]:
         """INT8 on an FP32 base, and the same with an FP16 base; returns the sensitivity ranking.
@@ -77,16 +77,15 @@ class Judge:
                 given_back, found, verdict = mended
             else:  # as it was judged first
                 onnx.save(plan.graph(self.temperature), self.folder / "model.int8.onnx")
-        quantized = len(plan.scales) - len(given_back)
         about: dict[str, Any] = {"given_back": given_back, "calibration": dict(plan.about)}
-        self._enter("int8", found, verdict, base="fp32", quantized=quantized, **about)
+        self._enter("int8", found, verdict, base="fp32", **about)
         back = frozenset(given_back)
         if verdict["verdict"] != "pass":
             self.say("INT8 did not pass; what did is offered in its place")
         found = self._write("int8-fp16", plan.graph(self.temperature, True, back))
         verdict = self.judge(found, verdict["looks"])
         check_half_range(verdict, plan.peak)
-        self._enter("int8-fp16", found, verdict, base="fp16", quantized=quantized, **about)
+        self._enter("int8-fp16", found, verdict, base="fp16", **about)
         return ranking
 
     def judge(self, found: Probabilities, looks: int = 1) -> dict[str, Any]:
@@ -160,7 +159,6 @@ class Judge:
         found: Probabilities,
         verdict: dict[str, Any],
         base: str,
-        quantized: int,
         **about: Any,
     ) -> None:
         path = self.folder / f"model.{name}.onnx"
@@ -170,7 +168,7 @@ class Judge:
             "bytes": path.stat().st_size,
             "base": base,
             "meant_for": "GPU" if base == "fp16" else "CPU",
-            "quantized_linears": quantized,
+            "quantized_linears": quantized_products(onnx.load(path)),
             "judged_by": "onnxruntime CPU",
             "tiles_per_second": speeds(path, next(few.batches(self.spec, available_cores()))),
             "gate": verdict,

@@ -48,7 +48,7 @@ class Seen:
 class Observed:
     """What full precision met.
 
-    `inputs`: by linear, the patch embedding apart; of that the mean input `patch` (3, P, P), pixels
+    `inputs`: by linear, the patch embedding apart; of that the mean input `patch` (P·P·3,), pixels
     as (p − 128)/64. `peak`: largest |activation| anywhere, the residual stream and attention scores
     included.
     """
@@ -81,7 +81,7 @@ def observe(
     wanted = ["peaks", *(name for group in outputs.values() for name in group)]
     inputs: dict[str, Seen] = {}
     tiles_seen, peak = 0, 0.0
-    patch = np.zeros((3, student.patch, student.patch))
+    patch = np.zeros(3 * student.patch**2)
     for tiles in _in_batches(batches):
         found = dict(zip(wanted, session.run(wanted, {"tiles": tiles}), strict=True))
         peak = max(peak, float(found["peaks"].max()))
@@ -113,10 +113,10 @@ def _add(
 
 
 def _mean_patch(tiles: Tiles, size: int) -> npt.NDArray[np.float64]:
-    """The mean of all patches of the tiles, (3, size, size), as the patch embedding sees them."""
+    """The mean of all patches of the tiles, (size·size·3,), as the patch embedding sees them."""
     n, height, width, _ = tiles.shape
     patches = tiles.reshape(n, height // size, size, width // size, size, 3)
-    mean: npt.NDArray[np.float64] = patches.mean(axis=(0, 1, 3)).transpose(2, 0, 1)
+    mean: npt.NDArray[np.float64] = patches.mean(axis=(0, 1, 3)).ravel()
     return (mean - PIXEL_OFFSET) / PIXEL_STEP
 
 

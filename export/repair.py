@@ -95,7 +95,7 @@ def _output_error(tokens: Array, largest: Array, weight: Array) -> float:
     """Mean squared error of tokens · Wᵀ with both in INT8; tokens (n, D), weight (out, D)."""
     step = max(float(largest.max()), 1e-6) / 127
     rounded = np.clip(np.rint(tokens / step), -127, 127) * np.float32(step)
-    integers, steps = quantize_weight(weight, channel_axis=0)
+    integers, steps = quantize_weight(weight)
     w = integers.astype(np.float32) * steps[:, None]
     difference = tokens @ weight.T - rounded @ w.T
     return float((difference.astype(np.float64) ** 2).mean())

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
+AS_IN_FILE = "as in the file"
 Probabilities = npt.NDArray[np.float32]  # (N, classes)
 
 
@@ -18,12 +19,14 @@ class Engine(Protocol):
     """A graph loaded in one runtime on one device.
 
     `infer` may be called from `concurrency` threads at once; that many batches in flight keep the
-    device busy (copy beside compute on a GPU, for example).
+    device busy (copy beside compute on a GPU, for example). `float_type`: what floating point is
+    computed in, `AS_IN_FILE` or its name.
     """
 
     name: str
     device: str
     concurrency: int
+    float_type: str
 
     def infer(self, tiles: Tiles) -> Probabilities:
         """Probabilities float32 (N, classes) of uint8 RGB tiles (N, H, W, 3); any N ≥ 1."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
 from edgelung.errors import one_line
 
 PROVIDER = "CPUExecutionProvider"
@@ -19,6 +19,8 @@ class OnnxRuntimeEngine:
     As many batches side by side as there are threads, one thread each; with `latency`, and on a
     GPU, one at a time. Raises EngineUnavailableError where anything but that provider would run.
     """
+
+    float_type = AS_IN_FILE
 
     def __init__(
         self,

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgelung.cache import Cache
-from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import (
+    AS_IN_FILE,
+    EngineUnavailableError,
+    Probabilities,
+    Tiles,
+)
 from edgelung.errors import one_line
 
 
@@ -19,6 +24,10 @@ class OpenVinoEngine:
 
     As many batches side by side as there are threads, each in a stream of one thread: no core waits
     for another within a batch. With `latency` one stream has all threads.
+
+    FP32 graphs are computed in FP32. What an INT8 graph leaves in floating point is computed in
+    BF16 on CPUs that have it: next to the rounding of INT8 that changes nothing worth noting, and
+    attention takes half the time.
     """
 
     name = "openvino"
@@ -32,16 +41,19 @@ class OpenVinoEngine:
                 f"openvino is not installed ({one_line(error)}); pip install openvino"
             ) from error
         self.concurrency = 1 if latency else threads
+        core, data = ov.Core(), graph.read_bytes()
+        abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        half = "BF16" in abilities and b"QuantizeLinear" in data
+        self.float_type = "bf16" if half else AS_IN_FILE
         config = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": self.concurrency,
-            # On CPUs with BF16 OpenVINO would compute FP32 graphs in BF16 unasked; the precision
-            # is what the ONNX file says.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # On CPUs with BF16 OpenVINO would compute FP32 graphs in BF16 unasked.
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
             # Other threads decode on the same cores: a stream must be free to move.
             "ENABLE_CPU_PINNING": False,
         }
-        self._model = _compiled(ov, graph, config)
+        self._model = _compiled(ov, core, data, config)
         running = self._model.get_property("EXECUTION_DEVICES")
         if list(running) != ["CPU"]:
             raise EngineUnavailableError(f"asked OpenVINO for the CPU, it runs on {running}")
@@ -77,14 +89,12 @@ def _openvino() -> Any:
             sys.modules.pop(converter, None)
 
 
-def _compiled(ov: Any, graph: Path, config: dict[str, Any]) -> Any:
+def _compiled(ov: Any, core: Any, data: bytes, config: dict[str, Any]) -> Any:
     """The compiled model, from the user's cache where it was compiled here before.
 
     The key holds everything that shapes it: the graph's own bytes, OpenVINO's version, the
     processor, the configuration.
     """
-    core = ov.Core()
-    data = graph.read_bytes()
     processor = core.get_property("CPU", "FULL_DEVICE_NAME")
     abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     key = json.dumps([ov.get_version(), processor, abilities, config], sort_keys=True).encode()

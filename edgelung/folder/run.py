@@ -123,6 +123,7 @@ class Session:
             "bundle": bundle_hash(self.bundle),
             "--engine": self.chosen.engine.name,
             "--precision": self.chosen.variant.precision,
+            "floating point": self.chosen.engine.float_type,
             "--batch-size": self.batch_size,
             "--verify": options.verify,
             "--verify-every": options.verify_every,

@@ -140,6 +140,7 @@ def summarize(bundle: Bundle, chosen: Chosen, tally: Tally) -> dict[str, Any]:
         "engine": chosen.engine.name,
         "device": chosen.engine.device,
         "precision": chosen.variant.precision,
+        "floating_point": chosen.engine.float_type,
         "choice": chosen.reason,
         "golden_difference": chosen.golden_difference,
         "files": total,

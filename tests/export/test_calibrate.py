@@ -211,7 +211,7 @@ def test_the_mean_patch_is_what_the_embedding_sees_on_average(
     size = student.patch
     n, height, width, _ = pixels.shape
     by_hand = [
-        (pixels[k, i : i + size, j : j + size].transpose(2, 0, 1).astype(float) - 128) / 64
+        (pixels[k, i : i + size, j : j + size].ravel().astype(float) - 128) / 64
         for k in range(n)
         for i in range(0, height, size)
         for j in range(0, width, size)

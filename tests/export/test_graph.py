@@ -134,14 +134,27 @@ def test_int8_stays_close(model, pixels, quantized, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, torch_probabilities(model, pixels), atol=0.05)
 
 
-def test_q_dq_stands_on_the_linears_and_nowhere_else(model, quantized) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_q_dq_stands_on_the_linears_and_nowhere_else(model, pixels, half: bool) -> None:
+    student = student_of(model)
+    seen = observe(student, [pixels], 1, lambda n: None)
+    scales = input_scales(seen, "min-max")
+    quantized = build_graph(student, half=half, input_scales=scales)
     nodes = {output: node for node in quantized.graph.node for output in node.output}
     found = constants(quantized)
-    names = linear_names(student_of(model))
+    names = linear_names(student)
     assert len(names) == 1 + 2 * 4 + 5
-    for name in names:
+    # On a CPU a linear that is split is a product a part.
+    parts = {} if half else {"qkv": 3, "kv": 2}
+    products = [
+        f"{name}.{i}" if several else name
+        for name in names
+        for several in [parts.get(name.split(".")[-1])]
+        for i in range(several or 1)
+    ]
+    for name in products:
         node = next(n for n in quantized.graph.node if n.name == name)
-        assert node.op_type == ("Conv" if name == "patch_embed.proj" else "MatMul")
+        assert node.op_type == "MatMul"
         data, weight = nodes[node.input[0]], nodes[node.input[1]]
         assert data.op_type == weight.op_type == "DequantizeLinear"
         assert nodes[data.input[0]].op_type == "QuantizeLinear"
@@ -149,13 +162,14 @@ def test_q_dq_stands_on_the_linears_and_nowhere_else(model, quantized) -> None:
         assert found[weight.input[1]].ndim == 1, "per channel"
     kinds = Counter(node.op_type for node in quantized.graph.node)
     assert kinds["QuantizeLinear"] == len(names)
-    assert kinds["DequantizeLinear"] == 2 * len(names)
+    assert kinds["DequantizeLinear"] == len(names) + len(products)
+    assert kinds["Split"] == (3 if half else 0)
     for name, value in found.items():
         if value.dtype == np.int8 and not name.endswith(".weight"):
             assert (value == 0).all(), "symmetric: TensorRT takes no other zero point"
 
 
-def test_quantized_pixels_are_exact(model, pixels, quantized, tmp_path: Path) -> None:
+def test_quantized_pixels_are_exact(quantized) -> None:
     """(p − 128)/64 in steps of 1/64 are integers, so the patch embedding sees the very pixels."""
     found = constants(quantized)
     assert found["patch_embed.proj.input_scale"] == 1 / 64
@@ -168,12 +182,12 @@ def test_quantized_pixels_are_exact(model, pixels, quantized, tmp_path: Path) ->
 
 
 def test_weights_are_rounded_per_channel() -> None:
-    weight = np.array([[1.0, -100.0], [0.5, 50.0], [-0.25, 0.0]])
-    integers, steps = quantize_weight(weight, channel_axis=1)
+    weight = np.array([[1.0, 0.5, -0.25], [-100.0, 50.0, 0.0]])
+    integers, steps = quantize_weight(weight)
     np.testing.assert_allclose(steps, [1 / 127, 100 / 127], rtol=1e-6)
-    assert integers.tolist() == [[127, -127], [64, 64], [-32, 0]]
-    assert (quantize_weight(-weight, 1)[0] == -integers).all()
-    zero, step = quantize_weight(np.zeros((2, 2)), 1)
+    assert integers.tolist() == [[127, 64, -32], [-127, 64, 0]]
+    assert (quantize_weight(-weight)[0] == -integers).all()
+    zero, step = quantize_weight(np.zeros((2, 2)))
     assert (zero == 0).all()
     assert (step == 1).all()
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,9 @@ def test_the_spoilt_linear_is_given_back_and_no_other(
     subsets = read_split(decided, tiles, student.classes)
     calibration, rest = set_aside(subsets["val"], 18, 0)
     plan = plan_int8(student, calibration, spec, "min-max")
+    # Of the others only a few: a barely trained model's labels mind the noise of all of them.
+    few = {name: step for name, step in plan.scales.items() if name.startswith("blocks.5.")}
+    plan = replace(plan, scales=few)
     # 18 tiles can carry no finer limits than these.
     limits = Limits(0.7, 0.5, 1.0, 1.0)
     said: list[str] = []
@@ -132,11 +136,12 @@ def test_the_spoilt_linear_is_given_back_and_no_other(
     judge.full_precision()
     ranking = judge.int8(plan, calibration)
     assert ranking["linears"][0]["name"] == "blocks.5.mlp.fc1"
-    for name in ("int8", "int8-fp16"):
+    # q, k, v, proj and fc2; on a GPU the first three are one product.
+    for name, products in (("int8", 5), ("int8-fp16", 3)):
         entry = judge.variants[name]
         assert entry["gate"]["verdict"] == "pass"
         assert entry["given_back"] == ["blocks.5.mlp.fc1"]
-        assert entry["quantized_linears"] == len(plan.scales) - 1
+        assert entry["quantized_linears"] == products
     assert judge.variants["int8"]["gate"]["looks"] == 2
     assert any("without 1 of" in text for text in said)
     import onnx

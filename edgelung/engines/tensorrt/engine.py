@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgelung import __version__
-from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
 from edgelung.engines.cuda import Device
 from edgelung.engines.tensorrt.build import Profile, build_engine
 from edgelung.engines.tensorrt.cache import EngineCache, Key
@@ -30,6 +30,7 @@ class TensorRtEngine:
     """A graph in TensorRT on the first GPU. Raises EngineUnavailableError where that cannot be."""
 
     concurrency = LANES
+    float_type = AS_IN_FILE
 
     def __init__(
         self,
