@@ -27,6 +27,7 @@ ROWS = [
     "ONNX Runtime CUDA",
     "OpenVINO",
     "nvimgcodec",
+    "CPU resize",
     "cubins",
     "engine cache",
 ]

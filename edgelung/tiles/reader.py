@@ -5,10 +5,12 @@ top of it. What it does is written down in `ReaderSpec`, which travels in the bu
 deployment that decodes or resizes differently from training loses accuracy without a word.
 """
 
+import importlib
 import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +20,12 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from edgelung.errors import EdgelungError, one_line
+
+resize_rgb: Callable[..., None] | None
+try:
+    resize_rgb = importlib.import_module("edgelung.kernels._resize").resize_rgb
+except ImportError:  # not built, or a CPU that is too old for it: Pillow gives the same pixels
+    resize_rgb = None
 
 Tile = npt.NDArray[np.uint8]
 
@@ -144,12 +152,26 @@ def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
 def resize(pixels: Tile | Image.Image, size: int) -> Tile:
     """The one resize: the width first, then the height, each pass rounded to uint8.
 
+    Compiled where the package was built with a C++ compiler (`kernels/resize_cpu.cpp`).
+    """
+    if resize_rgb is None:
+        return resize_by_pillow(pixels, size)
+    source = np.ascontiguousarray(pixels)
+    if source.shape == (size, size, 3):
+        return source
+    height, width, _ = source.shape
+    out = np.empty((size, size, 3), np.uint8)
+    resize_rgb(source, height, width, out, size)
+    return out
+
+
+def resize_by_pillow(pixels: Tile | Image.Image, size: int) -> Tile:
+    """The same pixels, slower: what the resize is by definition.
+
     Two calls, each of which leaves one axis alone: asked for both at once, Pillow 13 begins with
     the height of a tall image where Pillow 12 did not, and many a pixel moves by one.
     """
     if isinstance(pixels, np.ndarray):
-        if pixels.shape == (size, size, 3):  # nothing to do: no way through Pillow and back
-            return pixels
         pixels = Image.fromarray(pixels)
     for shape in ((size, pixels.height), (size, size)):
         if pixels.size != shape:

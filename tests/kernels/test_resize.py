@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image
 
 from edgelung.kernels import build
 from edgelung.kernels.resize import HostTwin, Plan, most_taps
-from edgelung.tiles.reader import ReaderSpec, read_pixels, read_tile, resize
+from edgelung.tiles import reader
+from edgelung.tiles.reader import ReaderSpec, read_pixels, read_tile, resize, resize_by_pillow
 
 SIZE = 224
 EXTREMES = [
@@ -40,7 +42,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> HostTwin:
 
 
 def by_reader(tile: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(resize(Image.fromarray(tile), size))
+    return resize_by_pillow(Image.fromarray(tile), size)
 
 
 def random_tiles(count: int, seed: int) -> Iterator[np.ndarray]:
@@ -97,6 +99,53 @@ def test_no_pixel_differs_on_real_tiles(twin: HostTwin, real_tiles: Path) -> Non
     expected = np.stack([read_tile(path, spec) for path in paths])
     assert read_pixels(paths[0], spec).shape != expected[0].shape, "nothing was resized"
     assert int((found != expected).sum()) == 0
+
+
+@pytest.fixture
+def compiled() -> None:
+    if reader.resize_rgb is None:
+        pytest.skip("built without the compiled resize")
+
+
+def test_the_compiled_resize_gives_pillows_pixels(compiled: None) -> None:
+    rng = np.random.default_rng(2)
+    for tile in random_tiles(400, seed=2):
+        size = SIZE if rng.random() < 0.7 else int(rng.integers(16, 400))
+        np.testing.assert_array_equal(resize(tile, size), by_reader(tile, size))
+
+
+def test_the_compiled_resize_takes_what_numpy_and_pillow_hold(compiled: None) -> None:
+    tile = np.random.default_rng(3).integers(0, 256, (300, 401, 3), np.uint8)
+    expected = by_reader(tile, SIZE)
+    mirrored = np.ascontiguousarray(tile[:, ::-1])[:, ::-1]  # the same pixels, backwards in memory
+    frozen = tile.copy()
+    frozen.flags.writeable = False
+    for source in (mirrored, frozen, Image.fromarray(tile)):
+        np.testing.assert_array_equal(resize(source, SIZE), expected)
+
+
+def test_many_threads_resize_at_once(compiled: None) -> None:
+    tiles = list(random_tiles(40, seed=4))
+    expected = [by_reader(tile, SIZE) for tile in tiles]
+    with ThreadPoolExecutor(8) as pool:
+        for found, right in zip(
+            pool.map(lambda t: resize(t, SIZE), tiles * 5), expected * 5, strict=True
+        ):
+            np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(4, 7, 16), (5, 6, 16), (4, 6, 17), (0, 6, 16), (4, 6, -16)]
+)
+def test_the_compiled_resize_never_leaves_its_buffers(
+    compiled: None, height: int, width: int, size: int
+) -> None:
+    pixels, out = np.zeros((4, 6, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match="do not fit"):
+        reader.resize_rgb(pixels, height, width, out, size)
+    out.flags.writeable = False
+    with pytest.raises((BufferError, TypeError, ValueError)):
+        reader.resize_rgb(pixels, 4, 6, out, 16)
 
 
 def test_the_largest_window_fits_its_table(twin: HostTwin) -> None:
