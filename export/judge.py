@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.choose import available_cores
+from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evidence.gate import LIMITS, Limits, gate
 from edgelung.evidence.intervals import intervals
-from edgelung.evidence.metrics import evaluate
+from edgelung.evidence.metrics import agreement, evaluate
 from edgelung.export.calibrate import HALF_LIMIT
 from edgelung.export.graph import build_graph, quantized_products
-from edgelung.export.predict import Probabilities, predict, speeds
+from edgelung.export.predict import Probabilities, predict, predict_in, speeds
 from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import TILES, runs, sensitivity
 from edgelung.export.student import Student
@@ -78,6 +80,7 @@ class Judge:
             else:  # as it was judged first
                 onnx.save(plan.graph(self.temperature), self.folder / "model.int8.onnx")
         about: dict[str, Any] = {"given_back": given_back, "calibration": dict(plan.about)}
+        self._judge_in_openvino(found, verdict)
         self._enter("int8", found, verdict, base="fp32", **about)
         back = frozenset(given_back)
         if verdict["verdict"] != "pass":
@@ -101,6 +104,31 @@ class Judge:
         return gate(
             found, reference, tiles.labels, groups, limits=self.limits, looks=looks, classes=names
         )
+
+    def _judge_in_openvino(self, found: Probabilities, verdict: dict[str, Any]) -> None:
+        """Judge INT8 as OpenVINO computes it too, which runs it where there is no GPU.
+
+        Its sums round elsewhere, and on CPUs with BF16 what is not INT8 is BF16. What does not pass
+        there does not pass; `found` is what ONNX Runtime gave.
+        """
+        try:
+            engine = OpenVinoEngine(
+                self.folder / "model.int8.onnx", available_cores(), latency=True
+            )
+        except EngineUnavailableError:
+            verdict["openvino"] = None
+            return
+        there = predict_in(engine, self.gate_tiles, self.spec, "int8, gate, openvino")
+        judged, same = self.judge(there, verdict["looks"]), agreement(there, found)
+        verdict["openvino"] = {
+            "verdict": judged["verdict"],
+            "floating_point": engine.float_type,
+            "same_label_as_onnxruntime": same["agreement"],
+            "largest_probability_difference": same["max_probability_difference"],
+        }
+        if verdict["verdict"] == "pass" and judged["verdict"] != "pass":
+            verdict["verdict"] = judged["verdict"]
+            verdict["reasons"] += [f"in OpenVINO: {reason}" for reason in judged["reasons"]]
 
     def _could_pass(self) -> bool:
         """Whether the gate tiles are enough for full precision itself to pass."""

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgelung.engines.base import EngineUnavailableError, Tiles
+from edgelung.engines.base import Engine, EngineUnavailableError, Tiles
 from edgelung.engines.choose import ENGINES, available_cores
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
@@ -27,6 +27,11 @@ def predict(
         if isinstance(graph, onnx.ModelProto):
             onnx.save(graph, path)
         engine = OnnxRuntimeEngine(path, available_cores(), latency=True)  # one batch at a time
+    return predict_in(engine, tiles, spec, what)
+
+
+def predict_in(engine: Engine, tiles: TileSet, spec: ReaderSpec, what: str) -> Probabilities:
+    """float32 (N, classes) in an engine, which is closed thereafter."""
     found = []
     with progress(what, len(tiles)) as advance:
         for batch in tiles.batches(spec, available_cores()):

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from edgelung.bundle import open_bundle
 from edgelung.commands import export as command
 from edgelung.engines.choose import open_engine
+from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evidence import gate as gate_module
 from edgelung.evidence.gate import Limits
 from edgelung.export import judge as judge_module
@@ -152,6 +153,33 @@ def test_the_spoilt_linear_is_given_back_and_no_other(
         assert kinds.count("QuantizeLinear") == len(plan.scales) - 1
         base = next(t for t in graph.initializer if t.name == "blocks.5.mlp.fc1.weight")
         assert onnx.numpy_helper.to_array(base).dtype == dtype
+
+
+def test_what_openvino_gives_must_pass_too(
+    decided: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "MIN_GROUPS", 1)
+    student, spec = read_student(decided), ReaderSpec(size=64)
+    subsets = read_split(decided, tiles, student.classes)
+    limits = Limits(0.7, 0.5, 1.0, 1.0)
+    judge = Judge(tmp_path, student, 1.0, spec, subsets["val"], subsets["test"], limits)
+    judge.full_precision()
+    found = judge._write("int8", build_graph(student))  # exact: it cannot fail of itself
+
+    right = judge.judge(found)
+    judge._judge_in_openvino(found, right)
+    assert right["verdict"] == right["openvino"]["verdict"] == "pass"
+    assert right["openvino"]["same_label_as_onnxruntime"] > 0.9
+
+    class Wrong(OpenVinoEngine):
+        def infer(self, pixels: np.ndarray) -> np.ndarray:
+            return np.roll(super().infer(pixels), 1, axis=1)
+
+    monkeypatch.setattr(judge_module, "OpenVinoEngine", Wrong)
+    wrong = judge.judge(found)
+    judge._judge_in_openvino(found, wrong)
+    assert wrong["verdict"] == "fail"
+    assert any(reason.startswith("in OpenVINO: ") for reason in wrong["reasons"])
 
 
 def test_fewest_is_the_least_that_holds() -> None:
