@@ -122,6 +122,8 @@ def test_the_spoilt_linear_is_given_back_and_no_other(
 ) -> None:
     monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gate_module, "MIN_GROUPS", 1)
+    # A matter of its own (below): BF16 turns labels of so undecided a model.
+    monkeypatch.setattr(Judge, "_judge_in_openvino", lambda self, found, verdict: None)
     damage(monkeypatch, "blocks.5.mlp.fc1", 1000)
     student, spec = read_student(decided), ReaderSpec(size=64)
     subsets = read_split(decided, tiles, student.classes)
