@@ -20,7 +20,7 @@ from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, read_pixels, read_tile
 
 BATCHES = (1, 8, 32, 128)
-PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 # Dense FP16 TFLOP/s with FP32 accumulation, and memory GB/s, as NVIDIA's data sheets give them.
 PEAKS = {

@@ -24,7 +24,8 @@ from edgelung.tiles.reader import ReaderSpec
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 # int8-fp16: INT8 linears between FP16 tensors, for GPUs; int8 has them between FP32 ones, for CPUs.
-PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16")
+# fp8: E4M3 linears between FP16 tensors, for GPUs from SM 89 on.
+PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
 FULL_PRECISION = "fp32"
 STARTER_NOTE = (
     "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "

@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ def export_run(
     *,
     half: bool,
     int8: bool,
+    fp8: bool = False,
+    qat: bool = False,
     data: Path | None = None,
     outside: Path | None = None,
     calibration: str = AUTO,
@@ -50,12 +52,13 @@ def export_run(
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
-    `half` and `int8` add the FP16 and INT8 variants to full precision. `calibration`: 'auto' or
+    `half`, `int8` and `fp8` add those variants to full precision. `calibration`: 'auto' or
     one of `calibrate.METHODS`, on about `calibration_tiles` validation tiles, whole groups, at most
-    half of them; all others judge. `strict`: balanced accuracy of 99.9 % of full precision instead
-    of 99 %. `outside` is a folder of tiles of none of the classes: the bundle then says how sure
-    the model is of those. Raises EdgelungError where the run or its tiles cannot be read, or where
-    the graph does not reproduce the trained model.
+    half of them; all others judge. `qat`: where INT8 does not pass, train it on the training tiles
+    (`edgelung.export.qat`; needs torch). `strict`: balanced accuracy of 99.9 % of full precision
+    instead of 99 %. `outside` is a folder of tiles of none of the classes: the bundle then says how
+    sure the model is of those. Raises EdgelungError where the run or its tiles cannot be read, or
+    where the graph does not reproduce the trained model.
     """
     check_method(calibration)
     new_folder(out, "bundle")
@@ -65,10 +68,11 @@ def export_run(
     config = _read_config(run)
     subsets = read_split(run, data or config["data"], student.classes)
     validation, test = subsets["val"], subsets["test"]
-    # Only INT8 calibrates; without it all of validation is evidence.
+    # Only eight bits calibrate; without them all of validation is evidence.
+    eight_bit = int8 or fp8
     to_calibrate, gate_tiles = (
         set_aside(validation, calibration_tiles, config["seed"])
-        if int8
+        if eight_bit
         else (validation, validation)
     )
 
@@ -80,11 +84,16 @@ def export_run(
         limits = STRICT if strict else LIMITS
         judge = Judge(folder, student, temperature, spec, gate_tiles, test, limits, say)
         judge.full_precision()
-        plan = plan_int8(student, to_calibrate, spec, calibration) if int8 else None
+        plan = plan_int8(student, to_calibrate, spec, calibration) if eight_bit else None
         if half:
             observed = observe_tiles(student, to_calibrate, spec, "range") if not plan else None
             judge.half_precision(plan.plain_peak if plan else observed.peak if observed else 0.0)
-        ranking = _quantize(judge, plan, to_calibrate) if plan else None
+        if plan:
+            _say_plan(judge, plan, to_calibrate)
+        refine = _refiner(subsets["train"], spec) if qat else None
+        ranking = judge.int8(plan, to_calibrate, refine) if plan and int8 else None
+        if plan and fp8:
+            judge.fp8(plan)
         variants = judge.variants
         if strangers:
             graph = folder / variants[FULL_PRECISION]["file"]
@@ -92,7 +101,7 @@ def export_run(
             beyond = predict(graph, strangers, spec, "outside").max(axis=1)
         golden = _write_golden(folder, student, spec, gate_tiles, variants)
         sets = subsets | {"gate, of val": gate_tiles}
-        if int8:
+        if eight_bit:
             sets["calibration, of val"] = to_calibrate
         manifest = {
             "name": f"{student.architecture} of {run.name}",
@@ -113,8 +122,14 @@ def export_run(
     return open_bundle(out)
 
 
-def _quantize(judge: Judge, plan: Plan, calibration: TileSet) -> dict[str, Any]:
-    """Both INT8 variants; says what the plan was and what few tiles cost."""
+def _refiner(tiles: TileSet, spec: ReaderSpec) -> Callable[[Plan], Plan]:
+    from edgelung.export.qat import refine  # torch: only where it is asked for
+
+    return lambda plan: refine(plan, tiles, spec)
+
+
+def _say_plan(judge: Judge, plan: Plan, calibration: TileSet) -> None:
+    """What the plan is, and what few tiles cost."""
     about = plan.about
     judge.say(
         f"calibration {about['method']} on {about['tiles']} tiles in {about['groups']} groups, "
@@ -126,7 +141,6 @@ def _quantize(judge: Judge, plan: Plan, calibration: TileSet) -> dict[str, Any]:
             f"calibrated on {len(calibration)} tiles; {CALIBRATION_TILES} or more are advised: "
             "ranges of fewer may clip what other slides hold, and the choice of method is noisier"
         )
-    return judge.int8(plan, calibration)
 
 
 def _figures(judge: Judge, ranking: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,8 +15,10 @@ Exact rewrites, all checked against torch in the tests:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -33,6 +35,21 @@ TOKEN_STRIDE = 4  # of the patches that calibration looks at; neighbours say muc
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class EightBit:
+    """A type of one byte: its largest number, and the one that the end of a range is written as."""
+
+    dtype: type[np.generic]
+    largest: float
+    end_of_range: float
+
+
+# −128 stays unused, so that a negated weight has a negated integer.
+INT8 = EightBit(np.int8, 127, 127)
+# E4M3 has the same relative precision over 14 binades: an octave of headroom costs nothing.
+FP8 = EightBit(ml_dtypes.float8_e4m3fn, 448, 224)
+
+
 def build_graph(
     student: Student,
     *,
@@ -40,20 +57,23 @@ def build_graph(
     half: bool = False,
     input_scales: Mapping[str, float] | None = None,
     input_means: Mapping[str, Array] | None = None,
+    eight_bit: EightBit = INT8,
     observe: bool = False,
     switches: bool = False,
 ) -> onnx.ModelProto:
     """The graph `tiles` uint8 [N, size, size, 3] → `probs` float32 [N, classes].
 
     `half`: FP16 weights and activations (the head stays FP32). `input_scales`: linear name → INT8
-    step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric.
+    step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric, or the
+    same in another type of `eight_bit`.
     `input_means`: linear name → mean of its input (D,), of the patch embedding (P·P·3,); its bias
     then takes up what rounding its weights shifts the mean output by.
     `observe`: further outputs, float32, for calibration (see `observed_outputs`).
     `switches`: a second input, `quantized` bool [len(input_scales)]: which linears take their
     quantized input and weight, in the order of `input_scales`.
     """
-    writer = _Writer(student, half, input_scales or {}, input_means or {}, observe, switches)
+    scales, means = input_scales or {}, input_means or {}
+    writer = _Writer(student, half, scales, means, eight_bit, observe, switches)
     tokens = writer.embed("tiles")
     for i in range(student.depth):
         tokens = writer.block(f"blocks.{i}", tokens, last=i == student.depth - 1)
@@ -90,6 +110,7 @@ class _Writer:
         half: bool,
         input_scales: Mapping[str, float],
         input_means: Mapping[str, Array],
+        eight_bit: EightBit,
         observe: bool,
         switches: bool,
     ) -> None:
@@ -98,6 +119,7 @@ class _Writer:
         self.dtype = np.float16 if half else np.float32
         self.input_scales = input_scales
         self.input_means = input_means
+        self.eight_bit = eight_bit
         self.observe = observe
         self.switches = dict.fromkeys(input_scales) if switches else {}
         self.peaks: list[str] = []
@@ -197,8 +219,9 @@ class _Writer:
         if self.observe and name in observed_outputs(self.student):
             self.look(name, x)
         if name in self.input_scales and name in self.input_means:
-            integers, steps = quantize_weight(weight)
-            bias = bias - (integers * steps[:, None] - weight) @ self.input_means[name]
+            rounded, steps = quantize_weight(weight, self.eight_bit)
+            shift = rounded.astype(np.float32) * steps[:, None] - weight
+            bias = bias - shift @ self.input_means[name]
         x = self.rounded(name, x)
         if parts > 1 and self.dtype == np.float16:
             whole = self.product(name, name, x, weight, bias)
@@ -213,21 +236,23 @@ class _Writer:
         """The input of a linear, through Q/DQ where that is quantized."""
         if name not in self.input_scales:
             return x
-        step = self.real(f"{name}.input_scale", np.array(self.input_scales[name]))
-        zero = self.constant("zero", np.array(0, np.int8))
+        kind = self.eight_bit
+        scale = self.input_scales[name] * INT8.largest / kind.end_of_range
+        step = self.real(f"{name}.input_scale", np.array(scale))
+        zero = self.constant("zero", np.array(0, kind.dtype))
         rounded = self.op("QuantizeLinear", [x, step, zero])
         return self.switch(name, self.op("DequantizeLinear", [rounded, step, zero]), x)
 
     def product(self, name: str, part: str, x: str, weight: Array, bias: Array) -> str:
         """x · Wᵀ + b for `part` of the linear `name`; W (out, in) in INT8 where that is."""
         if name in self.input_scales:
-            integers, steps = quantize_weight(weight)
+            eight, steps = quantize_weight(weight, self.eight_bit)
             w = self.op(
                 "DequantizeLinear",
                 [
-                    self.constant(f"{part}.weight", integers.T),
+                    self.constant(f"{part}.weight", eight.T),
                     self.real(f"{part}.weight_scale", steps),
-                    self.constant(f"{part}.weight_zero", np.zeros(steps.shape, np.int8)),
+                    self.constant(f"{part}.weight_zero", np.zeros(steps.shape, eight.dtype)),
                 ],
                 axis=1,
             )
@@ -345,13 +370,14 @@ def quantized_products(graph: onnx.ModelProto) -> int:
     return sum(tensor.name.endswith(".weight_scale") for tensor in graph.graph.initializer)
 
 
-def quantize_weight(weight: Array) -> tuple[Array, Array]:
-    """Symmetric INT8 in −127…127 with one step per output: (integers (out, in), steps (out,)).
+def quantize_weight(weight: Array, kind: EightBit = INT8) -> tuple[Array, Array]:
+    """Symmetric, with one step per output: (rounded (out, in) of that kind, steps (out,) float32).
 
-    `weight` (out, in); steps are float32. −128 stays unused, so that a negated weight has a negated
-    integer.
+    `weight` is (out, in).
     """
     largest = np.abs(weight).max(axis=1)
-    steps = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
-    integers = np.clip(np.rint(weight / steps[:, None]), -127, 127).astype(np.int8)
-    return integers, steps
+    steps = np.where(largest > 0, largest / kind.largest, 1.0).astype(np.float32)
+    scaled = np.clip(weight / steps[:, None], -kind.largest, kind.largest)
+    if kind is INT8:
+        scaled = np.rint(scaled)
+    return scaled.astype(kind.dtype), steps

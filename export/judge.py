@@ -15,7 +15,7 @@ from edgelung.evidence.gate import LIMITS, Limits, gate
 from edgelung.evidence.intervals import intervals
 from edgelung.evidence.metrics import agreement, evaluate
 from edgelung.export.calibrate import HALF_LIMIT
-from edgelung.export.graph import build_graph, quantized_products
+from edgelung.export.graph import FP8, build_graph, quantized_products
 from edgelung.export.predict import Probabilities, predict, predict_in, speeds
 from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import TILES, runs, sensitivity
@@ -63,18 +63,26 @@ class Judge:
         check_half_range(verdict, peak)
         self._enter("fp16", found, verdict, base="fp16")
 
-    def int8(self, plan: Plan, calibration: TileSet) -> dict[str, Any]:
+    def int8(
+        self, plan: Plan, calibration: TileSet, refine: Callable[[Plan], Plan] | None = None
+    ) -> dict[str, Any]:
         """INT8 on an FP32 base, and the same with an FP16 base; returns the sensitivity ranking.
 
-        Where the gate does not let INT8 through, the most sensitive linears go back to floating
-        point, as few as it takes; both variants then leave out the same.
+        Where the gate does not let INT8 through, `refine` may train it; if that is not enough, the
+        most sensitive linears go back to floating point, as few as it takes; both variants then
+        leave out the same.
         """
         ranking = self._sensitivity(plan, calibration)
         found = self._write("int8", plan.graph(self.temperature))
         verdict = self.judge(found)
         given_back: list[str] = []
+        if verdict["verdict"] != "pass" and refine and self._could_pass():
+            self.say(f"int8 gate: {verdict['verdict']}; training it")
+            plan = refine(plan)
+            found = self._write("int8", plan.graph(self.temperature))
+            verdict = self.judge(found, looks=2)
         if verdict["verdict"] != "pass" and self._could_pass():
-            mended = self._give_back(plan, calibration, ranking)
+            mended = self._give_back(plan, calibration, ranking, verdict["looks"])
             if mended:
                 given_back, found, verdict = mended
             else:  # as it was judged first
@@ -90,6 +98,14 @@ class Judge:
         check_half_range(verdict, plan.peak)
         self._enter("int8-fp16", found, verdict, base="fp16", **about)
         return ranking
+
+    def fp8(self, plan: Plan) -> None:
+        """FP8 (E4M3) on an FP16 base, for GPUs that have it (SM 89 and later)."""
+        found = self._write("fp8", plan.graph(self.temperature, half=True, eight_bit=FP8))
+        verdict = self.judge(found)
+        check_half_range(verdict, plan.peak)
+        about: dict[str, Any] = {"given_back": [], "calibration": dict(plan.about)}
+        self._enter("fp8", found, verdict, base="fp16", **about)
 
     def judge(self, found: Probabilities, looks: int = 1) -> dict[str, Any]:
         """The gate's verdict on probabilities of the gate tiles (N, classes)."""
@@ -135,7 +151,7 @@ class Judge:
         return bool(self.judge(self.probabilities["fp32"]["gate"])["verdict"] == "pass")
 
     def _give_back(
-        self, plan: Plan, calibration: TileSet, ranking: dict[str, Any]
+        self, plan: Plan, calibration: TileSet, ranking: dict[str, Any], looks: int
     ) -> tuple[list[str], Probabilities, dict[str, Any]] | None:
         """The fewest linears, most sensitive first, without which INT8 passes; None if it takes
         more than half of them.
@@ -155,7 +171,7 @@ class Judge:
             checks = self._gate(found, reference, calibration).get("checks", {})
             return bool(checks) and all(c["loss"] <= c["limit"] for c in checks.values())
 
-        count, looks = max(1, _fewest(promising, most)), 1
+        count = max(1, _fewest(promising, most))
         while True:
             looks += 1
             back = order[:count]

@@ -19,7 +19,7 @@ from edgelung.errors import EdgelungError
 from edgelung.evidence import metrics
 from edgelung.evidence.metrics import agreement
 from edgelung.export.calibrate import METHODS, input_scales
-from edgelung.export.graph import build_graph
+from edgelung.export.graph import FP8, INT8, EightBit, build_graph
 from edgelung.export.observe import Observed, observe
 from edgelung.export.predict import Probabilities, predict
 from edgelung.export.repair import choose_migration, migrate
@@ -55,15 +55,25 @@ class Plan:
     about: Mapping[str, Any]
 
     def graph(
-        self, temperature: float = 1.0, half: bool = False, given_back: frozenset[str] = frozenset()
+        self,
+        temperature: float = 1.0,
+        half: bool = False,
+        given_back: frozenset[str] = frozenset(),
+        eight_bit: EightBit = INT8,
     ) -> onnx.ModelProto:
-        """The INT8 graph on an FP32 or FP16 base, `given_back` linears left in the base."""
+        """The INT8 graph on an FP32 or FP16 base, `given_back` linears left in the base.
+
+        In FP8 the patch embedding is too: INT8 holds pixels exactly, FP8 four bits of them.
+        """
+        if eight_bit is FP8:
+            given_back |= {"patch_embed.proj"}
         return build_graph(
             self.student,
             temperature=temperature,
             half=half,
             input_scales={k: v for k, v in self.scales.items() if k not in given_back},
             input_means=self.means,
+            eight_bit=eight_bit,
         )
 
 

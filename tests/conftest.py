@@ -69,9 +69,9 @@ def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `run` with all three variants; tests that change it copy it first."""
+    """The bundle of `run` with all variants; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    export_run(run, folder, half=True, int8=True)
+    export_run(run, folder, half=True, int8=True, fp8=True)
     return folder
 
 

@@ -38,7 +38,7 @@ GPU_PREFERENCE = ("fp16", "int8-fp16", "int8", "fp32")
 # Largest |Δ probability| on a golden tile that two right engines may show. Runtimes sum in
 # different orders; under INT8 a value at the edge of a step falls to either side, and the step
 # carries on. A wrong colour order, normalisation or weight moves some tile by far more.
-GOLDEN_TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2, "int8": 1e-1, "int8-fp16": 1e-1}
+GOLDEN_TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2, "int8": 1e-1, "int8-fp16": 1e-1, "fp8": 1e-1}
 
 
 @dataclass(frozen=True)

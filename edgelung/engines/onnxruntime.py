@@ -57,9 +57,13 @@ class OnnxRuntimeEngine:
                 with redirect_stdout(io.StringIO()):  # what it fails to find, it prints
                     ort.preload_dlls()
         # No fallback, now or when a batch fails later: what was asked for must be what runs.
-        self._session = ort.InferenceSession(
-            str(graph), options, providers=[provider], enable_fallback=0
-        )
+        load = partial(ort.InferenceSession, str(graph), options, [provider], enable_fallback=0)
+        try:
+            self._session = load()
+        except Exception:
+            # ONNX Runtime 1.31 fuses the Q/DQ of FP8 into kernels for INT8, which then refuse it.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            self._session = load()
         running = self._session.get_providers()
         if running[:1] != [provider] or set(running) - {provider, PROVIDER}:
             raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {running}")

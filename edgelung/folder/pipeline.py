@@ -157,7 +157,7 @@ def _decode_into(buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec)
             raise TileError("unreadable", file.reason)
         if not file.is_image and not looks_like_image(file.location):
             raise TileError("skipped", "no image by its name or first bytes")
-        buffer[index] = read_tile(file.location, reader)
+        read_tile(file.location, reader, buffer[index])
     except TileError as caught:
         error = caught
     except MemoryError:

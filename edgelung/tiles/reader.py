@@ -93,9 +93,9 @@ class ReaderSpec:
         return spec
 
 
-def read_tile(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
-    """Read one file as uint8 RGB [size, size, 3]; raises TileError with a status."""
-    return decode_tile(read_bytes(path), spec)
+def read_tile(path: str | os.PathLike[str], spec: ReaderSpec, out: Tile | None = None) -> Tile:
+    """Read one file as uint8 RGB [size, size, 3], into `out` if given; raises TileError."""
+    return decode_tile(read_bytes(path), spec, out)
 
 
 def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
@@ -144,24 +144,28 @@ def read_pixels(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
     return np.asarray(_decode(read_bytes(path), spec))
 
 
-def decode_tile(data: bytes, spec: ReaderSpec) -> Tile:
-    """Decode and resize encoded bytes to uint8 RGB [size, size, 3]; raises TileError."""
-    return resize(_decode(data, spec), spec.size)
+def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:
+    """Decode and resize encoded bytes as `read_tile` does; raises TileError with a status."""
+    return resize(_decode(data, spec), spec.size, out)
 
 
-def resize(pixels: Tile | Image.Image, size: int) -> Tile:
+def resize(pixels: Tile | Image.Image, size: int, out: Tile | None = None) -> Tile:
     """The one resize: the width first, then the height, each pass rounded to uint8.
 
-    Compiled where the package was built with a C++ compiler (`kernels/resize_cpu.cpp`).
+    Compiled where the package was built with a C++ compiler (`kernels/resize_cpu.cpp`). `out`: C
+    contiguous [size, size, 3] to write to, such as a tile's place in its batch.
     """
+    if out is None:
+        out = np.empty((size, size, 3), np.uint8)
     if resize_rgb is None:
-        return resize_by_pillow(pixels, size)
+        out[:] = resize_by_pillow(pixels, size)
+        return out
     source = np.ascontiguousarray(pixels)
-    if source.shape == (size, size, 3):
-        return source
-    height, width, _ = source.shape
-    out = np.empty((size, size, 3), np.uint8)
-    resize_rgb(source, height, width, out, size)
+    if source.shape == out.shape:
+        out[:] = source
+    else:
+        height, width, _ = source.shape
+        resize_rgb(source, height, width, out, size)
     return out
 
 

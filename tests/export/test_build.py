@@ -24,7 +24,7 @@ def copied_run(run: Path, tmp_path: Path) -> Path:
 def test_what_a_bundle_holds(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert bundle.classes == ("lung_aca", "lung_n", "lung_scc")
-    assert set(bundle.variants) == {"fp32", "fp16", "int8", "int8-fp16"}
+    assert set(bundle.variants) == {"fp32", "fp16", "int8", "int8-fp16", "fp8"}
     assert "Research use only" in manifest["notice"]
     assert "Research use only" in (bundle.folder / "report.html").read_text()
     for name, entry in manifest["files"].items():
@@ -40,12 +40,12 @@ def test_what_a_bundle_holds(bundle: Bundle) -> None:
             assert sum(values) == pytest.approx(1, abs=1e-4)
     sizes = {name: entry["bytes"] for name, entry in manifest["variants"].items()}
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
-    assert max(sizes["int8"], sizes["int8-fp16"]) < 0.35 * sizes["fp32"]
+    assert max(sizes[name] for name in ("int8", "int8-fp16", "fp8")) < 0.35 * sizes["fp32"]
     about = {
         name: (entry["base"], entry["meant_for"]) for name, entry in manifest["variants"].items()
     }
     assert about["int8"] == ("fp32", "CPU")
-    assert about["int8-fp16"] == ("fp16", "GPU")
+    assert about["int8-fp16"] == about["fp8"] == ("fp16", "GPU")
     for entry in manifest["variants"].values():
         assert entry["test"]["tiles"] == 18
 

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import OPSET, build_graph, linear_names, quantize_weight
+from edgelung.export.graph import FP8, OPSET, build_graph, linear_names, quantize_weight
 from edgelung.export.observe import observe
 from edgelung.export.student import Student, read_student
 
@@ -179,6 +179,30 @@ def test_quantized_pixels_are_exact(quantized) -> None:
     assert (steps == np.rint(steps)).all()
     assert steps.min() == -128
     assert steps.max() == 127
+
+
+def test_fp8_stays_close(model, pixels, tmp_path: Path) -> None:
+    student = student_of(model)
+    seen = observe(student, [pixels], 1, lambda n: None)
+    scales = input_scales(seen, "min-max")
+    del scales["patch_embed.proj"]
+    means = {name: entry.mean for name, entry in seen.inputs.items()}
+    graph = build_graph(student, half=True, input_scales=scales, input_means=means, eight_bit=FP8)
+    types = Counter(t.data_type for t in graph.graph.initializer if t.name.endswith(".weight"))
+    assert types[onnx.TensorProto.FLOAT8E4M3FN] == len(scales)
+    found = run_graph(graph, pixels, tmp_path)
+    expected = torch_probabilities(model, pixels)
+    assert 1e-5 < np.abs(found - expected).max() < 0.1
+
+
+def test_fp8_keeps_four_bits_of_a_weight_however_small() -> None:
+    weight = np.float32([[1.0, 1 / 64, 0.3], [-2000.0, 1.0, 0.0]])
+    rounded, steps = quantize_weight(weight, FP8)
+    assert rounded.dtype == FP8.dtype
+    assert np.abs(rounded.astype(np.float32)).max() == 448
+    back = rounded.astype(np.float32) * steps[:, None]
+    np.testing.assert_allclose(back[0], weight[0], rtol=1 / 16)
+    np.testing.assert_allclose(back[1], weight[1], atol=2000 / 448 / 512, rtol=1 / 16)
 
 
 def test_weights_are_rounded_per_channel() -> None:

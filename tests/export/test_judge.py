@@ -24,7 +24,7 @@ from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import build_graph
 from edgelung.export.judge import Judge, _fewest, check_half_range
 from edgelung.export.predict import predict
-from edgelung.export.quantize import plan_int8
+from edgelung.export.quantize import Plan, plan_int8
 from edgelung.export.student import read_student
 from edgelung.export.tiles import read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
@@ -155,6 +155,37 @@ def test_the_spoilt_linear_is_given_back_and_no_other(
         assert kinds.count("QuantizeLinear") == len(plan.scales) - 1
         base = next(t for t in graph.initializer if t.name == "blocks.5.mlp.fc1.weight")
         assert onnx.numpy_helper.to_array(base).dtype == dtype
+
+
+def test_training_comes_before_giving_back(
+    decided: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "MIN_GROUPS", 1)
+    monkeypatch.setattr(Judge, "_judge_in_openvino", lambda self, found, verdict: None)
+    student, spec = read_student(decided), ReaderSpec(size=64)
+    subsets = read_split(decided, tiles, student.classes)
+    calibration, rest = set_aside(subsets["val"], 18, 0)
+    plan = plan_int8(student, calibration, spec, "min-max")
+    good = {"blocks.5.mlp.fc1": plan.scales["blocks.5.mlp.fc1"]}
+    asked: list[Plan] = []
+
+    def refine(damaged: Plan) -> Plan:
+        asked.append(damaged)
+        return replace(damaged, scales=good)
+
+    limits = Limits(0.7, 0.5, 1.0, 1.0)
+    judge = Judge(tmp_path, student, 1.0, spec, rest, subsets["test"], limits)
+    judge.full_precision()
+    bad = replace(plan, scales={name: 1000 * step for name, step in good.items()})
+    judge.int8(bad, calibration, refine)
+    assert asked == [bad]
+    for name in ("int8", "int8-fp16"):
+        assert judge.variants[name]["gate"]["verdict"] == "pass"
+        assert judge.variants[name]["gate"]["looks"] == 2
+        assert judge.variants[name]["given_back"] == []
+    asked.clear()
+    judge.int8(replace(plan, scales=good), calibration, refine)
+    assert not asked, "what passes is not trained"
 
 
 def test_what_openvino_gives_must_pass_too(

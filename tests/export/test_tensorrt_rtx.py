@@ -4,21 +4,25 @@ import numpy as np
 import pytest
 
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import build_graph, linear_names
+from edgelung.export.graph import FP8, INT8, EightBit, build_graph
 from edgelung.export.observe import observe
 from edgelung.export.student import Student
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_it_builds_with_every_intended_linear_in_int8(
-    student: Student, pixels: np.ndarray, half: bool
+@pytest.mark.parametrize(
+    ("half", "kind", "card"), [(False, INT8, "SM86"), (True, INT8, "SM86"), (True, FP8, "SM120")]
+)
+def test_it_builds_with_every_intended_linear_in_eight_bits(
+    student: Student, pixels: np.ndarray, half: bool, kind: EightBit, card: str
 ) -> None:
     seen = observe(student, [pixels[:8]], 1, lambda n: None)
     scales = input_scales(seen, "min-max")
+    if kind is FP8:  # four bits of a pixel are too few
+        del scales["patch_embed.proj"]
     means = {name: entry.mean for name, entry in seen.inputs.items()}
-    graph = build_graph(student, half=half, input_scales=scales, input_means=means)
+    graph = build_graph(student, half=half, input_scales=scales, input_means=means, eight_bit=kind)
 
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -38,17 +42,17 @@ def test_it_builds_with_every_intended_linear_in_int8(
         return layer is not None and layer.type == trt.LayerType.DEQUANTIZE
 
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
-    int8 = [p for p in products if dequantized(p.get_input(0)) and dequantized(p.get_input(1))]
+    eight = [p for p in products if dequantized(p.get_input(0)) and dequantized(p.get_input(1))]
     # On an FP32 base, which is meant for CPUs, queries, keys and values are products of their own.
     more = 0 if half else 2 * (student.depth - 1) + 1
-    assert len(int8) == len(linear_names(student)) + more
-    # Two products of activations a block, and the head.
-    assert len(products) - len(int8) == 2 * student.depth + 1
+    assert len(eight) == len(scales) + more
+    # Two products of activations a block, and the head; of FP8 the patch embedding.
+    assert len(products) - len(eight) == 2 * student.depth + 1 + (kind is FP8)
 
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     profile.set_shape("tiles", (1, 64, 64, 3), (4, 64, 64, 3), (8, 64, 64, 3))
     config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    config.set_compute_capability(getattr(trt.ComputeCapability, card), 0)
     assert builder.build_serialized_network(network, config) is not None, "refused"

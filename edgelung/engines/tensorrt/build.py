@@ -133,24 +133,29 @@ def describe(trt: Any, network: Any) -> Contents:
             continue
         operands = [layer.get_input(i) for i in range(min(layer.num_inputs, 2))]
         weights = operands[1] if len(operands) > 1 else None  # a convolution may hold its own
-        if weights is not None and _source(producer, weights, BETWEEN) != "CONSTANT":
+        if weights is not None and _kind(_source(producer, weights, BETWEEN)) != "CONSTANT":
             continue
         linears += 1
-        in_int8 = len(operands) == 2 and all(_source(producer, t) == "DEQUANTIZE" for t in operands)
-        quantized += in_int8
-        types["INT8" if in_int8 else operands[0].dtype.name] += 1
+        sources = [_source(producer, tensor) for tensor in operands]
+        in_eight_bits = len(sources) == 2 and all(_kind(s) == "DEQUANTIZE" for s in sources)
+        quantized += in_eight_bits
+        operand = sources[0].get_input(0) if in_eight_bits else operands[0]
+        types[operand.dtype.name] += 1
     kinds = Counter(layer.type.name for layer in layers)
     return Contents(len(layers), linears, quantized, dict(kinds.most_common()), dict(types))
 
 
-def _source(producer: dict[str, Any], tensor: Any, through: Sequence[str] = ("SHUFFLE",)) -> str:
-    """The kind of layer that a tensor comes from, looking through some kinds; '' for an input."""
+def _source(producer: dict[str, Any], tensor: Any, through: Sequence[str] = ("SHUFFLE",)) -> Any:
+    """The layer that a tensor comes from, looking through some kinds; None for an input."""
     while tensor is not None and (layer := producer.get(tensor.name)) is not None:
-        kind = str(layer.type.name)
-        if kind not in through:
-            return kind
+        if _kind(layer) not in through:
+            return layer
         tensor = layer.get_input(0)
-    return ""
+    return None
+
+
+def _kind(layer: Any) -> str:
+    return str(layer.type.name) if layer is not None else ""
 
 
 def _capability(flavour: Flavour, target: str) -> Any:

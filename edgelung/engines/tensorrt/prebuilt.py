@@ -13,13 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgelung.bundle import Bundle
+from edgelung.bundle import Bundle, Variant
 from edgelung.engines.tensorrt.build import Contents, Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour
 from edgelung.errors import EdgelungError, one_line
 from edgelung.files import atomic_folder, sha256_bytes, sha256_file, write_json
 
 MANIFEST = "engines.json"
+FIRST_WITH_FP8 = 89
 FIELDS = ("file", "variant", "graph", "target", "version", "sha256")
 
 
@@ -34,32 +35,40 @@ def build_ahead(
     targets = check_targets(flavour, targets)
     entries: list[dict[str, Any]] = []
     with atomic_folder(out) as folder:
-        for variant in bundle.variants.values():
-            if not variant.passed:
-                continue
-            for target in targets:
-                built = build_engine(flavour, variant.path, Profile(), target=target)
-                _check_linears(bundle, variant.precision, built.contents)
-                name = f"{variant.precision}.{target}.engine"
-                (folder / name).write_bytes(built.plan)
-                entries.append(
-                    {
-                        "file": name,
-                        "variant": variant.precision,
-                        "graph": sha256_file(variant.path),
-                        "target": target,
-                        "flavour": flavour.name,
-                        "version": flavour.version,
-                        "profile": str(Profile()),
-                        "sha256": sha256_bytes(built.plan),
-                        "bytes": len(built.plan),
-                        "contents": asdict(built.contents),
-                    }
-                )
-                if on_built:
-                    on_built()
+        for variant, target in wanted(bundle, targets):
+            built = build_engine(flavour, variant.path, Profile(), target=target)
+            _check_linears(bundle, variant.precision, built.contents)
+            name = f"{variant.precision}.{target}.engine"
+            (folder / name).write_bytes(built.plan)
+            entries.append(
+                {
+                    "file": name,
+                    "variant": variant.precision,
+                    "graph": sha256_file(variant.path),
+                    "target": target,
+                    "flavour": flavour.name,
+                    "version": flavour.version,
+                    "profile": str(Profile()),
+                    "sha256": sha256_bytes(built.plan),
+                    "bytes": len(built.plan),
+                    "contents": asdict(built.contents),
+                }
+            )
+            if on_built:
+                on_built()
         write_json(folder / MANIFEST, {"engines": entries})
     return entries
+
+
+def wanted(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant, str]]:
+    """What passed its gate, for every target that has its arithmetic."""
+    return [
+        (variant, target)
+        for variant in bundle.variants.values()
+        for target in targets
+        if variant.passed
+        and (variant.precision != "fp8" or int(target.removeprefix("sm_")) >= FIRST_WITH_FP8)
+    ]
 
 
 def find_prebuilt(folder: Path, flavour: Flavour, target: str, graph: Path) -> bytes:

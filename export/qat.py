@@ -1,0 +1,173 @@
+"""Quantization-aware distillation: weights that allow for their rounding, taught by full precision.
+
+For a student that no calibration brings through the gate. It runs in torch with the inputs and
+weights of its quantized linears rounded as the graph rounds them, and learns to give full
+precision's class tokens and probabilities on training tiles. Gradients pass straight through the
+rounding (Bengio et al. 2013) and stop where a value is clipped; the steps of the inputs stay those
+of the plan. Labels are not asked for: what is learnt is to be the same model.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgelung.engines.base import Tiles
+from edgelung.engines.choose import available_cores
+from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP
+from edgelung.export.quantize import Plan
+from edgelung.export.student import Student
+from edgelung.export.tiles import TileSet
+from edgelung.terminal import progress
+from edgelung.tiles.reader import ReaderSpec
+
+TILES = 8192  # shown in all, the training set over and over if it holds fewer
+LEARNING_RATE = 1e-4  # of AdamW, to nothing by a cosine
+
+
+def refine(plan: Plan, tiles: TileSet, spec: ReaderSpec) -> Plan:
+    """The plan with weights trained for its INT8 on `tiles` of the training set."""
+    with progress("quantization-aware distillation", TILES) as advance:
+        batches = _endless(tiles, spec)
+        return distill(plan, batches, TILES, advance)
+
+
+def distill(
+    plan: Plan,
+    batches: Iterable[Tiles],
+    count: int,
+    on_batch: Callable[[int], None] = lambda n: None,
+    learning_rate: float = LEARNING_RATE,
+) -> Plan:
+    """Train on uint8 batches (N, size, size, 3) until `count` tiles have been seen.
+
+    The mean squared error of the class tokens plus the Kullback-Leibler divergence of the
+    probabilities, both from the plan's own student in full precision.
+    """
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    exact = Network(plan.student, {}, device)
+    rounded = Network(plan.student, dict(plan.scales), device)
+    parameters = [w.requires_grad_() for w in rounded.weights.values()]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
+    seen, first, last = 0, None, 0.0
+    for tiles in batches:
+        pixels = _turned(torch.from_numpy(tiles).to(device))
+        with torch.no_grad():
+            goal = exact.tokens(pixels)
+            target = exact.logits(goal)
+        found = rounded.tokens(pixels)
+        loss = F.mse_loss(found, goal) + F.kl_div(
+            rounded.logits(found).log_softmax(1),
+            target.log_softmax(1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 + math.cos(math.pi * min(seen / count, 1.0))) / 2
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        last = float(loss.detach())
+        first = last if first is None else first
+        seen += len(tiles)
+        on_batch(len(tiles))
+        if seen >= count:
+            break
+    weights = {name: w.detach().cpu().numpy() for name, w in rounded.weights.items()}
+    about = {"tiles": seen, "loss_before": first, "loss_after": last}
+    student = replace(plan.student, weights=weights)
+    # The bias corrections were of other weights; training has corrected what there was to correct.
+    return replace(plan, student=student, means={}, about={**plan.about, "qat": about})
+
+
+class Network:
+    """The deployed graph in torch, up to its temperature: the same roundings at the same places."""
+
+    def __init__(self, student: Student, scales: dict[str, float], device: torch.device) -> None:
+        self.student, self.scales = student, scales
+        self.weights = {
+            name: torch.from_numpy(w.copy()).to(device) for name, w in student.weights.items()
+        }
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, size, size, 3) → the two class tokens after the last norm (N, 2, D)."""
+        s, w = self.student, self.weights
+        side, patch = s.size // s.patch, s.patch
+        x = pixels.reshape(-1, side, patch, side, patch * 3).transpose(2, 3)
+        x = (x.reshape(-1, side * side, patch * patch * 3).float() - PIXEL_OFFSET) / PIXEL_STEP
+        std, mean = (
+            torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (s.std, s.mean)
+        )
+        kernel = w["patch_embed.proj.weight"] / std  # (D, 3, P, P)
+        bias = w["patch_embed.proj.bias"]
+        bias = bias + (kernel * (PIXEL_OFFSET / 255 - mean)).sum(dim=(1, 2, 3))
+        kernel = kernel.permute(0, 2, 3, 1).reshape(s.width, -1) * (PIXEL_STEP / 255)
+        x = self.linear("patch_embed.proj", x, kernel, bias)
+        first = torch.cat([w["cls_token"], w["dist_token"]], dim=1).expand(len(x), -1, -1)
+        x = torch.cat([first, x], dim=1) + w["pos_embed"]  # (N, T, D)
+        for i in range(s.depth):
+            x = self.block(f"blocks.{i}", x, last=i == s.depth - 1)
+        return self.norm("norm", x)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The mean of both heads (N, classes)."""
+        w = self.weights
+        first = F.linear(tokens[:, 0], w["head.weight"], w["head.bias"])
+        return (first + F.linear(tokens[:, 1], w["head_dist.weight"], w["head_dist.bias"])) / 2
+
+    def block(self, name: str, x: Tensor, last: bool) -> Tensor:
+        y = self.norm(f"{name}.norm1", x)
+        weight, bias = (self.weights[f"{name}.attn.qkv.{part}"] for part in ("weight", "bias"))
+        width = self.student.width
+        if last:  # only the class tokens leave it
+            q = self.linear(f"{name}.attn.q", y[:, :2], weight[:width], bias[:width])
+            k, v = self.linear(f"{name}.attn.kv", y, weight[width:], bias[width:]).chunk(2, dim=-1)
+            x = x[:, :2]
+        else:
+            q, k, v = self.linear(f"{name}.attn.qkv", y, weight, bias).chunk(3, dim=-1)
+        heads = self.student.heads
+        q, k, v = (
+            part.reshape(len(part), part.shape[1], heads, -1).transpose(1, 2) for part in (q, k, v)
+        )
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (N, t, D)
+        x = x + self.linear(f"{name}.attn.proj", y)
+        y = F.gelu(self.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x)))
+        return x + self.linear(f"{name}.mlp.fc2", y)
+
+    def linear(
+        self, name: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        weight = self.weights[f"{name}.weight"] if weight is None else weight
+        bias = self.weights[f"{name}.bias"] if bias is None else bias
+        if name in self.scales:
+            x = torch.fake_quantize_per_tensor_affine(x, self.scales[name], 0, -128, 127)
+            steps = weight.detach().abs().amax(dim=1) / 127
+            steps = torch.where(steps > 0, steps, torch.ones_like(steps))
+            zeros = torch.zeros_like(steps, dtype=torch.int32)
+            weight = torch.fake_quantize_per_channel_affine(weight, steps, zeros, 0, -127, 127)
+        return F.linear(x, weight, bias)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = (self.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+        return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
+
+
+def _endless(tiles: TileSet, spec: ReaderSpec) -> Iterator[Tiles]:
+    """Batches of the tiles in ever new orders."""
+    rng = np.random.default_rng(0)
+    while True:
+        order = rng.permutation(len(tiles))
+        shuffled = TileSet(tiles.data, tuple(tiles.tiles[i] for i in order))
+        yield from shuffled.batches(spec, available_cores())
+
+
+def _turned(pixels: Tensor) -> Tensor:
+    """A batch (N, H, W, 3) mirrored and turned by right angles at random: tissue has no up."""
+    if torch.rand(()) < 0.5:
+        pixels = pixels.flip(2)
+    return torch.rot90(pixels, int(torch.randint(4, ())), (1, 2))
