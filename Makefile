@@ -52,11 +52,11 @@ kernels: $(VENV)/.ready
 # The demo needs no tools of development.
 $(VENV)/.ready: EXTRA = dev
 $(VENV)/.ready-demo: EXTRA = train
-$(VENV)/.ready $(VENV)/.ready-demo: pyproject.toml
+$(VENV)/.ready $(VENV)/.ready-demo: pyproject.toml setup.py kernels/resize_cpu.cpp kernels/resize.h
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" wheel
 	$(BIN)/python -m pip install -q -e ".[$(EXTRA)]"
 	touch $@
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) kernels/*.so

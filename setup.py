@@ -3,6 +3,7 @@
 import importlib.util
 import platform
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -20,7 +21,12 @@ RESIZE = Extension(
     py_limited_api=True,
     optional=True,
 )
-MEASURED = sys.platform == "linux" and platform.machine() == "x86_64"
+# Where it was measured; free-threaded Python has no stable ABI to build it for.
+MEASURED = (
+    sys.platform == "linux"
+    and platform.machine() == "x86_64"
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+)
 
 
 class BuildWithKernels(build_py):

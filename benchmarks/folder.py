@@ -77,11 +77,11 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     ):
         folder = work / name
         spread(source, folder, count)
-        found: dict[str, Any] = {}
+        found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
         # Round by round, so that a slow minute of the machine does not fall on one contestant.
         for _, contestant in itertools.product(range(options.repeats), CONTESTANTS):
             seconds = contend(contestant, folder, count)
-            found[contestant] = min(found.get(contestant, seconds), seconds)
+            found[contestant].append(seconds)
             console.print(f"{name} px  {contestant:24s} {count / seconds:8.1f} tiles/s")
         result["sets"][name] = summarize(found, count)
     result["growth_with_files"] = growth(options, work)
@@ -91,8 +91,9 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return result
 
 
-def summarize(seconds: dict[str, float], count: int) -> dict[str, Any]:
-    """Rates, and the ratios that the bars are about."""
+def summarize(rounds: dict[str, list[float]], count: int) -> dict[str, Any]:
+    """Rates and ratios of the best rounds, and the ratios of every round: how far they scatter."""
+    seconds = {name: min(taken) for name, taken in rounds.items()}
     ours = {kind: seconds[f"d edgelung {kind}"] for kind in ("fp32", "int8")}
     # Every core decodes and predicts: what one tile costs in both adds up.
     floor = seconds["e decode alone"] + seconds["e engine alone int8"]
@@ -104,6 +105,13 @@ def summarize(seconds: dict[str, float], count: int) -> dict[str, Any]:
         "int8_times_c": round(seconds["c pillow+ort int8"] / ours["int8"], 2),
         "fp32_times_b": round(seconds["b pillow+ort fp32"] / ours["fp32"], 2),
         "int8_wall_over_floor": round(ours["int8"] / floor, 3),
+        "rounds": {
+            f"int8_times_{name[0]}": [
+                round(theirs / own, 2)
+                for theirs, own in zip(rounds[name], rounds["d edgelung int8"], strict=True)
+            ]
+            for name in ("a timm-style fp32", "c pillow+ort int8")
+        },
     }
 
 

@@ -21,7 +21,6 @@ import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import machine
@@ -192,7 +191,7 @@ def judge(
             continue
         for judge_name in JUDGES:
             try:
-                engine = ENGINES[judge_name](path, available_cores(), latency=True)
+                engine = load(judge_name, name, path, latency=True)
                 found[judge_name] = np.concatenate([engine.infer(batch) for batch in pixels])
                 engine.close()
             except Exception as error:  # an engine that does not take a tool's file is a finding
@@ -223,6 +222,13 @@ def judge(
         measure(judge_name, files, pixels[0], rows)
 
 
+def load(engine: str, name: str, path: Path, latency: bool = False) -> Engine:
+    """OpenVINO may use BF16 beside INT8, whoever wrote the file, as it would unasked."""
+    if engine != "openvino" or name == "full precision":
+        return ENGINES[engine](path, available_cores(), latency=latency)
+    return OpenVinoEngine(path, available_cores(), latency=latency, bf16=True)
+
+
 def measure(
     judge_name: str, files: dict[str, Path], tiles: np.ndarray, rows: dict[str, dict[str, Any]]
 ) -> None:
@@ -231,9 +237,9 @@ def measure(
     engines: dict[str, Engine] = {}
     for name, path in files.items():
         if "error" not in rows[name] and f"{judge_name}_error" not in rows[name]:
-            engines[name] = ENGINES[judge_name](path, available_cores())
+            engines[name] = load(judge_name, name, path)
     if judge_name == "openvino" and len(engines) > 1:
-        engines[BF16] = OpenVinoBf16(files["full precision"], available_cores())
+        engines[BF16] = load(judge_name, BF16, files["full precision"])
         rows.setdefault(BF16, {})
     best = dict.fromkeys(engines, float("inf"))
     for _ in range(ROUNDS):
@@ -253,25 +259,6 @@ def seconds_per_tile(engine: Engine, tiles: np.ndarray) -> float:
         start = time.perf_counter()
         list(pool.map(engine.infer, [tiles] * 2 * streams))
         return (time.perf_counter() - start) / (2 * streams * len(tiles))
-
-
-class OpenVinoBf16(OpenVinoEngine):
-    """Full precision as OpenVINO computes it where nobody asks for FP32, on CPUs with BF16."""
-
-    def __init__(self, graph: Path, threads: int) -> None:
-        import openvino as ov
-
-        self.concurrency = threads
-        config = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16",
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._model = ov.Core().compile_model(str(graph), "CPU", config)
-        self._requests = SimpleQueue()
-        for _ in range(threads):
-            self._requests.put(self._model.create_infer_request())
 
 
 def _mb(path: Path) -> float | None:

@@ -75,6 +75,7 @@ def export_run(
         if eight_bit
         else (validation, validation)
     )
+    refine = _refiner(subsets["train"], to_calibrate, spec) if qat else None
 
     with atomic_folder(out) as folder:
         temperature = _fit_temperature(student, run, validation, spec, folder)
@@ -90,7 +91,6 @@ def export_run(
             judge.half_precision(plan.plain_peak if plan else observed.peak if observed else 0.0)
         if plan:
             _say_plan(judge, plan, to_calibrate)
-        refine = _refiner(subsets["train"], spec) if qat else None
         ranking = judge.int8(plan, to_calibrate, refine) if plan and int8 else None
         if plan and fp8:
             judge.fp8(plan)
@@ -122,10 +122,18 @@ def export_run(
     return open_bundle(out)
 
 
-def _refiner(tiles: TileSet, spec: ReaderSpec) -> Callable[[Plan], Plan]:
-    from edgelung.export.qat import refine  # torch: only where it is asked for
-
-    return lambda plan: refine(plan, tiles, spec)
+def _refiner(train: TileSet, calibration: TileSet, spec: ReaderSpec) -> Callable[[Plan], Plan]:
+    """What trains a plan; raises EdgelungError where that cannot be, before any work is done."""
+    try:
+        from edgelung.export.qat import refine  # torch: only where it is asked for
+    except ModuleNotFoundError as error:
+        raise EdgelungError(
+            f"--qat needs {error.name}, which is not installed: pip install 'edgelung[train]'"
+        ) from error
+    if not len(train):
+        raise EdgelungError("--qat trains on the run's training tiles; its split.csv has none")
+    next(train.every(1).batches(spec, 1))  # they are still there
+    return lambda plan: refine(plan, train, calibration, spec)
 
 
 def _say_plan(judge: Judge, plan: Plan, calibration: TileSet) -> None:
@@ -282,7 +290,7 @@ def _provenance(
             name: {"tiles": len(tiles), "groups": len({tile.group for tile in tiles.tiles})}
             for name, tiles in sets.items()
         },
-        "int8": plan
+        "eight_bits": plan
         and f"inputs of the linears, symmetric ({plan.about['method']}), weights per output "
         "channel, scales migrated from LayerNorm and values into the next linear",
     }

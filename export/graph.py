@@ -3,7 +3,7 @@
 The graph is written operator by operator from the weights rather than traced, because every
 runtime has to take it: `LayerNormalization` and `Gelu` stay whole (decomposed, FP16 overflows in
 the variance), Q/DQ stands on the inputs of linears and nowhere else, and every linear keeps its
-timm name, so that calibration and sensitivity can speak of it.
+timm name (its parts with a number behind), so that calibration and sensitivity can speak of it.
 
 Exact rewrites, all checked against torch in the tests:
 - normalisation folds into the patch embedding, over pixels as (p − 128)/64: exact in FP16 and in

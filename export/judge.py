@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.choose import available_cores
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evidence.gate import LIMITS, Limits, gate
@@ -69,26 +68,33 @@ class Judge:
         """INT8 on an FP32 base, and the same with an FP16 base; returns the sensitivity ranking.
 
         Where the gate does not let INT8 through, `refine` may train it; if that is not enough, the
-        most sensitive linears go back to floating point, as few as it takes; both variants then
-        leave out the same.
+        most sensitive linears of what was not trained go back to floating point, as few as it
+        takes. Both variants are then written alike.
         """
         ranking = self._sensitivity(plan, calibration)
         found = self._write("int8", plan.graph(self.temperature))
-        verdict = self.judge(found)
+        verdict = self._judge_int8(found)
         given_back: list[str] = []
-        if verdict["verdict"] != "pass" and refine and self._could_pass():
-            self.say(f"int8 gate: {verdict['verdict']}; training it")
-            plan = refine(plan)
-            found = self._write("int8", plan.graph(self.temperature))
-            verdict = self.judge(found, looks=2)
-        if verdict["verdict"] != "pass" and self._could_pass():
-            mended = self._give_back(plan, calibration, ranking, verdict["looks"])
-            if mended:
-                given_back, found, verdict = mended
-            else:  # as it was judged first
-                onnx.save(plan.graph(self.temperature), self.folder / "model.int8.onnx")
+        if verdict["verdict"] != "pass" and not self._could_pass():
+            if refine:
+                self.say("not trained: on so few gate tiles nothing could pass")
+        elif verdict["verdict"] != "pass":
+            looks = 1
+            if refine:
+                self.say(f"int8 gate: {verdict['verdict']}; training it")
+                trained, looks = refine(plan), 2
+                attempt = self._write("int8", trained.graph(self.temperature))
+                judged = self._judge_int8(attempt, looks)
+                self.say(f"int8 after training: {judged['verdict']}")
+                if judged["verdict"] == "pass":
+                    plan, found, verdict = trained, attempt, judged
+            if verdict["verdict"] != "pass":
+                mended = self._give_back(plan, calibration, ranking, looks)
+                if mended:
+                    given_back, found, verdict = mended
+                else:  # as it was judged first
+                    onnx.save(plan.graph(self.temperature), self.folder / "model.int8.onnx")
         about: dict[str, Any] = {"given_back": given_back, "calibration": dict(plan.about)}
-        self._judge_in_openvino(found, verdict)
         self._enter("int8", found, verdict, base="fp32", **about)
         back = frozenset(given_back)
         if verdict["verdict"] != "pass":
@@ -121,30 +127,40 @@ class Judge:
             found, reference, tiles.labels, groups, limits=self.limits, looks=looks, classes=names
         )
 
+    def _judge_int8(self, found: Probabilities, looks: int = 1) -> dict[str, Any]:
+        """The verdict on model.int8.onnx in ONNX Runtime, which gave `found`, and in OpenVINO."""
+        verdict = self.judge(found, looks)
+        if verdict["verdict"] == "pass":
+            self._judge_in_openvino(found, verdict)
+        return verdict
+
     def _judge_in_openvino(self, found: Probabilities, verdict: dict[str, Any]) -> None:
         """Judge INT8 as OpenVINO computes it too, which runs it where there is no GPU.
 
-        Its sums round elsewhere, and on CPUs with BF16 what is not INT8 is BF16. What does not pass
-        there does not pass; `found` is what ONNX Runtime gave.
+        With BF16 beside INT8 where this CPU has that, else or if that does not pass in FP32: what
+        is entered as passed is what `infer` may run. What passes in neither does not pass.
         """
-        try:
-            engine = OpenVinoEngine(
-                self.folder / "model.int8.onnx", available_cores(), latency=True
-            )
-        except EngineUnavailableError:
-            verdict["openvino"] = None
-            return
-        there = predict_in(engine, self.gate_tiles, self.spec, "int8, gate, openvino")
-        judged, same = self.judge(there, verdict["looks"]), agreement(there, found)
-        verdict["openvino"] = {
-            "verdict": judged["verdict"],
-            "floating_point": engine.float_type,
-            "same_label_as_onnxruntime": same["agreement"],
-            "largest_probability_difference": same["max_probability_difference"],
-        }
-        if verdict["verdict"] == "pass" and judged["verdict"] != "pass":
-            verdict["verdict"] = judged["verdict"]
-            verdict["reasons"] += [f"in OpenVINO: {reason}" for reason in judged["reasons"]]
+        verdict["openvino"] = None
+        for bf16 in (True, False):
+            try:
+                graph = self.folder / "model.int8.onnx"
+                engine = OpenVinoEngine(graph, available_cores(), latency=True, bf16=bf16)
+            except Exception:  # not installed, or it does not take the graph: nor will `infer`
+                return
+            there = predict_in(engine, self.gate_tiles, self.spec, "int8, gate, openvino")
+            judged, same = self.judge(there, verdict["looks"]), agreement(there, found)
+            verdict["openvino"] = {
+                "verdict": judged["verdict"],
+                "floating_point": engine.float_type,
+                "same_label_as_onnxruntime": same["agreement"],
+                "largest_probability_difference": same["max_probability_difference"],
+            }
+            if judged["verdict"] == "pass":
+                return
+            if engine.float_type == "fp32":
+                break
+        verdict["verdict"] = judged["verdict"]
+        verdict["reasons"] += [f"in OpenVINO: {reason}" for reason in judged["reasons"]]
 
     def _could_pass(self) -> bool:
         """Whether the gate tiles are enough for full precision itself to pass."""
@@ -177,7 +193,7 @@ class Judge:
             back = order[:count]
             graph = plan.graph(self.temperature, given_back=frozenset(back))
             found = self._write("int8", graph)
-            verdict = self.judge(found, looks)
+            verdict = self._judge_int8(found, looks)
             self.say(f"int8 without {count} of {len(order)} linears: {verdict['verdict']}")
             if verdict["verdict"] == "pass":
                 return back, found, verdict
@@ -207,6 +223,7 @@ class Judge:
     ) -> None:
         path = self.folder / f"model.{name}.onnx"
         few = self.gate_tiles.every(SPEED_TILES)
+        bf16 = (verdict.get("openvino") or {}).get("floating_point") == "bf16"
         entry = {
             "file": path.name,
             "bytes": path.stat().st_size,
@@ -214,7 +231,7 @@ class Judge:
             "meant_for": "GPU" if base == "fp16" else "CPU",
             "quantized_linears": quantized_products(onnx.load(path)),
             "judged_by": "onnxruntime CPU",
-            "tiles_per_second": speeds(path, next(few.batches(self.spec, available_cores()))),
+            "tiles_per_second": speeds(path, next(few.batches(self.spec, available_cores())), bf16),
             "gate": verdict,
             **about,
         }

@@ -1,16 +1,18 @@
 """Probabilities of a tile set under a graph, in the runtime that judges."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgelung.engines.base import Engine, EngineUnavailableError, Tiles
-from edgelung.engines.choose import ENGINES, available_cores
+from edgelung.engines.base import Engine, EngineFactory, Tiles
+from edgelung.engines.choose import available_cores
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.export.tiles import TileSet
 from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
@@ -41,16 +43,21 @@ def predict_in(engine: Engine, tiles: TileSet, spec: ReaderSpec, what: str) -> P
     return np.concatenate(found)
 
 
-def speeds(graph: Path, tiles: Tiles, repeats: int = 3) -> dict[str, float]:
-    """Tiles/s in each CPU engine that is installed, median of `repeats` after one to warm up.
+def speeds(graph: Path, tiles: Tiles, bf16: bool, repeats: int = 3) -> dict[str, float]:
+    """Tiles/s in each CPU engine that takes the graph, median of `repeats` after one to warm up.
 
-    The network alone, no reading of files; of this machine with whatever else it was doing.
+    The network alone, no reading of files; of this machine with whatever else it was doing. `bf16`:
+    whether OpenVINO may use it.
     """
     found = {}
-    for name in ("openvino", "onnxruntime"):
+    factories: dict[str, EngineFactory] = {
+        "openvino": partial(OpenVinoEngine, bf16=bf16),
+        "onnxruntime": OnnxRuntimeEngine,
+    }
+    for name, factory in factories.items():
         try:
-            engine = ENGINES[name](graph, available_cores(), latency=True)
-        except EngineUnavailableError:
+            engine = factory(graph, available_cores(), latency=True)
+        except Exception:  # not installed, or too old for the graph: each has types of its own
             continue
         seconds = seconds_per_batch(engine, tiles, warm_up=1, repeats=repeats)
         engine.close()

@@ -10,6 +10,7 @@ of the plan. Labels are not asked for: what is learnt is to be the same model.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from edgelung.engines.base import Tiles
 from edgelung.engines.choose import available_cores
 from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP
-from edgelung.export.quantize import Plan
+from edgelung.export.quantize import MIGRATION_TILES, Plan, observe_tiles
 from edgelung.export.student import Student
 from edgelung.export.tiles import TileSet
 from edgelung.terminal import progress
@@ -29,11 +30,15 @@ TILES = 8192  # shown in all, the training set over and over if it holds fewer
 LEARNING_RATE = 1e-4  # of AdamW, to nothing by a cosine
 
 
-def refine(plan: Plan, tiles: TileSet, spec: ReaderSpec) -> Plan:
-    """The plan with weights trained for its INT8 on `tiles` of the training set."""
+def refine(plan: Plan, tiles: TileSet, calibration: TileSet, spec: ReaderSpec) -> Plan:
+    """The plan with weights trained for its INT8 on `tiles` of the training set.
+
+    Its largest activation is looked for anew, on the calibration tiles.
+    """
     with progress("quantization-aware distillation", TILES) as advance:
-        batches = _endless(tiles, spec)
-        return distill(plan, batches, TILES, advance)
+        trained = distill(plan, _endless(tiles, spec), TILES, advance)
+    seen = observe_tiles(trained.student, calibration.every(MIGRATION_TILES), spec, "observe")
+    return replace(trained, peak=max(seen.peak, plan.peak))
 
 
 def distill(
@@ -79,10 +84,11 @@ def distill(
         if seen >= count:
             break
     weights = {name: w.detach().cpu().numpy() for name, w in rounded.weights.items()}
-    about = {"tiles": seen, "loss_before": first, "loss_after": last}
+    about: dict[str, Any] = {"tiles": seen, "loss_before": first, "loss_after": last}
     student = replace(plan.student, weights=weights)
     # The bias corrections were of other weights; training has corrected what there was to correct.
-    return replace(plan, student=student, means={}, about={**plan.about, "qat": about})
+    about = {**plan.about, "bias_correction": False, "qat": about}
+    return replace(plan, student=student, means={}, about=about)
 
 
 class Network:

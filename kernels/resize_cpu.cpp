@@ -14,7 +14,7 @@
 #include "resize.h"
 
 // One function for each instruction set, chosen as the module loads; of these two a CPU must have
-// one, since without AVX2 Pillow is faster. (No contraction into fused multiply-adds, see resize.h, is
+// one, since without AVX2 Pillow is faster. Needs GCC 12 for that name. (No contraction into fused multiply-adds, see resize.h, is
 // the build's business.)
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 
@@ -143,7 +143,9 @@ PyObject* resize_rgb(PyObject*, PyObject* arguments) {
     Py_buffer in, out;
     int height, width, size;
     if (!PyArg_ParseTuple(arguments, "y*iiw*i", &in, &height, &width, &out, &size)) return nullptr;
+    constexpr int MOST = 1 << 28;  // so that no product below overflows
     bool fits = height >= 1 && width >= 1 && size >= 1;
+    fits = fits && height <= MOST && width <= MOST && size <= MOST;
     fits = fits && in.len == static_cast<Py_ssize_t>(height) * width * CHANNELS;
     fits = fits && out.len == static_cast<Py_ssize_t>(size) * size * CHANNELS;
     bool memory = true;

@@ -26,8 +26,7 @@ def export(
         bool,
         typer.Option(
             "--qat",
-            help="Where INT8 does not pass its gate, train it on the training tiles (minutes on a "
-            "GPU, a quarter of an hour on a CPU for DeiT-tiny).",
+            help="Where INT8 does not pass its gate, train it on the training tiles.",
         ),
     ] = False,
     data: Annotated[
@@ -146,9 +145,14 @@ def _ahead_of_time(
         with progress("build engines", len(wanted(bundle, targets))) as advance:
             entries = build_ahead(bundle, folder, flavour, targets, advance)
         _print_engines(entries, folder)
+        built = {(entry["variant"], entry["target"]) for entry in entries}
         for variant in bundle.variants.values():
             if not variant.passed:
                 note(f"no engine of {variant.precision}: its gate says {variant.gate['verdict']}")
+                continue
+            for target in targets:
+                if (variant.precision, target) not in built:
+                    note(f"no engine of {variant.precision} for {target}, which has no FP8")
 
     return build
 

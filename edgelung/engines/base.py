@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
-AS_IN_FILE = "as in the file"
+AS_IN_FILE = "as in the file"  # of floating point: each tensor in its own type
 Probabilities = npt.NDArray[np.float32]  # (N, classes)
 
 

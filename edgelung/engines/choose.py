@@ -96,7 +96,7 @@ def open_engine(
     variant, why = _choose_variant(bundle, precision, on_gpu and engine != "auto")
     for name in CPU_ENGINES if engine == "auto" else [engine]:
         try:
-            loaded = factories[name](variant.path, cores, latency=latency)
+            loaded = _factory(factories[name], variant)(variant.path, cores, latency=latency)
         except (EngineUnavailableError, EdgelungError) as error:  # in our own words
             missing.append(f"{name}: {error}")
         except Exception as error:  # runtimes raise types of their own when a graph does not load
@@ -107,6 +107,14 @@ def open_engine(
     if engine != "auto":
         missing = missing[-1:]
     raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(missing)}")
+
+
+def _factory(factory: EngineFactory, variant: Variant) -> EngineFactory:
+    """OpenVINO may use BF16 for a variant that passed its gate so."""
+    judged = variant.gate.get("openvino") or {}
+    if factory is not OpenVinoEngine or judged.get("floating_point") != "bf16":
+        return factory
+    return partial(OpenVinoEngine, bf16=variant.passed)
 
 
 def _fastest(

@@ -20,8 +20,6 @@ class OnnxRuntimeEngine:
     GPU, one at a time. Raises EngineUnavailableError where anything but that provider would run.
     """
 
-    float_type = AS_IN_FILE
-
     def __init__(
         self,
         graph: Path,
@@ -33,6 +31,8 @@ class OnnxRuntimeEngine:
     ) -> None:
         self.name = name
         self.device = provider.removesuffix("ExecutionProvider")
+        # The CPU provider has no FP16 arithmetic: it casts.
+        self.float_type = "fp32" if provider == PROVIDER else AS_IN_FILE
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -60,7 +60,9 @@ class OnnxRuntimeEngine:
         load = partial(ort.InferenceSession, str(graph), options, [provider], enable_fallback=0)
         try:
             self._session = load()
-        except Exception:
+        except Exception as error:
+            if "float8" not in str(error):
+                raise
             # ONNX Runtime 1.31 fuses the Q/DQ of FP8 into kernels for INT8, which then refuse it.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
             self._session = load()

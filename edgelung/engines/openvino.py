@@ -10,12 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgelung.cache import Cache
-from edgelung.engines.base import (
-    AS_IN_FILE,
-    EngineUnavailableError,
-    Probabilities,
-    Tiles,
-)
+from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
 from edgelung.errors import one_line
 
 
@@ -25,15 +20,16 @@ class OpenVinoEngine:
     As many batches side by side as there are threads, each in a stream of one thread: no core waits
     for another within a batch. With `latency` one stream has all threads.
 
-    FP32 graphs are computed in FP32. What an INT8 graph leaves in floating point is computed in
-    BF16 on CPUs that have it: next to the rounding of INT8 that changes nothing worth noting, and
-    attention takes half the time.
+    Floating point is computed in FP32, on CPUs with BF16 in that if `bf16` allows it: worth it
+    beside INT8, where attention then takes half the time.
     """
 
     name = "openvino"
     device = "CPU"
 
-    def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
+    def __init__(
+        self, graph: Path, threads: int, *, latency: bool = False, bf16: bool = False
+    ) -> None:
         try:
             ov = _openvino()
         except ImportError as error:
@@ -42,13 +38,12 @@ class OpenVinoEngine:
             ) from error
         self.concurrency = 1 if latency else threads
         core, data = ov.Core(), graph.read_bytes()
-        abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        half = "BF16" in abilities and b"QuantizeLinear" in data
-        self.float_type = "bf16" if half else AS_IN_FILE
+        half = bf16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.float_type = "bf16" if half else "fp32"
         config = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": self.concurrency,
-            # On CPUs with BF16 OpenVINO would compute FP32 graphs in BF16 unasked.
+            # On CPUs with BF16 OpenVINO would compute in it unasked.
             "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
             # Other threads decode on the same cores: a stream must be free to move.
             "ENABLE_CPU_PINNING": False,

