@@ -95,10 +95,10 @@ def test_decoding_goes_on_while_the_engine_works(
     """The engine holds the first batch until a tile of the second has been decoded."""
     second_batch = threading.Event()
 
-    def read(path: str, spec: ReaderSpec) -> np.ndarray:
+    def read(path: str, spec: ReaderSpec, out: np.ndarray) -> np.ndarray:
         if int(Path(path).stem) >= 5:
             second_batch.set()
-        return read_tile(path, spec)
+        return read_tile(path, spec, out)
 
     class Waiting(MeanColour):
         def infer(self, tiles: np.ndarray) -> np.ndarray:
@@ -158,10 +158,10 @@ def test_where_the_engine_threads_decode_rows_stay_in_order(folder: Path, concur
 
 
 def test_a_decoder_that_breaks_costs_one_row(folder: Path, monkeypatch) -> None:
-    def read(path: str, spec: ReaderSpec) -> np.ndarray:
+    def read(path: str, spec: ReaderSpec, out: np.ndarray) -> np.ndarray:
         if path.endswith("004.png"):
             raise KeyError("-1")
-        return read_tile(path, spec)
+        return read_tile(path, spec, out)
 
     monkeypatch.setattr(pipeline, "read_tile", read)
     rows = predict(find_files(folder), MeanColour(), 8)
