@@ -77,9 +77,8 @@ def read_some(folder: Path, count: int, size: int) -> tuple[np.ndarray, list[Pat
 
 def resize_kernels(device: Device) -> Figures:
     """Parity with the reader, and bytes moved per second, for the sizes that occur."""
-    from PIL import Image
 
-    from edgelung.tiles.reader import resize
+    from edgelung.tiles.reader import resize_by_pillow
 
     rng = np.random.default_rng(0)
     result: Figures = {}
@@ -93,7 +92,7 @@ def resize_kernels(device: Device) -> Figures:
             kernels.enqueue(tiles, 224, memory)
             stream.copy_out(out, memory)
             stream.wait()
-            expected = np.stack([np.asarray(resize(Image.fromarray(t), 224)) for t in tiles])
+            expected = np.stack([resize_by_pillow(t, 224) for t in tiles])
             seconds = kernels.seconds(20)
             moved = count * 3 * (side * side + 2 * side * 224 + 224 * 224)
             result[f"{side} px, {count} tiles"] = {

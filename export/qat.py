@@ -7,9 +7,9 @@ rounding (Bengio et al. 2013) and stop where a value is clipped; the steps of th
 of the plan. Labels are not asked for: what is learnt is to be the same model.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ from edgelung.engines.choose import available_cores
 from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP
 from edgelung.export.quantize import MIGRATION_TILES, Plan, observe_tiles
 from edgelung.export.student import Student
-from edgelung.export.tiles import TileSet
+from edgelung.export.tiles import BATCH, TileSet
 from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
 
-TILES = 8192  # shown in all, the training set over and over if it holds fewer
+STEPS = 256  # of a batch each, the training set over and over if it holds fewer
 LEARNING_RATE = 1e-4  # of AdamW, to nothing by a cosine
 
 
@@ -35,8 +35,8 @@ def refine(plan: Plan, tiles: TileSet, calibration: TileSet, spec: ReaderSpec) -
 
     Its largest activation is looked for anew, on the calibration tiles.
     """
-    with progress("quantization-aware distillation", TILES) as advance:
-        trained = distill(plan, _endless(tiles, spec), TILES, advance)
+    with progress("quantization-aware distillation", STEPS * BATCH) as advance:
+        trained = distill(plan, _endless(tiles, spec), STEPS, advance)
     seen = observe_tiles(trained.student, calibration.every(MIGRATION_TILES), spec, "observe")
     return replace(trained, peak=max(seen.peak, plan.peak))
 
@@ -44,11 +44,11 @@ def refine(plan: Plan, tiles: TileSet, calibration: TileSet, spec: ReaderSpec) -
 def distill(
     plan: Plan,
     batches: Iterable[Tiles],
-    count: int,
+    steps: int,
     on_batch: Callable[[int], None] = lambda n: None,
     learning_rate: float = LEARNING_RATE,
 ) -> Plan:
-    """Train on uint8 batches (N, size, size, 3) until `count` tiles have been seen.
+    """Train for `steps` of the uint8 batches (N, size, size, 3).
 
     The mean squared error of the class tokens plus the Kullback-Leibler divergence of the
     probabilities, both from the plan's own student in full precision.
@@ -59,8 +59,9 @@ def distill(
     rounded = Network(plan.student, dict(plan.scales), device)
     parameters = [w.requires_grad_() for w in rounded.weights.values()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
-    seen, first, last = 0, None, 0.0
-    for tiles in batches:
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses, seen = [], 0
+    for tiles in islice(batches, steps):
         pixels = _turned(torch.from_numpy(tiles).to(device))
         with torch.no_grad():
             goal = exact.tokens(pixels)
@@ -72,22 +73,18 @@ def distill(
             log_target=True,
             reduction="batchmean",
         )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 + math.cos(math.pi * min(seen / count, 1.0))) / 2
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        last = float(loss.detach())
-        first = last if first is None else first
+        schedule.step()
+        losses.append(float(loss.detach()))
         seen += len(tiles)
         on_batch(len(tiles))
-        if seen >= count:
-            break
     weights = {name: w.detach().cpu().numpy() for name, w in rounded.weights.items()}
-    about: dict[str, Any] = {"tiles": seen, "loss_before": first, "loss_after": last}
+    trained = {"tiles": seen, "loss_before": losses[0], "loss_after": losses[-1]}
     student = replace(plan.student, weights=weights)
     # The bias corrections were of other weights; training has corrected what there was to correct.
-    about = {**plan.about, "bias_correction": False, "qat": about}
+    about: dict[str, Any] = {**plan.about, "bias_correction": False, "qat": trained}
     return replace(plan, student=student, means={}, about=about)
 
 

@@ -112,9 +112,10 @@ def open_engine(
 def _factory(factory: EngineFactory, variant: Variant) -> EngineFactory:
     """OpenVINO may use BF16 for a variant that passed its gate so."""
     judged = variant.gate.get("openvino") or {}
-    if factory is not OpenVinoEngine or judged.get("floating_point") != "bf16":
-        return factory
-    return partial(OpenVinoEngine, bf16=variant.passed)
+    passed = (variant.passed, judged.get("verdict"), judged.get("floating_point"))
+    if factory is OpenVinoEngine and passed == (True, "pass", "bf16"):
+        return partial(OpenVinoEngine, bf16=True)
+    return factory
 
 
 def _fastest(

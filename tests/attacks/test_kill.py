@@ -158,6 +158,21 @@ def test_a_changed_option_refuses_to_go_on(
     assert (tmp_path / "rows.csv.edgelung-journal").read_bytes() == before
 
 
+def test_another_floating_point_refuses_to_go_on(
+    stopped: Callable[[Path], bytes], many: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """A CPU with BF16 beside INT8 gives other rows than one without."""
+    out = tmp_path / "rows.csv"
+    before = stopped(out)
+    journal = tmp_path / "rows.csv.edgelung-journal"
+    elsewhere = before.replace(b'"floating point":"fp32"', b'"floating point":"bf16"')
+    assert elsewhere != before
+    journal.write_bytes(elsewhere)
+    refused = finish(command(many, bundle_folder, out, "--resume"), 2).stderr
+    assert "floating point was bf16 and is fp32" in refused
+    assert journal.read_bytes() == elsewhere
+
+
 def test_another_bundle_or_folder_refuses_and_restart_begins_anew(
     stopped: Callable[[Path], bytes],
     many: Path,

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from edgelung.bundle import Bundle
 from edgelung.engines import choose
@@ -14,7 +13,7 @@ from edgelung.engines.cuda import Device, gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.engine import TensorRtEngine
-from edgelung.tiles.reader import ReaderSpec, read_pixels, read_tile, resize
+from edgelung.tiles.reader import ReaderSpec, read_pixels, resize_by_pillow
 
 # Decided before any fixture: without a card not even the small bundle is made.
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gpu_present(), reason="no NVIDIA GPU")]
@@ -83,7 +82,7 @@ def test_the_resize_kernel_gives_the_readers_pixels(device: Device) -> None:
     tiles = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
     found = on_device(device, tiles, 224)
     for i, tile in enumerate(tiles):
-        expected = np.asarray(resize(Image.fromarray(tile), 224))
+        expected = resize_by_pillow(tile, 224)
         assert int((found[i] != expected).sum()) == 0, sizes[i]
 
 
@@ -92,7 +91,8 @@ def test_the_resize_kernel_on_real_tiles(device: Device, real_tiles: Path) -> No
     spec = ReaderSpec()
     paths = sorted((real_tiles / "lc25000_768").rglob("*.jp*g"))
     found = on_device(device, [read_pixels(path, spec) for path in paths], 224)
-    assert int((found != np.stack([read_tile(path, spec) for path in paths])).sum()) == 0
+    expected = np.stack([resize_by_pillow(read_pixels(path, spec), 224) for path in paths])
+    assert int((found != expected).sum()) == 0
 
 
 def on_device(device: Device, tiles: list[np.ndarray], size: int) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_tiles_of_any_size(opened: Any, name: str) -> None:
     rng = np.random.default_rng(0)
     tiles = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 70), (64, 64), (9, 500))]
     engine: TensorRtEngine = opened(name)
-    read = np.stack([np.asarray(resize(Image.fromarray(tile), 64)) for tile in tiles])
+    read = np.stack([resize_by_pillow(tile, 64) for tile in tiles])
     np.testing.assert_allclose(engine.infer_pixels(tiles), engine.infer(read), atol=1e-6)
 
 

@@ -56,23 +56,23 @@ def test_bf16_where_it_is_allowed_and_there_is_some(
 
 
 @pytest.mark.parametrize(
-    ("gate", "allowed"),
+    ("verdict", "openvino", "allowed"),
     [
-        ({"verdict": "pass", "openvino": {"floating_point": "bf16"}}, True),
-        ({"verdict": "fail", "openvino": {"floating_point": "bf16"}}, False),
-        ({"verdict": "pass", "openvino": {"floating_point": "fp32"}}, None),
-        ({"verdict": "pass", "openvino": None}, None),
-        ({"verdict": "pass"}, None),
+        ("pass", {"verdict": "pass", "floating_point": "bf16"}, True),
+        ("fail", {"verdict": "pass", "floating_point": "bf16"}, False),
+        ("pass", {"verdict": "fail", "floating_point": "bf16"}, False),
+        ("pass", {"verdict": "pass", "floating_point": "fp32"}, False),
+        ("pass", None, False),
     ],
 )
 def test_bf16_is_for_variants_that_passed_with_it(
-    gate: dict[str, Any], allowed: bool | None
+    verdict: str, openvino: dict[str, Any] | None, allowed: bool
 ) -> None:
-    variant = Variant("int8", Path("g.onnx"), gate)
+    variant = Variant("int8", Path("g.onnx"), {"verdict": verdict, "openvino": openvino})
     factory = _factory(OpenVinoEngine, variant)
-    if allowed is None:
-        assert factory is OpenVinoEngine
-    else:
+    if allowed:
         assert isinstance(factory, partial)
-        assert factory.keywords == {"bf16": allowed}
+        assert factory.keywords == {"bf16": True}
+    else:
+        assert factory is OpenVinoEngine
     assert _factory(OnnxRuntimeEngine, variant) is OnnxRuntimeEngine

@@ -59,7 +59,7 @@ def test_training_mends_what_calibration_cannot(
     unseen = rng.integers(0, 256, (64, 64, 64, 3), np.uint8)
     batches = (rng.integers(0, 256, (16, 64, 64, 3), np.uint8) for _ in range(60))
     shown: list[int] = []
-    trained = distill(plan, batches, 60 * 16, shown.append, learning_rate=3e-4)
+    trained = distill(plan, batches, 60, shown.append, learning_rate=3e-4)
     assert sum(shown) == trained.about["qat"]["tiles"] == 960
     exact = by_graph(build_graph(student), unseen, tmp_path)
     before = divergence(by_graph(plan.graph(), unseen, tmp_path), exact)
