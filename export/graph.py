@@ -2,8 +2,8 @@
 
 The graph is written operator by operator from the weights rather than traced, because every
 runtime has to take it: `LayerNormalization` and `Gelu` stay whole (decomposed, FP16 overflows in
-the variance), Q/DQ stands on the inputs of linears and nowhere else, and every linear keeps its
-timm name (its parts with a number behind), so that calibration and sensitivity can speak of it.
+the variance), Q/DQ stands on inputs of linears and on queries and keys only, and every linear has
+its timm name (its parts with a number behind), so that calibration and sensitivity can speak of it.
 
 Exact rewrites, all checked against torch in the tests:
 - normalisation folds into the patch embedding, over pixels as (p − 128)/64: exact in FP16 and in
@@ -30,6 +30,7 @@ OPSET = 20  # Gelu as an operator; Q/DQ of FP16
 IR_VERSION = 9  # what opset 20 came with: old runtimes refuse newer files
 EPSILON = 1e-6  # timm's LayerNorm in vision transformers
 PIXEL_OFFSET, PIXEL_STEP = 128.0, 64.0
+SCORES = "scores"
 TOKEN_STRIDE = 4  # of the patches that calibration looks at; neighbours say much the same
 
 Array = npt.NDArray[Any]
@@ -63,9 +64,9 @@ def build_graph(
 ) -> onnx.ModelProto:
     """The graph `tiles` uint8 [N, size, size, 3] → `probs` float32 [N, classes].
 
-    `half`: FP16 weights and activations (the head stays FP32). `input_scales`: linear name → INT8
-    step of its input; those linears get Q/DQ and INT8 weights per output channel, symmetric, or the
-    same in another type of `eight_bit`.
+    `half`: FP16 weights and activations (the head stays FP32). `input_scales`: name (one of
+    `quantizable`) → INT8 step of its input; those get Q/DQ, symmetric, and the linears INT8 weights
+    per output channel; or the same in another type of `eight_bit`.
     `input_means`: linear name → mean of its input (D,), of the patch embedding (P·P·3,); its bias
     then takes up what rounding its weights shifts the mean output by.
     `observe`: further outputs, float32, for calibration (see `observed_outputs`).
@@ -83,23 +84,32 @@ def build_graph(
 
 def linear_names(student: Student) -> list[str]:
     """The linears that can be quantized, in the order of the graph."""
+    return [name for name in quantizable(student) if not name.endswith(SCORES)]
+
+
+def quantizable(student: Student) -> list[str]:
+    """What can be quantized, in the order of the graph: linears, and the scores of attention.
+
+    The scores are the product of queries and keys, which share a step (`export.repair` gives both
+    one range). Not the last block's: two class tokens ask there, it would gain nothing.
+    """
     names = ["patch_embed.proj"]
     for i in range(student.depth):
-        attention = ["q", "kv"] if i == student.depth - 1 else ["qkv"]
+        attention = ["q", "kv"] if i == student.depth - 1 else ["qkv", SCORES]
         names += [f"blocks.{i}.attn.{part}" for part in (*attention, "proj")]
         names += [f"blocks.{i}.mlp.fc1", f"blocks.{i}.mlp.fc2"]
     return names
 
 
 def observed_outputs(student: Student) -> dict[str, tuple[str, str, str]]:
-    """The outputs that `observe` adds for each linear but the patch embedding, float32.
+    """The outputs that `observe` adds for all that is quantizable but the patch embedding, float32.
 
-    Linear name → some tokens of its input [N, t, D] (class tokens and every fourth patch), and of
-    all its tokens the largest magnitude and the mean of each channel, [N, D] each. `peaks`
-    [N, places] besides: the largest magnitude of what the linears give, of the residual stream and
-    of the attention scores. Pixels need no observation.
+    Name → some tokens of its input [N, t, D] (class tokens and every fourth patch; of scores
+    queries and keys, [N, t, 2D]), and of all its tokens the largest magnitude and the mean of each
+    channel, [N, D] each. `peaks` [N, places] besides: the largest magnitude of what the linears
+    give, of the residual stream and of the attention scores. Pixels need no observation.
     """
-    names = linear_names(student)[1:]
+    names = quantizable(student)[1:]
     return {name: (f"{name}.some", f"{name}.largest", f"{name}.mean") for name in names}
 
 
@@ -140,12 +150,13 @@ class _Writer:
         side = s.size // s.patch
         rows = self.integers("rows_of_patches", [0, side, s.patch, side, s.patch * 3])
         patches = self.integers("patches", [0, side * side, s.patch * s.patch * 3])
-        x = self.cast(tiles, self.dtype)  # before the transpose: TensorRT transposes no uint8
-        x = self.op("Transpose", [self.op("Reshape", [x, rows])], perm=[0, 1, 3, 2, 4])
-        x = self.op("Reshape", [x, patches])  # (N, 196, P·P·3)
+        x = self.cast(tiles, self.dtype)
         x = self.op("Sub", [x, self.real("pixel_offset", np.array(PIXEL_OFFSET))])
         x = self.op("Mul", [x, self.real("pixel_scale", np.array(1 / PIXEL_STEP))])
-        x = self.linear("patch_embed.proj", x, kernel, bias)  # (N, 196, D)
+        x = self.rounded("patch_embed.proj", x)  # before the transpose: bytes are cheaper to move
+        x = self.op("Transpose", [self.op("Reshape", [x, rows])], perm=[0, 1, 3, 2, 4])
+        x = self.op("Reshape", [x, patches])  # (N, 196, P·P·3)
+        x = self.product("patch_embed.proj", "patch_embed.proj", x, kernel, bias)  # (N, 196, D)
         # Two zero tokens in front, then one sum brings class tokens and positions: no op needs N.
         x = self.op("Pad", [x, self.integers("two_in_front", [0, 2, 0, 0, 0, 0])])  # (N, 198, D)
         positions = w["pos_embed"].copy()  # (1, 198, D)
@@ -174,10 +185,14 @@ class _Writer:
             k, v = self.linears(f"{name}.kv", x, weight[width:], bias[width:], parts=2)
         else:
             q, k, v = self.linears(f"{name}.qkv", x, weight, bias, parts=3)
+            self.look(f"{name}.{SCORES}", q, k)
         split_heads = self.integers("split_heads", [0, 0, heads, width // heads])
-        q = self.op("Transpose", [self.op("Reshape", [q, split_heads])], perm=[0, 2, 1, 3])
-        k = self.op("Transpose", [self.op("Reshape", [k, split_heads])], perm=[0, 2, 3, 1])
-        v = self.op("Transpose", [self.op("Reshape", [v, split_heads])], perm=[0, 2, 1, 3])
+        q, k, v = (
+            self.op("Transpose", [self.op("Reshape", [part, split_heads])], perm=[0, 2, 1, 3])
+            for part in (q, k, v)
+        )  # (N, heads, T, d)
+        q, k = (self.rounded(f"{name}.{SCORES}", part) for part in (q, k))
+        k = self.op("Transpose", [k], perm=[0, 1, 3, 2])
         scores = self.watch(self.op("MatMul", [q, k]))  # (N, heads, T, T)
         attention = self.op("Softmax", [scores], axis=-1)
         x = self.op("Transpose", [self.op("MatMul", [attention, v])], perm=[0, 2, 1, 3])
@@ -216,12 +231,7 @@ class _Writer:
         A GPU wants one wide product, split where it lies; a CPU copies what is split, so it gets a
         product for each part, all of them of the same (quantized) input.
         """
-        if self.observe and name in observed_outputs(self.student):
-            self.look(name, x)
-        if name in self.input_scales and name in self.input_means:
-            rounded, steps = quantize_weight(weight, self.eight_bit)
-            shift = rounded.astype(np.float32) * steps[:, None] - weight
-            bias = bias - shift @ self.input_means[name]
+        self.look(name, x)
         x = self.rounded(name, x)
         if parts > 1 and self.dtype == np.float16:
             whole = self.product(name, name, x, weight, bias)
@@ -247,6 +257,9 @@ class _Writer:
         """x · Wᵀ + b for `part` of the linear `name`; W (out, in) in INT8 where that is."""
         if name in self.input_scales:
             eight, steps = quantize_weight(weight, self.eight_bit)
+            if name in self.input_means:
+                shift = eight.astype(np.float32) * steps[:, None] - weight
+                bias = bias - shift @ self.input_means[name]
             w = self.op(
                 "DequantizeLinear",
                 [
@@ -278,8 +291,11 @@ class _Writer:
             self.peaks.append(self.op("ReduceMax", [flat, self.integers("axis", [1])]))
         return x
 
-    def look(self, name: str, x: str) -> None:
-        """Give what calibration wants to know of a linear's input (N, T, D)."""
+    def look(self, name: str, *inputs: str) -> None:
+        """Give what calibration wants to know of an input (N, T, D) or several, if asked for."""
+        if not self.observe:
+            return
+        x = self.op("Concat", inputs, axis=-1) if len(inputs) > 1 else inputs[0]
         some, largest, mean = observed_outputs(self.student)[name]
         axis = self.integers("axis", [1])
         self.op("ReduceMax", [self.op("Abs", [x]), axis], outputs=[largest], keepdims=0)

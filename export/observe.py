@@ -25,8 +25,8 @@ Array = npt.NDArray[np.float32]
 
 @dataclass
 class Seen:
-    """One linear's input: `counts` int64 [BINS] of |x|, and of each channel (D,) the largest |x|
-    and the mean; `samples` float32 (n, D) of whole tokens."""
+    """An input that can be quantized: `counts` int64 [BINS] of |x|, and of each channel (D,) the
+    largest |x| and the mean; `samples` float32 (n, D) of whole tokens."""
 
     counts: npt.NDArray[np.int64]
     largest: Array

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from edgelung.engines.base import Tiles
 from edgelung.engines.choose import available_cores
-from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP
+from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP, SCORES
 from edgelung.export.quantize import MIGRATION_TILES, Plan, observe_tiles
 from edgelung.export.student import Student
 from edgelung.export.tiles import BATCH, TileSet
@@ -137,7 +137,11 @@ class Network:
         q, k, v = (
             part.reshape(len(part), part.shape[1], heads, -1).transpose(1, 2) for part in (q, k, v)
         )
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (N, t, D)
+        q = q * q.shape[-1] ** -0.5  # (N, heads, t, d)
+        if (scores := f"{name}.attn.{SCORES}") in self.scales:
+            q, k = (_rounded(part, self.scales[scores]) for part in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        y = y.transpose(1, 2).flatten(2)  # (N, t, D)
         x = x + self.linear(f"{name}.attn.proj", y)
         y = F.gelu(self.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x)))
         return x + self.linear(f"{name}.mlp.fc2", y)
@@ -148,7 +152,7 @@ class Network:
         weight = self.weights[f"{name}.weight"] if weight is None else weight
         bias = self.weights[f"{name}.bias"] if bias is None else bias
         if name in self.scales:
-            x = torch.fake_quantize_per_tensor_affine(x, self.scales[name], 0, -128, 127)
+            x = _rounded(x, self.scales[name])
             steps = weight.detach().abs().amax(dim=1) / 127
             steps = torch.where(steps > 0, steps, torch.ones_like(steps))
             zeros = torch.zeros_like(steps, dtype=torch.int32)
@@ -158,6 +162,10 @@ class Network:
     def norm(self, name: str, x: Tensor) -> Tensor:
         weight, bias = (self.weights[f"{name}.{part}"] for part in ("weight", "bias"))
         return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
+
+
+def _rounded(x: Tensor, step: float) -> Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, step, 0, -128, 127)
 
 
 def _endless(tiles: TileSet, spec: ReaderSpec) -> Iterator[Tiles]:

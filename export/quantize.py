@@ -19,7 +19,7 @@ from edgelung.errors import EdgelungError
 from edgelung.evidence import metrics
 from edgelung.evidence.metrics import agreement
 from edgelung.export.calibrate import METHODS, input_scales
-from edgelung.export.graph import FP8, INT8, EightBit, build_graph
+from edgelung.export.graph import FP8, INT8, EightBit, build_graph, linear_names
 from edgelung.export.observe import Observed, observe
 from edgelung.export.predict import Probabilities, predict
 from edgelung.export.repair import choose_migration, migrate
@@ -63,8 +63,11 @@ class Plan:
     ) -> onnx.ModelProto:
         """The INT8 graph on an FP32 or FP16 base, `given_back` linears left in the base.
 
-        In FP8 the patch embedding is too: INT8 holds pixels exactly, FP8 four bits of them.
+        So are the scores of attention on an FP16 base: GPUs fuse attention as a whole in FP16. In
+        FP8 the patch embedding is too: INT8 holds pixels exactly, FP8 four bits of them.
         """
+        if half:
+            given_back |= set(self.scales) - set(linear_names(self.student))
         if eight_bit is FP8:
             given_back |= {"patch_embed.proj"}
         return build_graph(
@@ -119,8 +122,9 @@ def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Pl
     scales = {name: input_scales(observed, name) for name in methods}
     scores = {name: score(scales[name], {}) for name in methods}
     chosen = min(methods, key=scores.__getitem__)
-    means: dict[str, Array] = {name: seen.mean for name, seen in observed.inputs.items()}
-    means["patch_embed.proj"] = observed.patch
+    means: dict[str, Array] = {
+        name: observed.inputs[name].mean for name in linear_names(student)[1:]
+    } | {"patch_embed.proj": observed.patch}
     corrected = score(scales[chosen], means)
     pays = corrected < scores[chosen]
     about = {

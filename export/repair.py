@@ -5,6 +5,10 @@ multiplying the weights that read it by s changes nothing in full precision. It 
 LayerNorm (its gain and bias), or by the value rows of the attention, since attention mixes tokens
 and not channels. With s = a^α / w^(1−α) of the channel's largest activation a and weight w, a
 channel that was scaled up by any factor gets that factor back, whatever α is.
+
+Queries and keys of a head's channel are multiplied with each other and with nothing else, so they
+are given the same range: dividing the one and multiplying the other changes nothing, one step
+serves both, and no other share of the range between them makes their product's error smaller.
 """
 
 from dataclasses import replace
@@ -12,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.export.graph import quantize_weight
+from edgelung.export.graph import SCORES, quantize_weight
 from edgelung.export.observe import Observed
 from edgelung.export.student import Student
 
@@ -48,7 +52,8 @@ def choose_migration(student: Student, observed: Observed) -> tuple[Migration, d
     """For each place the s that leaves the least measured error in the output of its linear.
 
     Tried on sampled tokens with input and weight in INT8. Returns the s and the strength of each
-    place that migrates; a place that is better off as it is has neither.
+    place that migrates; a place that is better off as it is has neither. With them the s of the
+    scores, by which queries are divided and keys multiplied.
     """
     migration: Migration = {}
     strengths: dict[str, float] = {}
@@ -61,25 +66,29 @@ def choose_migration(student: Student, observed: Observed) -> tuple[Migration, d
             error = _output_error(tokens / s, seen.largest / s, weight * s)
             if error < least:
                 least, migration[place], strengths[place] = error, s, strength
+    for name, seen in observed.inputs.items():
+        if name.endswith(SCORES):
+            queries, keys = np.split(np.maximum(seen.largest, 1e-5), 2)  # (D,)
+            migration[name] = np.sqrt(queries / keys)
     return migration, strengths
 
 
 def migrate(student: Student, migration: Migration) -> Student:
     """The same function in full precision, its channels scaled by `migration`."""
     weights = dict(student.weights)
-    width = student.width
     for place, s in migration.items():
-        _, _, consumer = places(student)[place]
-        if place.endswith(".v"):
-            for part in ("weight", "bias"):
-                name = place.replace(".v", f".qkv.{part}")
-                made = weights[name].copy()
-                made[2 * width :] /= s.reshape(-1, *[1] * (made.ndim - 1))
-                weights[name] = made
+        block, _, made = place.rpartition(".")
+        if made in ("v", SCORES):  # rows of queries, keys, values
+            none = np.ones_like(s)
+            rows = np.concatenate([none, none, 1 / s] if made == "v" else [1 / s, s, none])
+            weights[f"{block}.qkv.weight"] = weights[f"{block}.qkv.weight"] * rows[:, None]
+            weights[f"{block}.qkv.bias"] = weights[f"{block}.qkv.bias"] * rows
         else:
             for part in ("weight", "bias"):
                 weights[f"{place}.{part}"] = weights[f"{place}.{part}"] / s
-        weights[consumer] = weights[consumer] * s
+        if made != SCORES:
+            _, _, consumer = places(student)[place]
+            weights[consumer] = weights[consumer] * s
     return replace(student, weights=weights)
 
 

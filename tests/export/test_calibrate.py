@@ -9,7 +9,7 @@ import pytest
 from edgelung.errors import EdgelungError
 from edgelung.export import quantize
 from edgelung.export.calibrate import METHODS, input_scales
-from edgelung.export.graph import linear_names
+from edgelung.export.graph import quantizable
 from edgelung.export.observe import BINS, Seen, centres, count, observe
 from edgelung.export.quantize import plan_int8
 from edgelung.export.student import Student, read_student
@@ -37,14 +37,14 @@ def test_the_batch_size_never_changes_a_scale(
         assert (seen.tokens == parts.inputs[name].tokens).all()
 
 
-def test_every_linear_is_seen_whole(student: Student, pixels: np.ndarray) -> None:
+def test_every_input_is_seen_whole(student: Student, pixels: np.ndarray) -> None:
     found = observe(student, [pixels], 1, nothing, samples=True)
-    names = linear_names(student)
+    names = quantizable(student)
     assert list(found.inputs) == names[1:]
     assert list(input_scales(found, "min-max")) == names
     width, tokens = student.width, 2 + 4  # class tokens and every fourth of 16 patches
     for name, seen in found.inputs.items():
-        channels = 4 * width if name.endswith("fc2") else width
+        channels = {"fc2": 4, "scores": 2}.get(name.split(".")[-1], 1) * width
         only_class = name.startswith("blocks.2.") and not name.endswith(".kv")
         assert seen.counts.sum() == 20 * channels * (2 if only_class else tokens)
         assert seen.largest.shape == seen.mean.shape == (channels,)

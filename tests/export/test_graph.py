@@ -12,7 +12,14 @@ from onnx import numpy_helper
 
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import FP8, OPSET, build_graph, linear_names, quantize_weight
+from edgelung.export.graph import (
+    FP8,
+    OPSET,
+    build_graph,
+    linear_names,
+    quantizable,
+    quantize_weight,
+)
 from edgelung.export.observe import observe
 from edgelung.export.student import Student, read_student
 
@@ -135,15 +142,16 @@ def test_int8_stays_close(model, pixels, quantized, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_q_dq_stands_on_the_linears_and_nowhere_else(model, pixels, half: bool) -> None:
+def test_q_dq_stands_on_linears_and_scores_and_nowhere_else(model, pixels, half: bool) -> None:
     student = student_of(model)
     seen = observe(student, [pixels], 1, lambda n: None)
     scales = input_scales(seen, "min-max")
     quantized = build_graph(student, half=half, input_scales=scales)
     nodes = {output: node for node in quantized.graph.node for output in node.output}
     found = constants(quantized)
-    names = linear_names(student)
+    names, scores = linear_names(student), 2
     assert len(names) == 1 + 2 * 4 + 5
+    assert len(quantizable(student)) == len(names) + scores == len(scales)
     # On a CPU a linear that is split is a product a part.
     parts = {} if half else {"qkv": 3, "kv": 2}
     products = [
@@ -156,13 +164,22 @@ def test_q_dq_stands_on_the_linears_and_nowhere_else(model, pixels, half: bool) 
         node = next(n for n in quantized.graph.node if n.name == name)
         assert node.op_type == "MatMul"
         data, weight = nodes[node.input[0]], nodes[node.input[1]]
+        while data.op_type in ("Reshape", "Transpose"):  # of pixels
+            data = nodes[data.input[0]]
         assert data.op_type == weight.op_type == "DequantizeLinear"
         assert nodes[data.input[0]].op_type == "QuantizeLinear"
         assert found[weight.input[0]].dtype == np.int8
         assert found[weight.input[1]].ndim == 1, "per channel"
     kinds = Counter(node.op_type for node in quantized.graph.node)
-    assert kinds["QuantizeLinear"] == len(names)
-    assert kinds["DequantizeLinear"] == len(names) + len(products)
+    assert kinds["QuantizeLinear"] == len(names) + 2 * scores
+    assert kinds["DequantizeLinear"] == len(names) + len(products) + 2 * scores
+    for node in quantized.graph.node:
+        if node.op_type == "Softmax" and (asked := nodes[node.input[0]]).op_type == "MatMul":
+            queries, keys = nodes[asked.input[0]], nodes[nodes[asked.input[1]].input[0]]
+            last = nodes[queries.input[0]].op_type == "Reshape"
+            expected = "Transpose" if last else "DequantizeLinear"
+            assert queries.op_type == keys.op_type == expected
+            assert last or queries.input[1:] == keys.input[1:], "one step for both"
     assert kinds["Split"] == (3 if half else 0)
     for name, value in found.items():
         if value.dtype == np.int8 and not name.endswith(".weight"):
@@ -184,8 +201,7 @@ def test_quantized_pixels_are_exact(quantized) -> None:
 def test_fp8_stays_close(model, pixels, tmp_path: Path) -> None:
     student = student_of(model)
     seen = observe(student, [pixels], 1, lambda n: None)
-    scales = input_scales(seen, "min-max")
-    del scales["patch_embed.proj"]
+    scales = {name: input_scales(seen, "min-max")[name] for name in linear_names(student)[1:]}
     means = {name: entry.mean for name, entry in seen.inputs.items()}
     graph = build_graph(student, half=True, input_scales=scales, input_means=means, eight_bit=FP8)
     types = Counter(t.data_type for t in graph.graph.initializer if t.name.endswith(".weight"))

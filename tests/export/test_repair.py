@@ -76,7 +76,7 @@ def test_outliers_lose_plain_int8_and_not_the_repaired(student: Student, pixels)
     assert mended < 1.2 * calm
 
 
-@pytest.mark.parametrize("place", ["norm1", "norm2", "attn.v"])
+@pytest.mark.parametrize("place", ["norm1", "norm2", "attn.v", "attn.scores"])
 def test_each_place_is_found_out_by_itself(student: Student, pixels, place: str) -> None:
     """A migration by hand at one place: the same function, other weights."""
     s = np.linspace(0.2, 5, student.width).astype(np.float32)
@@ -84,6 +84,36 @@ def test_each_place_is_found_out_by_itself(student: Student, pixels, place: str)
         migrated = migrate(student, {f"blocks.{block}.{place}": s})
         expected = run(build_graph(student), pixels[:4])
         np.testing.assert_allclose(run(build_graph(migrated), pixels[:4]), expected, atol=2e-6)
+
+
+def test_queries_and_keys_get_the_same_range(student: Student, pixels) -> None:
+    seen = observe(repaired(student, pixels)[0], [pixels], 1, lambda n: None)
+    scores = {n: s for n, s in seen.inputs.items() if n.endswith("scores")}
+    assert len(scores) == student.depth - 1
+    for entry in scores.values():
+        queries, keys = np.split(entry.largest, 2)
+        assert queries.shape == (student.width,)
+        np.testing.assert_allclose(queries, keys, rtol=1e-3)
+
+
+def test_unequal_queries_and_keys_are_mended(student: Student, pixels) -> None:
+    """Keys ×100, queries ÷100: a shared step would leave queries no level but zero."""
+    weights = dict(student.weights)
+    for i in range(student.depth):
+        for part in ("weight", "bias"):
+            name = f"blocks.{i}.attn.qkv.{part}"
+            weights[name] = weights[name].copy()
+            weights[name][: student.width] /= 100
+            weights[name][student.width : 2 * student.width] *= 100
+    unequal = replace(student, weights=weights)
+    expected = run(build_graph(student), pixels)
+
+    def distance(other: Student) -> float:
+        seen = observe(other, [pixels], 1, lambda n: None)
+        scales = {k: v for k, v in input_scales(seen, "min-max").items() if k.endswith("scores")}
+        return float(np.abs(run(build_graph(other, input_scales=scales), pixels) - expected).mean())
+
+    assert distance(unequal) > 20 * distance(repaired(unequal, pixels)[0]) > 0
 
 
 def test_a_corrected_bias_takes_up_the_mean_of_the_rounding(student: Student, pixels) -> None:

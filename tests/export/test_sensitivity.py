@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import build_graph, linear_names
+from edgelung.export.graph import build_graph, quantizable
 from edgelung.export.observe import observe
 from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import divergence, runs, sensitivity
@@ -26,7 +26,7 @@ def test_the_spoilt_linear_leads(plan: Plan, pixels: np.ndarray) -> None:
     worst, second = found["linears"][:2]
     assert worst["alone"] > 10 * second["alone"]
     assert worst["all_but"] < 0.1 * found["all"]
-    assert {part["name"] for part in found["linears"]} == set(linear_names(plan.student))
+    assert {part["name"] for part in found["linears"]} == set(quantizable(plan.student))
     assert [part["name"] for part in found["blocks"]].count("blocks.2") == 1
 
 

@@ -19,6 +19,8 @@ def test_it_builds_with_every_intended_linear_in_eight_bits(
 ) -> None:
     seen = observe(student, [pixels[:8]], 1, lambda n: None)
     scales = input_scales(seen, "min-max")
+    if half:  # as plans are written
+        scales = {name: step for name, step in scales.items() if not name.endswith("scores")}
     if kind is FP8:  # four bits of a pixel are too few
         del scales["patch_embed.proj"]
     means = {name: entry.mean for name, entry in seen.inputs.items()}
@@ -35,7 +37,7 @@ def test_it_builds_with_every_intended_linear_in_eight_bits(
     made_by = {layer.get_output(0).name: layer for layer in layers}
 
     def dequantized(tensor: object) -> bool:
-        """Whether it comes out of a DequantizeLinear, looking through reshapes."""
+        """Whether it comes out of a DequantizeLinear, looking through reshapes and transposes."""
         layer = made_by.get(tensor.name)
         while layer is not None and layer.type == trt.LayerType.SHUFFLE:
             layer = made_by.get(layer.get_input(0).name)
@@ -43,11 +45,13 @@ def test_it_builds_with_every_intended_linear_in_eight_bits(
 
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
     eight = [p for p in products if dequantized(p.get_input(0)) and dequantized(p.get_input(1))]
-    # On an FP32 base, which is meant for CPUs, queries, keys and values are products of their own.
+    # On an FP32 base, which is meant for CPUs, queries, keys and values are products of their own,
+    # and scores are in INT8 (they are in `scales`).
     more = 0 if half else 2 * (student.depth - 1) + 1
     assert len(eight) == len(scales) + more
-    # Two products of activations a block, and the head; of FP8 the patch embedding.
-    assert len(products) - len(eight) == 2 * student.depth + 1 + (kind is FP8)
+    # The other products of activations, and the head; of FP8 the patch embedding.
+    activations = 2 * student.depth - (0 if half else student.depth - 1)
+    assert len(products) - len(eight) == activations + 1 + (kind is FP8)
 
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
