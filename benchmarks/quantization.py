@@ -37,7 +37,7 @@ from edgelung.evidence.gate import gate
 from edgelung.evidence.intervals import paired_intervals
 from edgelung.evidence.metrics import evaluate
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import build_graph
+from edgelung.export.graph import build_graph, linear_names
 from edgelung.export.quantize import observe_tiles, plan_int8
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import TileSet, read_split, set_aside
@@ -45,6 +45,7 @@ from edgelung.tiles.reader import ReaderSpec
 
 JUDGES = ("onnxruntime", "openvino")
 OWN, STRESSED, STRESSED_PLAIN = "edgelung", "edgelung, stressed", "min-max alone, stressed"
+LINEARS = "edgelung, linears alone"
 PLAIN = "min-max alone"
 BF16 = "full precision, OpenVINO in BF16"
 ROUNDS = 8  # that a speed is the best of
@@ -84,6 +85,7 @@ def main() -> None:
     files = {"full precision": (options.out / "full.onnx", {})}
     onnx.save(build_graph(student), files["full precision"][0])
     files[OWN] = edgelung(student, few, spec, options.out / "edgelung.onnx")
+    files[LINEARS] = linears_alone(student, few, spec, options.out / "linears.onnx")
     files[PLAIN] = min_max(student, few, spec, options.out / "plain.onnx")
     if options.stress:
         harder = stressed(student)
@@ -121,6 +123,16 @@ def edgelung(
     onnx.save(plan.graph(half=True), out.with_suffix(".fp16.onnx"))
     seconds = round(time.perf_counter() - start, 1)
     return out, {"seconds": seconds, "method": plan.about["method"]}
+
+
+def linears_alone(
+    student: Student, tiles: TileSet, spec: ReaderSpec, out: Path
+) -> tuple[Path, dict[str, Any]]:
+    """The same plan without the scores of attention."""
+    plan = plan_int8(student, tiles, spec, "auto")  # from the cache
+    scores = frozenset(plan.scales) - set(linear_names(student))
+    onnx.save(plan.graph(given_back=scores), out)
+    return out, {}
 
 
 def growth(tiles: int) -> dict[str, Any]:
