@@ -148,9 +148,10 @@ def growth(tiles: int) -> dict[str, Any]:
 def min_max(
     student: Student, tiles: TileSet, spec: ReaderSpec, out: Path
 ) -> tuple[Path, dict[str, Any]]:
-    """The same placement without migration or choice of method."""
+    """The linears without migration or choice of method."""
     observed = observe_tiles(student, tiles, spec, "min-max")
-    onnx.save(build_graph(student, input_scales=input_scales(observed, "min-max")), out)
+    scales = {name: input_scales(observed, "min-max")[name] for name in linear_names(student)}
+    onnx.save(build_graph(student, input_scales=scales), out)
     return out, {}
 
 

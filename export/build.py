@@ -292,7 +292,8 @@ def _provenance(
         },
         "eight_bits": plan
         and f"inputs of the linears, symmetric ({plan.about['method']}), weights per output "
-        "channel, scales migrated from LayerNorm and values into the next linear",
+        "channel, scales migrated from LayerNorm and values into the next linear; on an FP32 base "
+        "queries and keys too",
     }
 
 

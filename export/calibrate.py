@@ -1,4 +1,4 @@
-"""INT8 steps for the inputs of the linears, from the histograms of their magnitudes.
+"""INT8 steps for what can be quantized, from the histograms of its magnitudes.
 
 Every method answers with the magnitude that 127 stands for; what lies beyond it is clipped.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.export.graph import PIXEL_STEP
+from edgelung.export.graph import PIXEL_STEP, SCORES
 from edgelung.export.observe import Observed, Seen, centres
 
 # From here on FP16 (largest value 65,504) is too close to overflow to trust.
@@ -21,15 +21,17 @@ Floats = npt.NDArray[np.float64]
 
 
 def input_scales(observed: Observed, method: str) -> dict[str, float]:
-    """The symmetric INT8 step of each linear's input by one of METHODS.
+    """The symmetric INT8 step of each input by one of METHODS.
 
+    Queries and keys are not clipped, whatever the method: the largest of them decide where
+    attention goes, and clipping them moved probabilities twice as far as rounding them coarser
+    (0.00022 against 0.00010, on 480 tiles of a trained DeiT-tiny).
     Pixels need no observation: (p − 128)/64 in steps of 1/64 are the integers −128…127, exactly.
     """
-    threshold = METHODS[method]
-    scales = {
-        name: max(min(threshold(seen), seen.range) / LEVELS, LEAST_STEP)
-        for name, seen in observed.inputs.items()
-    }
+    scales = {}
+    for name, seen in observed.inputs.items():
+        threshold = min_max if name.endswith(SCORES) else METHODS[method]
+        scales[name] = max(min(threshold(seen), seen.range) / LEVELS, LEAST_STEP)
     return {"patch_embed.proj": 1 / PIXEL_STEP} | scales
 
 

@@ -70,8 +70,8 @@ def build_graph(
     `input_means`: linear name → mean of its input (D,), of the patch embedding (P·P·3,); its bias
     then takes up what rounding its weights shifts the mean output by.
     `observe`: further outputs, float32, for calibration (see `observed_outputs`).
-    `switches`: a second input, `quantized` bool [len(input_scales)]: which linears take their
-    quantized input and weight, in the order of `input_scales`.
+    `switches`: a second input, `quantized` bool [len(input_scales)]: which of them are quantized,
+    in the order of `input_scales`.
     """
     scales, means = input_scales or {}, input_means or {}
     writer = _Writer(student, half, scales, means, eight_bit, observe, switches)
@@ -104,10 +104,10 @@ def quantizable(student: Student) -> list[str]:
 def observed_outputs(student: Student) -> dict[str, tuple[str, str, str]]:
     """The outputs that `observe` adds for all that is quantizable but the patch embedding, float32.
 
-    Name → some tokens of its input [N, t, D] (class tokens and every fourth patch; of scores
-    queries and keys, [N, t, 2D]), and of all its tokens the largest magnitude and the mean of each
-    channel, [N, D] each. `peaks` [N, places] besides: the largest magnitude of what the linears
-    give, of the residual stream and of the attention scores. Pixels need no observation.
+    Name → some tokens of its input [N, t, D] (class tokens and every fourth patch), and of all its
+    tokens the largest magnitude and the mean of each channel, [N, D] each. Scores have queries and
+    keys side by side, 2D channels. `peaks` [N, places] besides: the largest magnitude of what the
+    linears give, of the residual stream and of the scores. Pixels need no observation.
     """
     names = quantizable(student)[1:]
     return {name: (f"{name}.some", f"{name}.largest", f"{name}.mean") for name in names}
@@ -150,10 +150,10 @@ class _Writer:
         side = s.size // s.patch
         rows = self.integers("rows_of_patches", [0, side, s.patch, side, s.patch * 3])
         patches = self.integers("patches", [0, side * side, s.patch * s.patch * 3])
-        x = self.cast(tiles, self.dtype)
+        x = self.cast(tiles, self.dtype)  # before the transpose: TensorRT transposes no uint8
         x = self.op("Sub", [x, self.real("pixel_offset", np.array(PIXEL_OFFSET))])
         x = self.op("Mul", [x, self.real("pixel_scale", np.array(1 / PIXEL_STEP))])
-        x = self.rounded("patch_embed.proj", x)  # before the transpose: bytes are cheaper to move
+        x = self.rounded("patch_embed.proj", x)  # and so is this: bytes are cheaper to move
         x = self.op("Transpose", [self.op("Reshape", [x, rows])], perm=[0, 1, 3, 2, 4])
         x = self.op("Reshape", [x, patches])  # (N, 196, P·P·3)
         x = self.product("patch_embed.proj", "patch_embed.proj", x, kernel, bias)  # (N, 196, D)
@@ -243,7 +243,7 @@ class _Writer:
         return [self.product(name, part, x, w, b) for part, w, b in split]
 
     def rounded(self, name: str, x: str) -> str:
-        """The input of a linear, through Q/DQ where that is quantized."""
+        """An input, through Q/DQ where it is quantized."""
         if name not in self.input_scales:
             return x
         kind = self.eight_bit
@@ -277,7 +277,7 @@ class _Writer:
         return self.watch(self.op("Add", [x, self.real(f"{part}.bias", bias)]))
 
     def switch(self, name: str, quantized: str, exact: str) -> str:
-        """`quantized`, or `exact` where the linear's switch is off."""
+        """`quantized`, or `exact` where its switch is off."""
         if name not in self.switches:
             return quantized
         place = self.integers(f"place_{name}", [list(self.switches).index(name)])

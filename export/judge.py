@@ -14,7 +14,7 @@ from edgelung.evidence.gate import LIMITS, Limits, gate
 from edgelung.evidence.intervals import intervals
 from edgelung.evidence.metrics import agreement, evaluate
 from edgelung.export.calibrate import HALF_LIMIT
-from edgelung.export.graph import FP8, build_graph, quantized_products
+from edgelung.export.graph import FP8, build_graph, linear_names, quantized_products
 from edgelung.export.predict import Probabilities, predict, predict_in, speeds
 from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import TILES, runs, sensitivity
@@ -68,8 +68,8 @@ class Judge:
         """INT8 on an FP32 base, and the same with an FP16 base; returns the sensitivity ranking.
 
         Where the gate does not let INT8 through, `refine` may train it; if that is not enough, the
-        most sensitive linears of what was not trained go back to floating point, as few as it
-        takes. Both variants are then written alike.
+        most sensitive parts of what was not trained go back to floating point, as few as it takes,
+        in both variants.
         """
         ranking = self._sensitivity(plan, calibration)
         found = self._write("int8", plan.graph(self.temperature))
@@ -94,15 +94,15 @@ class Judge:
                     given_back, found, verdict = mended
                 else:  # as it was judged first
                     onnx.save(plan.graph(self.temperature), self.folder / "model.int8.onnx")
-        about: dict[str, Any] = {"given_back": given_back, "calibration": dict(plan.about)}
-        self._enter("int8", found, verdict, base="fp32", **about)
-        back = frozenset(given_back)
+        about: dict[str, Any] = {"calibration": dict(plan.about)}
+        self._enter("int8", found, verdict, base="fp32", given_back=given_back, **about)
+        back = [name for name in given_back if name in linear_names(plan.student)]
         if verdict["verdict"] != "pass":
             self.say("INT8 did not pass; what did is offered in its place")
-        found = self._write("int8-fp16", plan.graph(self.temperature, True, back))
+        found = self._write("int8-fp16", plan.graph(self.temperature, True, frozenset(back)))
         verdict = self.judge(found, verdict["looks"])
         check_half_range(verdict, plan.peak)
-        self._enter("int8-fp16", found, verdict, base="fp16", **about)
+        self._enter("int8-fp16", found, verdict, base="fp16", given_back=back, **about)
         return ranking
 
     def fp8(self, plan: Plan) -> None:
@@ -169,8 +169,8 @@ class Judge:
     def _give_back(
         self, plan: Plan, calibration: TileSet, ranking: dict[str, Any], looks: int
     ) -> tuple[list[str], Probabilities, dict[str, Any]] | None:
-        """The fewest linears, most sensitive first, without which INT8 passes; None if it takes
-        more than half of them.
+        """The fewest parts, most sensitive first, without which INT8 passes; None if it takes more
+        than half of them.
 
         How many is estimated on the calibration tiles, so that the gate's tiles are looked at a
         few times only; every look is counted, and costs confidence.
@@ -194,7 +194,7 @@ class Judge:
             graph = plan.graph(self.temperature, given_back=frozenset(back))
             found = self._write("int8", graph)
             verdict = self._judge_int8(found, looks)
-            self.say(f"int8 without {count} of {len(order)} linears: {verdict['verdict']}")
+            self.say(f"int8 without {count} of {len(order)} parts: {verdict['verdict']}")
             if verdict["verdict"] == "pass":
                 return back, found, verdict
             if count == most:

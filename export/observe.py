@@ -48,9 +48,9 @@ class Seen:
 class Observed:
     """What full precision met.
 
-    `inputs`: by linear, the patch embedding apart; of that the mean input `patch` (P·P·3,), pixels
-    as (p − 128)/64. `peak`: largest |activation| anywhere, the residual stream and attention scores
-    included.
+    `inputs`: by name (`graph.quantizable`), the patch embedding apart; of that the mean input
+    `patch` (P·P·3,), pixels as (p − 128)/64. `peak`: largest |activation| anywhere, the residual
+    stream and attention scores included.
     """
 
     inputs: dict[str, Seen]

@@ -1,7 +1,7 @@
 """Quantization-aware distillation: weights that allow for their rounding, taught by full precision.
 
 For a student that no calibration brings through the gate. It runs in torch with the inputs and
-weights of its quantized linears rounded as the graph rounds them, and learns to give full
+weights of its linears, queries and keys rounded as the graph rounds them, and learns to give full
 precision's class tokens and probabilities on training tiles. Gradients pass straight through the
 rounding (Bengio et al. 2013) and stop where a value is clipped; the steps of the inputs stay those
 of the plan. Labels are not asked for: what is learnt is to be the same model.
@@ -22,7 +22,7 @@ from edgelung.engines.choose import available_cores
 from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP, SCORES
 from edgelung.export.quantize import MIGRATION_TILES, Plan, observe_tiles
 from edgelung.export.student import Student
-from edgelung.export.tiles import BATCH, TileSet
+from edgelung.export.tiles import TileSet
 from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
 
@@ -35,8 +35,8 @@ def refine(plan: Plan, tiles: TileSet, calibration: TileSet, spec: ReaderSpec) -
 
     Its largest activation is looked for anew, on the calibration tiles.
     """
-    with progress("quantization-aware distillation", STEPS * BATCH) as advance:
-        trained = distill(plan, _endless(tiles, spec), STEPS, advance)
+    with progress("quantization-aware distillation", STEPS) as advance:
+        trained = distill(plan, _endless(tiles, spec), STEPS, lambda tiles: advance(1))
     seen = observe_tiles(trained.student, calibration.every(MIGRATION_TILES), spec, "observe")
     return replace(trained, peak=max(seen.peak, plan.peak))
 

@@ -40,7 +40,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """How INT8 is written: the migrated student, the step of every linear's input, the mean inputs
+    """How INT8 is written: the migrated student, the step of every input, the mean inputs
     of the linears whose bias is corrected (none, where that did not pay), and how that came about.
 
     `peak`, `plain_peak`: largest |activation| of the migrated student, and at least that of the
@@ -61,10 +61,11 @@ class Plan:
         given_back: frozenset[str] = frozenset(),
         eight_bit: EightBit = INT8,
     ) -> onnx.ModelProto:
-        """The INT8 graph on an FP32 or FP16 base, `given_back` linears left in the base.
+        """The INT8 graph on an FP32 or FP16 base, what is `given_back` left in the base.
 
-        So are the scores of attention on an FP16 base: GPUs fuse attention as a whole in FP16. In
-        FP8 the patch embedding is too: INT8 holds pixels exactly, FP8 four bits of them.
+        So are the scores of attention on an FP16 base: GPUs have fused attention in FP16 (which of
+        the two is faster on a card has not been measured). In FP8 the patch embedding is too: INT8
+        holds pixels exactly, FP8 four bits of them.
         """
         if half:
             given_back |= set(self.scales) - set(linear_names(self.student))
@@ -120,13 +121,13 @@ def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Pl
 
     methods = list(METHODS) if method == AUTO else [method]
     scales = {name: input_scales(observed, name) for name in methods}
-    scores = {name: score(scales[name], {}) for name in methods}
-    chosen = min(methods, key=scores.__getitem__)
+    results = {name: score(scales[name], {}) for name in methods}
+    chosen = min(methods, key=results.__getitem__)
     means: dict[str, Array] = {
         name: observed.inputs[name].mean for name in linear_names(student)[1:]
     } | {"patch_embed.proj": observed.patch}
     corrected = score(scales[chosen], means)
-    pays = corrected < scores[chosen]
+    pays = corrected < results[chosen]
     about = {
         "asked": method,
         "method": chosen,
@@ -134,14 +135,14 @@ def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Pl
         "groups": len({tile.group for tile in tiles.tiles}),
         "scores": {
             name: {"flipped": flips, "mean_probability_difference": distance}
-            for name, (flips, distance) in (scores | {f"{chosen}, biases": corrected}).items()
+            for name, (flips, distance) in (results | {f"{chosen}, biases": corrected}).items()
         },
         "scored_tiles": len(some),
         "bias_correction": pays,
         "migration_strength": strengths,
     }
     means = means if pays else {}
-    # What migration leaves alone is the same in both: all tiles have been seen for it.
+    # What migration leaves alone is the same in both: all tiles have been seen for that.
     plain_peak = max(plain.peak, observed.peak)
     return Plan(migrated, scales[chosen], means, observed.peak, plain_peak, about)
 

@@ -6,9 +6,9 @@ LayerNorm (its gain and bias), or by the value rows of the attention, since atte
 and not channels. With s = a^α / w^(1−α) of the channel's largest activation a and weight w, a
 channel that was scaled up by any factor gets that factor back, whatever α is.
 
-Queries and keys of a head's channel are multiplied with each other and with nothing else, so they
-are given the same range: dividing the one and multiplying the other changes nothing, one step
-serves both, and no other share of the range between them makes their product's error smaller.
+Queries and keys of a channel are multiplied with each other and with nothing else, so they are
+given the same range: dividing the one and multiplying the other changes nothing, and the step that
+serves both is then as small as it can be.
 """
 
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Which linears the output suffers from in INT8: each alone, and all but it; blocks likewise."""
+"""Which parts the output suffers from in INT8: each linear (and the scores of each attention)
+alone, and all but it; blocks likewise."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,13 @@ TILES = 16  # the change is a mean over a smooth measure: a few tiles rank it
 def sensitivity(
     plan: Plan, tiles: Tiles, threads: int, on_step: Callable[[int], None] = lambda n: None
 ) -> dict[str, Any]:
-    """How much the output changes by quantizing part of the linears, most harmful first.
+    """How much the output changes by quantizing parts of the graph, most harmful first.
 
     The change is the Kullback-Leibler divergence of the probabilities from full precision's, in
-    nats, mean over the tiles. For every linear and every block: `alone` with only it in INT8,
-    `all_but` with everything else in INT8; `all` with everything. One graph measures it all: its
-    linears are switched by an input. Biases are those before any correction.
+    nats, mean over the tiles. For every linear, the scores of every attention (among `linears`) and
+    every block: `alone` with only it in INT8, `all_but` with everything else in INT8; `all` with
+    everything. One graph measures it all: its parts are switched by an input. Biases are those
+    before any correction.
     """
     import onnxruntime as ort
 

@@ -205,7 +205,7 @@ def _print_sensitivity(ranking: dict[str, Any] | None, most: int = 5) -> None:
     if ranking:
         worst = ", ".join(f"{p['name']} {p['alone']:.1e}" for p in ranking["linears"][:most])
         out.print(
-            f"most sensitive to INT8, of {len(ranking['linears'])} linears (divergence in nats; "
+            f"most sensitive to INT8, of {len(ranking['linears'])} parts (divergence in nats; "
             f"all together {ranking['all']:.1e}): {worst}",
             markup=False,
         )

@@ -1,5 +1,5 @@
 """What the report shows of each variant: probabilities against full precision's, the tiles whose
-label flips, and which linears INT8 hurts."""
+label flips, and which parts INT8 hurts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -42,6 +42,12 @@ def test_every_input_is_seen_whole(student: Student, pixels: np.ndarray) -> None
     names = quantizable(student)
     assert list(found.inputs) == names[1:]
     assert list(input_scales(found, "min-max")) == names
+    for method in METHODS:
+        for name, step in input_scales(found, method).items():
+            if name.endswith("scores"):
+                assert step * 127 == found.inputs[name].range, (
+                    "neither queries nor keys are clipped"
+                )
     width, tokens = student.width, 2 + 4  # class tokens and every fourth of 16 patches
     for name, seen in found.inputs.items():
         channels = {"fc2": 4, "scores": 2}.get(name.split(".")[-1], 1) * width

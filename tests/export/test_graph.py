@@ -173,13 +173,12 @@ def test_q_dq_stands_on_linears_and_scores_and_nowhere_else(model, pixels, half:
     kinds = Counter(node.op_type for node in quantized.graph.node)
     assert kinds["QuantizeLinear"] == len(names) + 2 * scores
     assert kinds["DequantizeLinear"] == len(names) + len(products) + 2 * scores
-    for node in quantized.graph.node:
-        if node.op_type == "Softmax" and (asked := nodes[node.input[0]]).op_type == "MatMul":
-            queries, keys = nodes[asked.input[0]], nodes[nodes[asked.input[1]].input[0]]
-            last = nodes[queries.input[0]].op_type == "Reshape"
-            expected = "Transpose" if last else "DequantizeLinear"
-            assert queries.op_type == keys.op_type == expected
-            assert last or queries.input[1:] == keys.input[1:], "one step for both"
+    attentions = [nodes[n.input[0]] for n in quantized.graph.node if n.op_type == "Softmax"][:-1]
+    for i, asked in enumerate(attentions):
+        queries, keys = nodes[asked.input[0]], nodes[nodes[asked.input[1]].input[0]]
+        expected = "DequantizeLinear" if i < scores else "Transpose"
+        assert queries.op_type == keys.op_type == expected
+        assert i == scores or queries.input[1:] == keys.input[1:], "one step for both"
     assert kinds["Split"] == (3 if half else 0)
     for name, value in found.items():
         if value.dtype == np.int8 and not name.endswith(".weight"):

@@ -21,11 +21,11 @@ from edgelung.export import judge as judge_module
 from edgelung.export import quantize
 from edgelung.export.build import export_run
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import build_graph
+from edgelung.export.graph import build_graph, quantizable
 from edgelung.export.judge import Judge, _fewest, check_half_range
 from edgelung.export.predict import predict
 from edgelung.export.quantize import Plan, plan_int8
-from edgelung.export.student import read_student
+from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
 
@@ -156,6 +156,39 @@ def test_the_spoilt_linear_is_given_back_and_no_other(
         assert kinds.count("QuantizeLinear") == (5 if dtype is np.float32 else 3)
         base = next(t for t in graph.initializer if t.name == "blocks.5.mlp.fc1.weight")
         assert onnx.numpy_helper.to_array(base).dtype == dtype
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_scores_can_be_given_back(student: Student, half: bool) -> None:
+    """On an FP16 base they never were in INT8."""
+    plan = Plan(student, dict.fromkeys(quantizable(student), 0.02), {}, 1.0, 1.0, {})
+
+    def rounded(back: set[str]) -> int:
+        graph = plan.graph(half=half, given_back=frozenset(back)).graph
+        return sum(node.op_type == "QuantizeLinear" for node in graph.node)
+
+    everything = rounded(set())
+    assert rounded({"blocks.0.attn.scores"}) == everything - (0 if half else 2)
+    assert rounded({"blocks.0.attn.proj"}) == everything - 1
+
+
+def test_training_is_part_of_an_export(
+    decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps cannot mend what is broken by 1,000: what does not pass is not kept."""
+    qat = pytest.importorskip("edgelung.export.qat")
+    monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Judge, "_could_pass", lambda self: True)
+    monkeypatch.setattr(qat, "STEPS", 2)
+    damage(monkeypatch, "blocks", 1000)
+    said: list[str] = []
+    how = {"calibration": "min-max", "say": said.append}
+    bundle = export_run(decided, tmp_path / "bundle", half=False, int8=True, qat=True, **how)
+    assert "int8 gate: fail; training it" in said
+    assert "int8 after training: fail" in said
+    entry = bundle.manifest["variants"]["int8"]
+    assert "qat" not in entry["calibration"]
+    assert entry["gate"]["verdict"] == "fail"
 
 
 def test_training_comes_before_giving_back(

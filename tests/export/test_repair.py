@@ -96,6 +96,19 @@ def test_queries_and_keys_get_the_same_range(student: Student, pixels) -> None:
         np.testing.assert_allclose(queries, keys, rtol=1e-3)
 
 
+def test_a_channel_that_nobody_asks_for_is_left_a_number(student: Student, pixels) -> None:
+    weights = dict(student.weights)
+    for part in ("weight", "bias"):
+        name = f"blocks.0.attn.qkv.{part}"
+        weights[name] = weights[name].copy()
+        weights[name][[5, student.width + 6]] = 0  # a query's row, a key's
+    dead = replace(student, weights=weights)
+    migrated, _ = repaired(dead, pixels)
+    assert all(np.isfinite(w).all() for w in migrated.weights.values())
+    expected = run(build_graph(dead), pixels)
+    np.testing.assert_allclose(run(build_graph(migrated), pixels), expected, atol=2e-6)
+
+
 def test_unequal_queries_and_keys_are_mended(student: Student, pixels) -> None:
     """Keys ×100, queries ÷100: a shared step would leave queries no level but zero."""
     weights = dict(student.weights)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import FP8, INT8, EightBit, build_graph
+from edgelung.export.graph import FP8, INT8, EightBit
 from edgelung.export.observe import observe
+from edgelung.export.quantize import Plan
 from edgelung.export.student import Student
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
@@ -19,12 +20,10 @@ def test_it_builds_with_every_intended_linear_in_eight_bits(
 ) -> None:
     seen = observe(student, [pixels[:8]], 1, lambda n: None)
     scales = input_scales(seen, "min-max")
-    if half:  # as plans are written
-        scales = {name: step for name, step in scales.items() if not name.endswith("scores")}
-    if kind is FP8:  # four bits of a pixel are too few
-        del scales["patch_embed.proj"]
     means = {name: entry.mean for name, entry in seen.inputs.items()}
-    graph = build_graph(student, half=half, input_scales=scales, input_means=means, eight_bit=kind)
+    graph = Plan(student, scales, means, 1.0, 1.0, {}).graph(half=half, eight_bit=kind)
+    # Of two blocks the scores, on a CPU's file; of FP8 the patch embedding stays FP16.
+    intended = len(scales) - (student.depth - 1) * half - (kind is FP8)
 
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -45,10 +44,9 @@ def test_it_builds_with_every_intended_linear_in_eight_bits(
 
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
     eight = [p for p in products if dequantized(p.get_input(0)) and dequantized(p.get_input(1))]
-    # On an FP32 base, which is meant for CPUs, queries, keys and values are products of their own,
-    # and scores are in INT8 (they are in `scales`).
+    # On an FP32 base, which is meant for CPUs, queries, keys and values are products of their own.
     more = 0 if half else 2 * (student.depth - 1) + 1
-    assert len(eight) == len(scales) + more
+    assert len(eight) == intended + more
     # The other products of activations, and the head; of FP8 the patch embedding.
     activations = 2 * student.depth - (0 if half else student.depth - 1)
     assert len(products) - len(eight) == activations + 1 + (kind is FP8)
