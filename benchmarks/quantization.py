@@ -13,7 +13,6 @@ LayerNorm scaled by 30 and compensated in the next linear (the same function in 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import Any
 import machine
 import numpy as np
 import onnx
-from quantizers import TOOLS
+from quantizers import TOOLS, peak_mb
 from rich.console import Console
 from rich.table import Table
 
@@ -76,8 +75,7 @@ def main() -> None:
     if options.calibrate:
         some = subsets["train"].every(options.calibrate)
         _, about = edgelung(student, some, spec, options.out / "growth.onnx")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"tiles": len(some), **about, "peak_mb": round(peak)}))
+        print(json.dumps({"tiles": len(some), **about, "peak_mb": peak_mb()}))
         return
     few, _ = set_aside(subsets["val"], options.calibration_tiles, config["seed"])
     test = subsets["test"].every(options.tiles)
