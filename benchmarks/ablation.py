@@ -4,24 +4,45 @@
 
 RUN is a finished run of recipe `quick` on these tiles and groups; its teacher teaches every student
 here, so a variant differs from the first in the fields it names and in nothing else. To be cheap
-the students are trained for few epochs and on windows only, which costs some accuracy on the whole
-tiles that they are tested on. The table and the JSON
-grow by one variant at a time; what they hold already is kept, what is trained is not trained again.
+the students are trained for few epochs and on windows only; so they are judged on windows too, by
+the mean of the four quarters of every second tile. (On whole tiles, which they have not learnt yet, their figures
+move by points from epoch to epoch.) Differences are paired, over the groups of validation and test
+together. The table and the JSON grow by one variant at a time; what they hold already is kept, what
+is trained is not trained again.
 """
 
 import argparse
+import csv
+import itertools
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
+import numpy.typing as npt
+import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
+
+from edgelung.evidence.intervals import paired_intervals
+from edgelung.evidence.metrics import evaluate
+from edgelung.tiles.reader import ReaderSpec
+from edgelung.train.fit import normalise
+from edgelung.train.machine import choose_machine
+from edgelung.train.models import create_student
+from edgelung.train.recipe import Student, validate_recipe
+from edgelung.train.tiles import TileStore
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 REFERENCE = "recipe quick"
+EVERY = 2  # of the tiles judges: those of a group are near copies of each other
 NO_GUIDANCE = "distill.guidance=0"
 VARIANTS: dict[str, tuple[str, ...]] = {
     REFERENCE: (),
@@ -86,43 +107,100 @@ def train(folder: Path, settings: tuple[str, ...], seed: int, options: argparse.
 def record(path: Path, name: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
     """Put one trained student's figures into the JSON, against the reference of its seed."""
     result = json.loads(path.read_text()) if path.is_file() else {"variants": {}}
-    metrics = json.loads((folder / "metrics.json").read_text())["student"]
     history = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    entry: dict[str, Any] = {
-        "epochs": options.epochs,
-        "val": metrics["val"]["balanced_accuracy"],
-        "test": metrics["test"]["balanced_accuracy"],
-        "test_interval": metrics["test"]["intervals"]["balanced_accuracy"],
-        "seconds": sum(r["seconds"] for r in history if r["stage"] == "student"),
-        "machine": machine.describe(),
-    }
+    own = judged(folder, options.data)
+    entry: dict[str, Any] = {"epochs": options.epochs}
+    for subset in ("val", "test"):
+        of = own.subset == subset
+        metrics = evaluate(own.probabilities[of], own.truth[of])
+        entry[subset] = metrics["balanced_accuracy"]
+        entry[f"{subset}_negative_log_likelihood"] = metrics["negative_log_likelihood"]
+    entry["seconds"] = sum(r["seconds"] for r in history if r["stage"] == "student")
+    entry["machine"] = machine.describe()
     reference = options.out / f"0-{seed}"
     if name != REFERENCE and (reference / "metrics.json").is_file():
-        words = [EDGELUNG, "compare", reference, folder, "--json"]
-        done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True)
-        last = json.loads(done.stdout)["models"][-1]
-        entry["difference"] = last["difference"]
-        entry["difference_interval"] = last["difference_interval"]
+        other = judged(reference, options.data)
+        classes = own.probabilities.shape[1]
+        both = [a.probabilities.argmax(axis=1) for a in (other, own)]
+        found = [evaluate(j.probabilities, j.truth)["balanced_accuracy"] for j in (other, own)]
+        entry["difference"] = found[1] - found[0]
+        entry["difference_interval"] = paired_intervals(*both, own.truth, list(own.group), classes)[
+            "balanced_accuracy"
+        ]
     variant = result["variants"].setdefault(name, {"settings": VARIANTS[name], "seeds": {}})
     variant["seeds"][str(seed)] = entry
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a student says of the tiles of validation and test, (N,) each; probabilities (N, C)."""
+
+    probabilities: npt.NDArray[np.float32]
+    truth: npt.NDArray[np.int64]
+    group: npt.NDArray[np.str_]
+    subset: npt.NDArray[np.str_]
+
+
+def judged(folder: Path, data: Path) -> Judged:
+    """The mean of each tile's four quarters; kept beside the run."""
+    kept = folder / "windows.npz"
+    if not kept.is_file():
+        recipe = validate_recipe(json.loads((folder / "run.json").read_text())["recipe"], "run")
+        with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["subset"] != "train"][::EVERY]
+        classes = sorted({row["class"] for row in rows})
+        store = TileStore([data / row["path"] for row in rows], ReaderSpec(recipe.student.size))
+        total = sum(quarters(folder / "student", recipe.student, len(classes), store))
+        np.savez(
+            kept,
+            probabilities=total / 4,
+            truth=np.array([classes.index(row["class"]) for row in rows]),
+            group=np.array([row["group"] for row in rows]),
+            subset=np.array([row["subset"] for row in rows]),
+        )
+    return Judged(**np.load(kept))
+
+
+@torch.no_grad()
+def quarters(
+    folder: Path, schedule: Student, classes: int, store: TileStore
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Probabilities (N, C) of each quarter of the tiles, where its positions are the tile's."""
+    size, window = schedule.size, schedule.low_size
+    state = load_file(folder / "model.safetensors")
+    smaller = schedule.model_copy(update={"weights": "none", "size": window})
+    model = create_student(smaller, classes).eval()
+    patch, prefix = model.patch_embed.patch_size[0], model.num_prefix_tokens
+    first, grid = state["pos_embed"].split([prefix, (size // patch) ** 2], dim=1)
+    grid = grid.view(1, size // patch, size // patch, -1)
+    side = window // patch
+    for top, left in itertools.product((0, size - window), repeat=2):
+        row, column = top // patch, left // patch
+        own = grid[:, row : row + side, column : column + side].flatten(1, 2)
+        model.load_state_dict(state | {"pos_embed": torch.cat([first, own], dim=1)})
+        found = []
+        for some in np.array_split(np.arange(len(store)), math.ceil(len(store) / 64)):
+            images = normalise(store.batch(some).float() / 255, model)
+            images = images[..., top : top + window, left : left + window]
+            with choose_machine("auto").autocast():
+                logits = model(images)
+            found.append(logits.float().softmax(dim=1).numpy())
+        yield np.concatenate(found)
+
+
 def show(path: Path) -> None:
     """The table so far."""
-    table = Table("student", "seed", "validation", "test", "95 %", "difference (95 %)", "minutes")
+    table = Table("student", "seed", "validation", "test", "difference (95 %)", "minutes")
     for name, variant in json.loads(path.read_text())["variants"].items():
         for seed, entry in variant["seeds"].items():
-            low, high = entry["test_interval"]
             change = ""
             if "difference" in entry:
                 least, most = entry["difference_interval"]
                 change = f"{100 * entry['difference']:+.1f}"
                 change += f" ({100 * least:+.1f} … {100 * most:+.1f})"
             figures = (f"{100 * entry[key]:.1f}" for key in ("val", "test"))
-            interval = f"{100 * low:.1f} – {100 * high:.1f}"
-            minutes = f"{entry['seconds'] / 60:.0f}"
-            table.add_row(name, seed, *figures, interval, change, minutes)
+            table.add_row(name, seed, *figures, change, f"{entry['seconds'] / 60:.0f}")
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 

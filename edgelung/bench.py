@@ -30,6 +30,7 @@ from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 MOST_FILES = 512  # in turn; decoded they also fill memory for the model-only figures
 WARM_UP = 10  # queries before the clock starts
 MIN_QUERIES = 100  # fewer make no p99
+FIXED_LOOP = 250_000  # additions: a few milliseconds, as a tile takes
 SERVER_STEPS = 6  # halvings of the interval that the highest rate lies in
 Query = Callable[[int], object]
 
@@ -74,6 +75,7 @@ def bench(
         ),
         "model": _single_stream(model, seconds),
         "end_to_end": _single_stream(whole, seconds),
+        "fixed_loop": _single_stream(_fixed_loop, seconds / 4),
     }
     parts = single["read and decode"]["p50_ms"] + single["model"]["p50_ms"]
     soon.close()
@@ -142,6 +144,11 @@ def _samples(bundle: Bundle, folder: Path | None) -> _Samples:
     if not files:
         raise EdgelungError(f"{folder} holds no tile that can be read; expected a folder of tiles")
     return _Samples(files, np.stack(tiles), origin)
+
+
+def _fixed_loop(i: int) -> object:
+    """The same arithmetic every time, one thread: how much the machine itself scatters."""
+    return sum(range(FIXED_LOOP))
 
 
 def _single_stream(query: Query, seconds: float) -> dict[str, Any]:

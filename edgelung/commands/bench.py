@@ -77,6 +77,11 @@ def _print(result: dict[str, Any]) -> None:
     for name in ("p50", "p90", "p99"):
         values = [f"{single[kind][f'{name}_ms']:.2f} ms" for kind in ("model", "end_to_end")]
         table.add_row(f"SingleStream {name}", *values)
+    scatter = (
+        f"{single[kind]['p99_ms'] / single[kind]['p50_ms']:.2f}"
+        for kind in ("model", "end_to_end")
+    )
+    table.add_row("p99 over p50", *scatter)
     served = [result["server"][kind] for kind in ("model", "end_to_end")]
     table.add_row(
         f"Server, p99 ≤ {served[0]['bound_ms']:g} ms",
@@ -85,3 +90,8 @@ def _print(result: dict[str, Any]) -> None:
     offline = result["offline_tiles_per_second"]
     table.add_row("Offline", *(f"{offline[kind]:.1f}/s" for kind in ("model", "end_to_end")))
     out.print(table)
+    loop = single["fixed_loop"]
+    out.print(
+        f"a fixed loop on one thread has {loop['p99_ms'] / loop['p50_ms']:.2f}: what this machine "
+        "scatters by itself"
+    )

@@ -142,6 +142,8 @@ def test_bench_measures_every_scenario(
         assert single["queries"] >= 100
         assert figures["offline_tiles_per_second"][kind] > 0
         assert figures["server"][kind]["bound_ms"] == 100
+    loop = figures["single_stream"]["fixed_loop"]
+    assert 0 < loop["p50_ms"] <= loop["p99_ms"]
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.jpg").write_text("no tile")
