@@ -5,10 +5,10 @@
 RUN is a finished run of recipe `quick` on these tiles and groups; its teacher teaches every student
 here, so a variant differs from the first in the fields it names and in nothing else. To be cheap
 the students are trained for few epochs and on windows only; so they are judged on windows too, by
-the mean of the four quarters of every second tile. (On whole tiles, which they have not learnt yet, their figures
-move by points from epoch to epoch.) Differences are paired, over the groups of validation and test
-together. The table and the JSON grow by one variant at a time; what they hold already is kept, what
-is trained is not trained again.
+the mean of the four quarters of every second tile. (On whole tiles, which they have not learnt yet,
+their figures move by points from epoch to epoch.) Differences are paired, over the groups of
+validation and test together. The table and the JSON grow by one variant at a time; what they hold
+already is kept, what is trained is not trained again.
 """
 
 import argparse
