@@ -43,12 +43,14 @@ from edgelung.train.tiles import TileStore
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 REFERENCE = "recipe quick"
 EVERY = 2  # of the tiles judges: those of a group are near copies of each other
-NO_GUIDANCE = "distill.guidance=0"
+TOGETHER = "distill.features_epochs=0"
+NO_GUIDANCE = (TOGETHER, "distill.guidance=0")
 VARIANTS: dict[str, tuple[str, ...]] = {
     REFERENCE: (),
-    "no guidance": (NO_GUIDANCE,),
-    "no guidance, hard": (NO_GUIDANCE, "distill.mode=hard"),
-    "no teacher: labels alone": (NO_GUIDANCE, "distill.mode=none"),
+    "labels from the start": (TOGETHER,),
+    "no guidance": NO_GUIDANCE,
+    "no guidance, hard": (*NO_GUIDANCE, "distill.mode=hard"),
+    "no teacher: labels alone": (*NO_GUIDANCE, "distill.mode=none"),
     "timm's initialisation": ("student.init=timm",),
     "AdamW": ("student.optimizer=adamw", "student.lr=1e-3"),
     "no colour augmentation": ("augment.stain=0", "augment.light=0"),
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--groups", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     default = Path(__file__).parent / "results" / "ablation.json"
@@ -93,6 +95,7 @@ def train(folder: Path, settings: tuple[str, ...], seed: int, options: argparse.
         fixed = (
             f"student.epochs={options.epochs}",
             f"student.low_epochs={options.epochs}",
+            f"distill.features_epochs={options.epochs - 1}",
             "teacher.epochs=0",
             f"teacher.weights={teacher}",
             f"seed={seed}",  # of weights and batches; the split has its own, which stays

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from edgelung.files import atomic_write
 from edgelung.train.augment import augment, mixup
 from edgelung.train.machine import Machine
 from edgelung.train.models import Model
+from edgelung.train.rates import Phase, Rates
 from edgelung.train.recipe import Augment, Schedule
 from edgelung.train.tiles import TileStore, ahead
 
@@ -52,7 +52,9 @@ class Stage:
     """What one call of `fit` trains and how.
 
     `view_size`: pixels of the view of a whole tile; `window(epoch)`: the share of its side that is
-    shown in that epoch, at the same scale.
+    shown in that epoch, at the same scale. `phases`: epochs in which the learning rate begins anew,
+    and at what; the average of the weights does so too. `answers(epoch)`: whether labels and the
+    teacher's answers teach in that epoch, or its features alone (`guidance.py`).
     """
 
     name: str
@@ -61,7 +63,9 @@ class Stage:
     augment: Augment
     view_size: int
     classes: int
+    phases: tuple[Phase, ...]
     window: Callable[[int], float] = lambda epoch: 1.0
+    answers: Callable[[int], bool] = lambda epoch: True
 
     def input_size(self, epoch: int) -> int:
         """Pixels that the model sees in training."""
@@ -117,7 +121,7 @@ def fit(
         model, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
     )
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-    scheduler = _scheduler(optimizer, schedule, total, steps_per_epoch)
+    rates = Rates(optimizer, schedule, stage.phases, steps_per_epoch)
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
     if schedule.ema_decay:
         decay = schedule.ema_decay
@@ -157,7 +161,7 @@ def fit(
         epoch, position = divmod(step, steps_per_epoch)
         if position == 0:
             progress.sums = {}
-        scheduler.step_update(step)
+        within = rates.set(step)
         tiles = tiles.to(machine.device, non_blocking=True)
         labels = labels.to(machine.device)
         result = _forward(stage, tiles, labels, machine, seed, step, epoch)
@@ -169,7 +173,7 @@ def fit(
             _check_finite(float(norm), "gradient", stage, step, total)
         scaler.step(optimizer)
         scaler.update()
-        task.update_ema(step=step)
+        task.update_ema(step=within)  # at 0 it takes the weights as they are
 
         progress.step = step + 1
         _accumulate(progress.sums, machine.mean(_losses(result)), started)
@@ -177,10 +181,10 @@ def fit(
         _check_finite(mean_loss, "loss", stage, step, total)
         on_step(batch, f"{stage.name} epoch {epoch + 1}/{schedule.epochs} loss {mean_loss:.3f}")
         if position == steps_per_epoch - 1:
-            progress.history.append(
-                _epoch_record(stage, epoch, progress, steps_per_epoch, optimizer)
-                | _validate(task, data, machine, schedule.size)
-            )
+            record = _epoch_record(stage, epoch, progress, steps_per_epoch, optimizer)
+            if stage.answers(epoch):
+                record |= _validate(task, data, machine, schedule.size)
+            progress.history.append(record)
             on_epoch(progress.history)
         if machine.first and (position == steps_per_epoch - 1 or pause.over()):
             started = time.monotonic()
@@ -224,6 +228,7 @@ def _forward(
     if stage.schedule.mixup:
         rng = np.random.default_rng(_seed(seed, stage.name, "mixup", step))
         images, targets = mixup(images, labels, stage.classes, stage.schedule.mixup, rng)
+    stage.task.answers = float(stage.answers(epoch))
     stage.task.train()
     model = unwrap_model(stage.task.get_trainable_module())
     with machine.autocast():
@@ -357,22 +362,6 @@ def _accumulate(sums: dict[str, float], losses: dict[str, float], started: float
     for name, value in losses.items():
         sums[name] = sums.get(name, 0.0) + value
     sums["seconds"] = sums.get("seconds", 0.0) + time.monotonic() - started
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, total: int, steps_per_epoch: int
-) -> CosineLRScheduler:
-    warmup = min(round(schedule.warmup_epochs * steps_per_epoch), total // 2)
-    floor = schedule.lr if schedule.schedule == "constant" else schedule.min_lr
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(total - warmup, 1),
-        lr_min=floor,
-        warmup_t=warmup,
-        warmup_lr_init=schedule.lr / max(warmup, 1),
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
 
 
 def _permutation(count: int, *key: object) -> Indices:

@@ -90,6 +90,7 @@ class Student(Schedule):
 
     low_epochs: int = Field(0, ge=0)
     low_size: Pixels = 224
+    restart_lr: float = Field(0.0, ge=0)  # after `features_epochs` a schedule of its own; 0: none
     init: Literal["timm", "mimetic"] = "timm"  # of a student without weights (`models.py`)
     drop_path: Fraction = 0.0
 
@@ -111,11 +112,14 @@ class Distill(_Section):
     beta: float = Field(0.5, ge=0)
     temperature: float = Field(1.0, gt=0)
     guidance: float = Field(0.0, ge=0)  # weight of feature guidance (`guidance.py`); 0: off
+    features_epochs: int = Field(0, ge=0)  # the student's first, in which guidance alone teaches
 
     @model_validator(mode="after")
     def _guided(self) -> "Distill":
         if self.mode == "none" and self.guidance:
             raise ValueError("guidance comes from the teacher: it needs mode soft or hard")
+        if self.features_epochs and not self.guidance:
+            raise ValueError("in features_epochs guidance alone teaches: it must be above 0")
         return self
 
 
@@ -132,6 +136,15 @@ class Recipe(_Section):
     baseline: Schedule | None = None  # a further model, trained on the labels to compare with
     student: Student
     distill: Distill = Distill()
+
+    @model_validator(mode="after")
+    def _answers(self) -> "Recipe":
+        if 0 < self.student.epochs <= self.distill.features_epochs:
+            raise ValueError(
+                f"distill.features_epochs is {self.distill.features_epochs}: no epoch of "
+                f"{self.student.epochs} is left for the labels"
+            )
+        return self
 
 
 def shipped_recipes() -> list[str]:

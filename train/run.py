@@ -225,10 +225,16 @@ def _fit(run: Run, stage: Stage, standing: Progress) -> Model:
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         last = history[-1]
+        known = last.get("val_balanced_accuracy")  # none while features alone teach
         run.say(
             f"{stage.name} epoch {last['epoch']}/{schedule.epochs} at {last['size']} px: "
-            f"loss {last['loss']:.4f}, validation balanced accuracy "
-            f"{100 * last['val_balanced_accuracy']:.2f} %, {last['seconds']:.0f} s"
+            f"loss {last['loss']:.4f}, "
+            + (
+                "features alone"
+                if known is None
+                else f"validation balanced accuracy {100 * known:.2f} %"
+            )
+            + f", {last['seconds']:.0f} s"
         )
         if run.machine.first:
             with atomic_write(run.folder / "metrics.jsonl", "w", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgelung.errors import EdgelungError, one_line
 from edgelung.train.fit import Stage, resize_views, seed_weights
-from edgelung.train.guidance import GuidedDistillationTask, feature_maps
+from edgelung.train.guidance import GuidedDistillationTask, teacher_features
 from edgelung.train.models import Model, create_classifier, create_student
 from edgelung.train.recipe import Recipe, Schedule
 
@@ -28,7 +28,7 @@ def check_models(recipe: Recipe, classes: int) -> None:
         if schedule
     ]
     if recipe.distill.guidance:
-        feature_maps(models[0][1])
+        teacher_features(models[0][1])
     models.append((recipe.student, create_student(recipe.student, classes)))
     for schedule, model in models:
         try:
@@ -62,6 +62,7 @@ def label_stage(role: str, schedule: Schedule, recipe: Recipe, classes: int, fre
         recipe.augment,
         view_size=schedule.size,
         classes=classes,
+        phases=((0, schedule.lr),),
     )
 
 
@@ -89,13 +90,20 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | No
         }
         seen_by_teacher = recipe.teacher.size
         if distill.guidance:
-            maps = feature_maps(teacher)
-            task = GuidedDistillationTask(model, resized, maps, distill.guidance, **options)
+            features = teacher_features(teacher)
+            task = GuidedDistillationTask(model, resized, features, distill.guidance, **options)
         else:
             task = TokenDistillationTask(model, resized, **options)
 
     def window(epoch: int) -> float:
         return schedule.low_size / schedule.size if epoch < schedule.low_epochs else 1.0
+
+    def answers(epoch: int) -> bool:
+        return epoch >= distill.features_epochs
+
+    phases = [(0, schedule.lr)]
+    if distill.features_epochs and schedule.restart_lr:
+        phases.append((distill.features_epochs, schedule.restart_lr))
 
     # Both look at one view, so it has the size of the one that sees more.
     return Stage(
@@ -105,7 +113,9 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | No
         recipe.augment,
         view_size=max(schedule.size, seen_by_teacher),
         classes=classes,
+        phases=tuple(phases),
         window=window,
+        answers=answers,
     )
 
 

@@ -78,8 +78,7 @@ def _print(result: dict[str, Any]) -> None:
         values = [f"{single[kind][f'{name}_ms']:.2f} ms" for kind in ("model", "end_to_end")]
         table.add_row(f"SingleStream {name}", *values)
     scatter = (
-        f"{single[kind]['p99_ms'] / single[kind]['p50_ms']:.2f}"
-        for kind in ("model", "end_to_end")
+        f"{single[kind]['p99_ms'] / single[kind]['p50_ms']:.2f}" for kind in ("model", "end_to_end")
     )
     table.add_row("p99 over p50", *scatter)
     served = [result["server"][kind] for kind in ("model", "end_to_end")]

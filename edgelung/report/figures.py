@@ -12,6 +12,7 @@ import simplejpeg
 
 mpl.use("svg")  # no display is needed, or touched
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Two colours that differ in lightness too, for print and for colour-blind readers; both stand out
@@ -35,24 +36,28 @@ def picture(pixels: npt.NDArray[np.uint8]) -> str:
 
 def curves(history: Sequence[dict[str, Any]], title: str) -> str:
     """Loss and validation accuracy over the epochs of one stage (the paper's Figs. 11–13)."""
-    epochs = [record["epoch"] for record in history]
+
+    def drawn(axes: Axes, key: str, scale: float, *style: Any, **more: Any) -> None:
+        known = [record for record in history if key in record]  # not while features alone teach
+        epochs = [record["epoch"] for record in known]
+        values = [scale * record[key] for record in known]
+        axes.plot(epochs, values, *style, markersize=3, **more)
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     # Not one scale: training is Eq. 8 on augmented tiles, validation the likelihood on plain ones.
     for key, style, colour, label in (
         ("loss", "o-", BLUE, "training"),
         ("val_loss", "o--", ORANGE, "validation, −log p"),
     ):
-        values = [record[key] for record in history]
-        left.plot(epochs, values, style, color=colour, label=label, markersize=3)
+        drawn(left, key, 1, style, color=colour, label=label)
     left.set(xlabel="epoch", ylabel="loss", title=f"{title}: loss")
     left.legend(frameon=False)
     for key, style, colour in (
         ("val_accuracy", "o-", BLUE),
         ("val_balanced_accuracy", "o--", ORANGE),
     ):
-        values = [100 * r[key] for r in history]
         label = key.removeprefix("val_").replace("_", " ")
-        right.plot(epochs, values, style, color=colour, label=label, markersize=3)
+        drawn(right, key, 100, style, color=colour, label=label)
     right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation")
     right.legend(frameon=False)
     for axes in (left, right):

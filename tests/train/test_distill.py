@@ -9,7 +9,13 @@ from torch import nn
 
 from edgelung.errors import EdgelungError
 from edgelung.train.fit import normalise, resize_views
-from edgelung.train.guidance import GuidedDistillationTask, drop_guide, feature_maps, targets
+from edgelung.train.guidance import (
+    GuidedDistillationTask,
+    drop_guide,
+    standardised,
+    targets,
+    teacher_features,
+)
 from edgelung.train.models import create_student
 from edgelung.train.recipe import Student
 from edgelung.train.stages import ResizedTeacher
@@ -84,7 +90,7 @@ def guided(student: nn.Module, guidance: float) -> tuple[GuidedDistillationTask,
     task = GuidedDistillationTask(
         student,
         ResizedTeacher(teacher, 64),
-        feature_maps(teacher),
+        teacher_features(teacher),
         guidance,
         criterion=nn.CrossEntropyLoss(),
         verbose=False,
@@ -99,11 +105,42 @@ def test_guidance_adds_its_weight_times_its_loss(parts) -> None:
     result = task(shown, labels)
     parts_sum = result["task_loss"] + result["distill_loss"] + 0.7 * result["guidance_loss"]
     torch.testing.assert_close(result["loss"], parts_sum)
-    assert 0.8 < float(result["guidance_loss"].detach()) < 3  # about 1 before anything is learnt
+    assert 1.6 < float(result["guidance_loss"].detach()) < 6  # about 2 before anything is learnt
     result["loss"].backward()
     assert all(p.grad is not None for p in student.guide.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert not student.blocks[-1]._forward_hooks, "hooks must not stay on the model"
+
+
+def test_features_alone_teach_when_answers_are_off(parts) -> None:
+    student, _, images, labels = parts
+    task, _ = guided(student, 0.7)
+    task.answers = 0.0
+    result = task(normalise(images, student), labels)
+    torch.testing.assert_close(result["loss"], 0.7 * result["guidance_loss"])
+    result["loss"].backward()
+    assert not any(p.grad.any() for p in student.head.parameters())
+    assert student.cls_token.grad.any(), "the answering tokens learn what the classifier sees"
+
+
+def test_the_whole_is_what_the_teachers_classifier_is_given(parts) -> None:
+    """The guidance of a student that knows the whole and nothing of the places is theirs alone."""
+    student, _, images, labels = parts
+    task, teacher = guided(student, 1.0)
+    shown = normalise(images, student)
+    views = task.teacher.normalize_input(shown, task.student_mean, task.student_std)
+    seen = teacher.forward_head(teacher.forward_features(views), pre_logits=True)
+    wanted = standardised(seen.detach())
+
+    class Knows(nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            assert tokens.shape == (4, student.embed_dim)
+            return wanted
+
+    before = task(shown, labels)["guidance_loss"]
+    student.guide[-1] = Knows()
+    after = task(shown, labels)["guidance_loss"]
+    assert 0.5 < float((before - after).detach()) < 3
 
 
 def test_guidance_teaches_what_the_teacher_sees(parts) -> None:
@@ -141,7 +178,7 @@ def test_targets_keep_their_places_and_have_unit_scale() -> None:
 def test_a_teacher_without_feature_maps_is_named() -> None:
     teacher = timm.create_model("deit_tiny_patch16_224", num_classes=3)
     with pytest.raises(EdgelungError, match="no feature maps"):
-        feature_maps(teacher)
+        teacher_features(teacher)
 
 
 def test_a_window_keeps_the_positions_of_its_place_in_the_tile() -> None:

@@ -32,7 +32,9 @@ AS_QUICK = [
     "student.optimizer=muon",
     "student.lr=3e-3",
     "student.init=mimetic",
+    "student.restart_lr=1e-3",
     "distill.guidance=1",
+    "distill.features_epochs=1",
 ]
 
 
@@ -87,6 +89,13 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
     for name in ("split.csv", "predictions.csv"):
         assert (run / name).read_bytes() == (out / name).read_bytes()
     assert not (out / "state.pt").exists()
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    features, last = (record for record in history if record["stage"] == "student")
+    assert "val_loss" not in features, "nothing to validate before the labels teach"
+    assert features["loss"] == pytest.approx(features["guidance_loss"], rel=1e-4)
+    assert last["loss"] > last["guidance_loss"]
+    assert last["val_loss"] > 0
+    assert (out / "report.html").is_file()
 
 
 def test_the_run_folder_holds_what_the_design_says(run: Path) -> None:

@@ -70,6 +70,8 @@ def test_overrides_reach_their_fields() -> None:
         ("distill.mode=medium", r"distill\.mode: .*'soft', 'hard' or 'none'.*found 'medium'"),
         ("distill={mode = 'none', guidance = 1}", "guidance comes from the teacher"),
         ("split.by=patient", r"split\.by: .*'group' or 'random'"),
+        ("distill.guidance=0", "in features_epochs guidance alone teaches: it must be above 0"),
+        ("distill.features_epochs=5", "no epoch of 5 is left for the labels"),
         ("student.low_epochs=999", "low_epochs cannot exceed epochs"),
         ("student.low_size=448", "low_size is 448; expected at most size, 224"),
         ("split.train=0.9", "add up to 1"),
