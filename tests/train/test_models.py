@@ -125,5 +125,6 @@ def test_student_weights_without_a_distillation_token(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_take_the_size_is_told_at_once() -> None:
     words = ["teacher.model=deit_tiny_patch16_224", "teacher.weights=none", "distill.guidance=0"]
+    words += ["distill.features_epochs=0"]
     with pytest.raises(EdgelungError, match="deit_tiny_patch16_224 does not take tiles of 160 px"):
         check_models(load_recipe("quick", words), 3)
