@@ -159,14 +159,10 @@ def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
     """Largest |Δ probability| over the golden tiles; raises EdgelungError beyond the tolerance."""
     tiles = _golden(bundle)
     expected = np.array([tile.probabilities[precision] for tile in bundle.golden])  # (G, C)
+    parts = np.array_split(tiles, min(engine.concurrency, len(tiles)))  # every stream has its share
     try:
-        # One tile by itself: what a runtime sets up at its first call can lock two threads for good
-        # (OpenVINO's binding does). Then every stream has its share.
-        found = engine.infer(tiles[:1])
-        if rest := len(tiles) - 1:
-            parts = np.array_split(tiles[1:], min(engine.concurrency, rest))
-            with ThreadPoolExecutor(len(parts)) as pool:
-                found = np.concatenate([found, *pool.map(engine.infer, parts)])
+        with ThreadPoolExecutor(len(parts)) as pool:
+            found = np.concatenate(list(pool.map(engine.infer, parts)))
     except Exception as error:  # each runtime has types of its own
         raise EdgelungError(
             f"{engine.name} cannot run the golden tiles at {precision}: {one_line(error)}"

@@ -77,11 +77,13 @@ def _openvino() -> Any:
         sys.modules.setdefault(converter, None)  # type: ignore[arg-type]  # Python's 'not there'
     try:
         import openvino
-
-        return openvino
     finally:
         if sys.modules.get(converter) is None:
             sys.modules.pop(converter, None)
+    # The binding sets up its NumPy types at first use and gives the GIL away meanwhile: two threads
+    # there at once wait for each other for good. So: here, before there are two.
+    openvino.Type.u8.to_dtype()
+    return openvino
 
 
 def _compiled(ov: Any, core: Any, data: bytes, config: dict[str, Any]) -> Any:

@@ -1,5 +1,7 @@
 """In which type OpenVINO computes floating point: as asked, as the CPU can, as the gate saw it."""
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,3 +78,22 @@ def test_bf16_is_for_variants_that_passed_with_it(
     else:
         assert factory is OpenVinoEngine
     assert _factory(OnnxRuntimeEngine, variant) is OnnxRuntimeEngine
+
+
+def test_first_calls_from_two_threads_do_not_lock() -> None:
+    """The binding's NumPy types, first asked for by two threads at once, would lock them for good;
+    in a process of its own, where nothing has asked yet."""
+    script = (
+        "import threading\n"
+        "from edgelung.engines.openvino import _openvino\n"
+        "ov, both = _openvino(), threading.Barrier(2)\n"
+        "def ask():\n"
+        "    both.wait()\n"
+        "    ov.Type.u8.to_dtype()\n"
+        "threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]\n"
+        "[t.start() for t in threads]\n"
+        "[t.join(20) for t in threads]\n"
+        "assert not any(t.is_alive() for t in threads)\n"
+        "import os; os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
