@@ -30,7 +30,7 @@ from edgelung.files import atomic_write
 from edgelung.train.augment import augment, mixup
 from edgelung.train.machine import Machine
 from edgelung.train.models import Model
-from edgelung.train.rates import Phase, Rates
+from edgelung.train.rates import Rates, Restart
 from edgelung.train.recipe import Augment, Schedule
 from edgelung.train.tiles import TileStore, ahead
 
@@ -52,9 +52,9 @@ class Stage:
     """What one call of `fit` trains and how.
 
     `view_size`: pixels of the view of a whole tile; `window(epoch)`: the share of its side that is
-    shown in that epoch, at the same scale. `phases`: epochs in which the learning rate begins anew,
-    and at what; the average of the weights does so too. `answers(epoch)`: whether labels and the
-    teacher's answers teach in that epoch, or its features alone (`guidance.py`).
+    shown in that epoch, at the same scale. `restart`: the epoch in which the learning rate begins
+    anew, and at what; the average of the weights does so too. `answers(epoch)`: whether labels and
+    the teacher's answers teach in that epoch, or its features alone (`guidance.py`).
     """
 
     name: str
@@ -63,7 +63,7 @@ class Stage:
     augment: Augment
     view_size: int
     classes: int
-    phases: tuple[Phase, ...]
+    restart: Restart | None = None
     window: Callable[[int], float] = lambda epoch: 1.0
     answers: Callable[[int], bool] = lambda epoch: True
 
@@ -121,7 +121,7 @@ def fit(
         model, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
     )
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-    rates = Rates(optimizer, schedule, stage.phases, steps_per_epoch)
+    rates = Rates(optimizer, schedule, stage.restart, steps_per_epoch)
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
     if schedule.ema_decay:
         decay = schedule.ema_decay

@@ -62,7 +62,6 @@ def label_stage(role: str, schedule: Schedule, recipe: Recipe, classes: int, fre
         recipe.augment,
         view_size=schedule.size,
         classes=classes,
-        phases=((0, schedule.lr),),
     )
 
 
@@ -101,10 +100,7 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | No
     def answers(epoch: int) -> bool:
         return epoch >= distill.features_epochs
 
-    phases = [(0, schedule.lr)]
-    if distill.features_epochs and schedule.restart_lr:
-        phases.append((distill.features_epochs, schedule.restart_lr))
-
+    restarts = distill.features_epochs and schedule.restart_lr
     # Both look at one view, so it has the size of the one that sees more.
     return Stage(
         "student",
@@ -113,7 +109,7 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | No
         recipe.augment,
         view_size=max(schedule.size, seen_by_teacher),
         classes=classes,
-        phases=tuple(phases),
+        restart=(distill.features_epochs, schedule.restart_lr) if restarts else None,
         window=window,
         answers=answers,
     )

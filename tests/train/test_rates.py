@@ -7,10 +7,10 @@ from edgelung.train.rates import Rates
 from edgelung.train.recipe import Schedule
 
 
-def rates(schedule: Schedule, phases: list[tuple[int, float]]) -> tuple[list[float], list[int]]:
+def rates(schedule: Schedule, restart: tuple[int, float] | None) -> tuple[list[float], list[int]]:
     """Of every step: its rate, and its place in its phase."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=schedule.lr)
-    found = Rates(optimizer, schedule, phases, steps_per_epoch=10)
+    found = Rates(optimizer, schedule, restart, steps_per_epoch=10)
     lr, within = [], []
     for step in range(10 * schedule.epochs):
         within.append(found.set(step))
@@ -20,7 +20,7 @@ def rates(schedule: Schedule, phases: list[tuple[int, float]]) -> tuple[list[flo
 
 def test_one_phase_warms_up_and_falls_to_its_floor() -> None:
     schedule = Schedule(model="m", epochs=4, lr=1.0, min_lr=0.1, warmup_epochs=1)
-    lr, within = rates(schedule, [(0, 1.0)])
+    lr, within = rates(schedule, None)
     assert within == list(range(40))
     assert lr[0] == pytest.approx(0.1)
     assert lr[:10] == sorted(lr[:10])
@@ -31,7 +31,7 @@ def test_one_phase_warms_up_and_falls_to_its_floor() -> None:
 
 def test_the_second_phase_begins_anew_without_warming_up() -> None:
     schedule = Schedule(model="m", epochs=4, lr=1.0, warmup_epochs=0.5)
-    lr, within = rates(schedule, [(0, 1.0), (3, 0.3)])
+    lr, within = rates(schedule, (3, 0.3))
     assert within == [*range(30), *range(10)]
     assert lr[29] < 0.02
     assert lr[30] == pytest.approx(0.3)
@@ -41,5 +41,5 @@ def test_the_second_phase_begins_anew_without_warming_up() -> None:
 
 def test_a_constant_rate_is_each_phase_its_own() -> None:
     schedule = Schedule(model="m", epochs=2, lr=1.0, schedule="constant")
-    lr, _ = rates(schedule, [(0, 1.0), (1, 0.3)])
+    lr, _ = rates(schedule, (1, 0.3))
     assert lr == pytest.approx([1.0] * 10 + [0.3] * 10)
