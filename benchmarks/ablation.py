@@ -177,7 +177,7 @@ def quarters(
     patch, prefix = model.patch_embed.patch_size[0], model.num_prefix_tokens
     first, grid = state["pos_embed"].split([prefix, (size // patch) ** 2], dim=1)
     grid = grid.view(1, size // patch, size // patch, -1)
-    side = window // patch
+    side, mixed = window // patch, choose_machine("auto").autocast()
     for top, left in itertools.product((0, size - window), repeat=2):
         row, column = top // patch, left // patch
         own = grid[:, row : row + side, column : column + side].flatten(1, 2)
@@ -186,7 +186,7 @@ def quarters(
         for some in np.array_split(np.arange(len(store)), math.ceil(len(store) / 64)):
             images = normalise(store.batch(some).float() / 255, model)
             images = images[..., top : top + window, left : left + window]
-            with choose_machine("auto").autocast():
+            with mixed:
                 logits = model(images)
             found.append(logits.float().softmax(dim=1).numpy())
         yield np.concatenate(found)
