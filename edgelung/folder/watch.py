@@ -59,7 +59,7 @@ class Watcher:
         """Those to predict; `now` in seconds of any steady clock."""
         pending: dict[str, _Pending] = {}
         ready = []
-        with contextlib.suppress(EdgelungError):  # a share that went away may come back
+        with contextlib.suppress(EdgelungError, OSError):  # a share that went away may come back
             for file in gather(*self._inputs):
                 # By its name alone: what is not finished often bears another one.
                 if not file.is_image or file.reason or _key(printable(file.path)) in self._done:

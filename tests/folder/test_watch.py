@@ -1,5 +1,6 @@
 """Watching: each tile once, and only when it is whole."""
 
+import errno
 import json
 import os
 import signal
@@ -77,6 +78,23 @@ def test_a_folder_that_goes_away_may_come_back(tmp_path: Path) -> None:
     assert names(watcher.ready(9)) == ["a.jpg"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_share_that_drops_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    watcher = Watcher([tmp_path], tmp_path / "rows.csv", [])
+
+    def drop(*arguments: object, **options: object) -> None:
+        raise OSError(number, "the share")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", drop)
+        assert watcher.ready(0) == []
+    watcher.ready(1)
+    assert names(watcher.ready(9)) == ["a.jpg"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
 def test_a_writer_is_seen(tmp_path: Path) -> None:
     signal.signal(signal.SIGIO, signal.SIG_IGN)
@@ -139,9 +157,12 @@ def test_tiles_dropped_while_it_watches(bundle_folder: Path, tiles: Path, tmp_pa
     process = watch("--resume")
     os.utime(folder / "before.jpg")  # touched: still one row
     time.sleep(3 * SETTLE_SECONDS)
-    process.send_signal(signal.SIGTERM)
+    (folder / "last.jpg").write_bytes(sample)  # by its row the one before has had its chance
+    wait_for(5)
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert sorted(rows()) == ["before.jpg", "moved.jpg", "next.jpg", "slow.jpg"]
+    assert process.returncode == 0
+    assert sorted(rows()) == ["before.jpg", "last.jpg", "moved.jpg", "next.jpg", "slow.jpg"]
 
 
 def test_a_file_that_never_becomes_an_image_does_not_keep_a_core_busy(
