@@ -101,9 +101,10 @@ def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
     with contextlib.suppress(IndexError):
         while len({name.parts[shared] for name in names}) == 1:
             shared += 1
+    entered: set[tuple[int, int]] = set()
     for folder, name in zip(folders, names, strict=True):
         prefix = "/".join(name.parts[shared:])
-        for file in find_files(folder):
+        for file in find_files(folder, entered):
             own = prefix if not folder.is_dir() else f"{prefix}/{file.path}".lstrip("/")
             yield FoundFile(own, file.location, file.reason, file.listed)
 

@@ -56,18 +56,19 @@ class FoundFile:
         return self.listed or os.path.splitext(self.path)[1].lower() in IMAGE_SUFFIXES
 
 
-def find_files(folder: Path) -> Iterator[FoundFile]:
+def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Iterator[FoundFile]:
     """Every file below `folder`, sorted within each folder; links are followed.
 
     Each real folder is entered once, by whatever name comes first, so links in a circle end. A
     folder that cannot be listed is one entry with a reason, so that it is not lost in silence.
+    `entered` is shared by several that must not have a file twice.
     """
     if not folder.exists():
         raise EdgelungError(f"{folder} does not exist; expected a folder of tiles or a tile")
     if not folder.is_dir():
         yield FoundFile(folder.name, str(folder), listed=True)
         return
-    entered: set[tuple[int, int]] = set()
+    entered = set() if entered is None else entered
     # A stack of its own: folders may nest deeper than Python's.
     stack: list[Iterator[FoundFile | _Folder]] = [iter([_Folder("", str(folder))])]
     while stack:

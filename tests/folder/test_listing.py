@@ -95,3 +95,12 @@ def test_utf_16_is_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16")
     with pytest.raises(EdgelungError, match="is UTF-16"):
         gather([tmp_path], tmp_path / "list.txt", None, tmp_path / "rows.csv")
+
+
+def test_a_link_from_one_folder_into_another_gives_no_file_twice(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").write_bytes(b"x")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    found = gather([tmp_path / "a", tmp_path / "b"], None, None, tmp_path / "rows.csv", [])
+    assert [Path(file.location).name for file in found] == ["a.jpg", "b.jpg"]
