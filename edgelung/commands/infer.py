@@ -201,7 +201,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         console.print(line, markup=False)
     if labelled:
         _print_confusion(labelled, console)
-    sys.stdout.flush()
+    if sys.stdout:  # a service may have closed it
+        sys.stdout.flush()
 
 
 def _print_confusion(labelled: dict[str, Any], console: "Console") -> None:
