@@ -38,11 +38,10 @@ class Rates:
             return scheduler
 
         total = schedule.epochs * steps_per_epoch
-        epoch, lr = restart or (schedule.epochs, schedule.lr)
-        self._restart = epoch * steps_per_epoch
+        self._restart = restart[0] * steps_per_epoch if restart else total
         warmup = round(schedule.warmup_epochs * steps_per_epoch)
         self._first = phase(schedule.lr, self._restart, warmup)
-        self._second = phase(lr, total - self._restart, 0)
+        self._second = phase(restart[1], total - self._restart, 0) if restart else self._first
 
     def set(self, step: int) -> int:
         """The rate of this step of the training; returns how many came before it in its phase."""
