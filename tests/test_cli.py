@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -288,6 +289,20 @@ def test_a_closed_pipe_keeps_the_exit_code(
         )
         assert done.returncode == 3, done.stderr
     os.close(write)
+
+
+def test_a_service_without_standard_output_gets_its_rows(
+    bundle_folder: Path, tiles: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.csv"
+    words = [Path(sys.executable).with_name("edgelung"), "infer", tiles, "--model", bundle_folder]
+    command = shlex.join([*map(str, words), "--out", str(out)])
+    done = subprocess.run(
+        f"exec {command} >&-", shell=True, stderr=subprocess.PIPE, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert out.exists()
 
 
 def test_version_and_help_name_the_exit_codes(cli) -> None:
