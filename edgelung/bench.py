@@ -29,6 +29,7 @@ from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
 MOST_FILES = 512  # in turn; decoded they also fill memory for the model-only figures
 WARM_UP = 10  # queries before the clock starts
+TURN_SECONDS = 1.0
 MIN_QUERIES = 100  # fewer make no p99
 FIXED_LOOP = 250_000  # additions: a few milliseconds, as a tile takes
 SERVER_STEPS = 6  # halvings of the interval that the highest rate lies in
@@ -153,23 +154,23 @@ def _fixed_loop(i: int) -> object:
 
 
 def _single_stream(queries: dict[str, Query], seconds: float) -> dict[str, Any]:
-    """One query at a time, the next as soon as the last is answered; of each kind in turn.
+    """One query at a time, the next as soon as the last is answered; each kind for a while, in
+    turn, because a shared machine's speed drifts: what is compared is measured side by side.
 
-    In turn, because a shared machine's speed drifts: what is compared is measured side by side.
+    Not query by query: a kind would find the caches as another left them.
     """
-    for i in range(WARM_UP):
-        for query in queries.values():
-            query(i)
     latencies: dict[str, list[float]] = {name: [] for name in queries}
     end = time.perf_counter() + seconds
-    for i in itertools.count():
+    while time.perf_counter() < end or min(map(len, latencies.values())) < MIN_QUERIES:
         for name, query in queries.items():
-            start = time.perf_counter()
-            query(i)
-            latencies[name].append(time.perf_counter() - start)
-        if time.perf_counter() > end and i + 1 >= MIN_QUERIES:
-            return {name: _percentiles(found) for name, found in latencies.items()}
-    raise AssertionError("counting does not end")
+            found = latencies[name]
+            for _ in range(WARM_UP):
+                query(len(found))
+            turn = time.perf_counter() + TURN_SECONDS
+            while (start := time.perf_counter()) < turn:
+                query(len(found))
+                found.append(time.perf_counter() - start)
+    return {name: _percentiles(found) for name, found in latencies.items()}
 
 
 def _offline(
