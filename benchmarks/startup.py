@@ -1,8 +1,9 @@
 """How long the command line takes to answer: wall time of `edgelung --help`, ten times.
 
-Prints a table and writes JSON (argument 1, or benchmarks/results/startup.json).
+Prints a table and writes JSON.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -19,6 +20,10 @@ REPEATS = 10
 
 def main() -> None:
     """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path(__file__).parent / "results" / "startup.json"
+    parser.add_argument("json", type=Path, nargs="?", default=default)
+    path = parser.parse_args().json
     command = [str(Path(sys.executable).with_name("edgelung")), "--help"]
     subprocess.run(command, check=True, capture_output=True)  # byte-compiles
     seconds = []
@@ -34,8 +39,6 @@ def main() -> None:
         "max_seconds": round(max(seconds), 4),
         "machine": machine.describe(),
     }
-    default = Path(__file__).parent / "results" / "startup.json"
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     path.write_text(json.dumps(result, indent=2) + "\n")
     table = Table("command", "median s", "min", "max")
     figures = [str(result[key]) for key in ("median_seconds", "min_seconds", "max_seconds")]

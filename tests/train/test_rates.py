@@ -18,7 +18,7 @@ def rates(schedule: Schedule, restart: tuple[int, float] | None) -> tuple[list[f
     return lr, within
 
 
-def test_one_phase_warms_up_and_falls_to_its_floor() -> None:
+def test_one_phase_warms_up_and_falls_to_its_floor(caplog: pytest.LogCaptureFixture) -> None:
     schedule = Schedule(model="m", epochs=4, lr=1.0, min_lr=0.1, warmup_epochs=1)
     lr, within = rates(schedule, None)
     assert within == list(range(40))
@@ -27,6 +27,7 @@ def test_one_phase_warms_up_and_falls_to_its_floor() -> None:
     assert lr[10] == pytest.approx(1.0)
     assert lr[10:] == sorted(lr[10:], reverse=True)
     assert lr[-1] == pytest.approx(0.1, abs=0.01)
+    assert not caplog.records, "timm warns of a schedule without an effect"
 
 
 def test_the_second_phase_begins_anew_without_warming_up() -> None:
