@@ -154,7 +154,7 @@ def judged(folder: Path, data: Path) -> Judged:
             rows = [row for row in csv.DictReader(file) if row["subset"] != "train"][::EVERY]
         classes = sorted({row["class"] for row in rows})
         store = TileStore([data / row["path"] for row in rows], ReaderSpec(recipe.student.size))
-        total = sum(quarters(folder / "student", recipe.student, len(classes), store))
+        total = sum(quarters(folder, recipe.student, len(classes), store))
         np.savez(
             kept,
             probabilities=total / 4,

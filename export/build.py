@@ -313,6 +313,8 @@ def _read_config(run: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not {"data", "seed", "groups", "recipe", "split"} <= set(config):
             raise ValueError("data, seed, groups, split or recipe is missing")
+        if not isinstance(config["recipe"], dict):
+            raise ValueError("its recipe is no table")
         if sha256_file(run / "split.csv") != config["split_sha256"]:
             raise ValueError("split.csv is not the one that the run was made with")
         config["data"] = Path(config["data"])

@@ -111,11 +111,11 @@ def set_aside(tiles: TileSet, wanted: int, seed: int) -> tuple[TileSet, TileSet]
     gate: list[Labelled] = []
     for _, lists in sorted(by_class.items()):
         order = [lists[i] for i in rng.permutation(len(lists))]
-        in_calibration = in_gate = 0
+        half, in_calibration = sum(map(len, order)) / 2, 0
         for members in order:
-            if in_gate <= in_calibration or in_calibration * len(by_class) >= wanted:
+            enough = in_calibration * len(by_class) >= wanted
+            if enough or in_calibration + len(members) > half:
                 gate += members
-                in_gate += len(members)
             else:
                 calibration.append(members)
                 in_calibration += len(members)

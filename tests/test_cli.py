@@ -105,6 +105,23 @@ def test_a_subset_of_the_split(run: Path, bundle_folder: Path, tiles: Path, cli)
     assert "names no files in subset 'nope'" in wrong.stderr
 
 
+def test_an_output_that_is_a_link_stays_one(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, cli
+) -> None:
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "latest.csv"
+    link.symlink_to(tmp_path / "kept" / "rows.csv")
+    some = sorted((tiles / "lung_n").iterdir())[0].relative_to(tiles)
+    (tmp_path / "list").write_text(f"{some}\n")
+    words = ["infer", tiles, "--model", bundle_folder, "--files", tmp_path / "list"]
+    assert cli(*words, "--out", link).returncode == 0
+    assert link.is_symlink()
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == [
+        "rows.csv",
+        "rows.summary.json",
+    ]
+
+
 def test_a_list_names_each_file_once(bundle_folder: Path, tiles: Path, tmp_path: Path, cli) -> None:
     """CRLF, a byte-order mark, blank lines, repeats and a line separator within a name."""
     import shutil

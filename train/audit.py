@@ -115,7 +115,10 @@ def _describe(
     unreadable: dict[str, str],
 ) -> dict[str, Any]:
     sizes = Counter(names)
-    mixed = sorted({name for name in names if name.startswith("mixed-")})
+    labels: dict[str, set[str]] = {}
+    for tile, name in zip(tiles, names, strict=True):
+        labels.setdefault(name, set()).add(tile.label)
+    mixed = sorted(name for name, own in labels.items() if len(own) > 1)
     classes = {}
     for label in sorted({tile.label for tile in tiles}):
         own = [tile for tile in tiles if tile.label == label]

@@ -316,7 +316,8 @@ def _check_finite(value: float, what: str, stage: Stage, step: int, total: int) 
     if not math.isfinite(value):
         raise EdgelungError(
             f"{stage.name}: the {what} is {value} at step {step + 1} of {total}; the last good "
-            f"state is kept. Try a lower {stage.name}.lr, or precision = fp32"
+            f"state is kept, but goes the same way again. Start anew with a lower {stage.name}.lr, "
+            "or with precision=fp32 (--set)"
         )
 
 

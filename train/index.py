@@ -169,9 +169,10 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
             groups: dict[str, str] = {}
             for row in rows:
                 key = posixpath.normpath(row["path"] or "")
-                if groups.setdefault(key, row[column]) != row[column]:
+                group = (row[column] or "").strip()  # "s1 " and "s1" would leak into each other
+                if groups.setdefault(key, group) != group:
                     raise EdgelungError(
-                        f"{path} puts {key} into two groups, {groups[key]} and {row[column]}"
+                        f"{path} puts {key} into two groups, {groups[key]} and {group}"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EdgelungError(f"cannot read the groups in {path}: {error}") from error

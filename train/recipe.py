@@ -69,7 +69,7 @@ class Schedule(_Section):
     weights: str = "none"  # none | hub | pypi | a safetensors or .pth file
     size: Pixels = 224  # input, pixels
     epochs: int = Field(ge=0)
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=2)  # a batch's statistics need two
     optimizer: str = "adamw"  # timm name
     lr: float = Field(gt=0)
     min_lr: float = Field(0.0, ge=0)  # the cosine ends here

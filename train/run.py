@@ -30,6 +30,7 @@ from edgelung.train.split import (
     SplitTile,
     join_duplicates,
     mates_in_training,
+    of_two_classes,
     split_at_random,
     split_by_group,
     split_counts,
@@ -59,8 +60,7 @@ def train_run(
     if resume:
         if (out / METRICS).is_file():
             say(f"{out} is finished already")
-            finished: dict[str, Any] = json.loads((out / METRICS).read_text("utf-8"))
-            return finished
+            return _finished(out / METRICS)
         run = _reopen(data, out, say)
     else:
         assert recipe is not None
@@ -74,6 +74,14 @@ def train_run(
         return metrics
     finally:
         os.close(handle)
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise EdgelungError(f"cannot read {path}: {error}") from error
+    return metrics
 
 
 def _complete(run: Run, say: Say) -> dict[str, Any]:
@@ -99,6 +107,9 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     for subset, labels in counts.items():
         parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
         say(f"{subset:5} tiles (groups): {parts}")
+    for one, other in of_two_classes([row.tile for row in split]):
+        say(f"one file under two labels: {one} and {other}; `edgelung audit` lists all such")
+        break
     mates = mates_in_training(split)
     if recipe.split.by == "random":
         tested = sum(labels["tiles"] for labels in counts["test"].values())

@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,15 @@ def mates_in_training(split: Sequence[SplitTile]) -> int:
     """How many test tiles share a group with a training tile; 0 where groups stay whole."""
     trained = {row.group for row in split if row.subset == "train"}
     return sum(row.subset == "test" and row.group in trained for row in split)
+
+
+def of_two_classes(tiles: Sequence[IndexedTile]) -> Iterator[tuple[str, str]]:
+    """Paths of tiles that are one file with two labels: one of the two labels is wrong."""
+    first: dict[str, IndexedTile] = {}
+    for tile in tiles:
+        other = first.setdefault(tile.sha256, tile)
+        if other.label != tile.label:
+            yield other.path, tile.path
 
 
 def write_split(path: Path, split: Sequence[SplitTile]) -> None:

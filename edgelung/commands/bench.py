@@ -40,6 +40,11 @@ def bench(
 
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise EdgelungError(f"cannot write {out}; expected the name of a file in a folder")
+    if out and out.exists() and out.stat().st_size and not _is_bench(out):
+        raise EdgelungError(
+            f"{out} exists and is no result of `edgelung bench`; it was left alone: choose another "
+            "name"
+        )
     opened = open_bundle(bundle or starter_bundle())
     with progress("bench") as advance:
         result = measure(
@@ -59,6 +64,13 @@ def bench(
     else:
         _print(result)
     note(RESEARCH_USE_ONLY)
+
+
+def _is_bench(path: Path) -> bool:
+    try:
+        return "single_stream" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -70,7 +70,8 @@ def infer(
         Path | None,
         typer.Option(
             help="Predict only these: a list of paths (- reads it from standard input; "
-            "`find -print0` too), or a CSV with a `path` column."
+            "`find -print0` too), or a CSV with a `path` column. Names from a slow pipe wait until "
+            "they fill a batch (see --batch-size)."
         ),
     ] = None,
     subset: Annotated[
@@ -116,6 +117,8 @@ def infer(
     from edgelung.folder.writer import STANDARD_OUTPUT
     from edgelung.terminal import note, progress
 
+    if out.is_symlink():  # rows take their name in one step, which would replace the link
+        out = Path(os.path.realpath(out))
     if as_json and out == STANDARD_OUTPUT:
         raise typer.BadParameter("--json and the rows would share standard output; use --summary")
     if watch and files:
@@ -152,7 +155,7 @@ def infer(
         if found is None:
             from edgelung.folder.watch import watch_folder
 
-            result = watch_folder(folder, bundle, out, options, on_rows=advance, **how)
+            result = watch_folder(folder, bundle, out, options, on_rows=advance, say=note, **how)
         else:
             result = infer_folder(found, bundle, out, options, on_rows=advance, **how)
     try:

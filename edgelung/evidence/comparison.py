@@ -11,7 +11,7 @@ import numpy as np
 from edgelung.errors import EdgelungError
 from edgelung.evidence.intervals import paired_intervals
 from edgelung.evidence.metrics import Labels
-from edgelung.runs import CONFIG, METRICS, ROLES, role_folder
+from edgelung.runs import CONFIG, METRICS, ROLES, SPLIT, role_folder
 
 METRIC_NAMES = (
     *("tiles", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall"),
@@ -19,6 +19,7 @@ METRIC_NAMES = (
 )
 
 Answers = dict[str, tuple[str, str, str]]  # path → truth, group, label
+Tiles = set[tuple[str, str, str]]  # path, truth, SHA-256: names repeat from set to set
 
 
 def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
@@ -30,8 +31,12 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
     """
     models: list[dict[str, Any]] = []
     answers: list[Answers] = []
+    tiles: list[Tiles] = []
     for run in runs:
         config, metrics = _json(run, CONFIG), _json(run, METRICS)
+        hashes = _hashes(run / SPLIT)
+        if "student" not in metrics:
+            raise EdgelungError(f"{run / METRICS} names no student; train it again")
         for role in (role for role in ROLES if role in metrics):
             try:
                 test = metrics[role]["test"]
@@ -43,9 +48,10 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
                     "edgelung, or edited; train it again"
                 ) from error
             models.append({"run": run.name or str(run), "role": role, **about, **figures})
-            answers.append(_answers(role_folder(run, role) / "predictions.csv"))
+            own = _answers(role_folder(run, role) / "predictions.csv")
+            answers.append(own)
+            tiles.append({(path, row[0], hashes.get(path, "")) for path, row in own.items()})
     first_student = next(i for i, model in enumerate(models) if model["role"] == "student")
-    tiles = [{(path, row[0]) for path, row in found.items()} for found in answers]
     for i, model in enumerate(models):
         other = next(j for j in (first_student, *range(i + 1)) if tiles[j] == tiles[i])
         if other == i:
@@ -84,6 +90,14 @@ def _answers(path: Path) -> Answers:
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise EdgelungError(f"cannot read the predictions in {path}: {error}") from error
     return found
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {row["path"]: row["sha256"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, ValueError) as error:
+        raise EdgelungError(f"cannot read the split {path}: {error}") from error
 
 
 def _json(run: Path, name: str) -> dict[str, Any]:

@@ -24,19 +24,22 @@ correction), so a variant that violates one limit exactly passes in at most 10 %
 the more it violates, and one that violates several hardly ever. A 95 % bound would turn a single
 flipped tile among LC25000's 475 gate tiles a class into 'inconclusive' (5 unseen and seen flips
 against 4.75 allowed): most INT8 variants that agree on 99.9 % of tiles would then not pass, and no
-gate would be asked for that. Both errors are simulated in the tests: on 1,440 tiles in 72 groups a
-variant that truly disagrees on 1 % passes in under 10 % of cases, one on 0.1 % in over 75 %.
+gate would be asked for that. Both errors are simulated in the tests, for flips that are spread over
+many groups: on 1,440 tiles in 72 groups a variant that truly disagrees on 1 % passes in under 10 %
+of cases, one on 0.1 % in over 75 %.
 
 Looking again, at a variant that gave back linears after it failed, costs little more: the n-th look
 is judged at 1 − 0.1/(n(n+1)), so that all looks from the second on add at most 5 %.
 
 What no test of these tiles can see: a variant that flips many tiles of sources so rare that none is
 among the gate's groups. With 72 groups a failing that strikes 2 % of sources is missed in 23 % of
-cases; more groups are the only cure.
+cases, with 15 one that strikes 5 % in 46 %; more groups are the only cure. The result says how rare
+a failing must be (`unseen_sources`) to be missed in one case in ten.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -97,11 +100,13 @@ def gate(
     `truth` int64 (N,); `groups`: the source of each tile; `looks`: how often these tiles have
     judged a form of this variant, this time included; `classes`: their names, for the reasons. Only
     'pass' lets `auto` choose the variant. The result holds the verdict, its reasons, every
-    estimate, and of every criterion the loss, its bounds and the limit.
+    estimate, of every criterion the loss, its bounds and the limit, and the share of sources that
+    a failing must strike to be among these groups in nine cases of ten.
     """
     result: dict[str, Any] = {
         "tiles": len(truth),
         "groups": len(set(groups)),
+        "unseen_sources": 1 - 0.1 ** (1 / max(1, len(set(groups)))),
         "limits": asdict(limits),
         "looks": looks,
     }
@@ -207,20 +212,22 @@ class _Sums:
         flipped = self.groups[:, 3 * self.classes]
         self.unseen = float((flipped**2).sum() / flipped.sum()) if flips.any() else 1.0
 
-    def checks(self, limits: Limits, level: float) -> list[_Check]:
+    def checks(self, limits: Limits, level: float, growth: float = 1.0) -> list[_Check]:
+        """The criteria; as they would be of `growth` times as many groups of the same kind."""
         estimate = self._losses(self.tiles.sum(axis=0, keepdims=True), 0.0)[:, 0]
-        over_groups = self.resampled(self.groups, self.strata_of_groups, 1.0)
-        over_tiles = self.resampled(self.tiles, self.strata_of_tiles, 1.0)
-        bounds = [self._bounds(totals, level, 1.0) for totals in (over_groups, over_tiles)]
+        over_groups = self.resampled(self.groups, self.strata_of_groups, growth)
+        # The same spread as that many tiles would have, without drawing millions of them.
+        middle = self.tiles.sum(axis=0)
+        over_tiles = growth * middle + growth**0.5 * (self.over_tiles - middle)
+        bounds = [self._bounds(totals, level) for totals in (over_groups, over_tiles)]
         low = np.minimum(bounds[0][0], bounds[1][0])
         high = np.maximum(bounds[0][1], bounds[1][1])
         return self._named(limits, estimate, low, high)
 
-    def checks_of_more(self, growth: float, limits: Limits, level: float) -> list[_Check]:
-        """The checks if there were `growth` times as many groups, of the same kind."""
-        totals = self.resampled(self.groups, self.strata_of_groups, growth)
-        estimate = self._losses(self.tiles.sum(axis=0, keepdims=True), 0.0)[:, 0]
-        return self._named(limits, estimate, *self._bounds(totals, level, growth))
+    @cached_property
+    def over_tiles(self) -> Array:
+        """Totals of resamples of the tiles there are."""
+        return self.resampled(self.tiles, self.strata_of_tiles, 1.0)
 
     def resampled(self, sums: Array, strata: Labels, growth: float) -> Array:
         """Totals of RESAMPLES resamples of the rows of `sums`, (R, columns)."""
@@ -236,7 +243,7 @@ class _Sums:
                 totals[start : start + 100] += weights.astype(np.float64) @ members
         return totals
 
-    def _bounds(self, totals: Array, level: float, growth: float) -> tuple[Array, Array]:
+    def _bounds(self, totals: Array, level: float) -> tuple[Array, Array]:
         rng = np.random.default_rng(1)
         unseen = self.unseen * rng.poisson(1.0, len(totals)).astype(np.float64)
         low = np.quantile(self._losses(totals, 0.0), 1 - level, axis=1)
@@ -282,7 +289,7 @@ def _needed(sums: _Sums, limits: Limits, level: float, least: float) -> float | 
     """The growth in groups, to about 5 %, from which on the verdict is no longer 'inconclusive'."""
 
     def decided(growth: float) -> bool:
-        verdicts = {check.verdict for check in sums.checks_of_more(growth, limits, level)}
+        verdicts = {check.verdict for check in sums.checks(limits, level, growth)}
         return "fail" in verdicts or verdicts == {"pass"}
 
     low = high = max(1.0, least)

@@ -23,11 +23,17 @@ def intervals(
 ) -> dict[str, Interval]:
     """95 % intervals of accuracy, balanced accuracy and macro F1; fractions.
 
-    `predicted`, `truth` int64 (N,); `groups`: the source of each tile. Where each class has one
-    group only, nothing is known of other sources and the interval shrinks to a point.
+    `predicted`, `truth` int64 (N,); `groups`: the source of each tile. Where no tile is wrong every
+    resample is perfect too, which says nothing of sources that are not here: the lower end is then
+    what G sources without a failure leave possible, if a source fails wholly or not at all
+    (Clopper and Pearson 1934). With few groups and few errors the interval is still too narrow.
     """
     counts, weights = _confusions(predicted, truth, groups, classes), _weights(truth, groups)
-    return {name: _interval(values) for name, values in _metrics(weights @ counts).items()}
+    found = {name: _interval(values) for name, values in _metrics(weights @ counts).items()}
+    if np.array_equal(predicted, truth):
+        low = ((1 - LEVEL) / 2) ** (1 / weights.shape[1])
+        return dict.fromkeys(found, (low, 1.0))
+    return found
 
 
 def paired_intervals(

@@ -41,14 +41,14 @@ class Journal:
     """An open journal; one process at a time has it (a lock, where the file system knows locks).
 
     `identity` is what the run must still be in order to go on; `batches` and `rows` count what is
-    in it; `sessions` when it was begun and gone on with.
+    in it; `sessions` when it was begun and gone on with; `met` how many files `without_done` saw.
     """
 
     def __init__(self, out: Path) -> None:
         self.path = journal_of(out)
         self.identity: Mapping[str, Any] | None = None
         self.sessions: list[str] = []
-        self.batches = self.rows = 0
+        self.batches = self.rows = self.met = 0
         self._superseded: set[int] = set()
         self._synced = monotonic()
         try:
@@ -107,9 +107,13 @@ class Journal:
     def without_done(self, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
         """Those of `files` that have no record yet, or have changed since it was made."""
         done = _Index(self._every()) if self.rows else None
+        # A folder that could not be listed may be now; where it still cannot, it has its row again.
+        folders = done.folders if done else set()
+        self._superseded |= folders
         for file in files:
+            self.met += 1
             found = done.find(file.path) if done else None
-            if found is None:
+            if found is None or found[0] in folders:
                 yield file
             elif found[1] != (stamp_of(file) or _NO_STAMP):
                 self._superseded.add(found[0])
@@ -199,7 +203,10 @@ class _Index:
 
     def __init__(self, records: Iterable[Record]) -> None:
         high, low, sizes, times = array("Q"), array("Q"), array("q"), array("q")
-        for record in records:
+        self.folders: set[int] = set()  # places of what stands for a folder that was not listed
+        for place, record in enumerate(records):
+            if record.path == "." or record.path.endswith("/"):
+                self.folders.add(place)
             first, second = _key(record.path)
             size, modified = record.stamp or _NO_STAMP
             high.append(first)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from edgelung.errors import EdgelungError
 from edgelung.files import sha256_file
@@ -28,11 +28,14 @@ def gather(
     subset: str | None,
     out: Path,
     also_written: Sequence[Path | None] = (),
+    *,
+    missing_ok: bool = False,
 ) -> Iterable[FoundFile]:
     """The files to predict: all below the folders, or those that `listing` names.
 
     Rows are named relative to the folder, or to what several folders have in common. What the run
-    itself writes (`out` and `also_written`) is no input.
+    itself writes (`out` and `also_written`) is no input. A folder that does not exist is an
+    EdgelungError, or with `missing_ok` has no files.
     """
     if subset is not None and not listing:
         raise EdgelungError("--subset needs --files with a CSV that has a `subset` column")
@@ -45,7 +48,7 @@ def gather(
             )
         return _listed(inputs[0], listing, subset)
     for folder in inputs:
-        if not folder.exists():
+        if not (missing_ok or folder.exists()):
             raise EdgelungError(f"{folder} does not exist; expected a folder of tiles")
     _refuse_overlap(inputs)
     written = {
@@ -54,7 +57,7 @@ def gather(
     names = {name for name, _ in written}
     return (
         file
-        for file in _found(inputs)
+        for file in _found(inputs, missing_ok)
         if os.path.basename(file.location) not in names or not _is_own(file, written)
     )
 
@@ -82,16 +85,20 @@ def _is_own(file: FoundFile, written: set[tuple[str, Path]]) -> bool:
 
 
 def _refuse_overlap(inputs: Sequence[Path]) -> None:
-    folders = [folder.resolve() for folder in inputs]
-    for i, folder in enumerate(folders):
-        for j, other in enumerate(folders):
-            if i != j and (folder == other or other in folder.parents):
+    given: dict[Path, Path] = {}
+    for folder in inputs:
+        first = given.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            raise EdgelungError(f"{folder} is {first}; its files would have two rows each")
+    for resolved, folder in given.items():
+        for parent in resolved.parents:
+            if parent in given:
                 raise EdgelungError(
-                    f"{inputs[i]} is {inputs[j]} or lies in it; its files would have two rows each"
+                    f"{folder} lies in {given[parent]}; its files would have two rows each"
                 )
 
 
-def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
+def _found(inputs: Sequence[Path], missing_ok: bool) -> Iterator[FoundFile]:
     if len(inputs) == 1:
         yield from find_files(inputs[0])
         return
@@ -103,6 +110,8 @@ def _found(inputs: Sequence[Path]) -> Iterator[FoundFile]:
             shared += 1
     entered: set[tuple[int, int]] = set()
     for folder, name in zip(folders, names, strict=True):
+        if missing_ok and not os.path.exists(folder):
+            continue
         prefix = "/".join(name.parts[shared:])
         for file in find_files(folder, entered):
             own = prefix if not folder.is_dir() else f"{prefix}/{file.path}".lstrip("/")
@@ -123,7 +132,7 @@ def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFi
     def files(path: str | None) -> Iterator[FoundFile]:
         seen: set[bytes] = set()  # hashes: the names of a million files would fill memory
         while path is not None:
-            path = posixpath.normpath(path)
+            path = _plain(folder, path)
             key = blake2b(os.fsencode(path), digest_size=16).digest()
             if key not in seen:
                 seen.add(key)
@@ -133,10 +142,23 @@ def _listed(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFi
     return files(first)
 
 
+def _plain(folder: Path, path: str) -> str:
+    """Without `.` and `..`, by which one file would have many names; `..` behind a link stays."""
+    plain = posixpath.normpath(path)
+    if ".." in path.split("/"):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL
+            if os.path.realpath(folder / path) != os.path.realpath(folder / plain):
+                return str(PurePosixPath(path))
+    return plain
+
+
 def _paths(listing: Path, name: str, subset: str | None) -> Iterator[str]:
     try:
-        with _open(listing) as file:
-            first = file.peek(_BLOCK) if isinstance(file, io.BufferedReader) else b""
+        with _open(listing) as source:
+            first = b""  # a pipe may bring a name in pieces
+            while not (b"\n" in first or b"\0" in first) and (more := source.read1(_BLOCK)):
+                first += more
+            file = io.BufferedReader(_Again(first, source))
             head = first.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].lower()
             if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise EdgelungError(f"{name} is UTF-16; save it as UTF-8")
@@ -157,17 +179,33 @@ def _paths(listing: Path, name: str, subset: str | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _open(listing: Path) -> Iterator[IO[bytes]]:
+def _open(listing: Path) -> Iterator[io.BufferedReader]:
     if listing == STANDARD_INPUT:
         if sys.stdin is None:
             raise EdgelungError("standard input is closed; expected a list of files on it")
-        yield sys.stdin.buffer
+        yield sys.stdin.buffer  # type: ignore[misc]
     else:
         with listing.open("rb") as file:
             yield file
 
 
-def _lines(file: IO[bytes]) -> Iterator[str]:
+class _Again(io.RawIOBase):
+    """What was read of a file, then the rest of it."""
+
+    def __init__(self, first: bytes, rest: io.BufferedReader) -> None:
+        self._first, self._rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._first[: len(buffer)] or self._rest.read1(len(buffer))
+        self._first = self._first[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _lines(file: io.BufferedReader) -> Iterator[str]:
     for number, line in enumerate(file):
         if number == 0:
             line = line.removeprefix(codecs.BOM_UTF8)  # Excel puts a byte-order mark in front
@@ -176,16 +214,16 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
             yield path
 
 
-def _between_zeros(file: IO[bytes]) -> Iterator[str]:
+def _between_zeros(file: io.BufferedReader) -> Iterator[str]:
     rest = b""
-    while block := file.read1(_BLOCK) if isinstance(file, io.BufferedReader) else file.read(_BLOCK):
+    while block := file.read1(_BLOCK):
         *whole, rest = (rest + block).split(b"\0")
         yield from (os.fsdecode(name) for name in whole if name)
     if rest:
         yield os.fsdecode(rest)
 
 
-def _column(file: IO[bytes], name: str, subset: str | None) -> Iterator[str]:
+def _column(file: io.BufferedReader, name: str, subset: str | None) -> Iterator[str]:
     # Bytes of a name that are not UTF-8 go through unchanged.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:

@@ -1,6 +1,7 @@
 """`edgelung infer`: files, a bundle, an output with a row each, and a summary of what happened."""
 
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -270,11 +271,17 @@ def infer_folder(
     """
     with Session(bundle, out, options, resume=resume, summary=summary, on_kept=on_kept) as session:
         journal = session.journal
-        if journal and journal.rows:
-            on_rows(journal.rows)
+        kept = journal.rows if journal else 0
+        if journal and kept:
+            on_rows(kept)
             files = journal.without_done(files)
         for records in session.batches(files):
             on_rows(len(records))
+        if journal and kept and not journal.met:
+            raise EdgelungError(
+                "found no file at all, where there were some when the run was begun; a share that "
+                "went away?"
+            )
         result = session.finish()
         if journal:
             journal.remove()
@@ -307,7 +314,10 @@ class Unbuffered:
             if self._handle is None:
                 raise BrokenPipeError
             while rest:
-                rest = rest[os.write(self._handle, rest) :]
+                try:
+                    rest = rest[os.write(self._handle, rest) :]
+                except BlockingIOError:  # the other end made it so; it will read on
+                    select.select([], [self._handle], [])
         except BrokenPipeError as error:
             raise EdgelungError(
                 f"{self._name} was closed after {self._bytes} bytes of rows; nothing more was "

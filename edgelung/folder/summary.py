@@ -226,7 +226,7 @@ def _summary_in(path: Path) -> dict[str, Any]:
     """The JSON object in the file; an empty one where there is none."""
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(1 << 20))
+            value = json.loads(file.read(1 << 26))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -45,9 +45,15 @@ class Watcher:
     """Tells which files are there, whole and not done yet."""
 
     def __init__(
-        self, folders: Sequence[Path], out: Path, also_written: Sequence[Path | None]
+        self,
+        folders: Sequence[Path],
+        out: Path,
+        also_written: Sequence[Path | None],
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._inputs = (folders, None, None, out, also_written)
+        self._say = say
+        self._away: set[Path] = set()
         self._done: set[bytes] = set()
         self._pending: dict[str, _Pending] = {}
 
@@ -59,8 +65,9 @@ class Watcher:
         """Those to predict; `now` in seconds of any steady clock."""
         pending: dict[str, _Pending] = {}
         ready = []
+        self._look_for_folders()
         with contextlib.suppress(EdgelungError, OSError):  # a share that went away may come back
-            for file in gather(*self._inputs):
+            for file in gather(*self._inputs, missing_ok=True):
                 # By its name alone: what is not finished often bears another one.
                 if not file.is_image or file.reason or _key(printable(file.path)) in self._done:
                     continue
@@ -75,6 +82,14 @@ class Watcher:
                 pending[file.path] = before
         self._pending = pending
         return ready
+
+    def _look_for_folders(self) -> None:
+        away = {folder for folder in self._inputs[0] if not os.path.exists(folder)}
+        for folder in sorted(away - self._away):
+            self._say(f"{folder} is not there now; waiting for it")
+        for folder in sorted(self._away - away):
+            self._say(f"{folder} is there again")
+        self._away = away
 
     def final(self, row: Row, now: float) -> bool:
         """Whether the row may stand: the file is what it was, and a tile or never will be one."""
@@ -101,6 +116,7 @@ def watch_folder(
     summary: Path | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_kept: Callable[[int], None] = lambda rows: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Predict files as they appear, until interrupted; returns the summary.
 
@@ -110,7 +126,7 @@ def watch_folder(
     if format_of(out) is ParquetRows:
         raise EdgelungError(f"{out.name} cannot be added to; with --watch choose .csv or .jsonl")
     options = replace(options, source={**options.source, "--watch": True})
-    watcher = Watcher(folders, out, [summary_path(out, summary)])
+    watcher = Watcher(folders, out, [summary_path(out, summary)], say)
     gather(folders, None, None, out)  # a wrong FOLDER is a mistake now and an outage later
     if hasattr(signal, "SIGIO"):  # a writer that meets a lease; see being_written
         signal.signal(signal.SIGIO, signal.SIG_IGN)

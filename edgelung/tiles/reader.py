@@ -7,9 +7,12 @@ deployment that decodes or resizes differently from training loses accuracy with
 
 import importlib
 import io
+import itertools
 import os
+import re
 import stat
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from edgelung.errors import EdgelungError, one_line
 
@@ -32,7 +35,10 @@ Tile = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: far above any tile, far below what fills memory
 MAX_BYTES = 512 * 2**20
-MAX_SCANS = 500  # of a progressive JPEG, where ten are usual: each costs a pass over all pixels
+MAX_SCANS = 500  # of a JPEG, where ten are usual: each costs a pass over all pixels
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\1-\4]")  # marker, length, components
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 # EXIF orientation → what Pillow calls the way back.
 _ORIENTATION = {
@@ -47,6 +53,7 @@ _ORIENTATION = {
 _EXIF_ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above replaces Pillow's warning
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # Pillow's 1 MiB is less than many a colour profile
 # What Pillow warns of (broken EXIF, odd TIFF tags) is either an error, a row's status, or harmless.
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
@@ -196,20 +203,24 @@ def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
             raise TileError("truncated", "the JPEG ends within its header") from error
         raise TileError("corrupt", "the JPEG header cannot be read") from error
     _check_pixels(width, height, size)
-    progressive, exif = _jpeg_header(data)
-    if progressive and data.count(b"\xff\xda") > MAX_SCANS:
+    if data.count(b"\xff\xda") > MAX_SCANS and _has_many_scans(data):
         raise TileError("too-large", f"a JPEG of more than {MAX_SCANS} scans")
-    # libjpeg-turbo has no CMYK → RGB; Pillow has, and knows of Adobe's inversion.
-    if colour in ("CMYK", "YCCK"):
-        return _decode_other(data, size)
+    four_inks = colour in ("CMYK", "YCCK")
     try:
         # strict: a warning is an error, so half a file is never predicted as if it were whole
         pixels: Tile = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=size, min_width=size, min_factor=1
+            data,
+            "CMYK" if four_inks else "RGB",
+            min_height=size,
+            min_width=size,
+            min_factor=1,
         )
     except Exception as error:
         raise _damaged(error) from error
-    if not exif:
+    # It is whole; but libjpeg-turbo has no CMYK → RGB. Pillow has, and knows of Adobe's inversion.
+    if four_inks:
+        return _decode_other(data, size)
+    if not _may_hold_exif(data):
         return pixels
     try:
         source = Image.open(io.BytesIO(data), formats=["JPEG"])
@@ -218,18 +229,37 @@ def _decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
     return _upright(Image.fromarray(pixels), source)
 
 
-def _jpeg_header(data: bytes) -> tuple[bool, bool]:
-    """Whether the JPEG is progressive, and whether it holds EXIF."""
-    progressive = exif = False
+def _has_many_scans(data: bytes) -> bool:
+    """By their headers: the marker alone can stand by chance in what is no picture."""
+    return next(itertools.islice(_SCAN.finditer(data), MAX_SCANS, None), None) is not None
+
+
+def _may_hold_exif(data: bytes) -> bool:
+    """Whether a segment before the first scan is EXIF."""
     place = 2
     while data[place : place + 1] == b"\xff":  # segments: marker, length, content
         marker = data[place + 1 : place + 2]
         if marker == b"\xda":
-            return progressive, exif
-        progressive |= marker == b"\xc2"
-        exif |= marker == b"\xe1" and data[place + 4 : place + 10] == b"Exif\0\0"
+            return False
+        if marker == b"\xe1" and data[place + 4 : place + 10] == b"Exif\0\0":
+            return True
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
-    return True, b"Exif\0\0" in data  # something stands between the segments: look everywhere
+    return b"Exif\0\0" in data  # something stands between the segments: look everywhere
+
+
+def _check_png(data: bytes) -> None:
+    """Raise TileError where a chunk is not what was written: Pillow checks all but the pixels'."""
+    place, view = len(_PNG), memoryview(data)
+    while (content := place + 8) <= len(data):  # chunks: length, type, content, CRC
+        end = content + int.from_bytes(data[place : place + 4])
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise TileError("corrupt", "a checksum of the PNG is not that of its bytes")
+        if data[place + 4 : content] == b"IEND":
+            return
+        place = end + 4
+    raise TileError("truncated", "the PNG ends before its end mark")
 
 
 def _decode_other(data: bytes, size: int) -> Image.Image:
@@ -245,6 +275,8 @@ def _decode_other(data: bytes, size: int) -> Image.Image:
     except Exception as error:
         raise _damaged(error) from error
     _check_pixels(*source.size, size)
+    if data.startswith(_PNG):
+        _check_png(data)
     try:
         source.load()
         return _upright(_to_rgb(source), source)

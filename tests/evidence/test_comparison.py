@@ -1,5 +1,6 @@
 """`edgelung compare`: Table II of runs, paired where they answered for the same tiles."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -54,6 +55,17 @@ def test_other_tiles_are_not_paired(run: Path, other: Path) -> None:
     assert models[3]["against"] == "other: teacher tf_efficientnet_lite0"
 
 
+def test_other_files_of_the_same_names_are_not_paired(run: Path, other: Path) -> None:
+    with (other / "split.csv").open(newline="") as file:
+        rows = [[*row[:-1], row[-1][::-1]] for row in csv.reader(file)]
+    rows[0][-1] = "sha256"
+    with (other / "split.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    models = compare_runs([run, other])["models"]
+    assert models[2]["against"] is None
+    assert models[3]["against"] == "other: teacher tf_efficientnet_lite0"
+
+
 def test_the_command_prints_writes_and_explains(run: Path, other: Path, cli, tmp_path) -> None:
     done = cli("compare", run, other, "--out", "page.html")
     assert done.returncode == 0
@@ -76,6 +88,9 @@ def test_the_command_prints_writes_and_explains(run: Path, other: Path, cli, tmp
     shutil.copytree(run, old)
     (old / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(EdgelungError, match=r"does not hold 'intervals' of the teacher.*older"):
+        compare_runs([old])
+    (old / "metrics.json").write_text('{"classes": []}')
+    with pytest.raises(EdgelungError, match="names no student"):
         compare_runs([old])
     (other / "predictions.csv").write_text("nonsense\n1\n")
     with pytest.raises(EdgelungError, match="cannot read the predictions"):

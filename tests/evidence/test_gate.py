@@ -100,6 +100,20 @@ def test_few_tiles_or_few_groups_are_inconclusive_and_say_how_many_would_do(
     assert gate(probabilities, probabilities, truth, names)["verdict"] == "inconclusive"
 
 
+def test_it_never_asks_for_the_tiles_that_are_there() -> None:
+    """Many tiles in few groups with a flip in each: the tiles are the worse of the two spreads."""
+    probabilities, truth, names = reference(20, 130)
+    result = gate(flipped(probabilities, slice(0, 7800, 130)), probabilities, truth, names)
+    assert result["verdict"] == "inconclusive"
+    assert result["needed"]["tiles"] > 7800
+
+
+def test_it_says_how_rare_a_failing_it_cannot_see() -> None:
+    few, many = (gate(p, p, *rest) for p, *rest in (reference(5, 60), reference(24, 60)))
+    assert few["unseen_sources"] == pytest.approx(1 - 0.1 ** (1 / 15))
+    assert many["unseen_sources"] == pytest.approx(0.0315, abs=1e-4)
+
+
 def test_a_single_flip_of_few_tiles_is_no_failure() -> None:
     """One of nine differs: 11 %, and yet no evidence."""
     probabilities, truth, names = reference(3, 1)

@@ -59,3 +59,20 @@ def test_groups_of_several_classes_and_a_class_without_tiles() -> None:
     truth = np.array([0, 1, 0, 1, 0, 1])
     found = intervals(np.array([0, 1, 0, 0, 0, 1]), truth, ["a", "a", "b", "b", "c", "c"], 3)
     assert found["accuracy"] == pytest.approx((0.5, 1.0))
+
+
+def test_where_nothing_is_wrong_the_sources_that_are_not_here_count() -> None:
+    """0 of G sources fail: up to 1 − 0.025^(1/G) of all may (exact binomial, one side)."""
+    for groups in (6, 30):
+        truth = np.repeat(np.arange(groups) % 3, 20)
+        names = [str(i) for i in np.repeat(np.arange(groups), 20)]
+        found = intervals(truth, truth, names, 3)
+        assert found["balanced_accuracy"] == (pytest.approx(0.025 ** (1 / groups)), 1.0)
+
+
+def test_a_class_with_few_groups_keeps_them_in_every_resample() -> None:
+    """Without strata a resample would often lack the rare class, and the interval be wider."""
+    truth = np.array([0] * 40 + [1] * 2)
+    predicted = np.array([0] * 30 + [1] * 10 + [1, 1])
+    low, high = intervals(predicted, truth, [str(i) for i in range(42)], 2)["balanced_accuracy"]
+    assert (low, high) == (pytest.approx(0.8125, abs=0.02), pytest.approx(0.9375, abs=0.02))

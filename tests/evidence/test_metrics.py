@@ -49,6 +49,9 @@ def test_calibration_error_of_two_bins() -> None:
     probabilities = np.array([[0.8, 0.2]] * 10 + [[0.6, 0.4]] * 10)
     truth = np.array([0] * 5 + [1] * 5 + [0] * 6 + [1] * 4)
     assert expected_calibration_error(probabilities, truth) == pytest.approx(0.15)
+    # Too sure in one bin and too unsure in another do not make up for each other.
+    truth = np.array([0] * 5 + [1] * 5 + [0] * 9 + [1] * 1)
+    assert expected_calibration_error(probabilities, truth) == pytest.approx(0.3)
 
 
 def test_temperature_recovers_a_known_scale() -> None:

@@ -175,3 +175,20 @@ def test_a_class_that_only_stands_in_groups_of_others_reaches_the_gate() -> None
         assert set(rest.labels.tolist()) == {0, 1, 2}
         assert {t.group for t in few.tiles}.isdisjoint({t.group for t in rest.tiles})
         assert len(few) + len(rest) == 5
+
+
+@pytest.mark.parametrize("sizes", [[5, 400], [20] * 9 + [600], [30, 40, 500, 60]])
+def test_one_large_group_does_not_leave_the_gate_empty_handed(sizes: list[int]) -> None:
+    whole = TileSet(
+        Path(),
+        tuple(
+            Labelled(f"{label}/{group}/{i}", label, f"{label}/{group}", "")
+            for label in range(2)
+            for group, size in enumerate(sizes)
+            for i in range(size)
+        ),
+    )
+    for seed in range(5):
+        few, rest = set_aside(whole, 512, seed)
+        assert len(few) > 0
+        assert (np.bincount(few.labels) <= np.bincount(rest.labels)).all()

@@ -153,3 +153,27 @@ def test_what_a_watch_began_only_a_watch_goes_on_with(out: Path, files: list[Fou
         journal.go_on(IDENTITY, "now")
     journal.go_on(IDENTITY | {"--watch": True}, "now")
     journal.close()
+
+
+def test_a_folder_that_could_not_be_listed_is_asked_again(
+    out: Path, files: list[FoundFile], tmp_path: Path
+) -> None:
+    closed = FoundFile("sub/", str(tmp_path / "in"), "Permission denied")
+    refused = Record("sub/", "unreadable", closed.reason, None, None, None, stamp_of(closed))
+    journal = Journal(out)
+    journal.begin(IDENTITY, "now")
+    journal.append([record(files[0]), refused])
+    journal.close()
+
+    journal = Journal(out)  # it can be listed now
+    journal.go_on(IDENTITY, "later")
+    assert list(journal.without_done(files[:1])) == []
+    assert list(journal.records()) == [record(files[0])]
+    journal.close()
+
+    journal = Journal(out)  # it still cannot: one row, not none and not two
+    journal.go_on(IDENTITY, "later still")
+    assert list(journal.without_done([files[0], closed])) == [closed]
+    journal.append([refused])
+    assert list(journal.records()) == [record(files[0]), refused]
+    journal.close()

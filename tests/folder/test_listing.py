@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,57 @@ def test_a_link_from_one_folder_into_another_gives_no_file_twice(tmp_path: Path)
     (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
     found = gather([tmp_path / "a", tmp_path / "b"], None, None, tmp_path / "rows.csv", [])
     assert [Path(file.location).name for file in found] == ["a.jpg", "b.jpg"]
+
+
+def test_dots_in_names_lead_where_the_system_would_go(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    for name in ("here/a.jpg", "elsewhere/a.jpg"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "list").write_text("a.jpg\nlink/../a.jpg\n./x/../a.jpg\n")
+    found = gather([tmp_path / "here"], tmp_path / "list", None, tmp_path / "rows.csv")
+    read = [Path(file.location).read_text() for file in found]
+    assert read == ["here/a.jpg", "elsewhere/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([b"pa", b"th,subset\na.jpg,test\n"], ["a.jpg"]),
+        ([b"a.j", b"pg\0b.jpg\0"], ["a.jpg", "b.jpg"]),
+        ([b"a.jpg", b"", b"\nb.jpg"], ["a.jpg", "b.jpg"]),
+    ],
+)
+def test_a_pipe_may_bring_a_list_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], expected: list[str]
+) -> None:
+    read, write = os.pipe()
+
+    def write_slowly() -> None:
+        with os.fdopen(write, "wb", buffering=0) as file:
+            for piece in pieces:
+                file.write(piece)
+                time.sleep(0.1)
+
+    threading.Thread(target=write_slowly, daemon=True).start()
+    with os.fdopen(read) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert paths(tmp_path, Path("-")) == expected
+
+
+def test_a_name_that_no_system_takes_is_a_row_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"a.jpg\n" * 20_000 + b"x/../a\0b\n")
+    assert paths(tmp_path, tmp_path / "list") == ["a.jpg", "a\0b"]
+
+
+def test_folders_that_overlap_are_refused_and_thousands_are_no_burden(tmp_path: Path) -> None:
+    for name in ("a/deep", "b"):
+        (tmp_path / name).mkdir(parents=True)
+    for wrong in (["a", "b", "a"], ["a/deep", "b", "a"], ["a", "b/../a/deep"]):
+        with pytest.raises(EdgelungError, match="two rows each"):
+            gather([tmp_path / name for name in wrong], None, None, OUT)
+    files = [tmp_path / f"{i}.jpg" for i in range(3000)]
+    for file in files:
+        file.touch()
+    assert len(list(gather(files, None, None, OUT))) == 3000

@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from edgelung.bundle import Bundle
 from edgelung.errors import EdgelungError
+from edgelung.folder.run import Options, Unbuffered, infer_folder
 from edgelung.folder.summary import summary_path
+from edgelung.tiles.find import find_files
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 
@@ -134,6 +139,11 @@ def test_bench_measures_every_scenario(
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures == json.loads((tmp_path / "bench.json").read_text())
+    (tmp_path / "mine.txt").write_text("precious")
+    refused = cli(*words, "--out", "mine.txt")
+    assert refused.returncode == 2
+    assert "was left alone" in refused.stderr
+    assert (tmp_path / "mine.txt").read_text() == "precious"
     assert figures["samples"]["files"] == 108
     assert figures["threads"] == figures["streams"] == 2
     for kind in ("model", "end_to_end"):
@@ -171,3 +181,42 @@ def test_an_output_whose_name_is_no_utf_8(tiles: Path, bundle_folder: Path, tmp_
     assert (tmp_path / name).is_file()
     summary = json.loads((tmp_path / name).with_suffix(".summary.json").read_text())
     assert summary["out"] == "r\\xe9s.csv"
+
+
+def test_a_share_that_went_away_does_not_end_a_stopped_run(
+    bundle: Bundle, tiles: Path, tmp_path: Path
+) -> None:
+    """Its mount point is an empty folder: the rows so far are not the whole."""
+    out, files = tmp_path / "rows.csv", list(find_files(tiles))[:6]
+
+    def stop(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    options = Options(batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        infer_folder(files, bundle, out, options, on_rows=stop)
+    with pytest.raises(EdgelungError, match="a share that went away"):
+        infer_folder([], bundle, out, options, resume=True)
+    assert not out.exists()
+    result = infer_folder(files, bundle, out, options, resume=True)
+    assert result["files"] == 6
+
+
+def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_all() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    data = bytes(range(256)) * 2000
+    found = bytearray()
+
+    def drain() -> None:
+        while len(found) < len(data):
+            time.sleep(0.001)
+            found.extend(os.read(read, 1 << 14))
+
+    reader = threading.Thread(target=drain, daemon=True)
+    reader.start()
+    assert Unbuffered(write, "a pipe").write(data) == len(data)
+    reader.join(timeout=30)
+    assert bytes(found) == data
+    os.close(read)
+    os.close(write)

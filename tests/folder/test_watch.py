@@ -190,3 +190,19 @@ def test_a_file_that_never_becomes_an_image_does_not_keep_a_core_busy(
     with pytest.raises(KeyboardInterrupt):
         watch._watch(Keeps(), watcher, lambda rows: None)  # type: ignore[arg-type]
     assert watcher.looks == 1
+
+
+def test_a_folder_that_goes_away_does_not_stop_the_others(tmp_path: Path) -> None:
+    said: list[str] = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    folders = [tmp_path / "a", tmp_path / "b"]
+    watcher = Watcher(folders, tmp_path / "rows.csv", [], said.append)
+    (tmp_path / "b" / "1.jpg").write_bytes(b"x")
+    (tmp_path / "a").rmdir()
+    watcher.ready(0)
+    assert names(watcher.ready(SETTLE_SECONDS)) == ["b/1.jpg"]
+    assert said == [f"{tmp_path / 'a'} is not there now; waiting for it"]
+    (tmp_path / "a").mkdir()
+    watcher.ready(9)
+    assert said[1:] == [f"{tmp_path / 'a'} is there again"]

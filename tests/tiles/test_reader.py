@@ -2,19 +2,20 @@
 
 import io
 import os
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from edgelung.errors import EdgelungError
 from edgelung.tiles import reader as reader_module
 from edgelung.tiles.reader import (
     ReaderSpec,
     TileError,
-    _jpeg_header,
+    _may_hold_exif,
     decode_tile,
     read_bytes,
     read_tile,
@@ -275,15 +276,52 @@ def test_folders_in_a_list_leave_no_descriptor_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("junk", [b"", b"\xff\xfe\0\5abc", b"junk"])
 def test_the_header_is_read_whatever_stands_in_it(junk: bytes) -> None:
-    """EXIF and the kind of a JPEG are found behind a comment, and behind what is no segment."""
+    """EXIF is found behind a comment, and behind what is no segment."""
     exif = Image.Exif()
     exif[0x0112] = 6
     plain = encoded(picture(), "JPEG")
     turned = encoded(picture(), "JPEG", exif=exif)
-    many = encoded(picture(), "JPEG", progressive=True)
-    found = [_jpeg_header(d[:2] + junk + d[2:]) for d in (plain, turned, many)]
-    if junk == b"junk":
-        assert [exif for _, exif in found] == [False, True, False]
-        assert found[2][0]
-    else:
-        assert found == [(False, False), (False, True), (True, False)]
+    found = [_may_hold_exif(d[:2] + junk + d[2:]) for d in (plain, turned)]
+    assert found == [False, True]
+
+
+def test_a_png_with_its_tail_zeroed_is_never_predicted() -> None:
+    """What a power cut or a preallocated file leaves; Pillow skips the checksums of pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), "PNG")
+    for kept in np.linspace(100, len(data) - 5, 40).astype(int):
+        with pytest.raises(TileError) as caught:
+            decode_tile(data[:kept] + bytes(len(data) - kept), SPEC)
+        assert caught.value.status in ("corrupt", "truncated")
+    for cut in (1, 4, 12, 13):  # into and before the end mark
+        with pytest.raises(TileError) as caught:
+            decode_tile(data[:-cut], SPEC)
+        assert caught.value.status == "truncated"
+
+
+def test_a_png_with_much_text_and_a_large_profile_is_a_tile() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("notes", "x" * 2_000_000, zip=True)
+    profile = zlib.compress(bytes(100)) + bytes(1_500_000)
+    data = encoded(picture(64, 64), "PNG", pnginfo=text, icc_profile=profile)
+    np.testing.assert_array_equal(decode_tile(data, SPEC), np.asarray(picture(64, 64)))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_thousands_of_scans_are_refused_at_once(progressive: bool) -> None:
+    """Each scan, however empty, costs libjpeg a pass over all pixels."""
+    data = encoded(picture(), "JPEG", progressive=progressive)
+    scan = bytes.fromhex("ffda0008010100003f00")
+    with pytest.raises(TileError) as caught:
+        decode_tile(data[:-2] + 600 * scan + data[-2:], SPEC)
+    assert caught.value.status == "too-large"
+    # Markers in what follows the picture, as in a phone's moving pictures, are no scans.
+    decode_tile(data + 600 * b"\xff\xda\x12\x34", SPEC)
+
+
+def test_half_a_cmyk_jpeg_is_found_out_though_it_is_closed() -> None:
+    data = encoded(picture(200, 200).convert("CMYK"), "JPEG", quality=95)
+    decode_tile(data, SPEC)
+    with pytest.raises(TileError) as caught:
+        decode_tile(data[: len(data) // 2] + b"\xff\xd9", SPEC)
+    assert caught.value.status in ("truncated", "corrupt")

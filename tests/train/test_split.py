@@ -12,6 +12,7 @@ from edgelung.train.split import (
     SplitTile,
     join_duplicates,
     mates_in_training,
+    of_two_classes,
     split_at_random,
     split_by_group,
     split_counts,
@@ -203,6 +204,17 @@ def test_an_empty_class_and_a_name_that_is_no_utf_8(tiles: Path, tmp_path: Path)
     told: dict[str, str] = {}
     index_tiles(tmp_path, on_error=told.__setitem__)
     assert told == {"lung_aca/t\\xe9.jpeg": "its name is not UTF-8"}
+
+
+def test_a_space_behind_a_group_makes_no_other_group(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text("path,group\na/1.png,s1\na/2.png,s1 \n")
+    assert read_groups(path, [tile("a/1.png"), tile("a/2.png")]) == ["s1", "s1"]
+
+
+def test_one_file_under_two_labels_is_named() -> None:
+    tiles = [tile("a/1", "a", "x"), tile("a/2", "a", "x"), tile("b/1", "b", "x"), tile("b/2", "b")]
+    assert list(of_two_classes(tiles)) == [("a/1", "b/1")]
 
 
 def test_groups_that_contradict_each_other_or_are_of_another_folder(tmp_path: Path) -> None:

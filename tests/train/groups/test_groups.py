@@ -138,6 +138,13 @@ def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) ->
     ]
 
 
+def test_a_class_may_be_called_mixed(folder: Path, tmp_path: Path) -> None:
+    """As the mixed subtype is."""
+    (folder / "a").rename(folder / "mixed-type")
+    found = audit_folder(folder, tmp_path / "audit", None, lambda text: None)
+    assert len(found["groups_across_classes"]) == 1
+
+
 def test_an_audit_shows_links_between_known_groups(folder: Path, tmp_path: Path) -> None:
     known = tmp_path / "known.csv"
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
