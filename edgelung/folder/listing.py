@@ -158,7 +158,7 @@ def _paths(listing: Path, name: str, subset: str | None) -> Iterator[str]:
             first = b""  # a pipe may bring a name in pieces
             while not (b"\n" in first or b"\0" in first) and (more := source.read1(_BLOCK)):
                 first += more
-            file = io.BufferedReader(_Again(first, source))
+            file: io.BufferedReader = io.BufferedReader(_Again(first, source))
             head = first.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].lower()
             if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise EdgelungError(f"{name} is UTF-16; save it as UTF-8")
