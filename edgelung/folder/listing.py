@@ -94,7 +94,8 @@ def _refuse_overlap(inputs: Sequence[Path]) -> None:
         for parent in resolved.parents:
             if parent in given:
                 raise EdgelungError(
-                    f"{folder} lies in {given[parent]}; its files would have two rows each"
+                    f"{given[parent]} is named too, and {folder} lies in it; its files would have "
+                    "two rows each"
                 )
 
 
