@@ -107,9 +107,8 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     for subset, labels in counts.items():
         parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
         say(f"{subset:5} tiles (groups): {parts}")
-    for one, other in of_two_classes([row.tile for row in split]):
-        say(f"one file under two labels: {one} and {other}; `edgelung audit` lists all such")
-        break
+    if twice := next(of_two_classes([row.tile for row in split]), None):
+        say(f"one file under two labels: {' and '.join(twice)}; `edgelung audit` lists all such")
     mates = mates_in_training(split)
     if recipe.split.by == "random":
         tested = sum(labels["tiles"] for labels in counts["test"].values())

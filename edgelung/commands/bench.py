@@ -68,8 +68,8 @@ def bench(
 
 def _is_bench(path: Path) -> bool:
     try:
-        return "single_stream" in json.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError):
+        return bool(json.loads(path.read_bytes())["kind"] == "edgelung bench")
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 

@@ -87,9 +87,10 @@ def _is_own(file: FoundFile, written: set[tuple[str, Path]]) -> bool:
 def _refuse_overlap(inputs: Sequence[Path]) -> None:
     given: dict[Path, Path] = {}
     for folder in inputs:
-        first = given.setdefault(folder.resolve(), folder)
-        if first is not folder:
-            raise EdgelungError(f"{folder} is {first}; its files would have two rows each")
+        if (resolved := folder.resolve()) in given:
+            same = given[resolved]
+            raise EdgelungError(f"{folder} is {same}; its files would have two rows each")
+        given[resolved] = folder
     for resolved, folder in given.items():
         for parent in resolved.parents:
             if parent in given:

@@ -155,6 +155,8 @@ def test_folders_that_overlap_are_refused_and_thousands_are_no_burden(tmp_path: 
     for wrong in (["a", "b", "a"], ["a/deep", "b", "a"], ["a", "b/../a/deep"]):
         with pytest.raises(EdgelungError, match="two rows each"):
             gather([tmp_path / name for name in wrong], None, None, OUT)
+    with pytest.raises(EdgelungError, match="two rows each"):
+        gather([tmp_path] * 2, None, None, OUT)
     files = [tmp_path / f"{i}.jpg" for i in range(3000)]
     for file in files:
         file.touch()
