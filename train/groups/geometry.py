@@ -29,16 +29,11 @@ class Proof:
     matrix: npt.NDArray[np.float64]
 
 
-def prove(first: Keypoints, second: Keypoints) -> Proof | None:
-    """The better of the similarities that explain two tiles, as they are or mirrored, if any."""
-    a = unit(first.descriptors)
-    proofs = [_fit(first, a, second, False), _fit(first, a, second.mirrored(), True)]
-    found = [proof for proof in proofs if proof is not None]
-    return max(found, key=lambda proof: proof.inliers) if found else None
-
-
-def _fit(first: Keypoints, a: Floats, second: Keypoints, mirrored: bool) -> Proof | None:
-    left, right = _matches(a, unit(second.descriptors))
+def prove(first: Keypoints, second: Keypoints, mirrored: bool) -> Proof | None:
+    """The similarity that explains the second tile, as it is or mirrored, by the first, if any."""
+    if mirrored:
+        second = second.mirrored()
+    left, right = _matches(unit(first.descriptors), unit(second.descriptors))
     if len(left) < MIN_MATCHES:
         return None
     agreeing = _agreeing(first.place[left], second.place[right])

@@ -7,23 +7,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from edgelung.train.forest import Forest
-from edgelung.train.groups.candidates import find_candidates
+from edgelung.train.groups.candidates import Voting, find_candidates
+from edgelung.train.groups.coverage import furthest, lay_out
 from edgelung.train.groups.geometry import Proof, prove
-from edgelung.train.groups.keypoints import MANY, Bytes, Keypoints, find_keypoints
+from edgelung.train.groups.keypoints import CLOSE, MANY, Bytes, Keypoints, find_keypoints
 
-LINK = 12  # inliers that connect two tiles; of 95,000 pairs of strangers none had over 5
-DOUBT = 6  # inliers among the few keypoints at which the many are asked
-SURE = 20  # inliers among the few that need no second look
-MIN_VOTES = 6
-TRIES = (4, 2)  # failed proofs that a tile may ask for, in the first and in the second round
+LINK = 12  # inliers that connect two tiles; of 12,000 pairs refused none had over 5
+DOUBT = 6  # inliers from which more keypoints are asked …
+SURE = 20  # … up to these
+MIN_VOTES = 4
+# A tile's neighbours in the first round are the twenty of its source; in the second there are none.
+VOTING = (Voting(indexed=128, asking=64, neighbours=32), Voting(1000, 1000, 16))
+TRIES = (4, 16)  # failed proofs that a tile may ask for in either round
 REPRESENTATIVES = 2  # tiles that stand for a group in the second round
 _BATCH = 64
 
-Pair = tuple[int, int]
+Groups = tuple[int, int]
+Pair = tuple[int, int, bool]  # places of two tiles, and whether the second is turned over
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +82,11 @@ def group_tiles(
 
         few = list(pool.map(keypoints, alone))
         found.plain = [i for i, points in zip(alone, few, strict=True) if len(points) < LINK]
-        search.connect(pool, alone, few, TRIES[0])
+        search.connect(pool, alone, few, VOTING[0], TRIES[0])
         del few
-        chosen = _representatives([forest.root(i) for i in range(count)])
-        search.connect(pool, chosen, list(pool.map(search.many, chosen)), TRIES[1])
+        chosen = _representatives([forest.root(i) for i in range(count)], found.links)
+        many = list(pool.map(search.many, chosen))
+        search.connect(pool, chosen, many, VOTING[1], TRIES[1])
     numbers: dict[int, int] = {}
     found.group = [numbers.setdefault(forest.root(i), len(numbers)) for i in range(count)]
     found.refused.sort(key=lambda link: -link.proof.inliers)
@@ -96,12 +100,14 @@ class _Search:
         self._forest = forest
         self._found = found
         self.many = lru_cache(maxsize=2048)(lambda tile: find_keypoints(read(tile), MANY))
+        self._close = lru_cache(maxsize=128)(lambda tile: find_keypoints(read(tile), CLOSE))
 
     def connect(
         self,
         pool: ThreadPoolExecutor,
         tiles: Sequence[int],
         keypoints: Sequence[Keypoints],
+        voting: Voting,
         tries: int,
     ) -> None:
         """Join the groups of `tiles` that are proven to show one piece of tissue.
@@ -109,15 +115,14 @@ class _Search:
         A pair is looked at while either tile has failed less than `tries` times, so that the work
         is bounded by the number of tiles, however much they look alike.
         """
-        candidates = find_candidates(keypoints)
+        candidates = find_candidates(keypoints, voting)
         enough = candidates.votes >= MIN_VOTES
-        pairs = zip(
-            candidates.first[enough].tolist(), candidates.second[enough].tolist(), strict=True
-        )
+        columns = (candidates.first, candidates.second, candidates.mirrored)
+        pairs = zip(*(column[enough].tolist() for column in columns), strict=True)
         failed: Counter[int] = Counter()
 
-        def between(pair: Pair) -> Pair:
-            low, high = sorted(self._forest.root(tiles[i]) for i in pair)
+        def between(pair: Pair) -> Groups:
+            low, high = sorted(self._forest.root(tiles[i]) for i in pair[:2])
             return low, high
 
         def is_open(pair: Pair) -> bool:
@@ -125,18 +130,22 @@ class _Search:
             return low != high and min(failed[pair[0]], failed[pair[1]]) < tries
 
         def proof(pair: Pair) -> Proof | None:
-            i, j = pair
-            found = prove(keypoints[i], keypoints[j])
-            if found is None or not DOUBT <= found.inliers < SURE:
-                return found
-            return prove(self.many(tiles[i]), self.many(tiles[j]))
+            i, j, mirrored = pair
+            found = prove(keypoints[i], keypoints[j], mirrored)
+            for closer in (self.many, self._close):
+                if found is None or not DOUBT <= found.inliers < SURE:
+                    break
+                again = prove(closer(tiles[i]), closer(tiles[j]), mirrored)
+                found = max(found, again or found, key=lambda proof: proof.inliers)
+            return found
 
         # Threads share the work pair by pair; numpy's own within a pair would be in their way.
         with threadpool_limits(1, "blas"):
             for batch in _batches(pairs, is_open, between):
-                for (i, j), result in zip(batch, pool.map(proof, batch), strict=True):
+                for pair, result in zip(batch, pool.map(proof, batch), strict=True):
+                    i, j, _ = pair
                     if result is not None and result.inliers >= LINK:
-                        if is_open((i, j)):
+                        if is_open(pair):
                             self._found.links.append(Link(tiles[i], tiles[j], result))
                         self._forest.join(tiles[i], tiles[j])
                         continue
@@ -146,12 +155,12 @@ class _Search:
 
 
 def _batches(
-    pairs: Iterable[Pair], is_open: Callable[[Pair], bool], between: Callable[[Pair], Pair]
+    pairs: Iterable[Pair], is_open: Callable[[Pair], bool], between: Callable[[Pair], Groups]
 ) -> Iterator[list[Pair]]:
     """Pairs to be proven side by side, one of each two groups: the others wait for its answer."""
     source, waiting, more = iter(pairs), list[Pair](), True
     while more or waiting:
-        batch: dict[Pair, Pair] = {}
+        batch: dict[Groups, Pair] = {}
         still: list[Pair] = []
         for pair in waiting:
             if is_open(pair):
@@ -171,16 +180,20 @@ def _batches(
             yield list(batch.values())
 
 
-def _representatives(roots: Sequence[int]) -> list[int]:
-    """A few tiles of every group, spread over its members; all of a small one."""
+def _representatives(roots: Sequence[int], links: Sequence[Link]) -> list[int]:
+    """A few tiles of every group, those that show most of it; all of a small one."""
     members: dict[int, list[int]] = {}
     for tile, root in enumerate(roots):
         members.setdefault(root, []).append(tile)
+    within: dict[int, list[tuple[int, int, Proof]]] = {root: [] for root in members}
+    for link in links:
+        within[roots[link.first]].append((link.first, link.second, link.proof))
     chosen: list[int] = []
-    for tiles in members.values():
+    for root, tiles in members.items():
         # A group joined of many fields needs more to stand for it.
         most = max(REPRESENTATIVES, len(tiles) // 15)
-        chosen += [
-            tiles[i] for i in np.linspace(0, len(tiles) - 1, min(most, len(tiles))).astype(int)
-        ]
-    return sorted(set(chosen))
+        if within[root]:
+            linked = {tile for first, second, _ in within[root] for tile in (first, second)}
+            tiles = furthest(lay_out(sorted(linked), within[root]), most)
+        chosen += tiles[:most]
+    return sorted(chosen)

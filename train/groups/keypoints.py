@@ -15,8 +15,10 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 SIZE = 224  # pixels that tiles are read at
-FEW, MANY = 256, 1000  # keypoints kept, strongest first: to find pairs, and to prove them
-_CONTRAST = {FEW: (0.04, 0.01), MANY: (0.005,)}  # OpenCV's thresholds, tried in turn
+# Keypoints kept, strongest first: to find pairs, to prove them, and to look closer where in doubt.
+FEW, MANY, CLOSE = 256, 1000, 4000
+_CONTRAST = {FEW: (0.04, 0.01), MANY: (0.005,), CLOSE: (0.002,)}  # OpenCV's, tried in turn
+_ENLARGED = {FEW: 1, MANY: 1, CLOSE: 2}
 _SCALE = np.float32(512)  # descriptors are unit vectors without negative parts: 0…0.5 → 0…255
 
 # SIFT's descriptor is 4 rows x 4 columns x 8 directions, along the keypoint's own. Turned over,
@@ -49,8 +51,11 @@ class Keypoints:
 
 
 def find_keypoints(pixels: Bytes, most: int = FEW) -> Keypoints:
-    """The FEW or MANY strongest keypoints of a uint8 [SIZE, SIZE, 3] tile; none if it is blank."""
+    """The FEW, MANY or CLOSE strongest keypoints of a uint8 [SIZE, SIZE, 3] tile; none if blank."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    times = _ENLARGED[most]
+    if times > 1:
+        grey = cv2.resize(grey, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
     for sift in _detectors(most):
         found, descriptors = sift.detectAndCompute(grey, None)
         if len(found) >= most // 2:
@@ -58,11 +63,13 @@ def find_keypoints(pixels: Bytes, most: int = FEW) -> Keypoints:
     if not found:
         return Keypoints(np.empty((0, 4), np.float32), np.empty((0, 128), np.uint8))
     strongest = np.argsort([-point.response for point in found], kind="stable")[:most]
-    place = [(*found[i].pt, found[i].size, found[i].angle) for i in strongest]
+    place = np.array([(*found[i].pt, found[i].size, found[i].angle) for i in strongest])
+    place[:, :2] = (place[:, :2] + 0.5) / times - 0.5  # pixels are squares: so do sizes change
+    place[:, 2] /= times
     chosen = descriptors[strongest]
     root = np.sqrt(chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1e-9))
     return Keypoints(
-        np.array(place, np.float32), np.minimum(np.rint(root * _SCALE), 255).astype(np.uint8)
+        place.astype(np.float32), np.minimum(np.rint(root * _SCALE), 255).astype(np.uint8)
     )
 
 

@@ -13,10 +13,12 @@ from PIL import Image
 from edgelung.errors import EdgelungError
 from edgelung.tiles.reader import ReaderSpec, decode_tile, read_tile
 from edgelung.train.audit import audit_folder
+from edgelung.train.groups import grouping
 from edgelung.train.groups.candidates import find_candidates, fold
-from edgelung.train.groups.geometry import prove
-from edgelung.train.groups.grouping import LINK, group_tiles
-from edgelung.train.groups.keypoints import MIRROR, SIZE, find_keypoints
+from edgelung.train.groups.coverage import furthest, lay_out
+from edgelung.train.groups.geometry import Proof, prove
+from edgelung.train.groups.grouping import LINK, VOTING, group_tiles
+from edgelung.train.groups.keypoints import MANY, MIRROR, SIZE, find_keypoints
 from edgelung.train.synthetic import write_dataset
 
 
@@ -63,10 +65,12 @@ def test_folded_descriptors_do_not_know_left_from_right(sources) -> None:
 )
 def test_the_similarity_is_the_one_that_was_applied(sources, angle, scale, mirror) -> None:
     first, second = sources[1], changed(sources[1], angle, scale, mirror)
-    proof = prove(find_keypoints(second), find_keypoints(first))
+    proof = prove(find_keypoints(second), find_keypoints(first), mirror)
     assert proof is not None
     assert proof.inliers >= LINK
     assert proof.mirrored == mirror
+    wrong = prove(find_keypoints(second), find_keypoints(first), not mirror)
+    assert wrong is None or wrong.inliers < LINK
     expected = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, scale)
     size = np.hypot(proof.matrix[0, 0], proof.matrix[1, 0])
     assert size == pytest.approx(scale, rel=0.02)
@@ -90,6 +94,43 @@ def test_an_overlap_in_another_colour_is_found(sources) -> None:
     assert group_tiles(2, [left, right].__getitem__, "ab").group == [0, 0]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_strip_in_common_is_enough(sources, seed: int) -> None:
+    """Two fields that share a seventh of their width, each with turned and cropped copies."""
+    rng = np.random.default_rng(seed)
+    wide = np.hstack([sources[3 * seed], sources[3 * seed + 1]])
+    fields = [wide[:, 64 : 64 + SIZE], wide[:, 64 + SIZE - 32 :]]
+    wide_enough = [np.ascontiguousarray(cv2.resize(field, (SIZE, SIZE))) for field in fields]
+    others = [tile for i, tile in enumerate(sources) if i // 3 != seed]
+    tiles = [
+        changed(tile, angle, 1 + abs(angle) / 60, bool(rng.integers(2)))
+        for tile in (*wide_enough, *others)
+        for angle in (0.0, *rng.uniform(8, 25, 5) * rng.choice([-1, 1], 5))
+    ]
+    found = group_tiles(len(tiles), tiles.__getitem__, range(len(tiles)))
+    assert found.group == [max(0, i // 6 - 1) for i in range(len(tiles))]
+
+
+def test_what_shows_most_of_a_field_stands_for_it() -> None:
+    """Crops of one field, one of them mirrored, and a neighbour half a tile to the right."""
+
+    def crop(x: float, y: float, scale: float, mirrored: bool = False) -> Proof:
+        return Proof(50, mirrored, np.array([[scale, 0, x], [0, scale, y]], float))
+
+    links = [(3, 5, crop(20, 30, 0.5)), (5, 6, crop(-60, -60, 1.6, True)), (3, 9, crop(112, 0, 1))]
+    fields = lay_out([3, 5, 6, 9], links)
+    np.testing.assert_allclose(fields[5], [[20, 30], [132, 30], [132, 142], [20, 142]])
+    # 6 in pixels of 5: x' = 1.6 · (223 − x) − 60; in those of 3: 20 + x' / 2.
+    assert fields[6][:, 0] == pytest.approx([168.4, -10.8, -10.8, 168.4])
+    assert fields[6][:, 1] == pytest.approx([0, 0, 179.2, 179.2])
+    assert furthest(fields, 2) == [3, 9]
+    assert sorted(furthest(fields, 4)) == [3, 5, 6, 9]
+    assert furthest(fields, 9)[:2] == [3, 9]
+    roots = [0, 1, 0, 3, 4, 3, 3, 0, 0, 3]  # 3, 5, 6, 9 and others without a link
+    found = grouping._representatives(roots, [grouping.Link(*link) for link in links])
+    assert found == [0, 1, 2, 3, 4, 9]
+
+
 def test_plain_tiles_join_only_identical_files() -> None:
     white = np.full((SIZE, SIZE, 3), 240, np.uint8)
     found = group_tiles(3, lambda index: white, ["same", "other", "same"])
@@ -99,9 +140,18 @@ def test_plain_tiles_join_only_identical_files() -> None:
 
 def test_the_order_of_pairs_is_by_votes(sources) -> None:
     tiles = [sources[0], sources[4], changed(sources[0], 5, 1.0, False)]
-    found = find_candidates([find_keypoints(tile) for tile in tiles])
-    assert (found.first[0], found.second[0]) == (0, 2)
+    found = find_candidates([find_keypoints(tile) for tile in tiles], VOTING[0])
+    assert (found.first[0], found.second[0], found.mirrored[0]) == (0, 2, False)
     assert (np.diff(found.votes) <= 0).all()
+
+
+def test_only_votes_for_one_turn_count(sources) -> None:
+    """Strangers share many a keypoint, but each at an angle of its own."""
+    tiles = [*sources, changed(sources[0], 20, 1.2, True)]
+    found = find_candidates([find_keypoints(tile, MANY) for tile in tiles], VOTING[1])
+    assert (found.first[0], found.second[0], found.mirrored[0]) == (0, 12, True)
+    strangers = found.votes[(found.second != 12) | (found.first != 0)]
+    assert strangers[0] < found.votes[0] / 4
 
 
 @pytest.fixture
