@@ -1,12 +1,14 @@
 """What an engine is: uint8 tiles in, probabilities out."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB: one decoded tile
 AS_IN_FILE = "as in the file"  # of floating point: each tensor in its own type
 Probabilities = npt.NDArray[np.float32]  # (N, classes)
 
@@ -35,6 +37,24 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back what the runtime holds."""
         ...
+
+
+class ResizingEngine(Engine, Protocol):
+    """An engine that also takes decoded tiles, and resizes them on its device."""
+
+    @property
+    def resizes(self) -> bool:
+        """Whether it can here, and gave the reader's pixels when it was tried."""
+        ...
+
+    def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
+        """As `infer`, of uint8 RGB tiles (H, W, 3) of any sizes."""
+        ...
+
+
+def resizes(engine: Engine) -> TypeGuard[ResizingEngine]:
+    """Whether decoded tiles can be left to the engine to resize."""
+    return bool(getattr(engine, "resizes", False))
 
 
 class EngineFactory(Protocol):

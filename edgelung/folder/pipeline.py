@@ -4,7 +4,8 @@ Where the engine runs several batches side by side (a CPU: one single-threaded s
 each of its threads decodes the batch that it then predicts. As many threads are busy as there are
 cores, whatever decoding and the model cost and however many cores there are: there is no split
 between them to get wrong. Where the engine works elsewhere, or takes all cores for one batch,
-decoding runs ahead on threads of its own. libjpeg-turbo, Pillow and the engines release the GIL.
+decoding runs ahead on threads of its own, and the resize is left to an engine that can do it on its
+device. libjpeg-turbo, Pillow and the engines release the GIL.
 
 Whole batches wait in a bounded window, so memory does not grow with the folder.
 """
@@ -13,18 +14,27 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgelung.engines.base import Engine, Probabilities, Tiles
+from edgelung.engines.base import Engine, Pixels, Probabilities, Tiles, resizes
 from edgelung.errors import one_line
 from edgelung.tiles.find import FoundFile
-from edgelung.tiles.reader import ReaderSpec, TileError, looks_like_image, read_tile
+from edgelung.tiles.reader import (
+    ReaderSpec,
+    TileError,
+    looks_like_image,
+    read_pixels,
+    read_tile,
+    resize,
+)
 
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
+# Of a decoded tile that is left to the engine to resize: some hundred of them wait at once.
+MOST_PIXELS = 2 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +59,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
+    """What became of a file; `pixels` where they are not yet in the batch but to be resized."""
+
     error: TileError | None
     stamp: Stamp | None
     seconds: float
+    pixels: Pixels | None = None
 
 
 def default_batch_size(engine: Engine) -> int:
@@ -88,7 +101,7 @@ def predict_batches(
     up, so that no prediction can land on another file's row.
     """
     window: deque[Future[list[Row]]] = deque()
-    ahead = decoders(engine, batch_size, threads)
+    ahead, leave = decoders(engine, batch_size, threads), resizes(engine)
     # Decoding ahead: one batch decoding, one decoded and waiting, the rest in the engine. Else what
     # waits is rows, not pixels, and a batch of slow files should not hold up the others.
     depth = engine.concurrency + 2 if ahead else 4 * engine.concurrency
@@ -102,7 +115,7 @@ def predict_batches(
                 if decode_pool:
                     buffer = _buffer(chunk, reader)
                     decoded = [
-                        decode_pool.submit(_decode_into, buffer, i, file, reader)
+                        decode_pool.submit(_decode_into, buffer, i, file, reader, leave)
                         for i, file in enumerate(chunk)
                     ]
                     work = engine_pool.submit(
@@ -134,7 +147,8 @@ def predict_batch(
 ) -> list[Row]:
     """The rows of one batch, decoded and predicted by the calling thread."""
     buffer = _buffer(files, reader)
-    decoded = [_decode_into(buffer, i, file, reader) for i, file in enumerate(files)]
+    leave = resizes(engine)
+    decoded = [_decode_into(buffer, i, file, reader, leave) for i, file in enumerate(files)]
     return _predict_batch(files, buffer, decoded, engine, reference)
 
 
@@ -148,23 +162,32 @@ def _predict_decoded(
     return _predict_batch(files, buffer, [d.result() for d in decoded], engine, reference)
 
 
-def _decode_into(buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec) -> _Decoded:
+def _decode_into(
+    buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec, leave: bool
+) -> _Decoded:
+    """Read the file into its place; where `leave`, what is not yet of that size stays beside it."""
     start = time.perf_counter()
     stamp = stamp_of(file)
-    error = None
+    error = pixels = None
     try:
         if file.reason:
             raise TileError("unreadable", file.reason)
         if not file.is_image and not looks_like_image(file.location):
             raise TileError("skipped", "no image by its name or first bytes")
-        read_tile(file.location, reader, buffer[index])
+        if leave:
+            pixels = read_pixels(file.location, reader)
+            if pixels.shape == buffer[index].shape or pixels.size > 3 * MOST_PIXELS:
+                resize(pixels, reader.size, buffer[index])
+                pixels = None
+        else:
+            read_tile(file.location, reader, buffer[index])
     except TileError as caught:
         error = caught
     except MemoryError:
         error = TileError("too-large", "not enough memory to decode it")
     except Exception as caught:  # whatever a decoder thinks of next: one file's row, not the run
         error = TileError("corrupt", one_line(caught))
-    return _Decoded(error, stamp, time.perf_counter() - start)
+    return _Decoded(error, stamp, time.perf_counter() - start, pixels)
 
 
 def stamp_of(file: FoundFile) -> Stamp | None:
@@ -174,6 +197,15 @@ def stamp_of(file: FoundFile) -> Stamp | None:
     except (OSError, ValueError):  # ValueError: a NUL in a listed name
         return None
     return info.st_size, info.st_mtime_ns
+
+
+def _infer(engine: Engine, tiles: Tiles, to_resize: Mapping[int, Pixels]) -> Probabilities:
+    """Probabilities of `tiles`, in some places of which there are still pixels to be resized."""
+    if to_resize and resizes(engine):
+        return engine.infer_pixels([to_resize.get(i, tile) for i, tile in enumerate(tiles)])
+    for i, pixels in to_resize.items():
+        resize(pixels, tiles.shape[1], tiles[i])
+    return engine.infer(tiles)
 
 
 def _predict_batch(
@@ -188,10 +220,13 @@ def _predict_batch(
     seconds = 0.0
     if good:
         tiles = buffer if len(good) == len(files) else buffer[good]
+        to_resize = {
+            k: pixels for k, i in enumerate(good) if (pixels := decoded[i].pixels) is not None
+        }
         start = time.perf_counter()
-        probabilities = engine.infer(tiles)
+        probabilities = _infer(engine, tiles, to_resize)
         seconds = time.perf_counter() - start
-        compared = reference.infer(tiles) if reference else None
+        compared = _infer(reference, tiles, to_resize) if reference else None
     place = {i: k for k, i in enumerate(good)}
     rows = []
     for i, (file, one) in enumerate(zip(files, decoded, strict=True)):

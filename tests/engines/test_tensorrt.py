@@ -4,17 +4,21 @@ The driver and TensorRT are pretended (fake_gpu.py); their names and signatures 
 real bindings, and the pixels and probabilities are real.
 """
 
+import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgelung.bundle import Bundle
 from edgelung.engines import choose, cuda
@@ -26,7 +30,9 @@ from edgelung.engines.tensorrt.cache import EngineCache
 from edgelung.engines.tensorrt.engine import LANES, TensorRtEngine
 from edgelung.engines.tensorrt.flavour import load_flavour
 from edgelung.errors import EdgelungError
+from edgelung.folder.pipeline import Row, predict_batches
 from edgelung.kernels import build as kernels_build
+from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, resize
 
 RECORDS = json.loads(Path(__file__).with_name("tensorrt_api.json").read_text())
@@ -147,28 +153,100 @@ def test_two_threads_get_their_own_rows(bundle: Bundle, gpu: Any, open_small: An
     np.testing.assert_array_equal(found[0], first)  # results are the caller's own
 
 
-def test_tiles_of_any_size_are_resized_on_the_device(
-    bundle: Bundle, gpu: Any, open_small: Any, tmp_path: Path
-) -> None:
-    import ctypes
-    import shutil
-
-    from PIL import Image
-
+@pytest.fixture
+def twin(gpu: Any, tmp_path: Path) -> None:
+    """Kernels on the pretended GPU: those of the host twin."""
     if shutil.which("g++") is None or kernels_build.read_record() is None:
         pytest.skip("needs g++ and built kernels")
     gpu.twin = ctypes.CDLL(str(kernels_build.build_host(tmp_path / "twin.so")))
+
+
+SHAPES = [(64, 64), (300, 200), (17, 90), (64, 65), (1, 1), (500, 64), (90, 90), (3, 700)]
+
+
+def test_tiles_of_any_size_are_resized_on_the_device(
+    bundle: Bundle, gpu: Any, twin: None, open_small: Any
+) -> None:
     rng = np.random.default_rng(3)
-    shapes = [(64, 64), (300, 200), (17, 90), (64, 65), (1, 1), (500, 64), (90, 90), (3, 700)] * 2
-    images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
-    read = np.stack([np.asarray(resize(Image.fromarray(image), 64)) for image in images])
+    images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in SHAPES * 2]
+    read = np.stack([np.asarray(resize(image, 64)) for image in images])
     engine = open_small()
-    for part in (slice(0, 16), slice(0, 3), slice(5, 16)):
+    assert engine.resizes
+    parts = (slice(0, 16), slice(0, 3), slice(5, 16))
+    for part in parts * 4:  # graphs come in from the second time on
         np.testing.assert_array_equal(
             engine.infer_pixels(images[part]), expected(bundle, read[part])
         )
+    assert any(op == "graph" for _, op in gpu.log)
     engine.close()
     assert gpu.live == {}
+
+
+def rows_of(engine: Any, folder: Path, **more: Any) -> list[Row]:
+    batches = predict_batches(
+        find_files(folder), ReaderSpec(size=64), engine, batch_size=8, threads=2, **more
+    )
+    return [row for batch in batches for row in batch]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Files of many sizes, of the engine's own too, one broken, one too large for the device."""
+    rng = np.random.default_rng(5)
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for i, (height, width) in enumerate([*SHAPES * 2, (1200, 2000)]):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    (folder / "05.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    return folder
+
+
+def test_the_folder_run_leaves_the_resize_to_the_device(
+    bundle: Bundle, gpu: Any, twin: None, open_small: Any, mixed: Path
+) -> None:
+    plain = rows_of(OnnxRuntimeEngine(bundle.variants["fp32"].path, 1), mixed)
+    engine = open_small()
+    found = rows_of(engine, mixed, reference=OnnxRuntimeEngine(bundle.variants["fp32"].path, 1))
+    assert sum(op == "resize_rows" for _, op in gpu.log) >= 1 + 2  # the trial, then two batches
+    assert [row.status for row in found] == [row.status for row in plain]
+    assert [row.status for row in found].count("ok") == 16
+    for ours, theirs in zip(found, plain, strict=True):
+        if theirs.probabilities is not None:
+            np.testing.assert_array_equal(ours.probabilities, theirs.probabilities)
+            np.testing.assert_array_equal(ours.reference, theirs.probabilities)
+    engine.close()
+    assert gpu.live == {}
+
+
+@pytest.mark.parametrize("broken", ["other pixels", "no kernels", "no launch"])
+def test_a_device_that_does_not_resize_as_the_reader_leaves_it_to_the_cpu(
+    bundle: Bundle,
+    gpu: Any,
+    twin: None,
+    open_small: Any,
+    mixed: Path,
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if broken == "other pixels":
+        gpu.twin = SimpleNamespace(
+            host_resize_weights=gpu.twin.host_resize_weights,
+            host_resize_rows=lambda *arguments: None,
+            host_resize_columns=gpu.twin.host_resize_columns,
+        )
+    elif broken == "no kernels":
+        monkeypatch.setattr(kernels_build, "read_record", lambda: None)
+    else:
+        gpu.failing["launch"] = RuntimeError("no kernel image is available")
+    engine = open_small()
+    found = rows_of(engine, mixed)
+    plain = rows_of(OnnxRuntimeEngine(bundle.variants["fp32"].path, 1), mixed)
+    for ours, theirs in zip(found, plain, strict=True):
+        if theirs.probabilities is not None:
+            np.testing.assert_array_equal(ours.probabilities, theirs.probabilities)
+    assert "on the CPU" in (said := capsys.readouterr().err) or "the CPU resizes" in said
 
 
 # ---- errors -------------------------------------------------------------------------------------

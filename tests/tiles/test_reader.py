@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 from edgelung.errors import EdgelungError
@@ -124,6 +125,15 @@ def test_real_tiles_match_pillow(real_tiles: Path) -> None:
         expected = Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
         difference = np.abs(read_tile(path, spec).astype(int) - np.asarray(expected).astype(int))
         assert difference.mean() < 1.5, path
+
+
+@pytest.mark.data
+def test_a_decode_at_full_size_is_not_the_readers(real_tiles: Path) -> None:
+    """So a GPU's decoder, which has no eighths, cannot be within two levels of it."""
+    for path in sorted((real_tiles / "lc25000_768").glob("*/*"))[::5]:
+        full = resize(simplejpeg.decode_jpeg(path.read_bytes(), "RGB"), 224)
+        difference = np.abs(read_tile(path, ReaderSpec()).astype(int) - full)
+        assert difference.max() > 2, path
 
 
 def status_of(data: bytes) -> str:

@@ -3,7 +3,7 @@
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgelung.engines.tensorrt.prebuilt import find_prebuilt
 from edgelung.errors import EdgelungError
 from edgelung.files import sha256_file
 from edgelung.kernels.resize import Pixels
+from edgelung.tiles.reader import resize
 
 LANES = 2  # one copies while the other computes
 PIXELS_ROOM = 512 * 2**20  # bytes of tiles and what lies between the passes, per lane
@@ -88,6 +89,26 @@ class TensorRtEngine:
         with self._lane() as lane:
             parts = [lane.run(tiles[i : i + most]) for i in range(0, len(tiles), most)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @cached_property
+    def resizes(self) -> bool:
+        """See `ResizingEngine.resizes`; tried once, on tiles of sizes that differ."""
+        from edgelung.terminal import note
+
+        size = self.infer_size
+        rng = np.random.default_rng(0)
+        shapes = ((size, size), (size + 65, size), (7, 3 * size), (2 * size - 1, size // 2))
+        tiles = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+        try:
+            with self._lane() as lane:
+                found = lane.resized(tiles)
+        except (EngineUnavailableError, EdgelungError) as error:
+            note(f"tiles are resized on the CPU: {error}")
+            return False
+        if any((ours != resize(tile, size)).any() for ours, tile in zip(found, tiles, strict=True)):
+            note(f"the kernels on {self.device} resize to other pixels: the CPU resizes")
+            return False
+        return True
 
     def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
         """As `infer`, of decoded tiles uint8 RGB (H, W, 3) of any size, resized on the GPU."""

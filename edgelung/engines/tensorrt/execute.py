@@ -106,31 +106,25 @@ class Lane:
 
     def run(self, tiles: Tiles) -> Probabilities:
         """Probabilities (N, classes) of tiles (N, size, size, 3), N ≤ the profile's most."""
+        assert self._in is not None
         count = len(tiles)
         self._host_in[:count] = tiles
-        if recorded := self._graphs.get(count):
-            recorded[0].launch()
-            self._stream.wait()
-        elif self._worth_a_graph(count):
-            context = self._new_context()
-            self._enqueue(context, count)
-            self._stream.wait()  # TensorRT has met this shape now: what follows can be recorded
-            self._record(context, count)
-        else:
-            self._enqueue(self._context, count)
-            self._stream.wait()
-        return self._result(count)
+        self._stream.copy_in(self._in, self._host_in[:count])
+        return self._predict(count)
 
     def run_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
         """As `run`, of tiles (H, W, 3) of any size, resized on the device."""
-        count = len(tiles)
-        if self._resize is None:
-            self._resize = DeviceResize(self._loaded.device, self._stream)
+        self._enqueue_resize(tiles)
+        return self._predict(len(tiles))
+
+    def resized(self, tiles: Sequence[Pixels]) -> Tiles:
+        """The pixels (N, size, size, 3) that `run_pixels` gives the model."""
         assert self._in is not None
-        self._resize.enqueue(tiles, self._loaded.size, self._in)
-        self._compute(self._context, count)
+        self._enqueue_resize(tiles)
+        found = self._host_in[: len(tiles)]
+        self._stream.copy_out(found, self._in)
         self._stream.wait()
-        return self._result(count)
+        return np.array(found)
 
     def close(self) -> None:
         """Give back graphs, memory and contexts."""
@@ -155,13 +149,26 @@ class Lane:
         self._require(context.set_tensor_address(OUTPUT, int(self._out)), "the output's address")
         return context
 
-    def _result(self, count: int) -> Probabilities:
-        return np.array(self._host_out[:count])  # a copy: the next batch uses the buffer again
-
-    def _enqueue(self, context: Any, count: int) -> None:
+    def _enqueue_resize(self, tiles: Sequence[Pixels]) -> None:
+        if self._resize is None:
+            self._resize = DeviceResize(self._loaded.device, self._stream)
         assert self._in is not None
-        self._stream.copy_in(self._in, self._host_in[:count])
-        self._compute(context, count)
+        self._resize.enqueue(tiles, self._loaded.size, self._in)
+
+    def _predict(self, count: int) -> Probabilities:
+        """Of the tiles that the stream has put, or will have put, into the input."""
+        if recorded := self._graphs.get(count):
+            recorded[0].launch()
+            self._stream.wait()
+        elif self._worth_a_graph(count):
+            context = self._new_context()
+            self._compute(context, count)
+            self._stream.wait()  # TensorRT has met this shape now: what follows can be recorded
+            self._record(context, count)
+        else:
+            self._compute(self._context, count)
+            self._stream.wait()
+        return np.array(self._host_out[:count])  # a copy: the next batch uses the buffer again
 
     def _compute(self, context: Any, count: int) -> None:
         shape = (count, *self._host_in.shape[1:])
@@ -180,15 +187,9 @@ class Lane:
         return known and self._graphs_wanted and len(self._graphs) < MAX_GRAPHS
 
     def _record(self, context: Any, count: int) -> None:
-        assert self._in is not None
-        source, target = self._host_in[:count], self._in
-
-        def work() -> None:
-            self._stream.copy_in(target, source)
-            self._launch(context, count)
-
         try:
-            self._graphs[count] = (self._stream.capture(work), context)
+            graph = self._stream.capture(lambda: self._launch(context, count))
+            self._graphs[count] = (graph, context)
         except DeviceError:  # no cuda-bindings, or work that cannot be recorded
             self._graphs_wanted = False
 
