@@ -1,16 +1,20 @@
 """`make gpu-check`: everything that only a card can prove, in one run of at most nine minutes.
 
 Works offline from what is installed. Writes results/gpu-<card>.json and a Markdown table beside
-it. A part that cannot run says why, and the rest goes on; without a GPU every part says so.
+it, anew after every part. Each part is a process of its own with a share of the time: one that
+cannot run, hangs or takes the driver down says why, and the rest goes on.
 """
 
 import argparse
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +25,18 @@ import numpy as np
 from edgelung.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.doctor import as_json, examine
 from edgelung.engines.base import EngineUnavailableError
-from edgelung.engines.cuda import Device
+from edgelung.engines.cuda import Device, gpu_present
 from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write, write_json
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 9 * 60
+PART_SECONDS = 150.0  # the longest that one part may take
 NO_TILES = "no tiles: make gpu-check TILES=folder"
+DEIT_B = "deit_base_distilled_patch16_224"
 
-
-class Check:
-    """Runs the parts, keeps their figures or their reasons, and watches the clock."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-        self.results: dict[str, Any] = {}
-
-    def part(self, name: str, work: Callable[[], Any]) -> None:
-        """Run one part; whatever goes wrong becomes its reason."""
-        if time.monotonic() > self.end:
-            self.results[name] = {"cannot_run": "the nine minutes were over"}
-            return
-        start = time.monotonic()
-        try:
-            figures = work()
-        except Exception as error:
-            reason = " ".join(str(error).split())[:400] or type(error).__name__
-            figures = {"cannot_run": reason}
-        self.results[name] = figures
-        said = figures.get("cannot_run", "done") if isinstance(figures, dict) else "done"
-        print(f"{name}: {said} ({time.monotonic() - start:.1f} s)", flush=True)
+Figures = dict[str, Any]
+Plan = dict[str, Callable[[], Figures]]
 
 
 def main() -> int:
@@ -60,35 +46,84 @@ def main() -> int:
     parser.add_argument("--tiles", type=Path, help="a folder of tiles, best of 768 px")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--part", help="only this one; its figures go to standard output as JSON")
+    parser.add_argument("--scratch", type=Path, help="with --part: where parts leave their graphs")
     options = parser.parse_args()
-    try:
-        device = Device()
-        reason = ""
-    except EngineUnavailableError as error:
-        device, reason = None, f"no GPU: {error}"
-    check = Check(options.seconds)
-    check.part("doctor", lambda: as_json(examine(), None))
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, work in plan(device, options, Path(scratch)):
-            check.part(name, work if device else lambda: {"cannot_run": reason})
-    card = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") if device else "none"
-    report = {
-        "card": device.name if device else None,
-        "driver": device.driver if device else None,
+    if options.part:
+        print(json.dumps(plan(options, options.scratch)[options.part]()))
+        return 0
+    end = time.monotonic() + options.seconds
+    card, driver = name_card()
+    report: Figures = {
+        "card": card,
+        "driver": driver,
         "machine": machine.describe(),
-        "parts": check.results,
+        "parts": {"doctor": as_json(examine(), None)},
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / f"gpu-{card}.json", report)
-    with atomic_write(options.out / f"gpu-{card}.md", "w", encoding="utf-8") as file:
-        file.write(markdown(report))
-    print(f"wrote {options.out / f'gpu-{card}.json'} and .md")
+    with tempfile.TemporaryDirectory() as scratch:
+        # An empty cache: what is timed as a build is one.
+        environment = os.environ | {"EDGELUNG_CACHE": f"{scratch}/cache"}
+        for name in plan(options, Path(scratch)):
+            words = [sys.executable, *sys.argv, "--scratch", scratch, "--part", name]
+            left = min(PART_SECONDS, end - time.monotonic())
+            start = time.monotonic()
+            if gpu_present():
+                figures = run_part(words, left, environment)
+            else:
+                figures = {"cannot_run": "no GPU"}
+            report["parts"][name] = figures
+            said = figures.get("cannot_run", "done")
+            print(f"{name}: {said} ({time.monotonic() - start:.1f} s)", flush=True)
+            written = write(options.out, report)
+    print(f"wrote {written} and .md")
     return 0
 
 
-def plan(
-    device: Any, options: argparse.Namespace, scratch: Path
-) -> list[tuple[str, Callable[[], Any]]]:
+def run_part(words: Sequence[object], seconds: float, environment: dict[str, str]) -> Figures:
+    """The figures that a process prints last, or why there are none."""
+    if seconds < 1:
+        return {"cannot_run": "the time was over"}
+    with subprocess.Popen(
+        [*map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return {"cannot_run": f"it had not ended after {seconds:.0f} s"}
+    lines = out.decode(errors="replace").splitlines()
+    if process.returncode == 0 and lines:
+        figures: Figures = json.loads(lines[-1])
+        return figures
+    last = (err.decode(errors="replace").split("\n\n")[-1].strip().splitlines() or ["no word"])[-1]
+    return {"cannot_run": f"{last[:400]} (exit code {process.returncode})"}
+
+
+def name_card() -> tuple[str | None, str | None]:
+    """The card's name and driver; None where pycuda does not tell."""
+    try:
+        device = Device()
+    except EngineUnavailableError:
+        return None, None
+    return device.name, device.driver
+
+
+def write(folder: Path, report: Figures) -> Path:
+    """Both files, as far as the report goes."""
+    card = re.sub(r"[^a-z0-9]+", "-", (report["card"] or "none").lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"gpu-{card}.json", report)
+    with atomic_write(folder / f"gpu-{card}.md", "w", encoding="utf-8") as file:
+        file.write(markdown(report))
+    return folder / f"gpu-{card}.json"
+
+
+def plan(options: argparse.Namespace, scratch: Path) -> Plan:
     """The parts in order: what the bars ask for first, comparisons last."""
 
     def bundle() -> Bundle:
@@ -100,7 +135,7 @@ def plan(
         folder: Path = options.tiles
         return folder
 
-    def parity() -> Any:
+    def parity() -> Figures:
         opened = bundle()
         some = (
             parts.read_some(options.tiles, 512, opened.reader.size)[0]
@@ -109,47 +144,42 @@ def plan(
         )
         return parts.parity(opened, some)
 
-    def base(half: bool = True) -> Path:
-        return random_graph(scratch, "deit_base_distilled_patch16_224", half)
+    def base() -> Path:
+        return random_graph(scratch, DEIT_B, half=True)
 
-    deit_base = parts.model_gflop(198, 768, 12, 196)
-    return [
-        ("resize kernels", lambda: parts.resize_kernels(device)),
-        ("parity with ONNX Runtime CPU", parity),
-        ("DeiT-B FP16 latency, CUDA graphs", lambda: parts.latency(base(), "fp16", True)),
-        ("DeiT-B FP16 latency, no graphs", lambda: parts.latency(base(), "fp16", False)),
-        ("DeiT-B FP16 throughput", lambda: parts.throughput(base(), deit_base, device)),
-        *(
-            (
-                f"bundle {precision} latency{'' if graphs else ', no graphs'}",
-                lambda p=precision, g=graphs: parts.latency(bundle().variant(p).path, p, g),
-            )
-            for precision in parts.PRECISIONS
-            for graphs in (True, False)
+    gflop = parts.model_gflop(198, 768, 12, 196)
+    found: Plan = {
+        "resize kernels": parts.resize_kernels,
+        "DeiT-B FP16 latency, CUDA graphs": lambda: parts.latency(base(), "fp16", True),
+        "DeiT-B FP16 latency, no graphs": lambda: parts.latency(base(), "fp16", False),
+        "DeiT-B FP16 throughput": lambda: parts.throughput(base(), gflop),
+        "parity with ONNX Runtime CPU": parity,
+    }
+    for p in parts.PRECISIONS:
+        for graphs in (True, False):
+            name = f"bundle {p} latency{'' if graphs else ', no graphs'}"
+            found[name] = lambda p=p, g=graphs: parts.latency(bundle().variant(p).path, p, g)
+    return found | {
+        "folder run": lambda: parts.folder_run(bundle(), tiles(), scratch),
+        "JPEG decode by nvimgcodec": lambda: parts.jpeg_on_gpu(
+            parts.read_some(tiles(), 64, 224)[1]
         ),
-        (
-            "folder run",
-            lambda: parts.folder_run(bundle(), tiles(), scratch),
-        ),
-        (
-            "JPEG decode by nvimgcodec",
-            lambda: parts.jpeg_on_gpu(parts.read_some(tiles(), 64, 224)[1]),
-        ),
-        ("DeiT-B ONNX Runtime CUDA", lambda: parts.onnxruntime_cuda(base())),
-        ("DeiT-B torch FP16", lambda: parts.torch_models("deit_base_distilled_patch16_224")),
-    ]
+        "DeiT-B torch FP16": lambda: parts.torch_models(DEIT_B),
+    }
 
 
 def random_graph(folder: Path, architecture: str, half: bool) -> Path:
     """The deployed graph of an untrained model: right for speed, worthless for accuracy."""
     import onnx
     import timm
+    import torch
 
     from edgelung.export.graph import build_graph
     from edgelung.export.student import Student
 
     path = folder / f"{architecture}.{'fp16' if half else 'fp32'}.onnx"
     if not path.exists():
+        torch.manual_seed(0)
         model = timm.create_model(architecture, num_classes=3).eval()
         weights = {name: value.numpy() for name, value in model.state_dict().items()}
         heads = int(model.blocks[0].attn.num_heads)

@@ -1,5 +1,6 @@
 """What `gpu_check.py` measures, one function a question; each raises where it has no answer."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,16 @@ import numpy as np
 
 from edgelung.bundle import Bundle
 from edgelung.engines import choose
-from edgelung.engines.base import Engine, resizes
+from edgelung.engines.base import Engine, EngineUnavailableError, resizes
 from edgelung.engines.cuda import Device
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.build import Profile
 from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.folder.pipeline import predict_batches
+from edgelung.folder.record import record_of
+from edgelung.folder.run import gather, infer_folder
+from edgelung.folder.writer import format_of
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import (
     ReaderSpec,
@@ -24,6 +29,7 @@ from edgelung.tiles.reader import (
     read_pixels,
     read_tile,
     resize,
+    resize_by_pillow,
 )
 
 BATCHES = (1, 8, 32, 128)
@@ -32,6 +38,7 @@ TENSORRT = ("tensorrt", "tensorrt-rtx")
 DECODE_BOUND = 2  # levels of 255 by which another JPEG decoder may differ to be called the same
 # Dense FP16 TFLOP/s with FP32 accumulation, and memory GB/s, as NVIDIA's data sheets give them.
 PEAKS = {
+    "GH200": (989, 4000),
     "H200": (989, 4800),
     "H100 PCIe": (756, 2000),
     "H100": (989, 3350),
@@ -41,6 +48,7 @@ PEAKS = {
     "RTX 4090": (165, 1008),
     "RTX 3090": (71, 936),
     "L40S": (362, 864),
+    "L40": (181, 864),
     "L4": (121, 300),
     "T4": (65, 320),
 }
@@ -51,12 +59,12 @@ class CannotRunError(Exception):
     """Why a part has no figures here."""
 
 
-def peak(device: Device) -> tuple[float, float]:
+def peak(card: str) -> tuple[float, float]:
     """(FP16 TFLOP/s, GB/s) of this card."""
     for name, figures in PEAKS.items():
-        if name in device.name:
+        if re.search(rf"\b{name}\b", card):
             return figures
-    raise CannotRunError(f"no data-sheet figures for {device.name}")
+    raise CannotRunError(f"no data-sheet figures for {card}")
 
 
 def model_gflop(tokens: int, width: int, depth: int, patches: int, patch: int = 16) -> float:
@@ -83,11 +91,9 @@ def read_some(folder: Path, count: int, size: int) -> tuple[np.ndarray, list[Pat
     return np.stack(tiles), chosen
 
 
-def resize_kernels(device: Device) -> Figures:
+def resize_kernels() -> Figures:
     """Parity with the reader, and bytes moved per second, for the sizes that occur."""
-
-    from edgelung.tiles.reader import resize_by_pillow
-
+    device = Device()
     rng = np.random.default_rng(0)
     result: Figures = {}
     with device.current():
@@ -118,7 +124,7 @@ def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
     """Every engine and variant against ONNX Runtime's CPU on the same tiles; build seconds."""
     result: Figures = {}
     reference = {
-        name: OnnxRuntimeEngine(variant.path, choose.available_cores())
+        name: OnnxRuntimeEngine(variant.path, choose.available_cores(), latency=True)
         for name, variant in bundle.variants.items()
     }
     truth = in_batches(reference["fp32"], tiles)
@@ -126,12 +132,15 @@ def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
         expected = truth if name == "fp32" else in_batches(engine, tiles)
         for runtime in (*choose.GPU_ENGINES, "onnxruntime-tensorrt"):
             row: Figures = {}
-            start = time.perf_counter()
             try:
-                found = choose.ENGINES[runtime](
-                    bundle.variants[name].path, choose.available_cores()
-                )
-                row["seconds_to_load"] = time.perf_counter() - start
+                for step in ("seconds_to_build_and_load", "seconds_to_load"):
+                    start = time.perf_counter()
+                    found = choose.ENGINES[runtime](
+                        bundle.variants[name].path, choose.available_cores()
+                    )
+                    row[step] = time.perf_counter() - start
+                    if step != "seconds_to_load":
+                        found.close()
                 values = in_batches(found, tiles)
                 found.close()
                 row |= {
@@ -151,12 +160,14 @@ def latency(graph: Path, precision: str, graphs: bool) -> Figures:
     import os
 
     os.environ["EDGELUNG_CUDA_GRAPHS"] = "1" if graphs else "0"
+    start = time.perf_counter()
     try:
         engine = first_tensorrt(graph)
     finally:
         del os.environ["EDGELUNG_CUDA_GRAPHS"]
     size = engine.infer_size
     result: Figures = {"engine": engine.name, "precision": precision, "cuda_graphs": graphs}
+    result["seconds_to_build_or_load"] = time.perf_counter() - start
     for batch in BATCHES:
         tiles = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
         taken = time_calls(lambda t=tiles: engine.infer(t), 300 if batch <= 8 else 60)
@@ -165,41 +176,68 @@ def latency(graph: Path, precision: str, graphs: bool) -> Figures:
     return result
 
 
-def throughput(graph: Path, gflop: float, device: Device) -> Figures:
-    """MLPerf-style SingleStream (p90, one tile at a time) and Offline (two batches in flight)."""
-    engine = first_tensorrt(graph)
-    size = engine.infer_size
-    rng = np.random.default_rng(0)
-    one = rng.integers(0, 256, (1, size, size, 3), np.uint8)
-    single = time_calls(lambda: engine.infer(one), 1000)
-    many = rng.integers(0, 256, (128, size, size, 3), np.uint8)
-    time_calls(lambda: engine.infer(many), 5)
-    seconds, rounds = 4.0, 0
-    with ThreadPoolExecutor(engine.concurrency) as pool:
-        start = time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            list(pool.map(engine.infer, [many] * 8))
-            rounds += 8
-        taken = time.perf_counter() - start
-    engine.close()
-    rate = rounds * len(many) / taken
-    result: Figures = {
-        "engine": engine.name,
-        "single_stream_p90_ms": percentiles(single)["p90"],
-        "offline_tiles_per_second": rate,
-        "gflop_per_tile": gflop,
-        "note": "shorter than MLPerf's rules ask: MLPerf-style",
-    }
-    try:
-        result["share_of_fp16_peak"] = rate * gflop / 1e3 / peak(device)[0]
-    except CannotRunError as error:
-        result["share_of_fp16_peak"] = None
-        result["why"] = str(error)
+def throughput(graph: Path, gflop: float) -> Figures:
+    """MLPerf-style SingleStream and Offline of every engine that runs here, against the roofline.
+
+    Offline keeps as many batches in flight as the engine takes.
+    """
+    result: Figures = {"gflop_per_tile": gflop, "note": "shorter than MLPerf's rules ask"}
+    for name in (*choose.GPU_ENGINES, "onnxruntime-tensorrt"):
+        try:
+            engine = choose.ENGINES[name](graph, choose.available_cores())
+        except Exception as error:
+            result[name] = {"cannot_run": " ".join(str(error).split())[:300]}
+            continue
+        try:
+            result[name] = scenarios(engine) | {"card": card_name()}
+        except Exception as error:
+            result[name] = {"cannot_run": " ".join(str(error).split())[:300]}
+            continue
+        finally:
+            engine.close()
+        rate = result[name]["offline_tiles_per_second"]
+        try:
+            result[name]["share_of_fp16_peak"] = rate * gflop / 1e3 / peak(card_name())[0]
+        except CannotRunError as error:
+            result[name]["share_of_fp16_peak"] = str(error)
     return result
 
 
+def scenarios(engine: Engine, seconds: float = 4.0) -> Figures:
+    """p50, p90 and p99 of one tile at a time; tiles/s with the engine kept full of batches."""
+    rng, size = np.random.default_rng(0), getattr(engine, "infer_size", 224)
+    one = rng.integers(0, 256, (1, size, size, 3), np.uint8)
+    single = percentiles(time_calls(lambda: engine.infer(one), 1000, seconds))
+    many = rng.integers(0, 256, (128, size, size, 3), np.uint8)
+    time_calls(lambda: engine.infer(many), 5, seconds)
+
+    def keep_busy(_: int) -> int:
+        done = 0
+        while time.perf_counter() < end:
+            engine.infer(many)
+            done += len(many)
+        return done
+
+    start = time.perf_counter()
+    end = start + seconds
+    with ThreadPoolExecutor(engine.concurrency) as pool:
+        done = sum(pool.map(keep_busy, range(engine.concurrency)))
+    rate = done / (time.perf_counter() - start)
+    return {"single_stream_ms": single, "offline_tiles_per_second": rate}
+
+
+def card_name() -> str:
+    """As the driver calls it."""
+    try:
+        return Device().name
+    except EngineUnavailableError:  # pycuda is missing: others can tell
+        import torch
+
+        return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "unknown"
+
+
 def torch_models(architecture: str) -> Figures:
-    """The same architecture in torch, eager and compiled, FP16, on this card."""
+    """The same architecture in torch, eager and compiled (with CUDA graphs), FP16, on this card."""
     import timm
     import torch
 
@@ -208,9 +246,7 @@ def torch_models(architecture: str) -> Figures:
     model = timm.create_model(architecture, num_classes=3).eval().cuda().half()
     result: Figures = {"torch": torch.__version__}
     for kind in ("eager", "compiled"):
-        run = (
-            torch.compile(model, mode="max-autotune-no-cudagraphs") if kind == "compiled" else model
-        )
+        run = torch.compile(model, mode="reduce-overhead") if kind == "compiled" else model
         for batch in (1, 128):
             x = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.half)
 
@@ -226,55 +262,50 @@ def torch_models(architecture: str) -> Figures:
     return result
 
 
-def onnxruntime_cuda(graph: Path) -> Figures:
-    """ONNX Runtime's CUDA provider on the same card and file."""
-    engine = choose.ENGINES["onnxruntime-cuda"](graph, choose.available_cores())
-    size = 224
-    result: Figures = {}
-    for batch in (1, 128):
-        tiles = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-        taken = time_calls(lambda t=tiles: engine.infer(t), 60)
-        result[f"batch {batch}"] = percentiles(taken) | {
-            "tiles_per_second": batch / float(np.median(taken))
-        }
-    engine.close()
-    return result
-
-
 def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     """A folder end to end, then its stages one by one: what each costs per tile, in ms."""
-    from edgelung.folder.run import gather, infer_folder
-
     cores = choose.available_cores()
     predictions = out / "predictions.csv"
     start = time.perf_counter()
-    summary = infer_folder(gather([folder], None, None, predictions), bundle, predictions)
+    summary = infer_folder(
+        gather([folder], None, None, predictions), bundle, predictions, resume=False
+    )
     total = time.perf_counter() - start
-    _, paths = read_some(folder, 256, bundle.reader.size)
     spec = bundle.reader
+    tiles, paths = read_some(folder, 256, spec.size)
+    pixels = [read_pixels(path, spec) for path in paths]
 
     def per_tile(work: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        work()
-        return 1e3 * (time.perf_counter() - start) / len(paths)
+        return 1e3 * float(np.median(time_calls(work, 5))) / len(paths)
 
     with ThreadPoolExecutor(cores) as pool:
-        decode = per_tile(lambda: list(pool.map(lambda p: read_pixels(p, spec), paths)))
-        read = per_tile(lambda: list(pool.map(lambda p: read_tile(p, spec), paths)))
-    tiles = np.stack([read_tile(path, spec) for path in paths])
-    pixels = [read_pixels(path, spec) for path in paths]
+        stages = {
+            "decode": per_tile(lambda: list(pool.map(lambda p: read_pixels(p, spec), paths))),
+            "decode and resize on the CPU": per_tile(
+                lambda: list(pool.map(lambda p: read_tile(p, spec), paths))
+            ),
+        }
     chosen = choose.open_engine(bundle)
     engine = chosen.engine
-    for _ in range(2):
-        in_batches(engine, tiles)
-    model = per_tile(lambda: in_batches(engine, tiles))
-    stages = {"decode": decode, "decode_and_resize_on_cpu": read, "copy_and_model": model}
+    stages["copy and model"] = per_tile(lambda: in_batches(engine, tiles))
     where = "on the CPU"
     if resizes(engine):
         where = "on the GPU"
-        engine.infer_pixels(pixels[:32])
-        stages["copy_resize_on_gpu_and_model"] = per_tile(lambda: engine.infer_pixels(pixels))
+        stages["copy, resize on the GPU and model"] = per_tile(lambda: engine.infer_pixels(pixels))
+    if isinstance(engine, TensorRtEngine):
+        stages |= on_the_lane(engine, tiles[:32], pixels[:32])
+    files = [file for file in find_files(folder) if file.is_image][:256]
+    batches = predict_batches(files, spec, engine, batch_size=32, threads=cores)
+    records = [record_of(row, bundle.classes, None) for batch in batches for row in batch]
     engine.close()
+
+    def write() -> None:
+        with (out / "again.csv").open("wb") as file:
+            writer = format_of(out / "again.csv")(file, bundle.classes)
+            writer.write(records)
+            writer.close()
+
+    stages["write"] = 1e3 * float(np.median(time_calls(write, 5))) / len(records)
     return {
         "engine": f"{chosen.engine.name} {chosen.variant.precision}",
         "choice": chosen.reason,
@@ -284,16 +315,30 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
         "tiles_per_second": summary["tiles_per_second"],
         "decoders": cores,
         "ms_per_tile": stages,
-        "write_ms_per_tile": write_milliseconds(predictions, summary["files"]),
     }
 
 
-def write_milliseconds(predictions: Path, files: int) -> float:
-    """Writing the same rows again, alone."""
-    text = predictions.read_text(encoding="utf-8")
-    start = time.perf_counter()
-    predictions.with_suffix(".again.csv").write_text(text, encoding="utf-8")
-    return 1e3 * (time.perf_counter() - start) / max(1, files)
+def on_the_lane(engine: TensorRtEngine, tiles: np.ndarray, pixels: Sequence[np.ndarray]) -> Figures:
+    """Copy, resize and model of one batch, one after the other and each alone, ms per tile."""
+    count = len(tiles)
+    with engine._lane() as lane:
+
+        def timed(work: Callable[[], object]) -> float:
+            def whole() -> None:
+                work()
+                lane._stream.wait()
+
+            return 1e3 * float(np.median(time_calls(whole, 20))) / count
+
+        lane._host_in[:count] = tiles
+        stages = {
+            "copy alone": timed(lambda: lane._stream.copy_in(lane._in, lane._host_in[:count])),
+            "model alone": timed(lambda: lane._compute(lane._context, count)),
+        }
+        if engine.__dict__.get("resizes"):
+            lane.resized(pixels)
+            stages["resize alone"] = 1e3 * lane._resize.seconds(20) / count
+    return stages
 
 
 def jpeg_on_gpu(paths: Sequence[Path]) -> Figures:
@@ -304,6 +349,8 @@ def jpeg_on_gpu(paths: Sequence[Path]) -> Figures:
         raise CannotRunError("nvimgcodec is not installed: tiles are decoded on the CPU") from error
     decoder = nvimgcodec.Decoder()
     data = [path.read_bytes() for path in paths if path.suffix.lower() in (".jpg", ".jpeg")]
+    if not data:
+        raise CannotRunError("none of the tiles is a JPEG")
     found = decoder.decode(data)
     spec = ReaderSpec()
     worst, mean = 0, 0.0
@@ -342,12 +389,12 @@ def same_label(a: np.ndarray, b: np.ndarray) -> float:
     return float((a.argmax(1) == b.argmax(1)).mean())
 
 
-def time_calls(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each call, after a tenth as many to warm up."""
+def time_calls(work: Callable[[], object], repeats: int, most_seconds: float = 10.0) -> list[float]:
+    """Seconds of each call, after a tenth as many to warm up; fewer where they are slow."""
     for _ in range(max(3, repeats // 10)):
         work()
-    taken = []
-    for _ in range(repeats):
+    taken: list[float] = []
+    while len(taken) < repeats and (len(taken) < 3 or sum(taken) < most_seconds):
         start = time.perf_counter()
         work()
         taken.append(time.perf_counter() - start)

@@ -121,10 +121,15 @@ def _ahead_of_time(
             "(the others load the bundle's ONNX files as they are)"
         )
     if engine == "tensorrt":
+        from edgelung.doctor import examine
+
+        needed = ("GPU", "driver", "TensorRT", "pycuda", "cuda-bindings")
+        lacking = [f.what for f in examine() if f.what in needed and f.state != "ok"]
+        here = f"this machine lacks {', '.join(lacking)}" if lacking else "nothing is missing here"
         raise EdgelungError(
-            "TensorRT builds its engines on the GPU that runs them: `edgelung infer --engine "
-            "tensorrt` does it at first use, on a machine with a GPU, its driver, tensorrt and "
-            "pycuda. To build here, without that GPU, use --engine tensorrt-rtx --target sm_89"
+            "TensorRT builds its engines on the GPU that runs them, at the first `edgelung infer "
+            f"--engine tensorrt`; {here}. Ahead of time, without that GPU, --engine tensorrt-rtx "
+            "--target sm_89 builds them"
         )
     try:
         flavour = load_flavour(engine)

@@ -83,7 +83,7 @@ class Device:
         except Exception as error:
             raise DeviceError(
                 f"the GPU has no {count / 2**20:.0f} MiB free ({one_line(error)}); "
-                "close other programs or use a smaller --batch-size"
+                "close other programs that use it"
             ) from error
 
     def pinned(self, shape: Sequence[int], dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -77,7 +77,7 @@ def fastest(
     reason = _reason(times, failures)
     engine, difference = open_engine(name, variant)
     choice = {"engine": name, "precision": variant.precision, "reason": reason}
-    cache.put(key, json.dumps(choice).encode())
+    cache.put_if_possible(key, json.dumps(choice).encode())
     return Fastest(engine, variant, difference, reason)
 
 

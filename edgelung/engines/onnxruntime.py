@@ -1,9 +1,11 @@
 """ONNX Runtime: on the CPU the reference that the other engines are compared with; on a GPU too."""
 
 import io
+import os
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilit
 from edgelung.errors import one_line
 
 PROVIDER = "CPUExecutionProvider"
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
 class OnnxRuntimeEngine:
@@ -56,11 +59,20 @@ class OnnxRuntimeEngine:
             if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installed them
                 with redirect_stdout(io.StringIO()):  # what it fails to find, it prints
                     ort.preload_dlls()
+        providers: list[Any] = [provider]
+        if provider == CUDA:  # FP32 is the reference: not in TF32, the provider's default
+            providers = [(provider, {"use_tf32": "0"})]
+        elif provider == TENSORRT:  # knows no such option; read when its libraries load
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
         # No fallback, now or when a batch fails later: what was asked for must be what runs.
-        load = partial(ort.InferenceSession, str(graph), options, [provider], enable_fallback=0)
+        load = partial(ort.InferenceSession, str(graph), options, providers, enable_fallback=0)
         try:
             self._session = load()
         except Exception as error:
+            if provider != PROVIDER:  # its libraries are missing, or it refuses the graph
+                raise EngineUnavailableError(
+                    f"{provider} does not load: {one_line(error)}"
+                ) from error
             if "float8" not in str(error):
                 raise
             # ONNX Runtime 1.31 fuses the Q/DQ of FP8 into kernels for INT8, which then refuse it.
@@ -80,9 +92,5 @@ class OnnxRuntimeEngine:
         del self._session
 
 
-onnxruntime_cuda = partial(
-    OnnxRuntimeEngine, name="onnxruntime-cuda", provider="CUDAExecutionProvider"
-)
-onnxruntime_tensorrt = partial(
-    OnnxRuntimeEngine, name="onnxruntime-tensorrt", provider="TensorrtExecutionProvider"
-)
+onnxruntime_cuda = partial(OnnxRuntimeEngine, name="onnxruntime-cuda", provider=CUDA)
+onnxruntime_tensorrt = partial(OnnxRuntimeEngine, name="onnxruntime-tensorrt", provider=TENSORRT)

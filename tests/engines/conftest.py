@@ -1,5 +1,7 @@
 """The pretended GPU (see fake_gpu.py), in place of pycuda, cuda-bindings and TensorRT."""
 
+import ctypes
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +9,8 @@ from typing import Any
 
 import fake_gpu
 import pytest
+
+from edgelung.kernels import build as kernels_build
 
 WHEELS = {
     "tensorrt": "tensorrt-cu13-bindings==11.4.0.106",
@@ -34,3 +38,11 @@ def install(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return module
 
     return call
+
+
+@pytest.fixture
+def twin(gpu: Any, tmp_path: Path) -> None:
+    """Kernels on the pretended GPU: those of the host twin."""
+    if shutil.which("g++") is None or kernels_build.read_record() is None:
+        pytest.skip("needs g++ and built kernels")
+    gpu.twin = ctypes.CDLL(str(kernels_build.build_host(tmp_path / "twin.so")))

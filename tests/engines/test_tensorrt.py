@@ -4,10 +4,8 @@ The driver and TensorRT are pretended (fake_gpu.py); their names and signatures 
 real bindings, and the pixels and probabilities are real.
 """
 
-import ctypes
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -153,14 +151,6 @@ def test_two_threads_get_their_own_rows(bundle: Bundle, gpu: Any, open_small: An
     np.testing.assert_array_equal(found[0], first)  # results are the caller's own
 
 
-@pytest.fixture
-def twin(gpu: Any, tmp_path: Path) -> None:
-    """Kernels on the pretended GPU: those of the host twin."""
-    if shutil.which("g++") is None or kernels_build.read_record() is None:
-        pytest.skip("needs g++ and built kernels")
-    gpu.twin = ctypes.CDLL(str(kernels_build.build_host(tmp_path / "twin.so")))
-
-
 SHAPES = [(64, 64), (300, 200), (17, 90), (64, 65), (1, 1), (500, 64), (90, 90), (3, 700)]
 
 
@@ -278,10 +268,58 @@ def test_what_tensorrt_refuses_is_an_error(
 
 def test_too_little_memory_frees_what_fitted(gpu: Any, open_small: Any) -> None:
     gpu.memory_bytes = 8 * 64 * 64 * 3 + 1000  # one lane's input
-    with pytest.raises(DeviceError, match="smaller --batch-size"):
+    with pytest.raises(DeviceError, match="close other programs"):
         open_small()
     assert gpu.live == {}
     assert gpu.depth == 0
+
+
+def test_no_memory_for_a_graph_is_no_error(
+    bundle: Bundle, gpu: Any, install: Any, open_small: Any
+) -> None:
+    trt = install("tensorrt")
+    engine, tiles = open_small(), noise(4)
+    trt.refuse["context"] = True
+    for _ in range(5):
+        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+    assert not any(op == "graph" for _, op in gpu.log)
+
+
+def test_a_kept_engine_that_tensorrt_refuses_is_built_again(
+    bundle: Bundle, gpu: Any, install: Any, open_small: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt = install("tensorrt")
+    open_small().close()
+    cache = EngineCache()
+    assert cache.folder
+    (entry,) = (p for p in cache.folder.glob("engine-*") if p.suffix != ".lock")
+    header, _ = entry.read_bytes().split(b"\n", 1)
+    of_another_build = b"nothing that this TensorRT knows"
+    cache.put(json.loads(header)["key"], of_another_build)  # with a hash that is right
+    engine, tiles = open_small(), noise(3)
+    np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+    assert len(trt.builds) == 2
+    assert "building it again" in capsys.readouterr().err
+    open_small()
+    assert len(trt.builds) == 2, "the new one was not kept"
+    cache.forget(json.loads(header)["key"])
+    trt.refuse = {"load": True}
+    with pytest.raises(EngineUnavailableError, match="does not load the engine"):
+        open_small()
+    assert len(trt.builds) == 3, "one that was just built is not built once more"
+
+
+def test_a_full_disk_costs_time_alone(
+    bundle: Bundle, gpu: Any, install: Any, open_small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: EngineCache, key: Any, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EngineCache, "put", full)
+    for name in ("tensorrt", "tensorrt-rtx"):
+        engine, tiles = open_small(name), noise(3)
+        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+        engine.close()
 
 
 def test_no_context_and_no_engine_are_errors(gpu: Any, install: Any, open_small: Any) -> None:

@@ -87,11 +87,12 @@ def build_engine(
     config.add_optimization_profile(optimisation)
     if target is not None:
         config.num_compute_capabilities = 1
-        config.set_compute_capability(_capability(flavour, target), 0)
+        if not config.set_compute_capability(_capability(flavour, target), 0):
+            raise EdgelungError(f"{flavour.title} refuses the target {target}")
     cache = None
     if not flavour.ahead_of_time:
         cache = config.create_timing_cache(timing_cache)
-        config.set_timing_cache(cache, False)
+        config.set_timing_cache(cache, False)  # one that does not fit costs time alone
     contents = describe(trt, network)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -90,6 +90,16 @@ class EngineCache:
             except (OSError, EdgelungError) as error:  # a full disk costs time, not the run
                 say(f"the {key['kind']} was built but not kept: {error}")
             return data
+
+    def put_if_possible(self, key: Key, data: bytes) -> None:
+        """Keep what only saves time: where a disk is full, it is made again."""
+        with suppress(OSError, EdgelungError):
+            self.put(key, data)
+
+    def forget(self, key: Key) -> None:
+        """Remove the entry, if there is one."""
+        if self.folder is not None:
+            self._path(self.folder, key).unlink(missing_ok=True)
 
     @staticmethod
     def _path(folder: Path, key: Key) -> Path:

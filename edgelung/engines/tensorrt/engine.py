@@ -2,10 +2,9 @@
 
 import queue
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from edgelung import __version__
 from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
 from edgelung.engines.cuda import Device
 from edgelung.engines.tensorrt.build import Profile, build_engine
-from edgelung.engines.tensorrt.cache import EngineCache, Key
+from edgelung.engines.tensorrt.cache import EngineCache, Key, Say
 from edgelung.engines.tensorrt.execute import Lane, Loaded, batches_of_pixels
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import find_prebuilt
@@ -56,19 +55,16 @@ class TensorRtEngine:
         self._loaded: Loaded | None = None
         self._lanes: list[Lane] = []
         self._profile = profile
+        self._built = False
+        runtime_cache, _ = self._cache.get(self._keys["runtime-cache"])
+        self._compiled = runtime_cache or b""
         with self._device.current():
             try:
                 if prebuilt is not None:
                     plan = find_prebuilt(prebuilt, flavour, self._device.architecture, graph)
+                    self._loaded = Loaded(flavour, self._device, plan, self._compiled)
                 else:
-                    plan = self._cache.get_or_build(
-                        self._keys["engine"],
-                        lambda: self._build(flavour, graph, profile, note),
-                        note,
-                    )
-                runtime_cache, _ = self._cache.get(self._keys["runtime-cache"])
-                self._compiled = runtime_cache or b""
-                self._loaded = Loaded(flavour, self._device, plan, self._compiled)
+                    self._loaded = self._load_or_build(flavour, graph, note)
                 for _ in range(LANES):  # one by one: what fits is released if the next does not
                     self._lanes.append(Lane(self._loaded, profile))
             except BaseException:
@@ -123,8 +119,7 @@ class TensorRtEngine:
         with self._device.current():
             compiled = self._loaded.runtime_cache()
             if compiled and compiled != self._compiled:
-                with suppress(OSError, EdgelungError):  # a full disk: compiled again next time
-                    self._cache.put(self._keys["runtime-cache"], compiled)
+                self._cache.put_if_possible(self._keys["runtime-cache"], compiled)
             self._release()
 
     @contextmanager
@@ -136,7 +131,26 @@ class TensorRtEngine:
         finally:
             self._free.put(lane)
 
-    def _build(self, flavour: Flavour, graph: Path, profile: Profile, say: Any) -> bytes:
+    def _load_or_build(self, flavour: Flavour, graph: Path, say: Say) -> Loaded:
+        """The kept engine, or a new one; also where TensorRT refuses the one that was kept."""
+        key = self._keys["engine"]
+
+        def load() -> Loaded:
+            plan = self._cache.get_or_build(key, lambda: self._build(flavour, graph, say), say)
+            return Loaded(flavour, self._device, plan, self._compiled)
+
+        try:
+            return load()
+        except EngineUnavailableError as error:
+            if self._built:
+                raise
+            say(f"{error}; building it again")
+            self._cache.forget(key)
+            self._compiled = b""
+            return load()
+
+    def _build(self, flavour: Flavour, graph: Path, say: Say) -> bytes:
+        self._built = True
         target = None
         if flavour.ahead_of_time:
             target = self._device.architecture
@@ -147,9 +161,9 @@ class TensorRtEngine:
                 )
         say(f"building the {self.name} engine of {graph.name} for {self.device}, once")
         kept, _ = self._cache.get(self._keys["timing-cache"])
-        built = build_engine(flavour, graph, profile, target=target, timing_cache=kept or b"")
+        built = build_engine(flavour, graph, self._profile, target=target, timing_cache=kept or b"")
         if built.timing_cache:
-            self._cache.put(self._keys["timing-cache"], built.timing_cache)
+            self._cache.put_if_possible(self._keys["timing-cache"], built.timing_cache)
         return built.plan
 
     def _release(self) -> None:

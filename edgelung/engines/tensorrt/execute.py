@@ -160,8 +160,7 @@ class Lane:
         if recorded := self._graphs.get(count):
             recorded[0].launch()
             self._stream.wait()
-        elif self._worth_a_graph(count):
-            context = self._new_context()
+        elif self._worth_a_graph(count) and (context := self._spare_context()):
             self._compute(context, count)
             self._stream.wait()  # TensorRT has met this shape now: what follows can be recorded
             self._record(context, count)
@@ -179,6 +178,14 @@ class Lane:
         assert self._out is not None
         self._require(context.execute_async_v3(self._stream.handle), f"{count} tiles")
         self._stream.copy_out(self._host_out[:count], self._out)
+
+    def _spare_context(self) -> Any:
+        """One more context for a graph; None, and no more graphs, where it has no memory."""
+        try:
+            return self._new_context()
+        except DeviceError:
+            self._graphs_wanted = False
+            return None
 
     def _worth_a_graph(self, count: int) -> bool:
         """The second time a batch size comes; a tail comes once."""
