@@ -112,6 +112,7 @@ def measure(folder: Path, groups: Path, out: Path) -> dict[str, Any]:
         "precision": known["precision"],
         "precision_as_published": known["precision_as_published"],
         "known_pairs_joined": len(known["links"]),
+        "known_pairs": known["links"],
         "weakest_link": found["weakest_link"],
         "weakest_link_between_known": min((k["inliers"] for k in known["links"]), default=None),
         "strongest_refused": found["strongest_refused"],

@@ -54,7 +54,7 @@ class ResizingEngine(Engine, Protocol):
 
 def resizes(engine: Engine) -> TypeGuard[ResizingEngine]:
     """Whether decoded tiles can be left to the engine to resize."""
-    return bool(getattr(engine, "resizes", False))
+    return hasattr(type(engine), "resizes") and bool(engine.resizes)  # type: ignore[attr-defined]
 
 
 class EngineFactory(Protocol):

@@ -33,8 +33,8 @@ from edgelung.tiles.reader import (
 )
 
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
-# Of a decoded tile that is left to the engine to resize: some hundred of them wait at once.
-MOST_PIXELS = 2 * 2**20
+# Of a decoded tile that is left to the engine to resize, and of all those that wait at once.
+MOST_PIXELS, MOST_WAITING = 2 * 2**20, 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,11 @@ def predict_batches(
     up, so that no prediction can land on another file's row.
     """
     window: deque[Future[list[Row]]] = deque()
-    ahead, leave = decoders(engine, batch_size, threads), resizes(engine)
+    ahead = decoders(engine, batch_size, threads)
     # Decoding ahead: one batch decoding, one decoded and waiting, the rest in the engine. Else what
     # waits is rows, not pixels, and a batch of slow files should not hold up the others.
     depth = engine.concurrency + 2 if ahead else 4 * engine.concurrency
+    leave = _leave(engine, batch_size * depth)
     decode_pool = ThreadPoolExecutor(ahead, "decode") if ahead else None
     with ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool:
         try:
@@ -142,12 +143,17 @@ def _buffer(files: list[FoundFile], reader: ReaderSpec) -> Tiles:
     return np.empty((len(files), reader.size, reader.size, 3), np.uint8)
 
 
+def _leave(engine: Engine, waiting: int) -> int:
+    """Pixels up to which a tile is left to the engine to resize, where so many wait."""
+    return min(MOST_PIXELS, MOST_WAITING // waiting) if resizes(engine) else 0
+
+
 def predict_batch(
     files: list[FoundFile], reader: ReaderSpec, engine: Engine, reference: Engine | None = None
 ) -> list[Row]:
     """The rows of one batch, decoded and predicted by the calling thread."""
     buffer = _buffer(files, reader)
-    leave = resizes(engine)
+    leave = _leave(engine, len(files) * engine.concurrency)
     decoded = [_decode_into(buffer, i, file, reader, leave) for i, file in enumerate(files)]
     return _predict_batch(files, buffer, decoded, engine, reference)
 
@@ -163,9 +169,9 @@ def _predict_decoded(
 
 
 def _decode_into(
-    buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec, leave: bool
+    buffer: Tiles, index: int, file: FoundFile, reader: ReaderSpec, leave: int
 ) -> _Decoded:
-    """Read the file into its place; where `leave`, what is not yet of that size stays beside it."""
+    """Read the file into its place; up to `leave` pixels that are to be resized stay beside it."""
     start = time.perf_counter()
     stamp = stamp_of(file)
     error = pixels = None
@@ -176,7 +182,9 @@ def _decode_into(
             raise TileError("skipped", "no image by its name or first bytes")
         if leave:
             pixels = read_pixels(file.location, reader)
-            if pixels.shape == buffer[index].shape or pixels.size > 3 * MOST_PIXELS:
+            height, width, _ = pixels.shape
+            # Between its passes the resize holds `size` × the height.
+            if height == width == reader.size or height * max(width, reader.size) > leave:
                 resize(pixels, reader.size, buffer[index])
                 pixels = None
         else:

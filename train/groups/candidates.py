@@ -2,8 +2,8 @@
 
 A bag of single keypoints, not of words. A vote also says how far one tile is turned against the
 other, and only votes that say the same count (weak geometric consistency, Jégou et al. 2008). So
-pairs that share a strip of a tenth of their width come before those that merely look alike, and the
-geometry has little left to refuse.
+pairs that share a strip of their fields come before those that merely look alike, and the geometry
+has little left to refuse.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ STRETCH = 1.6  # factor by which the sizes of the two keypoints of a vote may di
 TURNS = 30  # directions that are told apart …
 SHIFTS = (0.0, 0.5)  # … twice, half a step apart: no turn is at the edge both times
 DIMENSIONS = 48  # left of 128: distances survive, and everything is three times as fast
-EXACT = 50_000  # descriptors up to which the index is searched in full
+EXACT = 1e9  # descriptors times those that ask, up to which the index is searched in full
 _CHUNK = 50_000
 
 Ints = npt.NDArray[np.int64]
@@ -59,8 +59,8 @@ def find_candidates(tiles: Sequence[Keypoints], voting: Voting) -> Candidates:
     rank = np.concatenate([np.arange(count) for count in counts])
     place = np.concatenate([tile.place[: voting.indexed] for tile in tiles])
     descriptors = np.concatenate([tile.descriptors[: voting.indexed] for tile in tiles])
-    index, reduce = _build(descriptors)
     asking = np.flatnonzero(rank < voting.asking)
+    index, reduce = _build(descriptors, len(descriptors) * len(asking) <= EXACT)
     found, counted = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     step = max(1, _CHUNK // voting.asking)  # whole tiles: all of one's keypoints vote at once
     for start in range(0, len(tiles), step):
@@ -70,7 +70,8 @@ def find_candidates(tiles: Sequence[Keypoints], voting: Voting) -> Candidates:
         answers = min(voting.neighbours, len(owner))
         distance, nearest = index.search(reduce(descriptors[ask]), answers)
         near = (nearest >= 0) & (distance < NEAR)
-        keys, votes = _count(owner, place, np.repeat(ask, near.sum(axis=1)), nearest[near])
+        asked = np.repeat(ask, near.sum(axis=1))
+        keys, votes = _count(len(tiles), owner, place, asked, nearest[near])
         found.append(keys)
         counted.append(votes)
     # Each tile of a pair has asked; what either found adds up.
@@ -81,7 +82,7 @@ def find_candidates(tiles: Sequence[Keypoints], voting: Voting) -> Candidates:
     return Candidates(*np.divmod(pairs, len(tiles)), mirrored.astype(bool), votes[order])
 
 
-def _count(owner: Ints, place: Floats, asking: Ints, answer: Ints) -> tuple[Ints, Ints]:
+def _count(tiles: int, owner: Ints, place: Floats, asking: Ints, answer: Ints) -> tuple[Ints, Ints]:
     """The pairs that keypoints vote for, and the most votes of each that agree on the turn.
 
     A pair's key is 2 · (first · tiles + second), one more with the second tile turned over.
@@ -90,7 +91,6 @@ def _count(owner: Ints, place: Floats, asking: Ints, answer: Ints) -> tuple[Ints
     fits = np.abs(np.log(size[asking] / size[answer])) < np.log(STRETCH)
     fits &= owner[asking] != owner[answer]
     asking, answer = asking[fits], answer[fits]
-    tiles = owner[-1] + 1 if len(owner) else 1
     pairs, pair = np.unique(owner[asking] * tiles + owner[answer], return_inverse=True)
     here, there = np.divmod(pairs, tiles)
     pairs = np.minimum(here, there) * tiles + np.maximum(here, there)
@@ -107,15 +107,15 @@ def _count(owner: Ints, place: Floats, asking: Ints, answer: Ints) -> tuple[Ints
     return np.concatenate(keys), np.concatenate(counts)
 
 
-def _build(descriptors: Bytes) -> tuple[faiss.Index, Callable[[Bytes], Floats]]:
+def _build(descriptors: Bytes, in_full: bool) -> tuple[faiss.Index, Callable[[Bytes], Floats]]:
     """An index of all descriptors, and what makes a descriptor fit it."""
-    if len(descriptors) <= EXACT:
+    if in_full:
         exact = faiss.IndexFlatL2(128)
         exact.add(fold(descriptors))
         return exact, fold
     rng = np.random.default_rng(0)
     lists = int(2 * len(descriptors) ** 0.5)
-    sample = fold(rng.permutation(descriptors)[: 40 * lists])
+    sample = fold(descriptors[rng.permutation(len(descriptors))[: 40 * lists]])
     shrink = faiss.PCAMatrix(128, DIMENSIONS)
     shrink.train(sample)
 

@@ -4,6 +4,7 @@ The similarities that connect a group lay its tiles upon one another. Those that
 the neighbouring fields: a tile that was turned or cropped has lost the margins that overlap them.
 """
 
+import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 
@@ -47,23 +48,47 @@ def lay_out(members: Sequence[int], links: Iterable[tuple[int, int, Proof]]) -> 
 
 def furthest(fields: dict[int, Floats], most: int) -> list[int]:
     """At most `most` tiles: again and again the one that shows most of what no other yet does."""
+    tiles, most = list(fields), min(most, len(fields))
     corners = np.stack(list(fields.values())) / CELL  # (n, 4, 2)
     low = corners.min(axis=(0, 1))
-    width, height = (np.ceil(corners.max(axis=(0, 1)) - low) + 1).astype(int)
-    if width * height > MOST_CELLS:
-        return list(fields)[:most]
-    masks = np.zeros((len(fields), height, width), np.uint8)
-    for mask, field in zip(masks, corners, strict=True):
-        cv2.fillConvexPoly(mask, np.rint(field - low).astype(np.int32), 1)
+    width, height = corners.max(axis=(0, 1)) - low
+    if not (width + 2) * (height + 2) <= MOST_CELLS:
+        return [tiles[i * len(tiles) // most] for i in range(most)]
+    corners = np.rint(corners - low).astype(np.int32)
+    bare = np.ones((int(height) + 2, int(width) + 2), np.uint8)
+    masks = [_mask(field) for field in corners]
+
+    def shows(i: int) -> int:
+        place, mask = masks[i]
+        return int((bare[place] & mask).sum())
+
     chosen: list[int] = []
-    bare = np.ones((height, width), np.uint8)
-    while len(chosen) < min(most, len(fields)):
-        new = (masks & bare).sum(axis=(1, 2), dtype=np.int64)
-        if not new.max():
-            bare[:] = 1  # all is shown: begin a second layer
-            continue
-        chosen.append(int(new.argmax()))
-        bare &= 1 - masks[chosen[-1]]
-        masks[chosen[-1]] = 0
-    tiles = list(fields)
+    # What a tile shows anew only shrinks: looked at again when it comes first (lazy greedy). Where
+    # many show as much, chance spreads the choice over the field.
+    chance = np.random.default_rng(0).permutation(len(tiles)).tolist()
+    waiting = [(-shows(i), chance[i], i) for i in range(len(tiles))]
+    heapq.heapify(waiting)
+    while len(chosen) < most:
+        promised, _, i = waiting[0]
+        now = shows(i)
+        if now != -promised:
+            heapq.heapreplace(waiting, (-now, chance[i], i))
+        elif now:
+            heapq.heappop(waiting)
+            chosen.append(i)
+            place, mask = masks[i]
+            bare[place] &= 1 - mask
+        else:  # all is shown: begin a second layer
+            bare[:] = 1
+            waiting = [(-shows(i), chance[i], i) for *_, i in waiting]
+            heapq.heapify(waiting)
     return [tiles[i] for i in chosen]
+
+
+def _mask(field: npt.NDArray[np.int32]) -> tuple[tuple[slice, slice], npt.NDArray[np.uint8]]:
+    """Where on the grid a tile lies, and which cells there it covers; `field` (4, 2) in cells."""
+    left, top = field.min(axis=0)
+    right, bottom = field.max(axis=0) + 1
+    mask = np.zeros((bottom - top, right - left), np.uint8)
+    cv2.fillConvexPoly(mask, field - (left, top), 1)
+    return (slice(top, bottom), slice(left, right)), mask

@@ -13,14 +13,17 @@ from edgelung.train.forest import Forest
 from edgelung.train.groups.candidates import Voting, find_candidates
 from edgelung.train.groups.coverage import furthest, lay_out
 from edgelung.train.groups.geometry import Proof, prove
-from edgelung.train.groups.keypoints import CLOSE, MANY, Bytes, Keypoints, find_keypoints
+from edgelung.train.groups.keypoints import CLOSE, FEW, MANY, Bytes, Keypoints, find_keypoints
 
 LINK = 12  # inliers that connect two tiles; of 12,000 pairs refused none had over 5
 DOUBT = 6  # inliers from which more keypoints are asked …
 SURE = 20  # … up to these
 MIN_VOTES = 4
 # A tile's neighbours in the first round are the twenty of its source; in the second there are none.
-VOTING = (Voting(indexed=128, asking=64, neighbours=32), Voting(1000, 1000, 16))
+VOTING = Voting(indexed=128, asking=64, neighbours=32)
+NEIGHBOURS = 16
+# In the second round all of MANY vote, fewer where there are thousands of groups: memory and time.
+MOST_VOTERS = 2_500_000
 TRIES = (4, 16)  # failed proofs that a tile may ask for in either round
 REPRESENTATIVES = 2  # tiles that stand for a group in the second round
 _BATCH = 64
@@ -82,11 +85,12 @@ def group_tiles(
 
         few = list(pool.map(keypoints, alone))
         found.plain = [i for i, points in zip(alone, few, strict=True) if len(points) < LINK]
-        search.connect(pool, alone, few, VOTING[0], TRIES[0])
+        search.connect(pool, alone, few, VOTING, TRIES[0])
         del few
         chosen = _representatives([forest.root(i) for i in range(count)], found.links)
-        many = list(pool.map(search.many, chosen))
-        search.connect(pool, chosen, many, VOTING[1], TRIES[1])
+        each = min(MANY, max(FEW, MOST_VOTERS // len(chosen)))
+        many = list(pool.map(lambda tile: search.many(tile).strongest(each), chosen))
+        search.connect(pool, chosen, many, Voting(each, each, NEIGHBOURS), TRIES[1])
     numbers: dict[int, int] = {}
     found.group = [numbers.setdefault(forest.root(i), len(numbers)) for i in range(count)]
     found.refused.sort(key=lambda link: -link.proof.inliers)
@@ -145,7 +149,8 @@ class _Search:
                 for pair, result in zip(batch, pool.map(proof, batch), strict=True):
                     i, j, _ = pair
                     if result is not None and result.inliers >= LINK:
-                        if is_open(pair):
+                        low, high = between(pair)
+                        if low != high:
                             self._found.links.append(Link(tiles[i], tiles[j], result))
                         self._forest.join(tiles[i], tiles[j])
                         continue

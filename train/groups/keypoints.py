@@ -43,6 +43,12 @@ class Keypoints:
     def __len__(self) -> int:
         return len(self.place)
 
+    def strongest(self, most: int) -> "Keypoints":
+        """The first `most`: they stand in the order of their strength."""
+        if len(self) <= most:
+            return self
+        return Keypoints(self.place[:most].copy(), self.descriptors[:most].copy())
+
     def mirrored(self) -> "Keypoints":
         """The keypoints of the tile turned over, left to right."""
         x, y, size, angle = self.place.T

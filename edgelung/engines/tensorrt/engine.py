@@ -1,5 +1,6 @@
 """The TensorRT engines: built on the machine that runs them, or ahead of time (TensorRT-RTX)."""
 
+import os
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,19 +11,19 @@ import numpy as np
 
 from edgelung import __version__
 from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
-from edgelung.engines.cuda import Device
+from edgelung.engines.cuda import Device, DeviceError
 from edgelung.engines.tensorrt.build import Profile, build_engine
 from edgelung.engines.tensorrt.cache import EngineCache, Key, Say
 from edgelung.engines.tensorrt.execute import Lane, Loaded, batches_of_pixels
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import find_prebuilt
-from edgelung.errors import EdgelungError
+from edgelung.errors import one_line
 from edgelung.files import sha256_file
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.reader import resize
 
 LANES = 2  # one copies while the other computes
-PIXELS_ROOM = 512 * 2**20  # bytes of tiles and what lies between the passes, per lane
+PIXELS_ROOM = 256 * 2**20  # bytes of tiles and what lies between the passes, per lane
 FLAGS = "strongly-typed,no-tf32"  # what the builder is told beside the graph and the profile
 
 
@@ -91,15 +92,18 @@ class TensorRtEngine:
         """See `ResizingEngine.resizes`; tried once, on tiles of sizes that differ."""
         from edgelung.terminal import note
 
+        if os.environ.get("EDGELUNG_GPU_RESIZE", "1") == "0":
+            return False
         size = self.infer_size
         rng = np.random.default_rng(0)
         shapes = ((size, size), (size + 65, size), (7, 3 * size), (2 * size - 1, size // 2))
         tiles = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+        tiles = tiles[: self._profile.most]
         try:
             with self._lane() as lane:
                 found = lane.resized(tiles)
-        except (EngineUnavailableError, EdgelungError) as error:
-            note(f"tiles are resized on the CPU: {error}")
+        except Exception as error:  # whatever it is, the CPU can
+            note(f"tiles are resized on the CPU: {one_line(error)}")
             return False
         if any((ours != resize(tile, size)).any() for ours, tile in zip(found, tiles, strict=True)):
             note(f"the kernels on {self.device} resize to other pixels: the CPU resizes")
@@ -109,8 +113,11 @@ class TensorRtEngine:
     def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
         """As `infer`, of decoded tiles uint8 RGB (H, W, 3) of any size, resized on the GPU."""
         parts = batches_of_pixels(tiles, self.infer_size, self._profile.most, PIXELS_ROOM)
-        with self._lane() as lane:
-            return np.concatenate([lane.run_pixels(part) for part in parts])
+        try:
+            with self._lane() as lane:
+                return np.concatenate([lane.run_pixels(part) for part in parts])
+        except DeviceError:  # no memory for such tiles; if the GPU is at fault, this fails too
+            return self.infer(np.stack([resize(tile, self.infer_size) for tile in tiles]))
 
     def close(self) -> None:
         """See `Engine.close`."""
