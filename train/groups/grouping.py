@@ -24,7 +24,7 @@ VOTING = Voting(indexed=128, asking=64, neighbours=32)
 NEIGHBOURS = 16
 # In the second round all of MANY vote, fewer where there are thousands of groups: memory and time.
 MOST_VOTERS = 2_500_000
-TRIES = (4, 16)  # failed proofs that a tile may ask for in either round
+TRIES = (4, 24)  # failed proofs that a tile may ask for in either round
 REPRESENTATIVES = 2  # tiles that stand for a group in the second round
 _BATCH = 64
 
