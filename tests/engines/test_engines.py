@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from edgelung.bundle import Bundle, open_bundle, write_manifest
@@ -134,3 +135,30 @@ def test_the_golden_tiles_stop_a_wrong_engine(
     monkeypatch.setitem(choose.ENGINES, "onnxruntime", broken)
     with pytest.raises(EdgelungError, match="golden"):
         choose.open_engine(bundle, "onnxruntime", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("onnxruntime-cuda", ("CUDAExecutionProvider", {"use_tf32": "0"})),
+        ("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+    ],
+)
+def test_a_provider_that_does_not_load_is_unavailable(
+    bundle: Bundle, name: str, provider: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked without TF32 and without fallback; what its libraries say becomes one line."""
+    asked: list[object] = []
+
+    def session(graph: str, options: object, providers: list[object], **more: object) -> None:
+        asked.extend([*providers, more])
+        raise RuntimeError("libnvinfer.so.10: cannot open shared object file\n  and more")
+
+    names = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    with pytest.raises(EngineUnavailableError, match=r"libnvinfer.so.10: cannot open") as error:
+        choose.ENGINES[name](bundle.variants["fp32"].path, 1)
+    assert "\n" not in str(error.value)
+    assert asked == [provider, {"enable_fallback": 0}]
