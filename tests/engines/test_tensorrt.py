@@ -317,6 +317,7 @@ def test_a_full_disk_costs_time_alone(
 
     monkeypatch.setattr(EngineCache, "put", full)
     for name in ("tensorrt", "tensorrt-rtx"):
+        install(name)
         engine, tiles = open_small(name), noise(3)
         np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
         engine.close()
