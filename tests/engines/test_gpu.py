@@ -1,10 +1,12 @@
 """On a real card: everything that the other tests only pretend. `pytest -m gpu`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgelung.bundle import Bundle
 from edgelung.engines import choose
@@ -13,6 +15,8 @@ from edgelung.engines.cuda import Device, gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.folder.pipeline import predict_batches
+from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, read_pixels, resize_by_pillow
 
 # Decided before any fixture: without a card not even the small bundle is made.
@@ -116,6 +120,49 @@ def test_tiles_of_any_size(opened: Any, name: str) -> None:
     engine: TensorRtEngine = opened(name)
     read = np.stack([resize_by_pillow(tile, 64) for tile in tiles])
     np.testing.assert_allclose(engine.infer_pixels(tiles), engine.infer(read), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENGINES[:2])
+def test_the_folder_run_resizes_on_the_device(
+    opened: Any, bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for i, size in enumerate(((90, 70), (64, 64), (9, 500), (700, 900))):
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    engine: TensorRtEngine = opened(name)
+    assert engine.resizes
+    reference = OnnxRuntimeEngine(bundle.variants["fp32"].path, 2)
+    (rows,) = predict_batches(
+        find_files(tmp_path), bundle.reader, engine, batch_size=8, threads=2, reference=reference
+    )
+    assert len(rows) == 4
+    for row in rows:
+        np.testing.assert_allclose(row.probabilities, row.reference, atol=TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize("name", ENGINES[:2])
+def test_two_threads_get_their_own_rows(opened: Any, bundle: Bundle, name: str) -> None:
+    engine: TensorRtEngine = opened(name)
+    batches = [noise(n, seed=n) for n in (8, 3, 32, 5, 8, 1, 32, 8)] * 4
+    with ThreadPoolExecutor(engine.concurrency) as pool:
+        found = list(pool.map(engine.infer, batches))
+    reference = OnnxRuntimeEngine(bundle.variants["fp32"].path, 2)
+    for tiles, ours in zip(batches, found, strict=True):
+        np.testing.assert_allclose(ours, reference.infer(tiles), atol=TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize("name", ENGINES[:2])
+def test_the_second_start_builds_nothing(
+    opened: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(name).infer(noise(4))
+
+    def build(self: TensorRtEngine, *more: Any) -> bytes:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(TensorRtEngine, "_build", build)
+    np.testing.assert_array_equal(opened(name).infer(noise(4)), first)
 
 
 @pytest.mark.parametrize("name", ENGINES[:2])
