@@ -24,8 +24,7 @@ import numpy as np
 
 from edgelung.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.doctor import as_json, examine
-from edgelung.engines.base import EngineUnavailableError
-from edgelung.engines.cuda import Device, gpu_present
+from edgelung.engines.cuda import driver_version, gpu_present
 from edgelung.errors import EdgelungError
 from edgelung.files import atomic_write, write_json
 
@@ -53,10 +52,9 @@ def main() -> int:
         print(json.dumps(plan(options, options.scratch)[options.part]()))
         return 0
     end = time.monotonic() + options.seconds
-    card, driver = name_card()
     report: Figures = {
-        "card": card,
-        "driver": driver,
+        "card": parts.card_name() if gpu_present() else None,
+        "driver": driver_version(),
         "machine": machine.describe(),
         "parts": {"doctor": as_json(examine(), None)},
     }
@@ -102,15 +100,6 @@ def run_part(words: Sequence[object], seconds: float, environment: dict[str, str
         return figures
     last = (err.decode(errors="replace").split("\n\n")[-1].strip().splitlines() or ["no word"])[-1]
     return {"cannot_run": f"{last[:400]} (exit code {process.returncode})"}
-
-
-def name_card() -> tuple[str | None, str | None]:
-    """The card's name and driver; None where pycuda does not tell."""
-    try:
-        device = Device()
-    except EngineUnavailableError:
-        return None, None
-    return device.name, device.driver
 
 
 def write(folder: Path, report: Figures) -> Path:

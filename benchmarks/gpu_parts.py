@@ -17,6 +17,7 @@ from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.build import Profile
 from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.errors import one_line
 from edgelung.folder.pipeline import predict_batches
 from edgelung.folder.record import record_of
 from edgelung.folder.run import gather, infer_folder
@@ -150,7 +151,7 @@ def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
                     "agreement_with_fp32": same_label(values, truth),
                 }
             except Exception as error:
-                row = {"cannot_run": " ".join(str(error).split())[:300]}
+                row = {"cannot_run": one_line(error, 300)}
             result[f"{runtime} {name}"] = row
     return result
 
@@ -182,24 +183,23 @@ def throughput(graph: Path, gflop: float) -> Figures:
     Offline keeps as many batches in flight as the engine takes.
     """
     result: Figures = {"gflop_per_tile": gflop, "note": "shorter than MLPerf's rules ask"}
+    try:
+        tflops, _ = peak(card_name())
+    except CannotRunError as error:
+        tflops, result["no_share_of_peak"] = None, str(error)
     for name in (*choose.GPU_ENGINES, "onnxruntime-tensorrt"):
         try:
             engine = choose.ENGINES[name](graph, choose.available_cores())
+            try:
+                result[name] = scenarios(engine)
+            finally:
+                engine.close()
         except Exception as error:
-            result[name] = {"cannot_run": " ".join(str(error).split())[:300]}
+            result[name] = {"cannot_run": one_line(error, 300)}
             continue
-        try:
-            result[name] = scenarios(engine) | {"card": card_name()}
-        except Exception as error:
-            result[name] = {"cannot_run": " ".join(str(error).split())[:300]}
-            continue
-        finally:
-            engine.close()
-        rate = result[name]["offline_tiles_per_second"]
-        try:
-            result[name]["share_of_fp16_peak"] = rate * gflop / 1e3 / peak(card_name())[0]
-        except CannotRunError as error:
-            result[name]["share_of_fp16_peak"] = str(error)
+        if tflops:
+            rate = result[name]["offline_tiles_per_second"]
+            result[name]["share_of_fp16_peak"] = rate * gflop / 1e3 / tflops
     return result
 
 
@@ -375,7 +375,7 @@ def first_tensorrt(graph: Path) -> TensorRtEngine:
         try:
             return TensorRtEngine(graph, 1, name=name, profile=Profile())
         except Exception as error:
-            reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
+            reasons.append(f"{name}: {one_line(error, 200)}")
     raise CannotRunError("; ".join(reasons))
 
 

@@ -7,8 +7,9 @@ from typing import Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from edgelung.kernels.resize import Pixels
+
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
-Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB: one decoded tile
 AS_IN_FILE = "as in the file"  # of floating point: each tensor in its own type
 Probabilities = npt.NDArray[np.float32]  # (N, classes)
 

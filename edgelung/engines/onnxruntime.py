@@ -67,17 +67,19 @@ class OnnxRuntimeEngine:
         # No fallback, now or when a batch fails later: what was asked for must be what runs.
         load = partial(ort.InferenceSession, str(graph), options, providers, enable_fallback=0)
         try:
-            self._session = load()
+            try:
+                self._session = load()
+            except Exception as error:
+                if "float8" not in str(error):
+                    raise
+                # ONNX Runtime 1.31 fuses FP8's Q/DQ into kernels for INT8, which then refuse it.
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
+                self._session = load()
         except Exception as error:
-            if provider != PROVIDER:  # its libraries are missing, or it refuses the graph
-                raise EngineUnavailableError(
-                    f"{provider} does not load: {one_line(error)}"
-                ) from error
-            if "float8" not in str(error):
+            if provider == PROVIDER:
                 raise
-            # ONNX Runtime 1.31 fuses the Q/DQ of FP8 into kernels for INT8, which then refuse it.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-            self._session = load()
+            # Its libraries are missing, or it refuses the graph.
+            raise EngineUnavailableError(f"{provider} does not load: {one_line(error)}") from error
         running = self._session.get_providers()
         if running[:1] != [provider] or set(running) - {provider, PROVIDER}:
             raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {running}")

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgelung.engines.base import Engine, Pixels, Probabilities, Tiles, resizes
+from edgelung.engines.base import Engine, Probabilities, Tiles, resizes
 from edgelung.errors import one_line
+from edgelung.kernels.resize import Pixels
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.reader import (
     ReaderSpec,
