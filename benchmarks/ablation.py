@@ -118,6 +118,9 @@ def record(path: Path, name: str, seed: int, folder: Path, options: argparse.Nam
         metrics = evaluate(own.probabilities[of], own.truth[of])
         entry[subset] = metrics["balanced_accuracy"]
         entry[f"{subset}_negative_log_likelihood"] = metrics["negative_log_likelihood"]
+    alone = [r for r in history if r["stage"] == "student" and "val_loss" not in r]
+    if alone:  # what the last epoch of features alone leaves of their variance, on training tiles
+        entry["features_loss"] = alone[-1]["loss"]
     entry["seconds"] = sum(r["seconds"] for r in history if r["stage"] == "student")
     entry["machine"] = machine.describe()
     reference = options.out / f"0-{seed}"

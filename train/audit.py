@@ -25,22 +25,27 @@ from edgelung.train.index import IndexedTile, index_tiles, read_groups
 
 Pixels = npt.NDArray[np.uint8]
 
-SHOWN_GROUPS, SHOWN_PAIRS = 8, 10  # on the page
+SHOWN_GROUPS, SHOWN_PAIRS, SHOWN_TILES = 8, 10, 20  # on the page
+SHOWN_KNOWN = 100  # pictures of links between known groups, which may be as many as tiles
 PROVEN = 20  # inliers from which a link between known groups counts as proven (issue 3)
 
 
 def audit_folder(
-    data: Path, out: Path, known: Path | None, say: Callable[[str], None]
+    data: Path,
+    out: Path,
+    known: Path | None,
+    say: Callable[[str], None],
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Group the tiles of `data` and write groups.csv, links.csv, audit.json and report.html.
 
-    A file that cannot be read is reported and left out. `known` is a CSV of groups to compare with.
-    Raises EdgelungError for anything a user can mend.
+    A file that cannot be read is reported and left out. `known` is a CSV of groups to compare with;
+    `classes` are as in `index_tiles`. Raises EdgelungError for anything a user can mend.
     """
     new_folder(out, "audit")
     unreadable: dict[str, str] = {}
     with progress_bar("index") as advance:
-        tiles = index_tiles(data, (), advance, on_error=unreadable.__setitem__)
+        tiles = index_tiles(data, classes, advance, on_error=unreadable.__setitem__)
     spec = ReaderSpec(size=SIZE)
     colours: dict[str, npt.NDArray[np.float64]] = {}
     with progress_bar("decode", len(tiles)) as advance, ThreadPoolExecutor() as pool:
@@ -119,6 +124,10 @@ def _describe(
     for tile, name in zip(tiles, names, strict=True):
         labels.setdefault(name, set()).add(tile.label)
     mixed = sorted(name for name, own in labels.items() if len(own) > 1)
+    files: dict[str, list[dict[str, str]]] = {}
+    for tile in tiles:
+        files.setdefault(tile.sha256, []).append({"path": tile.path, "class": tile.label})
+    pixels = Counter((tile.width, tile.height) for tile in tiles)
     classes = {}
     for label in sorted({tile.label for tile in tiles}):
         own = [tile for tile in tiles if tile.label == label]
@@ -136,13 +145,16 @@ def _describe(
         "groups": len(sizes),
         "single_tiles": sum(n == 1 for n in sizes.values()),
         "largest_group": max(sizes.values()),
-        "identical_files": len(tiles) - len({tile.sha256 for tile in tiles}),
+        "identical_files": len(tiles) - len(files),  # how many could be left out
+        "identical": [copies for copies in files.values() if len(copies) > 1],
         "groups_across_classes": {
             name: [t.path for t, n in zip(tiles, names, strict=True) if n == name] for name in mixed
         },
         "too_plain_to_compare": [tiles[i].path for i in grouping.plain],
         "unreadable": unreadable,
-        "sizes": dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
+        "sizes": {f"{w}x{h}": n for (w, h), n in pixels.most_common(10)},
+        "other_sizes": max(len(pixels) - 10, 0),
+        "sides": [min(map(min, pixels)), max(map(max, pixels))],  # shortest and longest
         "classes": classes,
         "weakest_link": min((k.proof.inliers for k in grouping.links), default=None),
         "strongest_refused": max((k.proof.inliers for k in grouping.refused), default=None),
@@ -174,9 +186,9 @@ def _compare(
     return {
         "groups": len(set(known)),
         "corrected_groups": len(set(corrected)),
-        "recall": _pairs(zip(names, known, strict=True)) / max(_pairs(known), 1),
-        "precision_as_published": _pairs(zip(names, known, strict=True)) / max(_pairs(names), 1),
-        "precision": _pairs(zip(names, corrected, strict=True)) / max(_pairs(names), 1),
+        "recall": _share(_pairs(zip(names, known, strict=True)), _pairs(known)),
+        "precision_as_published": _share(_pairs(zip(names, known, strict=True)), _pairs(names)),
+        "precision": _share(_pairs(zip(names, corrected, strict=True)), _pairs(names)),
         "links": [
             {"first": first, "second": second, "inliers": link.proof.inliers}
             for first, second, link in links
@@ -187,6 +199,11 @@ def _compare(
 def _pairs(labels: Any) -> int:
     """Pairs of tiles with one label."""
     return sum(n * (n - 1) // 2 for n in Counter(labels).values())
+
+
+def _share(part: int, whole: int) -> float | None:
+    """None of nothing: groups of one tile each have no pair to find."""
+    return part / whole if whole else None
 
 
 def _pictures(
@@ -203,7 +220,10 @@ def _pictures(
         return read_tile(data / tiles[index].path, spec)
 
     def sheet(name: str) -> Pixels:
-        members = [i for i, own in enumerate(names) if own == name][:20]
+        members = [i for i, own in enumerate(names) if own == name]
+        labels = Counter(tiles[i].label for i in members)
+        members.sort(key=lambda i: labels[tiles[i].label])  # whoever stands in the wrong class
+        members = members[:SHOWN_TILES]
         small = [cv2.resize(read(i), (96, 96), interpolation=cv2.INTER_AREA) for i in members]
         small += [np.full((96, 96, 3), 255, np.uint8)] * (-len(small) % 10)
         return np.vstack([np.hstack(small[i : i + 10]) for i in range(0, len(small), 10)])
@@ -216,15 +236,21 @@ def _pictures(
             "paths": [tiles[link.first].path, tiles[link.second].path],
         }
 
-    weakest = sorted(grouping.links, key=lambda link: link.proof.inliers)[:SHOWN_PAIRS]
+    def described(name: str, count: int) -> str:
+        shown = f", {SHOWN_TILES} of them here" if count > SHOWN_TILES else ""
+        return f"{name}: {count} tiles{shown}"
+
+    weakest = sorted(grouping.links, key=lambda link: link.proof.inliers)
+    across = [k for k in weakest if tiles[k.first].label != tiles[k.second].label]
     return {
         "groups": [
-            {"picture": _data_uri(sheet(name)), "text": f"{name}: {count} tiles"}
+            {"picture": _data_uri(sheet(name)), "text": described(name, count)}
             for name, count in Counter(names).most_common(SHOWN_GROUPS)
             if count > 1
         ],
-        "known": [pair(link, f"{first} and {second}") for first, second, link in links],
-        "weakest": [pair(link) for link in weakest],
+        "across": [pair(link) for link in across[::-1][:SHOWN_PAIRS]],
+        "known": [pair(k, f"{first} and {second}") for first, second, k in links[-SHOWN_KNOWN:]],
+        "weakest": [pair(link) for link in weakest[:SHOWN_PAIRS]],
         "refused": [pair(link) for link in grouping.refused[:SHOWN_PAIRS]],
     }
 

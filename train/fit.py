@@ -204,6 +204,8 @@ def global_batch(schedule: Schedule, tiles: int, machine: Machine) -> int:
             f"batch_size is {schedule.batch_size}; expected a multiple of the number of "
             f"processes, {machine.processes}"
         )
+    if tiles < machine.processes:
+        raise EdgelungError(f"{tiles} training tiles are fewer than {machine.processes} processes")
     return min(schedule.batch_size, tiles - tiles % machine.processes)
 
 

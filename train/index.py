@@ -17,6 +17,11 @@ from edgelung.folder.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
 from edgelung.tiles.reader import FORMATS, TileError, looks_like_image, read_bytes
 
+# Folders of these names may hold the same classes each.
+SUBSET_FOLDERS = frozenset(
+    ["train", "training", "val", "valid", "validation", "test", "testing", "dev"]
+)
+
 
 @dataclass(frozen=True, slots=True)
 class IndexedTile:
@@ -37,10 +42,12 @@ def index_tiles(
 ) -> list[IndexedTile]:
     """Every image below `data`, labelled by the folder it lies in, in path order.
 
-    With `classes` only folders of those names give a label, the nearest above a tile, as `infer`
-    reads it. Raises EdgelungError where there are fewer than two classes, where one is missing or
-    empty, or where a file cannot be read: training data is mended, not skipped over. With
-    `on_error` such a file is told to it, by path and reason, and left out.
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) are passed over. With `classes` only
+    folders of those names give a label, the nearest above a tile, as `infer` reads it. Raises
+    EdgelungError where the folders do not say plainly what the classes are, where there are fewer
+    than two, where one is missing or empty, or where a file cannot be read: training data is
+    mended, not skipped over. With `on_error` a file that cannot be read or lies beside the class
+    folders is told to it, by path and reason, and left out; one class and empty ones will do then.
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
@@ -49,7 +56,8 @@ def index_tiles(
         if file.reason or _is_utf8(file.path)
         else replace(file, reason="its name is not UTF-8")
         for file in find_files(data)
-        if file.reason or file.is_image or looks_like_image(file.location)
+        if not _is_hidden(file.path)
+        and (file.reason or file.is_image or looks_like_image(file.location))
     ]
     if not files:
         raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")
@@ -58,13 +66,15 @@ def index_tiles(
         raise EdgelungError(f"cannot read {printable(bad.location)}: {bad.reason}; mend it")
     labels = {file.path: _label(file.path, classes) for file in files}
     loose = [path for path, label in labels.items() if not label]
-    if loose and classes:
-        files = [file for file in files if labels[file.path]]
-    elif loose:
+    if loose and on_error and not classes and len(loose) < len(files):
+        for path in loose:
+            on_error(printable(path), "lies beside the class folders, in none")
+    elif loose and not classes:
         raise EdgelungError(
             f"{data / loose[0]} lies in no class folder; expected "
             f"{data.name}/<class>/<tile>: is it the folder above that you mean?"
         )
+    files = [file for file in files if labels[file.path]]
     found = Counter(labels[file.path] for file in files)
     missing = [name for name in classes if name not in found]
     if missing:
@@ -72,10 +82,12 @@ def index_tiles(
             f"no tiles of class {missing[0]} below {data}; found "
             f"{', '.join(sorted(found)) or 'none of the classes asked for'}"
         )
-    if not classes and on_error is None:
+    if not classes:
         _check_folders(data, files)
+        if on_error is None:
+            _check_none_is_empty(data, files)
     wanted = set(classes) or set(found)
-    if len(wanted) < 2:
+    if len(wanted) < 2 and on_error is None:
         raise EdgelungError(
             f"{data} holds one class ({', '.join(wanted)}); expected two or more class folders: "
             "is it the folder above that you mean?"
@@ -90,7 +102,7 @@ def index_tiles(
             if on_error is None:
                 raise EdgelungError(
                     f"cannot read the training tile {file.location}: {error.reason}; "
-                    "mend or remove it"
+                    "mend or remove it (`edgelung audit` lists all such)"
                 ) from error
             on_error(printable(file.path), error.reason)
             return None
@@ -110,23 +122,45 @@ def _label(path: str, classes: Sequence[str]) -> str:
 
 def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
     """Raise EdgelungError where the folders do not say plainly what the classes are."""
+    say = (
+        "if the classes are named further up, say which: "
+        """--set 'classes=["a", "b"]' (audit: --class a --class b)"""
+    )
+    folders = {PurePosixPath(file.path).parent for file in files}
     above: dict[PurePosixPath, set[str]] = {}  # folder → the class folders in it
-    for file in files:
-        folder = PurePosixPath(file.path).parent
+    for folder in folders:
         above.setdefault(folder.parent, set()).add(folder.name)
-    for folder, names in above.items():
-        for entry in sorted((data / folder).iterdir()):
-            other = entry.name not in names and not entry.name.startswith(".")
-            if other and entry.is_dir() and not any(entry.iterdir()):
-                raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
-    # train/a, train/b, val/a, val/b is one set of classes twice; a/p1, b/p1, b/p2 is not.
-    sets = list(above.values())
-    shared = set().union(*(a & b for i, a in enumerate(sets) for b in sets[i + 1 :]))
-    if shared and any(names != sets[0] for names in sets):
+    both = min(folders & set(above), default=None)
+    if both is not None:
+        inner = min(above[both])
+        raise EdgelungError(
+            f"{data / both} holds tiles and a folder of tiles, {inner}: which of the two is the "
+            f"class? Move them into one; or, {say}"
+        )
+    # train/a, train/b, val/a, val/b is one set of classes twice; a/p1, b/p1 is not.
+    if len(above) > 1 and all(folder.name.lower() in SUBSET_FOLDERS for folder in above):
+        return
+    named = Counter(name for names in above.values() for name in names)
+    shared = [name for name, count in named.items() if count > 1]
+    if shared:
         raise EdgelungError(
             f"{data} has folders named {min(shared)} in several places, and they do not look like "
-            'classes; if the classes are named further up, say which: --set classes=["a", "b"]'
+            f"classes; {say}"
         )
+
+
+def _check_none_is_empty(data: Path, files: Sequence[FoundFile]) -> None:
+    """Raise EdgelungError for an empty folder beside class folders: a class without tiles."""
+    classes = {data / PurePosixPath(file.path).parent for file in files}
+    for folder in sorted({place.parent for place in classes}):
+        for entry in sorted(folder.iterdir()):
+            other = entry not in classes and not entry.name.startswith(".")
+            if other and entry.is_dir() and not any(entry.iterdir()):
+                raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
 def _is_utf8(path: str) -> bool:
@@ -168,7 +202,7 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
                 )
             groups: dict[str, str] = {}
             for row in rows:
-                key = posixpath.normpath(row["path"] or "")
+                key = posixpath.normpath(_with_slashes(row["path"] or ""))
                 group = (row[column] or "").strip()  # "s1 " and "s1" would leak into each other
                 if groups.setdefault(key, group) != group:
                     raise EdgelungError(
@@ -200,6 +234,11 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
             f"{without[0]} for one; add them or leave those tiles out of the folder"
         )
     return [str(group) for group in found]
+
+
+def _with_slashes(path: str) -> str:
+    """A path as Windows writes it, too."""
+    return path if "/" in path else path.replace("\\", "/")
 
 
 def _last_two(path: str) -> str:

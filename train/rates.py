@@ -26,7 +26,7 @@ class Rates:
             warmup = min(warmup, steps // 2)
             scheduler = CosineLRScheduler(
                 optimizer,
-                t_initial=max(steps - warmup, 1),
+                t_initial=max(steps - warmup, 2),  # of one step timm says that it does nothing
                 lr_min=lr if schedule.schedule == "constant" else schedule.min_lr,
                 warmup_t=warmup,
                 warmup_lr_init=lr / max(warmup, 1),

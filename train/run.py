@@ -13,7 +13,15 @@ import torch
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.errors import EdgelungError
-from edgelung.files import atomic_folder, atomic_write, locked, new_folder, sha256_file, write_json
+from edgelung.files import (
+    TEMPORARY_SUFFIX,
+    atomic_folder,
+    atomic_write,
+    locked,
+    new_folder,
+    sha256_file,
+    write_json,
+)
 from edgelung.report.pages import run_page
 from edgelung.runs import CONFIG, METRICS, SPLIT, STATE, role_folder
 from edgelung.terminal import progress as progress_bar
@@ -24,10 +32,11 @@ from edgelung.train.guidance import drop_guide
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.machine import Machine, choose_machine, from_first
 from edgelung.train.models import Model, load_saved, save_model
-from edgelung.train.recipe import Recipe, validate_recipe
+from edgelung.train.recipe import Recipe, Split, validate_recipe
 from edgelung.train.results import Run, evaluate_models, run_pictures
 from edgelung.train.split import (
     SplitTile,
+    far_from_shares,
     join_duplicates,
     mates_in_training,
     of_two_classes,
@@ -69,9 +78,14 @@ def train_run(
         return _complete(run, say)
     handle = locked(out / LOCK, f"another process is training in {out}; wait for it")
     try:
+        for left in out.glob(f".{STATE}.*{TEMPORARY_SUFFIX}"):  # by one killed while it wrote
+            left.unlink()
         metrics = _complete(run, say)
         (out / LOCK).unlink(missing_ok=True)
         return metrics
+    except (KeyboardInterrupt, SystemExit):
+        say(f"interrupted; --resume --out {out} goes on from the last checkpoint")
+        raise
     finally:
         os.close(handle)
 
@@ -102,13 +116,12 @@ def _complete(run: Run, say: Say) -> dict[str, Any]:
 def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say) -> Run:
     """Check everything that can be checked, then make the run folder."""
     machine = choose_machine(recipe.precision)
-    split = from_first(lambda: _split(data, out, recipe, groups))
+    split = from_first(lambda: _split(data, out, recipe, groups, say))
     counts = split_counts(split)
     for subset, labels in counts.items():
         parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
         say(f"{subset:5} tiles (groups): {parts}")
-    if twice := next(of_two_classes([row.tile for row in split]), None):
-        say(f"one file under two labels: {' and '.join(twice)}; `edgelung audit` lists all such")
+    _say_what_is_odd(split, recipe.split, say)
     mates = mates_in_training(split)
     if recipe.split.by == "random":
         tested = sum(labels["tiles"] for labels in counts["test"].values())
@@ -139,13 +152,45 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     return run
 
 
-def _split(data: Path, out: Path, recipe: Recipe, groups: Path | None) -> list[SplitTile]:
+def _say_what_is_odd(split: list[SplitTile], shares: Split, say: Say) -> None:
+    """A line each for what makes a split or its figures worth less than they look."""
+    if twice := next(of_two_classes([row.tile for row in split]), None):
+        say(f"one file under two labels: {' and '.join(twice)}; `edgelung audit` lists all such")
+    labels: dict[str, set[str]] = {}
+    for row in split:
+        labels.setdefault(row.group, set()).add(row.tile.label)
+    mixed = [group for group, own in labels.items() if len(own) > 1]
+    if mixed:
+        say(
+            f"{len(mixed)} group(s) hold several classes, {min(mixed)} for one: a wrong label, a "
+            "patient's tiles, or numbers that begin anew in every class; `edgelung audit` shows "
+            "near copies across classes"
+        )
+    if len(labels) == len(split):
+        say(
+            "every tile is a group of its own: near copies, if there are any, are not kept together"
+        )
+    if far := next(far_from_shares(split, shares), None):
+        label, subset, share = far
+        say(
+            f"{subset} got {100 * share:.0f} % of class {label} where "
+            f"{100 * getattr(shares, subset):.0f} % was asked: its groups are too large or too few"
+        )
+
+
+def _split(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say) -> list[SplitTile]:
     """Every tile with its group and its subset."""
     new_folder(out, "run", "choose another name, or go on with it with --resume")
     with progress_bar("index") as advance:
         tiles = index_tiles(data, recipe.classes, advance)
     check_models(recipe, len({tile.label for tile in tiles}))  # before minutes of grouping
-    found = read_groups(groups, tiles) if groups else group_names(tiles, find_groups(data, tiles))
+    if groups:
+        found = read_groups(groups, tiles)
+    else:
+        grouping = find_groups(data, tiles)
+        found = group_names(tiles, grouping)
+        if grouping.plain:
+            say(f"{len(grouping.plain)} tile(s) too plain to compare, each a group of its own")
     names = join_duplicates(tiles, found)
     by = split_at_random if recipe.split.by == "random" else split_by_group
     return by(tiles, names, recipe.split)

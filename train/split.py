@@ -48,6 +48,7 @@ def split_by_group(
 
     Class by class, the one with the fewest groups first; its groups are shuffled, and each goes to
     the subset that is furthest below its share of that class, so every class reaches every subset.
+    What is too large for validation and test is trained on, where other groups are left for them.
     A group may hold several classes (one patient, say). Raises EdgelungError where a class has too
     few groups.
     """
@@ -67,14 +68,20 @@ def split_by_group(
                 "three, one each for train, val and test: add tiles from other sources"
             )
         rng = np.random.default_rng([shares.seed, number])
-        for index in rng.permutation(len(having[label])):
-            group = having[label][index]
-            if group in subset_of:
-                continue
-            # An empty subset comes first: one huge group must not starve another.
+        shuffled = [having[label][i] for i in rng.permutation(len(having[label]))]
+        most = min(shares.val, shares.test) * totals[label]
+        shuffled.sort(key=lambda group: -max(members[group][label] - most, 0))  # the huge first
+        waiting = [group for group in shuffled if group not in subset_of]
+        for place, group in enumerate(waiting):
             empty = [s for s in SUBSETS if not filled[s, label]]
-            below = max(SUBSETS, key=lambda s: share[s] - filled[s, label] / totals[label])
-            subset_of[group] = empty[0] if empty else below
+            spare = len(waiting) - place > len(set(empty) - {"train"})
+            if members[group][label] > most and spare:
+                subset = "train"
+            elif empty:  # first: one huge group must not starve another
+                subset = empty[0]
+            else:
+                subset = max(SUBSETS, key=lambda s: share[s] - filled[s, label] / totals[label])
+            subset_of[group] = subset
             for name, count in members[group].items():
                 filled[subset_of[group], name] += count
     for (subset, label), count in filled.items():
@@ -110,6 +117,20 @@ def split_at_random(
             held = np.searchsorted(np.cumsum(held_out), place, side="right")
             subset[index] = ("val", "test", "train")[held]
     return [SplitTile(*row) for row in zip(tiles, groups, subset, strict=True)]
+
+
+def far_from_shares(split: Sequence[SplitTile], shares: Split) -> Iterator[tuple[str, str, float]]:
+    """Class, subset and share of the class's tiles there, where it is half or twice what was asked.
+
+    As it happens where groups are large or few.
+    """
+    totals = Counter(row.tile.label for row in split)
+    found = Counter((row.tile.label, row.subset) for row in split)
+    for label in sorted(totals):
+        for subset in SUBSETS:
+            share, asked = found[label, subset] / totals[label], getattr(shares, subset)
+            if not asked / 2 <= share <= 2 * asked:
+                yield label, subset, share
 
 
 def mates_in_training(split: Sequence[SplitTile]) -> int:

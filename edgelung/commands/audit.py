@@ -13,6 +13,12 @@ def audit(
     groups: Annotated[
         Path | None, typer.Option(help="CSV of known groups to compare with (path, group).")
     ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", help="A folder name that is a class, where tiles lie deeper; repeatable."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print audit.json on standard output.")
     ] = False,
@@ -27,7 +33,7 @@ def audit(
         raise EdgelungError(
             f"audit needs {error.name}, which is not installed: pip install 'edgelung[train]'"
         ) from error
-    found = audit_folder(data, out, groups, terminal.note)
+    found = audit_folder(data, out, groups, terminal.note, classes or ())
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -45,9 +51,13 @@ def _print(found: dict[str, object], folder: Path) -> None:
         out.print(f"{key.replace('_', ' '):22}{len(found[key])}")  # type: ignore[arg-type]
     known = found.get("known")
     if isinstance(known, dict):
+
+        def percent(name: str) -> str:
+            return "–" if known[name] is None else f"{100 * known[name]:.2f} %"
+
         out.print(
-            f"against {known['groups']} known groups: recall {100 * known['recall']:.2f} %, "
-            f"precision {100 * known['precision']:.2f} % of pairs, "
-            f"{len(known['links'])} links between known groups"
+            f"against {known['groups']} known groups, pairs of tiles: recall {percent('recall')}, "
+            f"precision {percent('precision_as_published')} ({percent('precision')} if the strong "
+            f"ones of the {len(known['links'])} links between known groups are right)"
         )
     out.print(f"groups  {folder / 'groups.csv'}\nreport  {folder / 'report.html'}", markup=False)

@@ -36,32 +36,36 @@ def compare(
 
 
 def _print(models: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Column, Table
 
+    from edgelung.evidence.intervals import caution, written
     from edgelung.terminal import out
 
     columns = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
     table = Table(
-        "model", "split", "accuracy", "precision", "recall", "F1", "recall's 95 %", "difference",
+        Column("model", overflow="fold"),  # names differ at their ends
+        *("split", "accuracy", "95 %", "precision", "recall", "95 %", "F1", "difference"),
         title="test set, %",
-    )  # fmt: skip
+    )
     for model in models:
-        low, high = model["intervals"]["balanced_accuracy"]
         difference = ""
         if model["against"]:
             least, most = model["difference_interval"]
             change = 100 * model["difference"]
             difference = f"{change:+.2f} ({100 * least:+.2f} … {100 * most:+.2f})"
+        accuracy, precision, recall, f1 = (f"{100 * model[column]:.2f}" for column in columns)
+        spans = [written(model["intervals"][k]) for k in ("accuracy", "balanced_accuracy")]
+        name = escape(f"{model['run']}: {model['role']} {model['model']}")
         table.add_row(
-            f"{model['run']}: {model['role']} {model['model']}",
-            model["split"],
-            *(f"{100 * model[column]:.2f}" for column in columns),
-            f"{100 * low:.2f} – {100 * high:.2f}",
+            *(name, model["split"], accuracy, spans[0], precision, recall, spans[1], f1),
             difference,
         )
     out.print(table)
     against = dict.fromkeys(model["against"] for model in models if model["against"])
     for name in against:
         out.print(f"difference  in recall, in points, to {name}; paired over groups", markup=False)
+    if warning := caution(min(model["fewest_groups"] for model in models)):
+        out.print(warning)
     if any(model["split"] == "random" for model in models):
         out.print("random      near copies of test tiles were trained on: memory, not recognition")

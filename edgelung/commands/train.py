@@ -11,7 +11,7 @@ def train(
     data: Annotated[Path, typer.Argument(help="Folder of class folders with tiles.")],
     out: Annotated[Path, typer.Option(help="Run folder to write; must be new.")],
     recipe: Annotated[
-        str, typer.Option(help="quick, demo, paper, or a TOML file.", show_default="quick")
+        str, typer.Option(help="quick, demo, paper, starter, or a TOML file.", show_default="quick")
     ] = "",
     student: Annotated[str, typer.Option(help="timm name of a distilled DeiT.")] = "",
     teacher: Annotated[str, typer.Option(help="timm name of a CNN.")] = "",
@@ -84,21 +84,24 @@ def train(
 
 
 def _print_table(metrics: dict[str, Any], folder: Path) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
+    from edgelung.evidence.intervals import caution, written
     from edgelung.runs import ROLES
     from edgelung.terminal import out
 
     columns = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
-    title = "test set, %"
     table = Table(
-        "model", "accuracy", "precision", "recall", "F1", "recall's 95 % interval", title=title
+        "model", "accuracy", "95 %", "precision", "recall", "95 %", "F1", title="test set, %"
     )
     for role in (role for role in ROLES if role in metrics):
         test = metrics[role]["test"]
-        low, high = test["intervals"]["balanced_accuracy"]
-        figures = [f"{100 * test[column]:.2f}" for column in columns]
-        interval = f"{100 * low:.2f} – {100 * high:.2f}"
-        table.add_row(f"{role} {metrics[role]['model']}", *figures, interval)
+        accuracy, precision, recall, f1 = (f"{100 * test[column]:.2f}" for column in columns)
+        spans = [written(test["intervals"][k]) for k in ("accuracy", "balanced_accuracy")]
+        name = escape(f"{role} {metrics[role]['model']}")
+        table.add_row(name, accuracy, spans[0], precision, recall, spans[1], f1)
     out.print(table)
+    if warning := caution(metrics["student"]["test"]["fewest_groups"]):
+        out.print(warning)
     out.print(f"run     {folder}\nreport  {folder / 'report.html'}", markup=False)

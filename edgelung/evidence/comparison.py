@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     answers: list[Answers] = []
     tiles: list[Tiles] = []
+    names = _names(runs)
     for run in runs:
         config, metrics = _json(run, CONFIG), _json(run, METRICS)
         hashes = _hashes(run / SPLIT)
@@ -42,12 +44,14 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
                 test = metrics[role]["test"]
                 figures = {name: test[name] for name in METRIC_NAMES}
                 about = {"model": metrics[role]["model"], "split": config["split"]}
+                groups = [entry["groups"] for entry in config["counts"]["test"].values()]
             except (KeyError, TypeError) as error:
                 raise EdgelungError(
                     f"{run} does not hold {error} of the {role}: it was written by an older "
                     "edgelung, or edited; train it again"
                 ) from error
-            models.append({"run": run.name or str(run), "role": role, **about, **figures})
+            about |= {"run": names[run], "role": role, "fewest_groups": min(groups)}
+            models.append(about | figures)
             own = _answers(role_folder(run, role) / "predictions.csv")
             answers.append(own)
             tiles.append({(path, row[0], hashes.get(path, "")) for path, row in own.items()})
@@ -62,6 +66,12 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
         model["difference"] = model["balanced_accuracy"] - reference["balanced_accuracy"]
         model["difference_interval"] = _paired(answers[other], answers[i])
     return {"models": models}
+
+
+def _names(runs: Sequence[Path]) -> dict[Path, str]:
+    """Each run by its folder's name, or by its path where another has that name too."""
+    names = Counter(run.name for run in runs)
+    return {run: run.name if run.name and names[run.name] == 1 else str(run) for run in runs}
 
 
 def _paired(reference: Answers, own: Answers) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from edgelung.evidence.metrics import Labels
 
 RESAMPLES = 2000
 LEVEL = 0.95
+FEW_GROUPS = 10  # of a class, below which an interval is too narrow to be leaned on
 
 Counts = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -26,7 +27,8 @@ def intervals(
     `predicted`, `truth` int64 (N,); `groups`: the source of each tile. Where no tile is wrong every
     resample is perfect too, which says nothing of sources that are not here: the lower end is then
     what G sources without a failure leave possible, if a source fails wholly or not at all
-    (Clopper and Pearson 1934). With few groups and few errors the interval is still too narrow.
+    (Clopper and Pearson 1934). With fewer groups than FEW_GROUPS a class it is still too narrow,
+    and where no resample differs from another it says nothing.
     """
     counts, weights = _confusions(predicted, truth, groups, classes), _weights(truth, groups)
     found = {name: _interval(values) for name, values in _metrics(weights @ counts).items()}
@@ -34,6 +36,22 @@ def intervals(
         low = ((1 - LEVEL) / 2) ** (1 / weights.shape[1])
         return dict.fromkeys(found, (low, 1.0))
     return found
+
+
+def written(bounds: Interval) -> str:
+    """An interval of fractions in percent; a dash for one of no width, which says nothing."""
+    low, high = bounds
+    return f"{100 * low:.2f} – {100 * high:.2f} %" if low < high else "–"
+
+
+def caution(fewest_groups: int) -> str:
+    """A line to stand beside intervals from so few test groups in some class; '' where enough."""
+    if fewest_groups >= FEW_GROUPS:
+        return ""
+    return (
+        f"{fewest_groups} group(s) of a class in the test set: intervals from fewer than "
+        f"{FEW_GROUPS} are too narrow, whatever they say"
+    )
 
 
 def paired_intervals(

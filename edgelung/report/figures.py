@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ INK = "#010203"  # stands for the page's own text colour, whatever its scheme
 for _part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.", "axes.title"):
     mpl.rcParams[f"{_part}color"] = INK  # type: ignore[index]  # a name that is put together
 mpl.rcParams["legend.labelcolor"] = INK
+mpl.rcParams["svg.fonttype"] = "none"  # the reader's fonts know more scripts than matplotlib's
 mpl.rcParams["text.parse_math"] = False  # a class may have dollars in its name
 for _part in ("figure", "axes"):
     mpl.rcParams[f"{_part}.facecolor"] = "none"  # type: ignore[index]
@@ -51,16 +53,20 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> str:
     ):
         drawn(left, key, 1, style, color=colour, label=label)
     left.set(xlabel="epoch", ylabel="loss", title=f"{title}: loss")
-    left.legend(frameon=False)
     for key, style, colour in (
         ("val_accuracy", "o-", BLUE),
         ("val_balanced_accuracy", "o--", ORANGE),
     ):
         label = key.removeprefix("val_").replace("_", " ")
         drawn(right, key, 100, style, color=colour, label=label)
-    right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation")
-    right.legend(frameon=False)
+    right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation", xlim=left.get_xlim())
+    low, high = right.get_ylim()  # of one epoch, or of even ones, no wider than rounding
+    right.set_ylim(min(low, high - 2), max(high, low + 2))
+    begin = next((record["epoch"] for record in history if "val_loss" in record), 1)
+    if begin > 1:
+        left.axvline(begin - 0.5, color=INK, linewidth=0.8, linestyle=":", label="labels begin")
     for axes in (left, right):
+        axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     return svg(figure)
@@ -106,8 +112,10 @@ def estimates(
 def svg(figure: Figure) -> str:
     """The figure as SVG text in the page's own ink; closes it."""
     buffer = io.StringIO()
-    # No date, so that the same run gives the same bytes.
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it only measures them
+        # No date, so that the same run gives the same bytes.
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgelung import RESEARCH_USE_ONLY, __version__
+from edgelung.evidence.intervals import caution, written
 from edgelung.report import figures
 from edgelung.runs import CONFIG, ROLES
 
@@ -92,7 +93,8 @@ def _render(template: str, **values: Any) -> str:
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.2f} %"
     environment.filters["points"] = lambda value: f"{100 * value:.2f}"
-    environment.filters["span"] = lambda bounds: f"{100 * bounds[0]:.2f} – {100 * bounds[1]:.2f} %"
+    environment.filters["span"] = written
+    environment.filters["caution"] = caution
     return environment.get_template(template).render(
         notice=RESEARCH_USE_ONLY, version=__version__, **values
     )

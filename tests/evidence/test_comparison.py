@@ -66,11 +66,20 @@ def test_other_files_of_the_same_names_are_not_paired(run: Path, other: Path) ->
     assert models[3]["against"] == "other: teacher tf_efficientnet_lite0"
 
 
+def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    same = Path(shutil.copytree(run, tmp_path / "again" / run.name))
+    models = compare_runs([run, same])["models"]
+    assert [m["run"] for m in models] == [str(run), str(run), str(same), str(same)]
+
+
 def test_the_command_prints_writes_and_explains(run: Path, other: Path, cli, tmp_path) -> None:
     done = cli("compare", run, other, "--out", "page.html")
     assert done.returncode == 0
-    for word in ("accuracy", "precision", "recall", "F1", "difference"):
+    for word in ("accuracy", "precision", "recall", "F1", "difference", "are too narrow"):
         assert word in done.stdout
+    bracketed = tmp_path / "r[lr=1e-3]"
+    shutil.copytree(run, bracketed)
+    assert "r[lr=1e-3]:" in cli("compare", bracketed).stdout.replace("\n", "")
     page = (tmp_path / "page.html").read_text()
     assert "Research use only" in page
     assert page.count("<svg") == 1

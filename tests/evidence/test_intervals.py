@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgelung.evidence.intervals import intervals, paired_intervals
+from edgelung.evidence.intervals import caution, intervals, paired_intervals, written
 from edgelung.evidence.metrics import classification_metrics, confusion_matrix
 
 
@@ -76,3 +76,10 @@ def test_a_class_with_few_groups_keeps_them_in_every_resample() -> None:
     predicted = np.array([0] * 30 + [1] * 10 + [1, 1])
     low, high = intervals(predicted, truth, [str(i) for i in range(42)], 2)["balanced_accuracy"]
     assert (low, high) == (pytest.approx(0.8125, abs=0.02), pytest.approx(0.9375, abs=0.02))
+
+
+def test_an_interval_without_width_says_nothing() -> None:
+    assert written((0.911, 0.989)) == "91.10 – 98.90 %"
+    assert written((1 / 3, 1 / 3)) == "–"
+    assert "1 group(s)" in caution(1)
+    assert caution(10) == ""

@@ -10,6 +10,7 @@ import pytest
 
 from edgelung.bundle import Bundle
 from edgelung.errors import EdgelungError
+from edgelung.evidence.intervals import written
 from edgelung.export.build import compare_confidence, export_run
 from edgelung.export.student import read_student
 from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
@@ -138,7 +139,7 @@ def test_the_card_says_what_was_measured(bundle: Bundle, tiles: Path) -> None:
     test = bundle.manifest["variants"]["fp32"]["test"]
     low, high = test["intervals"]["balanced_accuracy"]
     assert low <= test["balanced_accuracy"] <= high
-    assert f"{100 * test['balanced_accuracy']:.2f} % ({100 * low:.2f} – {100 * high:.2f} %)" in card
+    assert f"{100 * test['balanced_accuracy']:.2f} % ({written((low, high))})" in card
     assert "Research use only" in card
     assert "each group is in one set only" in card
     assert "tissue that it does not know was not measured" in card

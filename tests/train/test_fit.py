@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from edgelung.errors import EdgelungError
 from edgelung.files import locked
 from edgelung.train import run as run_module
-from edgelung.train.machine import choose_machine
+from edgelung.train.fit import global_batch
+from edgelung.train.machine import Machine, choose_machine
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import LOCK, train_run
 
@@ -77,6 +78,7 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
     first = train_command(tiles, out, "--recipe", "demo", *groups, *overrides)
     kill_at(subprocess.Popen(first, stderr=subprocess.DEVNULL), out, "teacher", 3)
     assert not (out / "model.safetensors").exists()
+    (out / ".state.pt.x1.edgelung-tmp").touch()  # as by a kill while it was written
     again = train_command(tiles, out, "--resume")
     kill_at(subprocess.Popen(again, stderr=subprocess.DEVNULL), out, "student", 3)
     subprocess.run(again, check=True, capture_output=True, timeout=240)
@@ -88,7 +90,7 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
         assert differing == [], name
     for name in ("split.csv", "predictions.csv"):
         assert (run / name).read_bytes() == (out / name).read_bytes()
-    assert not (out / "state.pt").exists()
+    assert not list(out.glob("*state.pt*"))
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     features, last = (record for record in history if record["stage"] == "student")
     assert "val_loss" not in features, "nothing to validate before the labels teach"
@@ -262,3 +264,49 @@ def test_one_process_at_a_time_trains_in_a_folder(
     with pytest.raises(EdgelungError, match="another process is training in"):
         train_run(tiles, tmp_path / "run", None, resume=True)
     os.close(handle)
+
+
+def test_an_interrupted_run_says_how_it_goes_on(
+    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(run: object, say: object) -> None:
+        raise KeyboardInterrupt
+
+    said: list[str] = []
+    monkeypatch.setattr(run_module, "_complete", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(
+            *(tiles, tmp_path / "run", load_recipe("demo", small)),
+            groups=tiles / "groups.csv",
+            say=said.append,
+        )
+    assert said[-1].startswith(f"interrupted; --resume --out {tmp_path / 'run'} goes on")
+
+
+def test_a_split_that_is_worth_less_than_it_looks_is_said(
+    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CSV of groups that group nothing; numbers that begin anew in every class."""
+    monkeypatch.setattr(run_module, "_complete", lambda run, say: {})
+    paths = sorted(p.relative_to(tiles).as_posix() for p in tiles.rglob("*.jpeg"))
+    for number, (group, message) in enumerate(
+        [
+            (lambda i, path: str(i), "every tile is a group of its own"),
+            (lambda i, path: str(i % 36 // 3), "12 group(s) hold several classes, 0 for one"),
+        ]
+    ):
+        text = "".join(f"{path},{group(i, path)}\n" for i, path in enumerate(paths))
+        (tmp_path / "g.csv").write_text("path,group\n" + text)
+        said: list[str] = []
+        out = tmp_path / str(number)
+        recipe = load_recipe("demo", small)
+        train_run(tiles, out, recipe, groups=tmp_path / "g.csv", say=said.append)
+        assert any(line.startswith(message) for line in said)
+
+
+def test_fewer_tiles_than_processes_are_refused() -> None:
+    schedule = load_recipe("demo", ["student.batch_size=8"]).student
+    machine = Machine(torch.device("cpu"), "fp32", 0, 4)
+    assert global_batch(schedule, 7, machine) == 4
+    with pytest.raises(EdgelungError, match="3 training tiles are fewer than 4 processes"):
+        global_batch(schedule, 3, machine)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgelung.errors import EdgelungError
-from edgelung.train.models import create_classifier, create_student
+from edgelung.train.models import PYPI_WEIGHTS, create_classifier, create_student
 from edgelung.train.recipe import Schedule, Student, load_recipe
 from edgelung.train.stages import check_models
 
@@ -24,12 +24,13 @@ def student(**changes: object) -> Student:
     return Student(**(values | changes))
 
 
-def test_pypi_weights_are_imagenets() -> None:
+@pytest.mark.parametrize("name", PYPI_WEIGHTS)
+def test_pypi_weights_are_imagenets(name: str) -> None:
     """The stem of the loaded model is the file's, and BatchNorm holds real statistics."""
-    model = create_classifier(teacher(weights="pypi"), 3, "teacher").eval()
+    model = create_classifier(teacher(model=name, weights="pypi"), 3, "teacher").eval()
     assert model.classifier.out_features == 3
     assert model.bn1.running_var.std() > 0.1
-    other = create_classifier(teacher(), 3, "teacher")
+    other = create_classifier(teacher(model=name), 3, "teacher")
     assert not torch.equal(model.conv_stem.weight, other.conv_stem.weight)
 
 

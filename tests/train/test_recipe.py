@@ -18,8 +18,8 @@ def test_shipped_recipes_are_valid_and_name_real_models(name: str) -> None:
     assert timm.is_model(recipe.student.model)
 
 
-def test_there_are_the_three() -> None:
-    assert shipped_recipes() == ["demo", "paper", "quick"]
+def test_there_are_the_four() -> None:
+    assert shipped_recipes() == ["demo", "paper", "quick", "starter"]
 
 
 def test_the_paper_recipe_is_the_papers() -> None:
@@ -104,5 +104,5 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     path.write_text("not toml")
     with pytest.raises(EdgelungError, match="not valid TOML"):
         load_recipe(str(path))
-    with pytest.raises(EdgelungError, match="expected demo, paper, quick or a TOML file"):
+    with pytest.raises(EdgelungError, match="expected demo, paper, quick, starter or a TOML"):
         load_recipe("qick")

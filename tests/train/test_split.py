@@ -1,5 +1,6 @@
 """Groups before splits."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.recipe import Split
 from edgelung.train.split import (
     SplitTile,
+    far_from_shares,
     join_duplicates,
     mates_in_training,
     of_two_classes,
@@ -61,6 +63,23 @@ def test_three_groups_reach_three_subsets_and_two_are_refused() -> None:
     assert all(counts[subset]["a"]["groups"] == 1 for subset in ("train", "val", "test"))
     with pytest.raises(EdgelungError, match="class a has 2 group"):
         split_by_group(tiles[:100], groups[:100], Split())
+
+
+def test_a_huge_group_is_trained_on() -> None:
+    for seed in range(8):
+        tiles, groups = many(3, 1, "a")
+        tiles += [tile(f"a/{i}") for i in range(40)]
+        groups += ["huge"] * 40
+        split = split_by_group(tiles, groups, Split(seed=seed))
+        assert {row.subset for row in split if row.group == "huge"} == {"train"}
+        counts = split_counts(split)
+        assert all(counts[subset]["a"]["groups"] for subset in counts)
+        assert [entry[:2] for entry in far_from_shares(split, Split())] == [
+            ("a", "val"),
+            ("a", "test"),
+        ]
+    even = split_by_group(*many(20, 3, "a"), Split())
+    assert not list(far_from_shares(even, Split()))
 
 
 def test_a_group_of_several_classes_stays_whole() -> None:
@@ -178,6 +197,36 @@ def test_folders_below_the_classes(tiles: Path, tmp_path: Path) -> None:
         index_tiles(tmp_path)
     found = {t.path: t.label for t in index_tiles(tmp_path, ["a", "b"])}
     assert found == {"a/p1/1.jpeg": "a", "b/p1/1.jpeg": "b", "b/p2/1.jpeg": "b"}
+    (tmp_path / "a" / "p1").rename(tmp_path / "a" / "p2")
+    (tmp_path / "a" / "p1").mkdir()
+    (tmp_path / "a" / "p2" / "1.jpeg").rename(tmp_path / "a" / "p1" / "1.jpeg")
+    (tmp_path / "b" / "p2" / "1.jpeg").unlink()  # a/p1, b/p1: as like as train/p1, val/p1
+    with pytest.raises(EdgelungError, match="folders named p1 in several places"):
+        index_tiles(tmp_path)
+
+
+def test_a_folder_of_tiles_within_a_class_is_no_class_unasked(tiles: Path, tmp_path: Path) -> None:
+    for label in ("lung_n", "lung_scc"):
+        shutil.copytree(tiles / label, tmp_path / label)
+    shutil.copytree(tiles / "lung_n", tmp_path / "lung_n" / ".ipynb_checkpoints")
+    (tmp_path / "lung_n" / "._1.jpeg").write_bytes(b"a resource fork")
+    assert {t.label for t in index_tiles(tmp_path)} == {"lung_n", "lung_scc"}
+    assert len(index_tiles(tmp_path)) == 72
+    shutil.copytree(tiles / "lung_n", tmp_path / "lung_n" / "batch2")
+    for on_error in (None, print):
+        with pytest.raises(EdgelungError, match=r"lung_n holds tiles and a folder.*batch2"):
+            index_tiles(tmp_path, on_error=on_error)
+    found = index_tiles(tmp_path, ["lung_n", "lung_scc"])
+    assert Counter(t.label for t in found) == {"lung_n": 72, "lung_scc": 36}
+
+
+def test_an_audit_takes_one_class_and_names_what_lies_beside(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "lung_n").symlink_to(tiles / "lung_n")
+    shutil.copy(next((tiles / "lung_n").iterdir()), tmp_path / "preview.jpeg")
+    told: dict[str, str] = {}
+    found = index_tiles(tmp_path, on_error=told.__setitem__)
+    assert {t.label for t in found} == {"lung_n"}
+    assert told == {"preview.jpeg": "lies beside the class folders, in none"}
 
 
 def test_the_same_classes_in_several_folders(tiles: Path, tmp_path: Path) -> None:
@@ -204,6 +253,11 @@ def test_an_empty_class_and_a_name_that_is_no_utf_8(tiles: Path, tmp_path: Path)
     told: dict[str, str] = {}
     index_tiles(tmp_path, on_error=told.__setitem__)
     assert told == {"lung_aca/t\\xe9.jpeg": "its name is not UTF-8"}
+
+
+def test_groups_may_come_from_windows(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text("path,group\na\\1.jpg,g\nb\\2.jpg,h\n")
+    assert read_groups(tmp_path / "g.csv", [tile("a/1.jpg"), tile("b/2.jpg", "b")]) == ["g", "h"]
 
 
 def test_a_space_behind_a_group_makes_no_other_group(tmp_path: Path) -> None:

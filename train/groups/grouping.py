@@ -94,6 +94,10 @@ def group_tiles(
     numbers: dict[int, int] = {}
     found.group = [numbers.setdefault(forest.root(i), len(numbers)) for i in range(count)]
     found.refused.sort(key=lambda link: -link.proof.inliers)
+    best: dict[Groups, Link] = {}  # of a pair that was tried more than once
+    for link in found.refused:
+        best.setdefault((min(link.first, link.second), max(link.first, link.second)), link)
+    found.refused = list(best.values())
     return found
 
 

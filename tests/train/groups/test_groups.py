@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -196,6 +197,7 @@ def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) ->
     assert list(found["unreadable"]) == ["a/broken.png"]
     (mixed,) = found["groups_across_classes"].values()
     assert mixed == ["a/0-copy.png", "a/0.png", "b/wrong.png"]
+    assert (found["identical_files"], found["identical"]) == (0, [])
     with (tmp_path / "audit/groups.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
@@ -209,6 +211,37 @@ def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) ->
         "links.csv",
         "report.html",
     ]
+
+
+def test_an_audit_names_identical_files_and_shows_links_across_classes(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "a" / "1.png", folder / "b" / "same.png")
+    found = audit_folder(folder, tmp_path / "audit", None, lambda text: None)
+    copies = [{"path": "a/1.png", "class": "a"}, {"path": "b/same.png", "class": "b"}]
+    assert (found["identical_files"], found["identical"]) == (1, [copies])
+    page = (tmp_path / "audit/report.html").read_text("utf-8")
+    assert "a/1.png (a), b/same.png (b)" in page
+    across = page[page.index("Links across classes") : page.index("The largest groups")]
+    assert "b/wrong.png" in across
+    assert "<img" in across
+
+
+def test_a_refused_pair_is_told_once(folder: Path, tmp_path: Path) -> None:
+    paths = sorted(folder.rglob("*.png"))
+    tiles = [np.asarray(Image.open(path)) for path in paths]
+    refused = group_tiles(len(tiles), lambda i: tiles[i], paths).refused
+    pairs = [frozenset((link.first, link.second)) for link in refused]
+    assert len(pairs) == len(set(pairs))
+
+
+def test_known_groups_without_a_pair_have_no_recall(folder: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known.csv"
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    known.write_text("path,group\n" + "".join(f"{p},{i}\n" for i, p in enumerate(paths)))
+    found = audit_folder(folder, tmp_path / "audit", known, lambda text: None)["known"]
+    assert found["recall"] is None
+    assert found["precision_as_published"] == 0.0
 
 
 def test_a_class_may_be_called_mixed(folder: Path, tmp_path: Path) -> None:
