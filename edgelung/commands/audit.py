@@ -46,9 +46,10 @@ def _print(found: dict[str, object], folder: Path) -> None:
     from edgelung.terminal import out
 
     for key in ("tiles", "groups", "single_tiles", "largest_group", "identical_files"):
-        out.print(f"{key.replace('_', ' '):18}{found[key]}")
+        out.print(f"{key.replace('_', ' '):22}{found[key]}")
     for key in ("groups_across_classes", "too_plain_to_compare", "unreadable"):
-        out.print(f"{key.replace('_', ' '):22}{len(found[key])}")  # type: ignore[arg-type]
+        name = "files left out" if key == "unreadable" else key.replace("_", " ")
+        out.print(f"{name:22}{len(found[key])}")  # type: ignore[arg-type]
     known = found.get("known")
     if isinstance(known, dict):
 

@@ -39,28 +39,22 @@ def _print(models: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from edgelung.evidence.intervals import caution, written
+    from edgelung.evidence.intervals import caution, table_cells
     from edgelung.terminal import out
 
-    columns = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
     table = Table(
         Column("model", overflow="fold"),  # names differ at their ends
-        *("split", "accuracy", "95 %", "precision", "recall", "95 %", "F1", "difference"),
-        title="test set, %",
+        *("split", "accuracy", "precision", "recall", "F1", "difference"),
+        title="test set, %; below a figure its 95 % interval over groups",
     )
     for model in models:
         difference = ""
         if model["against"]:
             least, most = model["difference_interval"]
             change = 100 * model["difference"]
-            difference = f"{change:+.2f} ({100 * least:+.2f} … {100 * most:+.2f})"
-        accuracy, precision, recall, f1 = (f"{100 * model[column]:.2f}" for column in columns)
-        spans = [written(model["intervals"][k]) for k in ("accuracy", "balanced_accuracy")]
-        name = escape(f"{model['run']}: {model['role']} {model['model']}")
-        table.add_row(
-            *(name, model["split"], accuracy, spans[0], precision, recall, spans[1], f1),
-            difference,
-        )
+            difference = f"{change:+.2f}\n{100 * least:+.2f} … {100 * most:+.2f}"
+        name = escape(f"{model['run']}: {model['role']}\n{model['model']}")
+        table.add_row(name, model["split"], *table_cells(model), difference)
     out.print(table)
     against = dict.fromkeys(model["against"] for model in models if model["against"])
     for name in against:

@@ -87,20 +87,15 @@ def _print_table(metrics: dict[str, Any], folder: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from edgelung.evidence.intervals import caution, written
+    from edgelung.evidence.intervals import caution, table_cells
     from edgelung.runs import ROLES
     from edgelung.terminal import out
 
-    columns = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
-    table = Table(
-        "model", "accuracy", "95 %", "precision", "recall", "95 %", "F1", title="test set, %"
-    )
+    title = "test set, %; below a figure its 95 % interval over groups"
+    table = Table("model", "accuracy", "precision", "recall", "F1", title=title)
     for role in (role for role in ROLES if role in metrics):
-        test = metrics[role]["test"]
-        accuracy, precision, recall, f1 = (f"{100 * test[column]:.2f}" for column in columns)
-        spans = [written(test["intervals"][k]) for k in ("accuracy", "balanced_accuracy")]
         name = escape(f"{role} {metrics[role]['model']}")
-        table.add_row(name, accuracy, spans[0], precision, recall, spans[1], f1)
+        table.add_row(name, *table_cells(metrics[role]["test"]))
     out.print(table)
     if warning := caution(metrics["student"]["test"]["fewest_groups"]):
         out.print(warning)

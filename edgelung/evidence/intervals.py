@@ -4,7 +4,8 @@ The percentile bootstrap over clusters (Davison and Hinkley 1997, Section 3.8), 
 so that a resample holds as many groups of a class as the test set does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,19 @@ def written(bounds: Interval) -> str:
     """An interval of fractions in percent; a dash for one of no width, which says nothing."""
     low, high = bounds
     return f"{100 * low:.2f} – {100 * high:.2f} %" if low < high else "–"
+
+
+def table_cells(test: Mapping[str, Any]) -> list[str]:
+    """Accuracy, macro precision, recall and F1 (the paper's Table II) of test metrics, in percent.
+
+    Below the first, the third and the last stands the interval.
+    """
+    spans = {"accuracy": "accuracy", "macro_recall": "balanced_accuracy", "macro_f1": "macro_f1"}
+    cells = []
+    for name in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
+        span = f"\n{written(test['intervals'][spans[name]])}" if name in spans else ""
+        cells.append(f"{100 * test[name]:.2f}{span.removesuffix(' %')}")
+    return cells
 
 
 def caution(fewest_groups: int) -> str:
