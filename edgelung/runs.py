@@ -1,6 +1,7 @@
 """What lies where in a run folder, for whoever reads one."""
 
 from pathlib import Path
+from typing import Any
 
 CONFIG, SPLIT, METRICS, STATE = "run.json", "split.csv", "metrics.json", "state.pt"
 
@@ -12,3 +13,8 @@ ROLES = ("teacher", "baseline", "student")
 def role_folder(run: Path, role: str) -> Path:
     """Where a run keeps the model of a role."""
     return run if role == "student" else run / role
+
+
+def fewest_test_groups(config: dict[str, Any]) -> int:
+    """Of a run's run.json: the number of test groups of the class that has the fewest."""
+    return min(entry["groups"] for entry in config["counts"]["test"].values())

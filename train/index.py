@@ -3,6 +3,7 @@
 import csv
 import io
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,11 @@ from edgelung.folder.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
 from edgelung.tiles.reader import FORMATS, TileError, looks_like_image, read_bytes
 
-# Folders of these names may hold the same classes each.
-SUBSET_FOLDERS = frozenset(
+# Folders with one of these words in their names may hold the same classes each.
+SUBSET_WORDS = frozenset(
     ["train", "training", "val", "valid", "validation", "test", "testing", "dev"]
 )
+SAY_CLASSES = """--set 'classes=["a", "b"]' (audit: --class a --class b)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ def index_tiles(
     folders of those names give a label, the nearest above a tile, as `infer` reads it. Raises
     EdgelungError where the folders do not say plainly what the classes are, where there are fewer
     than two, where one is missing or empty, or where a file cannot be read: training data is
-    mended, not skipped over. With `on_error` a file that cannot be read or lies beside the class
-    folders is told to it, by path and reason, and left out; one class and empty ones will do then.
+    mended, not skipped over. With `on_error` a file that cannot be read or lies in no class folder
+    is told to it, by path and reason, and left out; one class and empty ones will do then.
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
@@ -61,19 +63,21 @@ def index_tiles(
     ]
     if not files:
         raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")
-    bad = next((file for file in files if file.reason), None)
-    if bad and on_error is None:
-        raise EdgelungError(f"cannot read {printable(bad.location)}: {bad.reason}; mend it")
+    for file in (file for file in files if file.reason):
+        if on_error is None:
+            raise EdgelungError(f"cannot read {printable(file.location)}: {file.reason}; mend it")
+        on_error(printable(file.path), file.reason)
+    files = [file for file in files if not file.reason]
     labels = {file.path: _label(file.path, classes) for file in files}
     loose = [path for path, label in labels.items() if not label]
-    if loose and on_error and not classes and len(loose) < len(files):
-        for path in loose:
-            on_error(printable(path), "lies beside the class folders, in none")
-    elif loose and not classes:
+    if loose and not classes and (on_error is None or len(loose) == len(files)):
         raise EdgelungError(
             f"{data / loose[0]} lies in no class folder; expected "
             f"{data.name}/<class>/<tile>: is it the folder above that you mean?"
         )
+    if on_error:
+        for path in loose:
+            on_error(printable(path), "lies in no class folder")
     files = [file for file in files if labels[file.path]]
     found = Counter(labels[file.path] for file in files)
     missing = [name for name in classes if name not in found]
@@ -92,7 +96,6 @@ def index_tiles(
             f"{data} holds one class ({', '.join(wanted)}); expected two or more class folders: "
             "is it the folder above that you mean?"
         )
-    files = [file for file in files if labels[file.path] in wanted]
 
     def index(file: FoundFile) -> IndexedTile | None:
         on_tile(1)
@@ -122,10 +125,6 @@ def _label(path: str, classes: Sequence[str]) -> str:
 
 def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
     """Raise EdgelungError where the folders do not say plainly what the classes are."""
-    say = (
-        "if the classes are named further up, say which: "
-        """--set 'classes=["a", "b"]' (audit: --class a --class b)"""
-    )
     folders = {PurePosixPath(file.path).parent for file in files}
     above: dict[PurePosixPath, set[str]] = {}  # folder → the class folders in it
     for folder in folders:
@@ -135,17 +134,19 @@ def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
         inner = min(above[both])
         raise EdgelungError(
             f"{data / both} holds tiles and a folder of tiles, {inner}: which of the two is the "
-            f"class? Move them into one; or, {say}"
+            f"class? Move them into one, or say which are the classes: {SAY_CLASSES}"
         )
     # train/a, train/b, val/a, val/b is one set of classes twice; a/p1, b/p1 is not.
-    if len(above) > 1 and all(folder.name.lower() in SUBSET_FOLDERS for folder in above):
+    if len(above) > 1 and all(_is_subset(folder.name) for folder in above):
         return
     named = Counter(name for names in above.values() for name in names)
-    shared = [name for name, count in named.items() if count > 1]
-    if shared:
+    shared = min((name for name, count in named.items() if count > 1), default=None)
+    if shared is not None:
+        places = sorted(str(folder) for folder, names in above.items() if shared in names)
         raise EdgelungError(
-            f"{data} has folders named {min(shared)} in several places, and they do not look like "
-            f"classes; {say}"
+            f"{data} has folders named {shared} in several places ({', '.join(places[:3])}"
+            f"{', …' if len(places) > 3 else ''}): which are the classes, those or the ones above? "
+            f"Say so: {SAY_CLASSES}"
         )
 
 
@@ -157,6 +158,11 @@ def _check_none_is_empty(data: Path, files: Sequence[FoundFile]) -> None:
             other = entry not in classes and not entry.name.startswith(".")
             if other and entry.is_dir() and not any(entry.iterdir()):
                 raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
+
+
+def _is_subset(name: str) -> bool:
+    """Whether a folder is one part of a split by its name: `val`, `Train and Validation Set`."""
+    return not SUBSET_WORDS.isdisjoint(re.split(r"[\W_]+", name.lower()))
 
 
 def _is_hidden(path: str) -> bool:
@@ -173,8 +179,6 @@ def _is_utf8(path: str) -> bool:
 
 def _inspect(file: FoundFile) -> tuple[int, int, str]:
     try:
-        if file.reason:
-            raise TileError("unreadable", file.reason)
         data = read_bytes(file.location)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return *image.size, sha256_bytes(data)

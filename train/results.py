@@ -76,10 +76,6 @@ def _metrics(run: Run, found: dict[str, Probabilities]) -> dict[str, Any]:
     groups = [run.split[index].group for index in run.data.subsets["test"]]
     test, labels = found["test"], truth["test"]
     result["test"]["groups"] = len(set(groups))
-    of_classes: dict[int, set[str]] = {label: set() for label in labels.tolist()}
-    for label, group in zip(labels.tolist(), groups, strict=True):
-        of_classes[label].add(group)
-    result["test"]["fewest_groups"] = min(map(len, of_classes.values()))
     result["test"]["intervals"] = intervals(test.argmax(axis=1), labels, groups, len(run.classes))
     temperature = fit_temperature(np.log(np.maximum(found["val"], 1e-12)), truth["val"])
     scaled = expected_calibration_error(at_temperature(test, temperature), labels)

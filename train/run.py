@@ -121,7 +121,7 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     for subset, labels in counts.items():
         parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
         say(f"{subset:5} tiles (groups): {parts}")
-    _say_what_is_odd(split, recipe.split, say)
+    _say_what_is_odd(split, recipe.split, groups is not None, say)
     mates = mates_in_training(split)
     if recipe.split.by == "random":
         tested = sum(labels["tiles"] for labels in counts["test"].values())
@@ -152,8 +152,8 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     return run
 
 
-def _say_what_is_odd(split: list[SplitTile], shares: Split, say: Say) -> None:
-    """A line each for what makes a split or its figures worth less than they look."""
+def _say_what_is_odd(split: list[SplitTile], shares: Split, given: bool, say: Say) -> None:
+    """A line each for what makes a split worth less than it looks; `given`: groups from a file."""
     if twice := next(of_two_classes([row.tile for row in split]), None):
         say(f"one file under two labels: {' and '.join(twice)}; `edgelung audit` lists all such")
     labels: dict[str, set[str]] = {}
@@ -161,21 +161,21 @@ def _say_what_is_odd(split: list[SplitTile], shares: Split, say: Say) -> None:
         labels.setdefault(row.group, set()).add(row.tile.label)
     mixed = [group for group, own in labels.items() if len(own) > 1]
     if mixed:
+        why = ", a patient's tiles, or numbers that begin anew in every class" if given else ""
         say(
-            f"{len(mixed)} group(s) hold several classes, {min(mixed)} for one: a wrong label, a "
-            "patient's tiles, or numbers that begin anew in every class; `edgelung audit` shows "
-            "near copies across classes"
+            f"{len(mixed)} group(s) hold several classes, {min(mixed)} for one: a wrong label{why}"
+            "; `edgelung audit` shows near copies across classes"
         )
-    if len(labels) == len(split):
+    if given and len(labels) == len(split):
         say(
-            "every tile is a group of its own: near copies, if there are any, are not kept together"
+            "every tile is a group of its own: if there are near copies, they are not kept together"
         )
-    if far := next(far_from_shares(split, shares), None):
-        label, subset, share = far
-        say(
-            f"{subset} got {100 * share:.0f} % of class {label} where "
-            f"{100 * getattr(shares, subset):.0f} % was asked: its groups are too large or too few"
-        )
+    far = [
+        f"{100 * share:.0f} % of {label} in {subset} ({100 * getattr(shares, subset):.0f} % asked)"
+        for label, subset, share in far_from_shares(split, shares)
+    ]
+    if far:
+        say(f"groups too large, too few or of several classes for the shares: {', '.join(far)}")
 
 
 def _split(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say) -> list[SplitTile]:

@@ -60,6 +60,12 @@ def split_by_group(
     share = {name: getattr(shares, name) for name in SUBSETS}
     filled = {(subset, label): 0 for subset in SUBSETS for label in totals}
     subset_of: dict[str, str] = {}
+
+    def fitting(group: str) -> list[str]:
+        """Of val and test those whose share of every class has room for the group's."""
+        counts = members[group].items()
+        return [s for s in SUBSETS[1:] if all(n <= share[s] * totals[c] for c, n in counts)]
+
     rarest_first = sorted(totals, key=lambda label: (len(having[label]), label))
     for number, label in enumerate(rarest_first):
         if len(having[label]) < len(SUBSETS):
@@ -69,21 +75,20 @@ def split_by_group(
             )
         rng = np.random.default_rng([shares.seed, number])
         shuffled = [having[label][i] for i in rng.permutation(len(having[label]))]
-        most = min(shares.val, shares.test) * totals[label]
-        shuffled.sort(key=lambda group: -max(members[group][label] - most, 0))  # the huge first
         waiting = [group for group in shuffled if group not in subset_of]
+        waiting.sort(key=lambda group: 0 if fitting(group) else -members[group][label])
         for place, group in enumerate(waiting):
             empty = [s for s in SUBSETS if not filled[s, label]]
-            spare = len(waiting) - place > len(set(empty) - {"train"})
-            if members[group][label] > most and spare:
+            fits = ("train", *fitting(group))
+            if len(fits) == 1 and len(waiting) - place > len(set(empty) - {"train"}):
                 subset = "train"
             elif empty:  # first: one huge group must not starve another
-                subset = empty[0]
+                subset = next((s for s in empty if s in fits), empty[0])
             else:
-                subset = max(SUBSETS, key=lambda s: share[s] - filled[s, label] / totals[label])
+                subset = max(fits, key=lambda s: share[s] - filled[s, label] / totals[label])
             subset_of[group] = subset
             for name, count in members[group].items():
-                filled[subset_of[group], name] += count
+                filled[subset, name] += count
     for (subset, label), count in filled.items():
         if not count:
             raise EdgelungError(

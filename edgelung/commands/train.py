@@ -88,7 +88,7 @@ def _print_table(metrics: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     from edgelung.evidence.intervals import caution, table_cells
-    from edgelung.runs import ROLES
+    from edgelung.runs import CONFIG, ROLES, fewest_test_groups
     from edgelung.terminal import out
 
     title = "test set, %; below a figure its 95 % interval over groups"
@@ -97,6 +97,7 @@ def _print_table(metrics: dict[str, Any], folder: Path) -> None:
         name = escape(f"{role} {metrics[role]['model']}")
         table.add_row(name, *table_cells(metrics[role]["test"]))
     out.print(table)
-    if warning := caution(metrics["student"]["test"]["fewest_groups"]):
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    if warning := caution(fewest_test_groups(config)):
         out.print(warning)
     out.print(f"run     {folder}\nreport  {folder / 'report.html'}", markup=False)

@@ -12,7 +12,7 @@ import numpy as np
 from edgelung.errors import EdgelungError
 from edgelung.evidence.intervals import paired_intervals
 from edgelung.evidence.metrics import Labels
-from edgelung.runs import CONFIG, METRICS, ROLES, SPLIT, role_folder
+from edgelung.runs import CONFIG, METRICS, ROLES, SPLIT, fewest_test_groups, role_folder
 
 METRIC_NAMES = (
     *("tiles", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall"),
@@ -44,14 +44,13 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
                 test = metrics[role]["test"]
                 figures = {name: test[name] for name in METRIC_NAMES}
                 about = {"model": metrics[role]["model"], "split": config["split"]}
-                groups = [entry["groups"] for entry in config["counts"]["test"].values()]
+                about["fewest_groups"] = fewest_test_groups(config)
             except (KeyError, TypeError) as error:
                 raise EdgelungError(
                     f"{run} does not hold {error} of the {role}: it was written by an older "
                     "edgelung, or edited; train it again"
                 ) from error
-            about |= {"run": names[run], "role": role, "fewest_groups": min(groups)}
-            models.append(about | figures)
+            models.append({"run": names[run], "role": role, **about, **figures})
             own = _answers(role_folder(run, role) / "predictions.csv")
             answers.append(own)
             tiles.append({(path, row[0], hashes.get(path, "")) for path, row in own.items()})

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.evidence.intervals import caution, written
 from edgelung.report import figures
-from edgelung.runs import CONFIG, ROLES
+from edgelung.runs import CONFIG, ROLES, fewest_test_groups
 
 
 def run_page(run: Path, metrics: dict[str, Any], pictures: dict[str, Any]) -> str:
@@ -95,6 +95,7 @@ def _render(template: str, **values: Any) -> str:
     environment.filters["points"] = lambda value: f"{100 * value:.2f}"
     environment.filters["span"] = written
     environment.filters["caution"] = caution
+    environment.filters["fewest_test_groups"] = fewest_test_groups
     return environment.get_template(template).render(
         notice=RESEARCH_USE_ONLY, version=__version__, **values
     )

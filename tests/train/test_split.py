@@ -82,6 +82,28 @@ def test_a_huge_group_is_trained_on() -> None:
     assert not list(far_from_shares(even, Split()))
 
 
+@pytest.mark.parametrize("shares", [(0.65, 0.05, 0.30), (0.5, 0.03, 0.47)])
+def test_a_group_that_fits_one_of_two_goes_there(shares: tuple[float, float, float]) -> None:
+    tiles, groups = many(30, 20, "a")
+    train, val, test = shares
+    split = split_by_group(tiles, groups, Split(train=train, val=val, test=test))
+    found = Counter(row.subset for row in split)
+    assert found["test"] / len(tiles) == pytest.approx(test, abs=0.04)
+    assert found["val"] >= 20
+
+
+def test_a_patient_who_is_half_of_a_class_is_trained_on() -> None:
+    """However few tiles of a rarer class, which is split first, that patient has."""
+    tiles, groups = many(20, 4, "a")
+    more, names = many(25, 8, "b")
+    tiles += [*more, *(tile(f"b/{i}", "b") for i in range(200))]
+    groups += [*names, *["a:0"] * 200]
+    for seed in range(6):
+        counts = split_counts(split_by_group(tiles, groups, Split(seed=seed)))
+        assert counts["train"]["b"]["tiles"] >= 200
+        assert all(counts[subset][label]["groups"] for subset in counts for label in "ab")
+
+
 def test_a_group_of_several_classes_stays_whole() -> None:
     """Groups by patient: most hold two classes."""
     tiles, groups = [], []
@@ -226,11 +248,12 @@ def test_an_audit_takes_one_class_and_names_what_lies_beside(tiles: Path, tmp_pa
     told: dict[str, str] = {}
     found = index_tiles(tmp_path, on_error=told.__setitem__)
     assert {t.label for t in found} == {"lung_n"}
-    assert told == {"preview.jpeg": "lies beside the class folders, in none"}
+    index_tiles(tmp_path, ["lung_n"], on_error=told.__setitem__)
+    assert told == {"preview.jpeg": "lies in no class folder"}
 
 
 def test_the_same_classes_in_several_folders(tiles: Path, tmp_path: Path) -> None:
-    for subset in ("train", "val"):
+    for subset in ("Train and Validation Set", "Test Set"):
         (tmp_path / subset).mkdir()
         for label in ("lung_n", "lung_scc"):
             folder = tmp_path / subset / label
