@@ -17,4 +17,5 @@ def role_folder(run: Path, role: str) -> Path:
 
 def fewest_test_groups(config: dict[str, Any]) -> int:
     """Of a run's run.json: the number of test groups of the class that has the fewest."""
-    return min(entry["groups"] for entry in config["counts"]["test"].values())
+    counts: list[int] = [entry["groups"] for entry in config["counts"]["test"].values()]
+    return min(counts)
