@@ -90,10 +90,9 @@ def index_tiles(
         _check_folders(data, files)
         if on_error is None:
             _check_none_is_empty(data, files)
-    wanted = set(classes) or set(found)
-    if len(wanted) < 2 and on_error is None:
+    if len(found) < 2 and on_error is None:
         raise EdgelungError(
-            f"{data} holds one class ({', '.join(wanted)}); expected two or more class folders: "
+            f"{data} holds one class ({', '.join(found)}); expected two or more class folders: "
             "is it the folder above that you mean?"
         )
 
