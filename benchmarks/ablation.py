@@ -176,22 +176,23 @@ def quarters(
     size, window = schedule.size, schedule.low_size
     state = load_file(folder / "model.safetensors")
     smaller = schedule.model_copy(update={"weights": "none", "size": window})
-    model = create_student(smaller, classes).eval()
+    on = choose_machine("auto")
+    model = create_student(smaller, classes).to(on.device).eval()
     patch, prefix = model.patch_embed.patch_size[0], model.num_prefix_tokens
     first, grid = state["pos_embed"].split([prefix, (size // patch) ** 2], dim=1)
     grid = grid.view(1, size // patch, size // patch, -1)
-    side, mixed = window // patch, choose_machine("auto").autocast()
+    side, mixed = window // patch, on.autocast()
     for top, left in itertools.product((0, size - window), repeat=2):
         row, column = top // patch, left // patch
         own = grid[:, row : row + side, column : column + side].flatten(1, 2)
         model.load_state_dict(state | {"pos_embed": torch.cat([first, own], dim=1)})
         found = []
         for some in np.array_split(np.arange(len(store)), math.ceil(len(store) / 64)):
-            images = normalise(store.batch(some).float() / 255, model)
+            images = normalise(store.batch(some).to(on.device).float() / 255, model)
             images = images[..., top : top + window, left : left + window]
             with mixed:
                 logits = model(images)
-            found.append(logits.float().softmax(dim=1).numpy())
+            found.append(logits.float().softmax(dim=1).cpu().numpy())
         yield np.concatenate(found)
 
 

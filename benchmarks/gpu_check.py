@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_device
 import gpu_parts as parts
 import machine
 import numpy as np
@@ -138,7 +139,8 @@ def plan(options: argparse.Namespace, scratch: Path) -> Plan:
 
     gflop = parts.model_gflop(198, 768, 12, 196)
     found: Plan = {
-        "resize kernels": parts.resize_kernels,
+        "resize kernels": gpu_device.resize_kernels,
+        "memory, streams, graphs": gpu_device.device_layer,
         "DeiT-B FP16 latency, CUDA graphs": lambda: parts.latency(base(), "fp16", True),
         "DeiT-B FP16 latency, no graphs": lambda: parts.latency(base(), "fp16", False),
         "DeiT-B FP16 throughput": lambda: parts.throughput(base(), gflop),

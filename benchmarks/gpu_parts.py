@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_device import Figures, percentiles, time_calls
 
 from edgelung.bundle import Bundle
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError, resizes
 from edgelung.engines.cuda import Device
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
-from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.build import Profile
 from edgelung.engines.tensorrt.engine import TensorRtEngine
 from edgelung.errors import one_line
@@ -30,7 +30,6 @@ from edgelung.tiles.reader import (
     read_pixels,
     read_tile,
     resize,
-    resize_by_pillow,
 )
 
 BATCHES = (1, 8, 32, 128)
@@ -53,7 +52,6 @@ PEAKS = {
     "L4": (121, 300),
     "T4": (65, 320),
 }
-Figures = dict[str, Any]
 
 
 class CannotRunError(Exception):
@@ -92,35 +90,6 @@ def read_some(folder: Path, count: int, size: int) -> tuple[np.ndarray, list[Pat
     return np.stack(tiles), chosen
 
 
-def resize_kernels() -> Figures:
-    """Parity with the reader, and bytes moved per second, for the sizes that occur."""
-    device = Device()
-    rng = np.random.default_rng(0)
-    result: Figures = {}
-    with device.current():
-        stream = device.stream()
-        kernels = DeviceResize(device, stream)
-        for side, count in ((288, 128), (768, 64), (2000, 8)):
-            tiles = [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
-            out = device.pinned((count, 224, 224, 3), np.uint8)
-            memory = device.memory(out.nbytes)
-            kernels.enqueue(tiles, 224, memory)
-            stream.copy_out(out, memory)
-            stream.wait()
-            expected = np.stack([resize_by_pillow(t, 224) for t in tiles])
-            seconds = kernels.seconds(20)
-            moved = count * 3 * (side * side + 2 * side * 224 + 224 * 224)
-            result[f"{side} px, {count} tiles"] = {
-                "differing_values": int((out != expected).sum()),
-                "milliseconds": 1e3 * seconds,
-                "GB_per_second": moved / seconds / 1e9,
-                "tiles_per_second": count / seconds,
-            }
-            memory.free()
-        kernels.free()
-    return result
-
-
 def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
     """Every engine and variant against ONNX Runtime's CPU on the same tiles; build seconds."""
     result: Figures = {}
@@ -157,16 +126,27 @@ def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
 
 
 def latency(graph: Path, precision: str, graphs: bool) -> Figures:
-    """p50, p90, p99 in milliseconds of `infer` per batch size, on the TensorRT that is here."""
+    """p50, p90, p99 in milliseconds of `infer` per batch size, on the TensorRT that is here.
+
+    Where there is none, on ONNX Runtime's CUDA provider, which knows no graphs.
+    """
     import os
 
     os.environ["EDGELUNG_CUDA_GRAPHS"] = "1" if graphs else "0"
     start = time.perf_counter()
+    engine: Engine
     try:
         engine = first_tensorrt(graph)
+    except CannotRunError as error:
+        if graphs:
+            raise
+        try:
+            engine = choose.ENGINES["onnxruntime-cuda"](graph, choose.available_cores())
+        except EngineUnavailableError as other:
+            raise CannotRunError(f"{error}; {one_line(other, 200)}") from other
     finally:
         del os.environ["EDGELUNG_CUDA_GRAPHS"]
-    size = engine.infer_size
+    size = tile_size(engine)
     result: Figures = {"engine": engine.name, "precision": precision, "cuda_graphs": graphs}
     result["seconds_to_build_or_load"] = time.perf_counter() - start
     for batch in BATCHES:
@@ -205,7 +185,7 @@ def throughput(graph: Path, gflop: float) -> Figures:
 
 def scenarios(engine: Engine, seconds: float = 4.0) -> Figures:
     """p50, p90 and p99 of one tile at a time; tiles/s with the engine kept full of batches."""
-    rng, size = np.random.default_rng(0), getattr(engine, "infer_size", 224)
+    rng, size = np.random.default_rng(0), tile_size(engine)
     one = rng.integers(0, 256, (1, size, size, 3), np.uint8)
     single = percentiles(time_calls(lambda: engine.infer(one), 1000, seconds))
     many = rng.integers(0, 256, (128, size, size, 3), np.uint8)
@@ -379,6 +359,13 @@ def first_tensorrt(graph: Path) -> TensorRtEngine:
     raise CannotRunError("; ".join(reasons))
 
 
+def tile_size(engine: Engine) -> int:
+    """Pixels along a side of the tiles that it takes."""
+    if isinstance(engine, OnnxRuntimeEngine):
+        return int(engine._session.get_inputs()[0].shape[1])
+    return int(getattr(engine, "infer_size", 224))
+
+
 def in_batches(engine: Engine, tiles: np.ndarray) -> np.ndarray:
     """Probabilities of all tiles, 32 at a time."""
     return np.concatenate([engine.infer(tiles[i : i + 32]) for i in range(0, len(tiles), 32)])
@@ -387,21 +374,3 @@ def in_batches(engine: Engine, tiles: np.ndarray) -> np.ndarray:
 def same_label(a: np.ndarray, b: np.ndarray) -> float:
     """Share of rows with the same largest class."""
     return float((a.argmax(1) == b.argmax(1)).mean())
-
-
-def time_calls(work: Callable[[], object], repeats: int, most_seconds: float = 10.0) -> list[float]:
-    """Seconds of each call, after a tenth as many to warm up; fewer where they are slow."""
-    for _ in range(max(3, repeats // 10)):
-        work()
-    taken: list[float] = []
-    while len(taken) < repeats and (len(taken) < 3 or sum(taken) < most_seconds):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return taken
-
-
-def percentiles(seconds: Sequence[float]) -> Figures:
-    """p50, p90, p99 in milliseconds."""
-    p50, p90, p99 = np.percentile(seconds, (50, 90, 99)) * 1e3
-    return {"p50": float(p50), "p90": float(p90), "p99": float(p99)}

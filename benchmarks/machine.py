@@ -13,15 +13,23 @@ PACKAGES = ("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "
 
 
 def describe() -> dict[str, Any]:
-    """Commit, CPU, cores, Python and package versions."""
+    """Commit, CPU, cores, GPUs, Python and package versions."""
     return {
         "commit": _commit(),
         "cpu": cpu_name(),
         "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        "gpus": gpu_names(),
         "packages": {name: found for name in PACKAGES if (found := version(name))},
     }
+
+
+def gpu_names() -> list[str]:
+    """As the Linux driver calls them."""
+    found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for path in found for line in path.read_text().splitlines()]
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model")]
 
 
 def _commit() -> str:

@@ -117,12 +117,23 @@ def choose_machine(precision: str) -> Machine:
     if torch.cuda.is_available():
         best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         device = torch.device("cuda", torch.cuda.current_device())
+        _repeatable()
         return Machine(device, best if precision == "auto" else precision, *place)
     native = any("bf16" in flag for flag in _cpu_flags())  # avx512_bf16, amx_bf16; bf16 on ARM
     if precision == "fp16":
         raise EdgelungError("precision fp16 needs a CUDA device; use auto, bf16 or fp32 on a CPU")
     automatic = "bf16" if native else "fp32"
     return Machine(torch.device("cpu"), automatic if precision == "auto" else precision, *place)
+
+
+def _repeatable() -> None:
+    """Same seed, same card, same weights: cuDNN and cuBLAS choose by speed alone unless told.
+
+    An operation that has no repeatable form warns once instead of ending the run.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS first starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check for torch's own tests
 
 
 def _cpu_flags() -> list[str]:

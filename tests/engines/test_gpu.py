@@ -11,7 +11,7 @@ from PIL import Image
 from edgelung.bundle import Bundle
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError
-from edgelung.engines.cuda import Device, gpu_present
+from edgelung.engines.cuda import Device, DeviceError, gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.engine import TensorRtEngine
@@ -187,3 +187,51 @@ def test_auto_chooses_on_the_gpu(bundle: Bundle, opened: Any) -> None:
     assert chosen.engine.name in choose.GPU_ENGINES
     assert "ms" in chosen.reason
     chosen.engine.close()
+
+
+def test_a_graph_replays_what_was_recorded(device: Device) -> None:
+    rng = np.random.default_rng(0)
+    tiles = [rng.integers(0, 256, (300, 280, 3), np.uint8) for _ in range(4)]
+    expected = np.stack([resize_by_pillow(tile, 224) for tile in tiles])
+    with device.current():
+        stream = device.stream()
+        kernels = DeviceResize(device, stream)
+        found = device.pinned(expected.shape, np.uint8)
+        memory = device.memory(found.nbytes)
+        kernels.enqueue(tiles, 224, memory)
+        stream.wait()
+
+        def work() -> None:
+            kernels._launch()
+            stream.copy_out(found, memory)
+
+        graph = stream.capture(work)
+        stream.wait()
+        assert not (found == expected).all(), "recording ran the work"
+        for _ in range(3):
+            found[:] = 0
+            graph.launch()
+            stream.wait()
+            np.testing.assert_array_equal(found, expected)
+        graph.free()
+        kernels.free()
+        memory.free()
+
+
+def test_memory_that_the_card_lacks_is_said_in_words(device: Device) -> None:
+    with device.current(), pytest.raises(DeviceError, match="close other programs"):
+        device.memory(2 * device.memory_bytes)
+
+
+def test_the_device_layer_gives_its_memory_back(device: Device) -> None:
+    import pycuda.driver as driver
+
+    tiles = [np.zeros((400, 400, 3), np.uint8)] * 8
+    on_device(device, tiles, 224)
+    with device.current():
+        before, _ = driver.mem_get_info()
+    for _ in range(20):
+        on_device(device, tiles, 224)
+    with device.current():
+        after, _ = driver.mem_get_info()
+    assert before - after < 16 * 2**20

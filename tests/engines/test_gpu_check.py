@@ -26,10 +26,14 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def parts(check: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The parts, with three repeats of everything that is timed."""
+    import gpu_device
     import gpu_parts
 
-    real = gpu_parts.time_calls
-    monkeypatch.setattr(gpu_parts, "time_calls", lambda work, repeats, most=1.0: real(work, 3, 0.1))
+    real = gpu_device.time_calls
+    for module in (gpu_device, gpu_parts):
+        monkeypatch.setattr(
+            module, "time_calls", lambda work, repeats, most=1.0: real(work, 3, 0.1)
+        )
     return gpu_parts
 
 
@@ -68,7 +72,7 @@ def test_without_a_gpu_every_part_says_so(
 def test_one_part_alone_prints_json(
     check: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check.parts, "resize_kernels", lambda: {"288 px": {"differing": 0}})
+    monkeypatch.setattr(check.gpu_device, "resize_kernels", lambda: {"288 px": {"differing": 0}})
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--part", "resize kernels"])
     assert check.main() == 0
     assert json.loads(capsys.readouterr().out) == {"288 px": {"differing": 0}}
@@ -111,6 +115,30 @@ def test_the_parts_over_the_pretended_gpu(
     found = parts.parity(bundle, tiles)
     assert found["tensorrt fp32"]["agreement_with_fp32"] == 1
     assert found["tensorrt fp32"]["seconds_to_build_and_load"] > 0
+
+
+def test_the_device_layer_over_the_pretended_gpu(
+    parts: Any, check: Any, gpu: Any, twin: None
+) -> None:
+    found = check.gpu_device.device_layer()
+    assert found["bytes that came back changed"] == 0
+    assert found["values that the graph's replay gets wrong"] == 0
+    assert found["resize of 16 tiles, one graph, ms"]["p50"] > 0
+    assert "close other programs" in found["asked for twice its memory"]
+    assert not gpu.live, "memory was kept"
+
+
+def test_latency_without_tensorrt_is_onnx_runtimes(
+    parts: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = bundle.variants["fp32"].path
+    with pytest.raises(parts.CannotRunError, match="CUDAExecutionProvider"):
+        parts.latency(graph, "fp32", False)
+    monkeypatch.setitem(choose.ENGINES, "onnxruntime-cuda", choose.ENGINES["onnxruntime"])
+    found = parts.latency(graph, "fp32", False)
+    assert found["batch 128"]["p50"] > 0
+    with pytest.raises(parts.CannotRunError, match="tensorrt"):
+        parts.latency(graph, "fp32", True)
 
 
 def test_cards_are_told_apart(parts: Any) -> None:
