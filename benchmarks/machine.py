@@ -1,6 +1,7 @@
 """What a benchmark ran on, for its JSON."""
 
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ def gpu_names() -> list[str]:
 
 
 def _commit() -> str:
-    """The commit that is checked out; '+' where files differ from it."""
+    """The commit that is checked out; '+' where files differ from it, 'unknown' without git."""
     folder = Path(__file__).parent
+    if shutil.which("git") is None:
+        return "unknown"
 
     def git(*words: str) -> str:
         return subprocess.run(
