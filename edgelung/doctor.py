@@ -173,8 +173,21 @@ def _tensorrt(here: bool) -> list[Finding]:
             continue
         targets = flavour.targets()
         more = f", builds for {', '.join(targets)}" if targets else ""
-        rows.append(Finding(title, "ok", f"{flavour.version}{more}"))
+        own = _architecture() if here else None
+        if targets and own and own not in targets:
+            mend = f"none for this GPU ({own}); {INSTALL['tensorrt']}"
+            rows.append(Finding(title, "missing", f"{flavour.version}{more}", mend))
+        else:
+            rows.append(Finding(title, "ok", f"{flavour.version}{more}"))
     return rows
+
+
+def _architecture() -> str | None:
+    """Of the GPU, 'sm_90' say; None where it cannot be asked."""
+    try:
+        return Device().architecture
+    except EngineUnavailableError:
+        return None
 
 
 def _cuda_python(here: bool) -> list[Finding]:

@@ -125,3 +125,16 @@ def test_with_a_gpu_what_is_missing_has_a_mend(monkeypatch: pytest.MonkeyPatch) 
     assert "edgelung[gpu]" in rows["pycuda"].mend
     for finding in rows.values():
         assert finding.mend or finding.state != "missing", finding
+
+
+def test_tensorrt_rtx_is_no_engine_of_a_card_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As found on an H200 (SM 90): it loads, and can only build for others."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(doctor, "gpu_present", lambda: True)
+    for architecture, state in (("sm_90", "missing"), ("sm_89", "ok")):
+        monkeypatch.setattr(doctor, "_architecture", lambda own=architecture: own)
+        rows = {finding.what: finding for finding in doctor.examine()}
+        assert rows["TensorRT-RTX"].state == state
+        assert ("none for this GPU (sm_90)" in rows["TensorRT-RTX"].mend) == (state == "missing")

@@ -127,13 +127,18 @@ def choose_machine(precision: str) -> Machine:
 
 
 def _repeatable() -> None:
-    """Same seed, same card, same weights: cuDNN and cuBLAS choose by speed alone unless told.
-
-    An operation that has no repeatable form warns once instead of ending the run.
-    """
+    """Same seed, same card, same weights: cuDNN, cuBLAS and attention choose by speed else."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS first starts
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check for torch's own tests
+
+
+def allow_unrepeatable(error: RuntimeError) -> bool:
+    """Whether `error` says that an operation cannot be repeated exactly; if so it may run now."""
+    if "determinis" not in str(error) or torch.is_deterministic_algorithms_warn_only_enabled():
+        return False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return True
 
 
 def _cpu_flags() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.errors import EdgelungError
+from edgelung.errors import EdgelungError, one_line
 from edgelung.files import (
     TEMPORARY_SUFFIX,
     atomic_folder,
@@ -30,7 +30,7 @@ from edgelung.train.audit import find_groups, group_names
 from edgelung.train.fit import Data, Progress, Stage, fit, global_batch, load_progress
 from edgelung.train.guidance import drop_guide
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
-from edgelung.train.machine import Machine, choose_machine, from_first
+from edgelung.train.machine import Machine, allow_unrepeatable, choose_machine, from_first
 from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.recipe import Recipe, Split, validate_recipe
 from edgelung.train.results import Run, evaluate_models, run_pictures
@@ -103,8 +103,18 @@ def _complete(run: Run, say: Say) -> dict[str, Any]:
     several = f", {run.machine.processes} processes" if run.machine.processes > 1 else ""
     say(f"training on {run.machine.device.type} in {run.machine.precision}{several}")
     state = run.folder / STATE
-    standing = load_progress(state) if state.is_file() else Progress(run.roles[0])
-    metrics = evaluate_models(run, _train(run, standing))
+
+    def train() -> dict[str, Model]:
+        return _train(run, load_progress(state) if state.is_file() else Progress(run.roles[0]))
+
+    try:
+        models = train()
+    except RuntimeError as error:
+        if not allow_unrepeatable(error):
+            raise
+        say(f"a second run may differ from this one in its last digits: {one_line(error)}")
+        models = train()
+    metrics = evaluate_models(run, models)
     if run.machine.first:
         with atomic_write(run.folder / "report.html", "w", encoding="utf-8") as file:
             file.write(run_page(run.folder, metrics, run_pictures(run)))

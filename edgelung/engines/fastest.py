@@ -57,24 +57,29 @@ def fastest(
         note(f"the remembered choice of engine {stale}; timing them again")
     note(f"timing {len(candidates)} engines on {device.name}, once")
     times: list[tuple[float, str, Variant]] = []
-    failures: list[str] = []
+    failures: dict[tuple[str, str], list[str]] = {}  # engine and reason: the precisions
+
+    def failed(name: str, variant: Variant, error: Exception) -> None:
+        failures.setdefault((name, one_line(error)), []).append(variant.precision)
+
     for name, variant in candidates:
         try:
             engine, _ = open_engine(name, variant)
         except Exception as error:  # each runtime has types of its own
-            failures.append(f"{name} {variant.precision}: {one_line(error)}")
+            failed(name, variant, error)
             continue
         try:
             times.append((seconds_per_batch(engine, tiles), name, variant))
         except Exception as error:
-            failures.append(f"{name} {variant.precision}: {one_line(error)}")
+            failed(name, variant, error)
         finally:
             engine.close()
+    said = [f"{name} {', '.join(own)}: {why}" for (name, why), own in failures.items()]
     if not times:
-        raise EdgelungError(f"no GPU engine runs here: {'; '.join(failures)}")
+        raise EdgelungError(f"no GPU engine runs here: {'; '.join(said)}")
     times.sort(key=lambda timed: timed[0])
     _, name, variant = times[0]
-    reason = _reason(times, failures)
+    reason = _reason(times, said)
     engine, difference = open_engine(name, variant)
     choice = {"engine": name, "precision": variant.precision, "reason": reason}
     cache.put_if_possible(key, json.dumps(choice).encode())

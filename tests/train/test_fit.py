@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from edgelung.errors import EdgelungError
 from edgelung.files import locked
+from edgelung.train import fit as fit_module
 from edgelung.train import run as run_module
 from edgelung.train.fit import global_batch
 from edgelung.train.machine import Machine, choose_machine
@@ -187,6 +189,31 @@ def test_memory_that_runs_out_is_explained(
     assert (out / "state.pt").is_file()
     monkeypatch.undo()
     assert train_run(tiles, out, None, resume=True)["student"]["test"]["tiles"] > 0
+
+
+def test_what_cannot_be_repeated_exactly_runs_all_the_same(
+    tiles: Path, small: list[str], tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU without a repeatable form of some operation: said once, and nothing is skipped."""
+    real, calls, said = fit_module.augment, [0], []
+
+    def refuse(*words: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4 and not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError("roll_cuda does not have a deterministic implementation, but you …")
+        return real(*words, **more)
+
+    monkeypatch.setattr(fit_module, "augment", refuse)
+    try:
+        torch.use_deterministic_algorithms(True)
+        recipe = load_recipe("demo", small)
+        train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv", say=said.append)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    told = [line for line in said if "in its last digits: roll_cuda" in line]
+    assert len(told) == 1
+    whole, again = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "run"))
+    assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_state(
