@@ -7,8 +7,9 @@ here, so a variant differs from the first in the fields it names and in nothing 
 the students are trained for few epochs and on windows only; so they are judged on windows too, by
 the mean of the four quarters of every second tile. (On whole tiles, which they have not learnt yet,
 their figures move by points from epoch to epoch.) Differences are paired, over the groups of
-validation and test together. The table and the JSON grow by one variant at a time; what they hold
-already is kept, what is trained is not trained again.
+validation: the test set reports and decides nothing. Validation is judged in other stains as well,
+as of other laboratories: these tiles are all of one. The table and the JSON grow by one variant at
+a time; what they hold already is kept, what is trained is not trained again.
 """
 
 import argparse
@@ -34,14 +35,16 @@ from safetensors.torch import load_file
 from edgelung.evidence.intervals import paired_intervals
 from edgelung.evidence.metrics import evaluate
 from edgelung.tiles.reader import ReaderSpec
+from edgelung.train.augment import change_colour
 from edgelung.train.fit import normalise
 from edgelung.train.machine import choose_machine
 from edgelung.train.models import create_student
-from edgelung.train.recipe import Student, validate_recipe
+from edgelung.train.recipe import Augment, Student, validate_recipe
 from edgelung.train.tiles import TileStore
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 REFERENCE = "recipe quick"
+OTHER_STAINS = Augment(stain=0.3, light=0.15)
 EVERY = 2  # of the tiles judges: those of a group are near copies of each other
 TOGETHER = "distill.features_epochs=0"
 NO_GUIDANCE = (TOGETHER, "distill.guidance=0")
@@ -118,6 +121,8 @@ def record(path: Path, name: str, seed: int, folder: Path, options: argparse.Nam
         metrics = evaluate(own.probabilities[of], own.truth[of])
         entry[subset] = metrics["balanced_accuracy"]
         entry[f"{subset}_negative_log_likelihood"] = metrics["negative_log_likelihood"]
+    of = own.subset == "val"
+    entry["val_other_stains"] = evaluate(own.stained[of], own.truth[of])["balanced_accuracy"]
     alone = [r for r in history if r["stage"] == "student" and "val_loss" not in r]
     if alone:  # what the last epoch of features alone leaves of their variance, on training tiles
         entry["features_loss"] = alone[-1]["loss"]
@@ -127,12 +132,12 @@ def record(path: Path, name: str, seed: int, folder: Path, options: argparse.Nam
     if name != REFERENCE and (reference / "metrics.json").is_file():
         other = judged(reference, options.data)
         classes = own.probabilities.shape[1]
-        both = [a.probabilities.argmax(axis=1) for a in (other, own)]
-        found = [evaluate(j.probabilities, j.truth)["balanced_accuracy"] for j in (other, own)]
-        entry["difference"] = found[1] - found[0]
-        entry["difference_interval"] = paired_intervals(*both, own.truth, list(own.group), classes)[
-            "balanced_accuracy"
-        ]
+        of = own.subset == "val"
+        both = [a.probabilities[of].argmax(axis=1) for a in (other, own)]
+        found = [evaluate(j.probabilities[of], j.truth[of]) for j in (other, own)]
+        entry["difference"] = found[1]["balanced_accuracy"] - found[0]["balanced_accuracy"]
+        change = paired_intervals(*both, own.truth[of], list(own.group[of]), classes)
+        entry["difference_interval"] = change["balanced_accuracy"]
     variant = result["variants"].setdefault(name, {"settings": VARIANTS[name], "seeds": {}})
     variant["seeds"][str(seed)] = entry
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -143,6 +148,7 @@ class Judged:
     """What a student says of the tiles of validation and test, (N,) each; probabilities (N, C)."""
 
     probabilities: npt.NDArray[np.float32]
+    stained: npt.NDArray[np.float32]  # the same of the tiles in other stains
     truth: npt.NDArray[np.int64]
     group: npt.NDArray[np.str_]
     subset: npt.NDArray[np.str_]
@@ -157,10 +163,11 @@ def judged(folder: Path, data: Path) -> Judged:
             rows = [row for row in csv.DictReader(file) if row["subset"] != "train"][::EVERY]
         classes = sorted({row["class"] for row in rows})
         store = TileStore([data / row["path"] for row in rows], ReaderSpec(recipe.student.size))
-        total = sum(quarters(folder, recipe.student, len(classes), store))
+        words = (folder, recipe.student, len(classes), store)
         np.savez(
             kept,
-            probabilities=total / 4,
+            probabilities=sum(quarters(*words, None)) / 4,
+            stained=sum(quarters(*words, OTHER_STAINS)) / 4,
             truth=np.array([classes.index(row["class"]) for row in rows]),
             group=np.array([row["group"] for row in rows]),
             subset=np.array([row["subset"] for row in rows]),
@@ -170,7 +177,7 @@ def judged(folder: Path, data: Path) -> Judged:
 
 @torch.no_grad()
 def quarters(
-    folder: Path, schedule: Student, classes: int, store: TileStore
+    folder: Path, schedule: Student, classes: int, store: TileStore, stains: Augment | None
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Probabilities (N, C) of each quarter of the tiles, where its positions are the tile's."""
     size, window = schedule.size, schedule.low_size
@@ -188,7 +195,11 @@ def quarters(
         model.load_state_dict(state | {"pos_embed": torch.cat([first, own], dim=1)})
         found = []
         for some in np.array_split(np.arange(len(store)), math.ceil(len(store) / 64)):
-            images = normalise(store.batch(some).to(on.device).float() / 255, model)
+            pixels = store.batch(some).to(on.device).float() / 255
+            if stains:
+                generator = torch.Generator().manual_seed(int(some[0]))
+                pixels = change_colour(pixels, stains, generator)
+            images = normalise(pixels, model)
             images = images[..., top : top + window, left : left + window]
             with mixed:
                 logits = model(images)
@@ -198,7 +209,7 @@ def quarters(
 
 def show(path: Path) -> None:
     """The table so far."""
-    table = Table("student", "seed", "validation", "test", "difference (95 %)", "minutes")
+    table = Table("student", "seed", "validation", "difference (95 %)", "other stains", "test")
     for name, variant in json.loads(path.read_text())["variants"].items():
         for seed, entry in variant["seeds"].items():
             change = ""
@@ -206,8 +217,9 @@ def show(path: Path) -> None:
                 least, most = entry["difference_interval"]
                 change = f"{100 * entry['difference']:+.1f}"
                 change += f" ({100 * least:+.1f} … {100 * most:+.1f})"
-            figures = (f"{100 * entry[key]:.1f}" for key in ("val", "test"))
-            table.add_row(name, seed, *figures, change, f"{entry['seconds'] / 60:.0f}")
+            keys = ("val", "val_other_stains", "test")
+            val, stains, test = (f"{100 * entry[k]:.1f}" if k in entry else "" for k in keys)
+            table.add_row(name, seed, val, change, stains, test)
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
