@@ -58,7 +58,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "AdamW": ("student.optimizer=adamw", "student.lr=1e-3"),
     "no colour augmentation": ("augment.stain=0", "augment.light=0"),
     "stronger stain augmentation": ("augment.stain=0.35",),
-    "mixup 0.8": ("student.mixup=0.8",),
     "crops of 0.6 to 1.25 of the side": ("augment.scale=[0.6, 1.25]",),
 }
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from edgelung.evidence.intervals import caution, intervals, written
+from edgelung.runs import SPLIT, fewest_test_groups
 from edgelung.train.synthetic import write_dataset
 
 EDGELUNG = str(Path(sys.executable).with_name("edgelung"))
@@ -105,9 +108,15 @@ def collect(run: Path, bundle: Path, out: Path, results: list[dict[str, Any]]) -
     manifest = json.loads((bundle / "bundle.json").read_text())
     reference = labels(out / "onnxruntime-fp32.csv")
     int8 = {engine: labels(out / f"{engine}-int8.csv") for engine, _ in RUNS}
+    with (run / SPLIT).open(encoding="utf-8", newline="") as file:
+        tested = [row for row in csv.DictReader(file) if row["subset"] == "test"]
+    truth = np.array([metrics["classes"].index(row["class"]) for row in tested])
+    groups = [row["group"] for row in tested]
     rows = []
     for (engine, precision), summary in zip(RUNS, results, strict=True):
         found = labels(out / f"{engine}-{precision}.csv")
+        predicted = np.array([metrics["classes"].index(found[row["path"]]) for row in tested])
+        spans = intervals(predicted, truth, groups, len(metrics["classes"]))
         rows.append(
             {
                 "engine": engine,
@@ -115,6 +124,7 @@ def collect(run: Path, bundle: Path, out: Path, results: list[dict[str, Any]]) -
                 "tiles": summary["labelled"]["tiles"],
                 "accuracy": summary["labelled"]["accuracy"],
                 "balanced_accuracy": summary["labelled"]["balanced_accuracy"],
+                "balanced_accuracy_interval": spans["balanced_accuracy"],
                 "agreement_with_onnxruntime_fp32": same(found, reference),
                 "tiles_per_second": summary["tiles_per_second"],
                 "golden_difference": summary["golden_difference"],
@@ -153,7 +163,9 @@ def same(first: dict[str, str], second: dict[str, str]) -> float:
 def short(metrics: dict[str, Any]) -> dict[str, Any]:
     """The headline figures of one model."""
     keys = ("tiles", "accuracy", "balanced_accuracy", "macro_f1", "expected_calibration_error")
-    return {subset: {key: metrics[subset][key] for key in keys} for subset in ("val", "test")}
+    found = {subset: {key: metrics[subset][key] for key in keys} for subset in ("val", "test")}
+    interval = metrics["test"]["intervals"]["balanced_accuracy"]
+    return {**found, "test": found["test"] | {"balanced_accuracy_interval": interval}}
 
 
 def show(figures: dict[str, Any], grouped: bool, bundle: Path, run: Path, path: Path) -> None:
@@ -164,17 +176,22 @@ def show(figures: dict[str, Any], grouped: bool, bundle: Path, run: Path, path: 
         else ", of groups as `edgelung audit` finds them; none was seen in training"
     )
     table = Table(
-        "model", "accuracy", "balanced", "agreement with FP32", "tiles/s", "MB", title=title
+        "model", "accuracy", "balanced (95 %)", "FP32's label", "tiles/s", "MB", title=title
     )
 
     def percent(value: float) -> str:
         return f"{100 * value:.2f} %"
 
+    def balanced(row: dict[str, Any]) -> str:
+        """With its interval over groups."""
+        span = written(row["balanced_accuracy_interval"])
+        return f"{percent(row['balanced_accuracy'])} ({span.removesuffix(' %')})"
+
     teacher = figures["teacher"]["test"]
     table.add_row(
         f"teacher {figures['teacher']['model']}",
         percent(teacher["accuracy"]),
-        percent(teacher["balanced_accuracy"]),
+        balanced(teacher),
         "",
         "",
         "",
@@ -183,13 +200,15 @@ def show(figures: dict[str, Any], grouped: bool, bundle: Path, run: Path, path: 
         table.add_row(
             f"student {row['precision'].upper()}, {row['engine']}",
             percent(row["accuracy"]),
-            percent(row["balanced_accuracy"]),
+            balanced(row),
             percent(row["agreement_with_onnxruntime_fp32"]),
             f"{row['tiles_per_second']:.0f}",
             f"{figures['bytes'][row['precision']] / 1e6:.1f}",
         )
     console.print()
     console.print(table)
+    if few := caution(fewest_test_groups(figures)):
+        console.print(few)
     gates = ", ".join(f"{name} {entry['verdict']}" for name, entry in figures["gate"].items())
     console.print(f"gate      {gates}")
     both = percent(figures["int8_same_label_in_both_engines"])

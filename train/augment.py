@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,22 +97,3 @@ def change_colour(
         brightness = how.light / 2 * normal(1, 1, 1)
         images = ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
     return images
-
-
-def mixup(
-    images: Tensor, labels: Tensor, classes: int, alpha: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Blend each view (B, 3, H, W) with another of the batch, and labels (B,) → (B, classes).
-
-    One share a pair, drawn from Beta(alpha, alpha) (Zhang et al. 2018). A teacher that sees the
-    blend too says what it is worth (Beyer et al. 2022).
-    """
-    share = torch.from_numpy(rng.beta(alpha, alpha, len(images)).astype(np.float32))
-    share = torch.maximum(share, 1 - share).to(images.device)  # a view stays mostly itself
-    other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    target = F.one_hot(labels, classes).float()
-    image_share, target_share = share.view(-1, 1, 1, 1), share[:, None]
-    return (
-        image_share * images + (1 - image_share) * images[other],
-        target_share * target + (1 - target_share) * target[other],
-    )

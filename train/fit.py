@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from edgelung.errors import EdgelungError
 from edgelung.evidence.metrics import evaluate
 from edgelung.files import atomic_write
-from edgelung.train.augment import augment, mixup
+from edgelung.train.augment import augment
 from edgelung.train.machine import Machine
 from edgelung.train.models import Model
 from edgelung.train.rates import Rates, Restart
@@ -62,7 +62,6 @@ class Stage:
     schedule: Schedule
     augment: Augment
     view_size: int
-    classes: int
     restart: Restart | None = None
     window: Callable[[int], float] = lambda epoch: 1.0
     answers: Callable[[int], bool] = lambda epoch: True
@@ -226,15 +225,11 @@ def _forward(
     window = stage.window(epoch)
     size = round(stage.view_size * window)
     images = augment(tiles, size, stage.augment, generator, share, window)
-    targets = labels
-    if stage.schedule.mixup:
-        rng = np.random.default_rng(_seed(seed, stage.name, "mixup", step))
-        images, targets = mixup(images, labels, stage.classes, stage.schedule.mixup, rng)
     stage.task.answers = float(stage.answers(epoch))
     stage.task.train()
     model = unwrap_model(stage.task.get_trainable_module())
     with machine.autocast():
-        result: dict[str, Tensor] = stage.task(normalise(images, model), targets)
+        result: dict[str, Tensor] = stage.task(normalise(images, model), labels)
     return result
 
 

@@ -77,7 +77,6 @@ class Schedule(_Section):
     warmup_epochs: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    mixup: float = Field(0.0, ge=0)  # alpha of Beta(alpha, alpha); 0: off
     clip_norm: float = Field(0.0, ge=0)  # 0: off
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # per step; 0: off
 

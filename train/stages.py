@@ -61,7 +61,6 @@ def label_stage(role: str, schedule: Schedule, recipe: Recipe, classes: int, fre
         schedule,
         recipe.augment,
         view_size=schedule.size,
-        classes=classes,
     )
 
 
@@ -108,7 +107,6 @@ def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | No
         schedule,
         recipe.augment,
         view_size=max(schedule.size, seen_by_teacher),
-        classes=classes,
         restart=(distill.features_epochs, schedule.restart_lr) if restarts else None,
         window=window,
         answers=answers,

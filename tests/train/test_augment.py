@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from edgelung.train.augment import affine_matrices, augment, change_colour, mixup
+from edgelung.train.augment import affine_matrices, augment, change_colour
 from edgelung.train.recipe import Augment, load_recipe
 
 
@@ -106,15 +105,3 @@ def test_a_share_of_a_batch_looks_as_it_does_in_the_batch() -> None:
     for rank in (0, 1):
         part = augment(smooth(3), 32, how, generator(5), share=(rank, 2))
         torch.testing.assert_close(part, whole[rank::2], atol=1e-6, rtol=0)
-
-
-def test_mixup_blends_pictures_and_labels_alike() -> None:
-    images = torch.eye(6).view(6, 6, 1, 1).expand(6, 6, 2, 2)  # picture i is plane i
-    labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    mixed, targets = mixup(images, labels, 3, 0.8, np.random.default_rng(0))
-    shares = mixed[:, :, 0, 0]  # of each picture in each blend
-    assert (torch.diagonal(shares) >= 0.5).all()  # mostly itself
-    assert shares.sum(dim=1).tolist() == pytest.approx([1] * 6)
-    assert (torch.diagonal(shares) < 0.999).any()
-    one_hot = torch.eye(3)[labels]
-    torch.testing.assert_close(targets, shares @ one_hot)

@@ -27,7 +27,7 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert recipe.baseline is not None
     assert {recipe.teacher.model, recipe.baseline.model} == {"vgg16", "resnet50"}
     for schedule in (recipe.teacher, recipe.baseline, recipe.student):
-        assert (schedule.warmup_epochs, schedule.clip_norm, schedule.mixup) == (0, 0, 0)
+        assert (schedule.warmup_epochs, schedule.clip_norm) == (0, 0)
         assert schedule.weights == "hub"
         assert schedule.optimizer == "adam"
         assert schedule.lr == 1e-5
