@@ -7,9 +7,10 @@ here, so a variant differs from the first in the fields it names and in nothing 
 the students are trained for few epochs and on windows only; so they are judged on windows too, by
 the mean of the four quarters of every second tile. (On whole tiles, which they have not learnt yet,
 their figures move by points from epoch to epoch.) Differences are paired, over the groups of
-validation: the test set reports and decides nothing. Validation is judged in other stains as well,
-as of other laboratories: these tiles are all of one. The table and the JSON grow by one variant at
-a time; what they hold already is kept, what is trained is not trained again.
+validation: the test set reports and decides nothing. Validation is judged in other colours as well,
+torchvision's and not those of the augmentation, since these tiles are all of one laboratory. The
+table and the JSON grow by one variant at a time; what they hold already is kept, what is trained is
+not trained again.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,20 +33,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
+from torchvision.transforms.v2 import ColorJitter
 
 from edgelung.evidence.intervals import paired_intervals
 from edgelung.evidence.metrics import evaluate
 from edgelung.tiles.reader import ReaderSpec
-from edgelung.train.augment import change_colour
 from edgelung.train.fit import normalise
 from edgelung.train.machine import choose_machine
 from edgelung.train.models import create_student
-from edgelung.train.recipe import Augment, Student, validate_recipe
+from edgelung.train.recipe import Student, validate_recipe
 from edgelung.train.tiles import TileStore
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 REFERENCE = "recipe quick"
-OTHER_STAINS = Augment(stain=0.3, light=0.15)
+OTHER_COLOURS = ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.05)
 EVERY = 2  # of the tiles judges: those of a group are near copies of each other
 TOGETHER = "distill.features_epochs=0"
 NO_GUIDANCE = (TOGETHER, "distill.guidance=0")
@@ -79,10 +81,15 @@ def main() -> None:
 
     for seed in options.seeds:
         for name in options.only:
-            folder = options.out / f"{list(VARIANTS).index(name)}-{seed}"
+            folder = options.out / folder_name(name, seed)
             train(folder, VARIANTS[name], seed, options)
             record(options.json, name, seed, folder, options)
             show(options.json)
+
+
+def folder_name(name: str, seed: int) -> str:
+    """Of the variant itself, so that it outlives changes of the list."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{seed}"
 
 
 def train(folder: Path, settings: tuple[str, ...], seed: int, options: argparse.Namespace) -> None:
@@ -121,13 +128,13 @@ def record(path: Path, name: str, seed: int, folder: Path, options: argparse.Nam
         entry[subset] = metrics["balanced_accuracy"]
         entry[f"{subset}_negative_log_likelihood"] = metrics["negative_log_likelihood"]
     of = own.subset == "val"
-    entry["val_other_stains"] = evaluate(own.stained[of], own.truth[of])["balanced_accuracy"]
+    entry["val_other_colours"] = evaluate(own.recoloured[of], own.truth[of])["balanced_accuracy"]
     alone = [r for r in history if r["stage"] == "student" and "val_loss" not in r]
     if alone:  # what the last epoch of features alone leaves of their variance, on training tiles
         entry["features_loss"] = alone[-1]["loss"]
     entry["seconds"] = sum(r["seconds"] for r in history if r["stage"] == "student")
     entry["machine"] = machine.describe()
-    reference = options.out / f"0-{seed}"
+    reference = options.out / folder_name(REFERENCE, seed)
     if name != REFERENCE and (reference / "metrics.json").is_file():
         other = judged(reference, options.data)
         classes = own.probabilities.shape[1]
@@ -147,7 +154,7 @@ class Judged:
     """What a student says of the tiles of validation and test, (N,) each; probabilities (N, C)."""
 
     probabilities: npt.NDArray[np.float32]
-    stained: npt.NDArray[np.float32]  # the same of the tiles in other stains
+    recoloured: npt.NDArray[np.float32]  # the same of the tiles in other colours
     truth: npt.NDArray[np.int64]
     group: npt.NDArray[np.str_]
     subset: npt.NDArray[np.str_]
@@ -156,7 +163,7 @@ class Judged:
 def judged(folder: Path, data: Path) -> Judged:
     """The mean of each tile's four quarters; kept beside the run."""
     kept = folder / "windows.npz"
-    if not kept.is_file():
+    if not kept.is_file() or "recoloured" not in np.load(kept):  # judged by an older form
         recipe = validate_recipe(json.loads((folder / "run.json").read_text())["recipe"], "run")
         with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["subset"] != "train"][::EVERY]
@@ -166,7 +173,7 @@ def judged(folder: Path, data: Path) -> Judged:
         np.savez(
             kept,
             probabilities=sum(quarters(*words, None)) / 4,
-            stained=sum(quarters(*words, OTHER_STAINS)) / 4,
+            recoloured=sum(quarters(*words, OTHER_COLOURS)) / 4,
             truth=np.array([classes.index(row["class"]) for row in rows]),
             group=np.array([row["group"] for row in rows]),
             subset=np.array([row["subset"] for row in rows]),
@@ -176,7 +183,7 @@ def judged(folder: Path, data: Path) -> Judged:
 
 @torch.no_grad()
 def quarters(
-    folder: Path, schedule: Student, classes: int, store: TileStore, stains: Augment | None
+    folder: Path, schedule: Student, classes: int, store: TileStore, colours: ColorJitter | None
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Probabilities (N, C) of each quarter of the tiles, where its positions are the tile's."""
     size, window = schedule.size, schedule.low_size
@@ -194,11 +201,11 @@ def quarters(
         model.load_state_dict(state | {"pos_embed": torch.cat([first, own], dim=1)})
         found = []
         for some in np.array_split(np.arange(len(store)), math.ceil(len(store) / 64)):
-            pixels = store.batch(some).to(on.device).float() / 255
-            if stains:
-                generator = torch.Generator().manual_seed(int(some[0]))
-                pixels = change_colour(pixels, stains, generator)
-            images = normalise(pixels, model)
+            pixels = store.batch(some)
+            if colours:
+                torch.manual_seed(int(some[0]))  # each tile's are the same in all its quarters
+                pixels = torch.stack([colours(tile) for tile in pixels])
+            images = normalise(pixels.to(on.device).float() / 255, model)
             images = images[..., top : top + window, left : left + window]
             with mixed:
                 logits = model(images)
@@ -208,7 +215,7 @@ def quarters(
 
 def show(path: Path) -> None:
     """The table so far."""
-    table = Table("student", "seed", "validation", "difference (95 %)", "other stains", "test")
+    table = Table("student", "seed", "validation", "difference (95 %)", "other colours", "test")
     for name, variant in json.loads(path.read_text())["variants"].items():
         for seed, entry in variant["seeds"].items():
             change = ""
@@ -216,9 +223,9 @@ def show(path: Path) -> None:
                 least, most = entry["difference_interval"]
                 change = f"{100 * entry['difference']:+.1f}"
                 change += f" ({100 * least:+.1f} … {100 * most:+.1f})"
-            keys = ("val", "val_other_stains", "test")
-            val, stains, test = (f"{100 * entry[k]:.1f}" if k in entry else "" for k in keys)
-            table.add_row(name, seed, val, change, stains, test)
+            keys = ("val", "val_other_colours", "test")
+            val, colours, test = (f"{100 * entry[k]:.1f}" if k in entry else "" for k in keys)
+            table.add_row(name, seed, val, change, colours, test)
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 

@@ -133,13 +133,14 @@ def latency(graph: Path, precision: str, graphs: bool) -> Figures:
     import os
 
     os.environ["EDGELUNG_CUDA_GRAPHS"] = "1" if graphs else "0"
-    start = time.perf_counter()
+    no_tensorrt, start = None, time.perf_counter()
     engine: Engine
     try:
         engine = first_tensorrt(graph)
     except CannotRunError as error:
         if graphs:
             raise
+        no_tensorrt, start = str(error), time.perf_counter()
         try:
             engine = choose.ENGINES["onnxruntime-cuda"](graph, choose.available_cores())
         except EngineUnavailableError as other:
@@ -149,6 +150,8 @@ def latency(graph: Path, precision: str, graphs: bool) -> Figures:
     size = tile_size(engine)
     result: Figures = {"engine": engine.name, "precision": precision, "cuda_graphs": graphs}
     result["seconds_to_build_or_load"] = time.perf_counter() - start
+    if no_tensorrt:
+        result["no_tensorrt"] = no_tensorrt
     for batch in BATCHES:
         tiles = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
         taken = time_calls(lambda t=tiles: engine.infer(t), 300 if batch <= 8 else 60)

@@ -175,8 +175,10 @@ def _tensorrt(here: bool) -> list[Finding]:
         more = f", builds for {', '.join(targets)}" if targets else ""
         own = _architecture() if here else None
         if targets and own and own not in targets:
-            mend = f"none for this GPU ({own}); {INSTALL['tensorrt']}"
-            rows.append(Finding(title, "missing", f"{flavour.version}{more}", mend))
+            found = f"{flavour.version} does not know this GPU ({own}){more}"
+            served = any(row.state == "ok" for row in rows)  # by the full TensorRT
+            mend = "" if served else INSTALL["tensorrt"]
+            rows.append(Finding(title, "none" if served else "missing", found, mend))
         else:
             rows.append(Finding(title, "ok", f"{flavour.version}{more}"))
     return rows

@@ -137,4 +137,5 @@ def test_tensorrt_rtx_is_no_engine_of_a_card_it_does_not_know(
         monkeypatch.setattr(doctor, "_architecture", lambda own=architecture: own)
         rows = {finding.what: finding for finding in doctor.examine()}
         assert rows["TensorRT-RTX"].state == state
-        assert ("none for this GPU (sm_90)" in rows["TensorRT-RTX"].mend) == (state == "missing")
+        unknown = "does not know this GPU (sm_90)" in rows["TensorRT-RTX"].found
+        assert unknown == (state == "missing")

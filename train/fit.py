@@ -254,7 +254,6 @@ def resize_views(images: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # FP32 means FP32
 def predict(
     model: Model,
     data: Data,

@@ -117,7 +117,7 @@ def choose_machine(precision: str) -> Machine:
     if torch.cuda.is_available():
         best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         device = torch.device("cuda", torch.cuda.current_device())
-        _repeatable()
+        _exact()
         return Machine(device, best if precision == "auto" else precision, *place)
     native = any("bf16" in flag for flag in _cpu_flags())  # avx512_bf16, amx_bf16; bf16 on ARM
     if precision == "fp16":
@@ -126,19 +126,29 @@ def choose_machine(precision: str) -> Machine:
     return Machine(torch.device("cpu"), automatic if precision == "auto" else precision, *place)
 
 
-def _repeatable() -> None:
-    """Same seed, same card, same weights: cuDNN, cuBLAS and attention choose by speed else."""
+def _exact() -> None:
+    """On a GPU: same seed, same card, same weights, and FP32 means FP32.
+
+    Left alone, cuDNN, cuBLAS and attention choose by speed, and convolutions round to TF32.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS first starts
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check for torch's own tests
+    torch.backends.cudnn.allow_tf32 = False
 
 
-def allow_unrepeatable(error: RuntimeError) -> bool:
-    """Whether `error` says that an operation cannot be repeated exactly; if so it may run now."""
-    if "determinis" not in str(error) or torch.is_deterministic_algorithms_warn_only_enabled():
-        return False
+def allow_unrepeatable(error: RuntimeError) -> str | None:
+    """The operation that `error` refuses because it has no repeatable form; from now on it may run.
+
+    None where the error is about something else.
+    """
+    strict = torch.are_deterministic_algorithms_enabled()
+    if not strict or torch.is_deterministic_algorithms_warn_only_enabled():
+        return None
+    if "determinis" not in str(error):
+        return None
     torch.use_deterministic_algorithms(True, warn_only=True)
-    return True
+    return one_line(str(error).split(" does not have", 1)[0], 120)
 
 
 def _cpu_flags() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.errors import EdgelungError, one_line
+from edgelung.errors import EdgelungError
 from edgelung.files import (
     TEMPORARY_SUFFIX,
     atomic_folder,
@@ -104,17 +104,21 @@ def _complete(run: Run, say: Say) -> dict[str, Any]:
     say(f"training on {run.machine.device.type} in {run.machine.precision}{several}")
     state = run.folder / STATE
 
-    def train() -> dict[str, Model]:
-        return _train(run, load_progress(state) if state.is_file() else Progress(run.roles[0]))
+    def train() -> dict[str, Any]:
+        standing = load_progress(state) if state.is_file() else Progress(run.roles[0])
+        return evaluate_models(run, _train(run, standing))
 
+    metrics, unrepeatable = {}, None
     try:
-        models = train()
+        metrics = train()
     except RuntimeError as error:
-        if not allow_unrepeatable(error):
+        unrepeatable = allow_unrepeatable(error)
+        if unrepeatable is None:
             raise
-        say(f"a second run may differ from this one in its last digits: {one_line(error)}")
-        models = train()
-    metrics = evaluate_models(run, models)
+    if unrepeatable is not None:  # out here, where what the error held is gone from memory
+        say(f"{unrepeatable} has no repeatable form here: a second run may give other weights")
+        metrics = train()
+    metrics["unrepeatable"] = unrepeatable
     if run.machine.first:
         with atomic_write(run.folder / "report.html", "w", encoding="utf-8") as file:
             file.write(run_page(run.folder, metrics, run_pictures(run)))

@@ -1,6 +1,7 @@
 """Training on a real card: `pytest -m gpu`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgelung.train.fit import _forward
-from edgelung.train.machine import Machine
+from edgelung.train.machine import choose_machine
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
 from edgelung.train.stages import label_stage, student_stage
@@ -51,24 +52,20 @@ def test_one_seed_gives_one_model(
 
 
 def test_a_gpu_computes_what_a_cpu_does(tiles: Path, small: list[str]) -> None:
-    """One step in FP32 from the same weights and tiles: the same losses.
-
-    (A few steps later they are apart: batches of eight magnify the last digits.)
-    """
+    """One step in FP32 from the same weights and tiles: the same losses."""
     recipe = load_recipe("demo", [*small, *AS_QUICK, "distill.alpha=0.4"])
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (8, 3, 64, 64), np.uint8))
     labels = torch.arange(8) % 3
     found = []
     for device in ("cpu", "cuda"):
-        machine = Machine(torch.device(device), "fp32")
+        machine = choose_machine("fp32")  # its settings are what is tested
+        machine = replace(machine, device=torch.device(device))
         teacher = label_stage("teacher", recipe.teacher, recipe, 3, fresh=True)
         stage = student_stage(recipe, 3, True, teacher.task.get_trainable_module().eval())
         stage.task.to(machine.device)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            losses = _forward(
-                stage, pixels.to(machine.device), labels.to(machine.device), machine, 0, 0, 1
-            )
+        own = (pixels.to(machine.device), labels.to(machine.device))
+        losses = _forward(stage, *own, machine, 0, 0, 1)
         found.append({name: float(v.detach()) for name, v in losses.items() if v.ndim == 0})
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
