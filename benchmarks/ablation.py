@@ -7,7 +7,7 @@ here, so a variant differs from the first in the fields it names and in nothing 
 the students are trained for few epochs and on windows only; so they are judged on windows too, by
 the mean of the four quarters of every second tile. (On whole tiles, which they have not learnt yet,
 their figures move by points from epoch to epoch.) Differences are paired, over the groups of
-validation: the test set reports and decides nothing. Validation is judged in other colours as well,
+validation: the test set reports and decides nothing. Both are judged in other colours as well,
 torchvision's and not those of the augmentation, since these tiles are all of one laboratory. The
 table and the JSON grow by one variant at a time; what they hold already is kept, what is trained is
 not trained again.
@@ -127,8 +127,8 @@ def record(path: Path, name: str, seed: int, folder: Path, options: argparse.Nam
         metrics = evaluate(own.probabilities[of], own.truth[of])
         entry[subset] = metrics["balanced_accuracy"]
         entry[f"{subset}_negative_log_likelihood"] = metrics["negative_log_likelihood"]
-    of = own.subset == "val"
-    entry["val_other_colours"] = evaluate(own.recoloured[of], own.truth[of])["balanced_accuracy"]
+        recoloured = evaluate(own.recoloured[of], own.truth[of])
+        entry[f"{subset}_other_colours"] = recoloured["balanced_accuracy"]
     alone = [r for r in history if r["stage"] == "student" and "val_loss" not in r]
     if alone:  # what the last epoch of features alone leaves of their variance, on training tiles
         entry["features_loss"] = alone[-1]["loss"]
