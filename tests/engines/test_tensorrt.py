@@ -581,7 +581,7 @@ def test_auto_times_the_variants_and_remembers(
     assert sorted(timed) == sorted(times)
     assert "fp16 1.00 ms" in chosen.reason
     assert "INT8 is slower than FP16 here" in chosen.reason
-    assert "tensorrt-rtx fp32, fp16, int8, int8-fp16: tensorrt-rtx is not inst" in chosen.reason
+    assert "int8, int8-fp16, fp8: tensorrt-rtx is not installed" in chosen.reason
     assert chosen.reason.count("is not installed") == 1, "one reason, said once"
     assert chosen.golden_difference < 1e-3
     chosen.engine.close()
