@@ -21,7 +21,7 @@ from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 from edgelung.train.forest import Forest
 from edgelung.train.groups.grouping import Grouping, Link, group_tiles
 from edgelung.train.groups.keypoints import SIZE
-from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.index import IndexedTile, index_tiles, label_of, read_groups
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -65,7 +65,8 @@ def audit_folder(
     theirs = read_groups(known, tiles) if known else []  # a wrong file is told before the work
     grouping = find_groups(data, tiles)
     names = group_names(tiles, grouping)
-    figures = _describe(tiles, grouping, names, colours, unreadable)
+    left_out = Counter(label_of(path, classes) for path in unreadable)
+    figures = _describe(tiles, grouping, names, colours, unreadable, left_out)
     links: list[tuple[str, str, Link]] = []
     if known:
         links = _links_between(grouping, theirs)
@@ -118,6 +119,7 @@ def _describe(
     names: Sequence[str],
     colours: dict[str, npt.NDArray[np.float64]],
     unreadable: dict[str, str],
+    left_out: Counter[str],
 ) -> dict[str, Any]:
     sizes = Counter(names)
     labels: dict[str, set[str]] = {}
@@ -129,14 +131,15 @@ def _describe(
         files.setdefault(tile.sha256, []).append({"path": tile.path, "class": tile.label})
     pixels = Counter((tile.width, tile.height) for tile in tiles)
     classes = {}
-    for label in sorted({tile.label for tile in tiles}):
+    for label in sorted({tile.label for tile in tiles} | set(left_out) - {""}):
         own = [tile for tile in tiles if tile.label == label]
         mean = np.array([colours[tile.path] for tile in own])  # (n, 3)
         classes[label] = {
             "tiles": len(own),
             "groups": len({n for t, n in zip(tiles, names, strict=True) if t.label == label}),
-            "mean_rgb": mean.mean(axis=0).round(1).tolist(),
-            "std_rgb": mean.std(axis=0).round(1).tolist(),
+            "left_out": left_out[label],
+            "mean_rgb": mean.mean(axis=0).round(1).tolist() if own else [],
+            "std_rgb": mean.std(axis=0).round(1).tolist() if own else [],
         }
     return {
         "edgelung": __version__,

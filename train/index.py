@@ -68,7 +68,7 @@ def index_tiles(
             raise EdgelungError(f"cannot read {printable(file.location)}: {file.reason}; mend it")
         on_error(printable(file.path), file.reason)
     files = [file for file in files if not file.reason]
-    labels = {file.path: _label(file.path, classes) for file in files}
+    labels = {file.path: label_of(file.path, classes) for file in files}
     loose = [path for path, label in labels.items() if not label]
     if loose and not classes and (on_error is None or len(loose) == len(files)):
         raise EdgelungError(
@@ -114,7 +114,7 @@ def index_tiles(
         return [tile for tile in pool.map(index, files) if tile is not None]
 
 
-def _label(path: str, classes: Sequence[str]) -> str:
+def label_of(path: str, classes: Sequence[str]) -> str:
     """The class that the folders above a tile name; '' for none."""
     if not classes:
         return PurePosixPath(path).parent.name

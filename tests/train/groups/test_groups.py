@@ -191,10 +191,14 @@ def folder(sources, tmp_path: Path) -> Path:
 
 
 def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) -> None:
-    (folder / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (folder / "c").mkdir()
+    for place in ("a", "c"):  # of class c nothing can be read
+        (folder / place / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     found = audit_folder(folder, tmp_path / "audit", None, lambda text: None)
     assert (found["tiles"], found["groups"], found["single_tiles"]) == (9, 4, 0)
-    assert list(found["unreadable"]) == ["a/broken.png"]
+    assert sorted(found["unreadable"]) == ["a/broken.png", "c/broken.png"]
+    counts = {name: (c["tiles"], c["left_out"]) for name, c in found["classes"].items()}
+    assert counts == {"a": (4, 1), "b": (5, 0), "c": (0, 1)}
     (mixed,) = found["groups_across_classes"].values()
     assert mixed == ["a/0-copy.png", "a/0.png", "b/wrong.png"]
     assert (found["identical_files"], found["identical"]) == (0, [])
@@ -205,6 +209,7 @@ def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) ->
     page = (tmp_path / "audit/report.html").read_text("utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "broken.png" in page
+    assert "<td>c</td><td>0</td><td>0</td><td>1</td><td>–</td><td>–</td>" in page
     assert sorted(os.listdir(tmp_path / "audit")) == [
         "audit.json",
         "groups.csv",
