@@ -35,14 +35,14 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torchvision.transforms.v2 import ColorJitter
 
-from edgelung.evidence.intervals import paired_intervals
-from edgelung.evidence.metrics import evaluate
+from edgelung.evaluation.intervals import paired_intervals
+from edgelung.evaluation.metrics import evaluate
 from edgelung.tiles.reader import ReaderSpec
-from edgelung.train.fit import normalise
-from edgelung.train.machine import choose_machine
+from edgelung.train.distributed import choose_machine
 from edgelung.train.models import create_student
 from edgelung.train.recipe import Student, validate_recipe
 from edgelung.train.tiles import TileStore
+from edgelung.train.trainer import normalise
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 REFERENCE = "recipe quick"

@@ -18,8 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edgelung.evidence.intervals import caution, intervals, written
-from edgelung.runs import SPLIT, fewest_test_groups
+from edgelung.artifacts.run import SPLIT, fewest_test_groups
+from edgelung.evaluation.intervals import caution, intervals, written
 from edgelung.train.synthetic import write_dataset
 
 EDGELUNG = str(Path(sys.executable).with_name("edgelung"))

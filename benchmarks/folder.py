@@ -209,7 +209,7 @@ def edgelung(options: argparse.Namespace, folder: Path, count: int, precision: s
 
 def decode_alone(options: argparse.Namespace, folder: Path, count: int) -> float:
     """(e): the reader on every core, nothing else."""
-    from edgelung.bundle import open_bundle
+    from edgelung.artifacts.bundle import open_bundle
     from edgelung.engines.choose import available_cores
     from edgelung.tiles.reader import read_tile
 
@@ -229,9 +229,9 @@ def engine_alone(options: argparse.Namespace, folder: Path, count: int, precisio
     """(e): the engine on every core, tiles in memory."""
     import numpy as np
 
-    from edgelung.bundle import open_bundle
+    from edgelung.artifacts.bundle import open_bundle
     from edgelung.engines.choose import available_cores, open_engine
-    from edgelung.folder.pipeline import default_batch_size
+    from edgelung.inference.pipeline import default_batch_size
     from edgelung.tiles.reader import read_tile
 
     bundle = open_bundle(options.bundle)

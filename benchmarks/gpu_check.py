@@ -23,11 +23,11 @@ import gpu_parts as parts
 import machine
 import numpy as np
 
-from edgelung.bundle import Bundle, open_bundle, starter_bundle
-from edgelung.doctor import as_json, examine
+from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_write, write_json
 from edgelung.engines.cuda import driver_version, gpu_present
-from edgelung.errors import EdgelungError
-from edgelung.files import atomic_write, write_json
+from edgelung.tools.doctor import as_json, examine
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 9 * 60

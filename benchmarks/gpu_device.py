@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from edgelung.core.errors import one_line
 from edgelung.engines.cuda import Device, DeviceError, Stream
 from edgelung.engines.resize import DeviceResize
-from edgelung.errors import one_line
 from edgelung.tiles.reader import resize_by_pillow
 
 Figures = dict[str, Any]

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from gpu_device import Figures, percentiles, time_calls
 
-from edgelung.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle
+from edgelung.core.errors import one_line
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError, resizes
 from edgelung.engines.cuda import Device
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.tensorrt.build import Profile
 from edgelung.engines.tensorrt.engine import TensorRtEngine
-from edgelung.errors import one_line
-from edgelung.folder.pipeline import predict_batches
-from edgelung.folder.record import record_of
-from edgelung.folder.run import gather, infer_folder
-from edgelung.folder.writer import format_of
+from edgelung.inference.pipeline import predict_batches
+from edgelung.inference.record import record_of
+from edgelung.inference.session import gather, infer_folder
+from edgelung.inference.writer import format_of
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import (
     ReaderSpec,

@@ -26,8 +26,8 @@ from rich.table import Table
 import edgelung.train.tiles as tile_store
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.augment import augment
+from edgelung.train.distributed import choose_machine
 from edgelung.train.index import index_tiles
-from edgelung.train.machine import choose_machine
 from edgelung.train.recipe import load_recipe
 from edgelung.train.tiles import TileStore, ahead
 

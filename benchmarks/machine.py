@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from edgelung.core.system import version
 from edgelung.engines.choose import available_cores
-from edgelung.folder.summary import cpu_name
-from edgelung.versions import version
+from edgelung.inference.summary import cpu_name
 
 PACKAGES = ("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch")
 

@@ -33,9 +33,9 @@ from rich.table import Table
 from edgelung.engines.base import Engine
 from edgelung.engines.choose import ENGINES, available_cores
 from edgelung.engines.openvino import OpenVinoEngine
-from edgelung.evidence.gate import gate
-from edgelung.evidence.intervals import paired_intervals
-from edgelung.evidence.metrics import evaluate
+from edgelung.evaluation.gate import gate
+from edgelung.evaluation.intervals import paired_intervals
+from edgelung.evaluation.metrics import evaluate
 from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import build_graph, linear_names
 from edgelung.export.quantize import observe_tiles, plan_int8

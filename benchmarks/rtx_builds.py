@@ -13,7 +13,7 @@ import machine
 from rich.console import Console
 from rich.table import Table
 
-from edgelung.bundle import open_bundle
+from edgelung.artifacts.bundle import open_bundle
 from edgelung.engines.tensorrt.build import Profile, build_engine
 from edgelung.engines.tensorrt.flavour import load_flavour
 

@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from edgelung.bundle import MANIFEST, open_bundle, write_manifest
+from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_manifest
 from edgelung.report.pages import model_card
 
 KEPT = ("fp32", "int8")

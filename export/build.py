@@ -13,17 +13,17 @@ import numpy.typing as npt
 import onnx
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.bundle import FULL_PRECISION, Bundle, open_bundle, write_manifest
-from edgelung.errors import EdgelungError
-from edgelung.evidence.gate import LIMITS, STRICT
-from edgelung.evidence.metrics import TEMPERATURES, Floats, fit_temperature, roc_auc
+from edgelung.artifacts.bundle import FULL_PRECISION, Bundle, open_bundle, write_manifest
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_folder, new_folder, sha256_file
+from edgelung.evaluation.gate import LIMITS, STRICT
+from edgelung.evaluation.metrics import TEMPERATURES, Floats, fit_temperature, roc_auc
 from edgelung.export.graph import build_graph
 from edgelung.export.judge import Judge, Say
 from edgelung.export.predict import Probabilities, predict
 from edgelung.export.quantize import AUTO, Plan, check_method, observe_tiles, plan_int8
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
-from edgelung.files import atomic_folder, new_folder, sha256_file
 from edgelung.report.pages import bundle_page, model_card
 from edgelung.report.variants import variant_figures
 from edgelung.tiles.find import FoundFile, find_files

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung.export.graph import PIXEL_STEP, SCORES
-from edgelung.export.observe import Observed, Seen, centres
+from edgelung.export.stats import Observed, Seen, centres
 
 # From here on FP16 (largest value 65,504) is too close to overflow to trust.
 HALF_LIMIT = 32_000.0

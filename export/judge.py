@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edgelung.core.terminal import progress
 from edgelung.engines.choose import available_cores
 from edgelung.engines.openvino import OpenVinoEngine
-from edgelung.evidence.gate import LIMITS, Limits, gate
-from edgelung.evidence.intervals import intervals
-from edgelung.evidence.metrics import agreement, evaluate
+from edgelung.evaluation.gate import LIMITS, Limits, gate
+from edgelung.evaluation.intervals import intervals
+from edgelung.evaluation.metrics import agreement, evaluate
 from edgelung.export.calibrate import HALF_LIMIT
 from edgelung.export.graph import FP8, build_graph, linear_names, quantized_products
 from edgelung.export.predict import Probabilities, predict, predict_in, speeds
@@ -20,7 +21,6 @@ from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import TILES, runs, sensitivity
 from edgelung.export.student import Student
 from edgelung.export.tiles import TileSet
-from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
 
 Say = Callable[[str], None]

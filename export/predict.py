@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgelung.core.terminal import progress
 from edgelung.engines.base import Engine, EngineFactory, Tiles
 from edgelung.engines.choose import available_cores
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.export.tiles import TileSet
-from edgelung.terminal import progress
 from edgelung.tiles.reader import ReaderSpec
 
 Probabilities = npt.NDArray[np.float32]  # (N, classes)

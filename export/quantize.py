@@ -13,23 +13,23 @@ import numpy.typing as npt
 import onnx
 
 import edgelung.export
-from edgelung.cache import Cache
+from edgelung.core.cache import Cache
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import sha256_bytes
+from edgelung.core.system import version
+from edgelung.core.terminal import progress
 from edgelung.engines.choose import available_cores
-from edgelung.errors import EdgelungError
-from edgelung.evidence import metrics
-from edgelung.evidence.metrics import agreement
+from edgelung.evaluation import metrics
+from edgelung.evaluation.metrics import agreement
 from edgelung.export.calibrate import METHODS, input_scales
 from edgelung.export.graph import FP8, INT8, EightBit, build_graph, linear_names
-from edgelung.export.observe import Observed, observe
 from edgelung.export.predict import Probabilities, predict
-from edgelung.export.repair import choose_migration, migrate
+from edgelung.export.smoothquant import choose_migration, migrate
+from edgelung.export.stats import Observed, observe
 from edgelung.export.student import Student
 from edgelung.export.tiles import TileSet
-from edgelung.files import sha256_bytes
-from edgelung.terminal import progress
 from edgelung.tiles import reader
 from edgelung.tiles.reader import ReaderSpec
-from edgelung.versions import version
 
 AUTO = "auto"
 MIGRATION_TILES = 128  # of the calibration tiles, that choose the migration

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from edgelung.errors import EdgelungError, one_line
+from edgelung.core.errors import EdgelungError, one_line
 
 Weights = dict[str, npt.NDArray[np.float32]]
 

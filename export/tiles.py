@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import sha256_bytes
 from edgelung.engines.base import Tiles
-from edgelung.errors import EdgelungError
-from edgelung.files import sha256_bytes
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_bytes
 
 BATCH = 32

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelung.bundle import Bundle, open_bundle
+from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.export.build import export_run
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelung.errors import ExitCode
+from edgelung.core.errors import ExitCode
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

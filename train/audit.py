@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.errors import EdgelungError
-from edgelung.files import atomic_folder, new_folder, write_json
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_folder, new_folder, write_json
+from edgelung.core.terminal import progress as progress_bar
 from edgelung.report.pages import audit_page
-from edgelung.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
-from edgelung.train.forest import Forest
+from edgelung.train.groups.disjoint_set import Forest
 from edgelung.train.groups.grouping import Grouping, Link, group_tiles
 from edgelung.train.groups.keypoints import SIZE
 from edgelung.train.index import IndexedTile, index_tiles, label_of, read_groups

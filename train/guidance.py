@@ -16,8 +16,8 @@ from timm.task import TokenDistillationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from edgelung.errors import EdgelungError
-from edgelung.train.machine import mean_of_all
+from edgelung.core.errors import EdgelungError
+from edgelung.train.distributed import mean_of_all
 from edgelung.train.models import Model
 
 STRIDES = (16, 32)  # teacher maps of these strides guide …

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from edgelung.errors import EdgelungError
-from edgelung.files import sha256_bytes
-from edgelung.folder.record import printable
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import sha256_bytes
+from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
 from edgelung.tiles.reader import FORMATS, TileError, looks_like_image, read_bytes
 

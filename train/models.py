@@ -12,8 +12,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import Tensor, nn
 
-from edgelung.errors import EdgelungError, one_line
-from edgelung.files import atomic_write, write_json
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.files import atomic_write, write_json
 from edgelung.train.recipe import Schedule, Student
 
 # timm's models have attributes that torch's `nn.Module` knows nothing of.

@@ -10,23 +10,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgelung.evidence.intervals import intervals
-from edgelung.evidence.metrics import (
+from edgelung.artifacts.run import ROLES, role_folder
+from edgelung.core.files import atomic_write
+from edgelung.core.terminal import progress as progress_bar
+from edgelung.evaluation.intervals import intervals
+from edgelung.evaluation.metrics import (
     at_temperature,
     evaluate,
     expected_calibration_error,
     fit_temperature,
 )
-from edgelung.files import atomic_write
 from edgelung.report.figures import picture
-from edgelung.runs import ROLES, role_folder
-from edgelung.terminal import progress as progress_bar
 from edgelung.train.augment import augment
-from edgelung.train.fit import Data, predict
-from edgelung.train.machine import Machine
+from edgelung.train.distributed import Machine
 from edgelung.train.models import Model
 from edgelung.train.recipe import Recipe
 from edgelung.train.split import SplitTile
+from edgelung.train.trainer import Data, predict
 
 SHOWN_AUGMENTED, SHOWN_TILES = 9, 12  # in the report; nine as in the paper's Fig. 10
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.errors import EdgelungError
-from edgelung.files import (
+from edgelung.artifacts.run import CONFIG, METRICS, SPLIT, STATE, role_folder
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import (
     TEMPORARY_SUFFIX,
     atomic_folder,
     atomic_write,
@@ -22,15 +23,13 @@ from edgelung.files import (
     sha256_file,
     write_json,
 )
+from edgelung.core.terminal import progress as progress_bar
 from edgelung.report.pages import run_page
-from edgelung.runs import CONFIG, METRICS, SPLIT, STATE, role_folder
-from edgelung.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.audit import find_groups, group_names
-from edgelung.train.fit import Data, Progress, Stage, fit, global_batch, load_progress
+from edgelung.train.distributed import Machine, allow_unrepeatable, choose_machine, from_first
 from edgelung.train.guidance import drop_guide
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
-from edgelung.train.machine import Machine, allow_unrepeatable, choose_machine, from_first
 from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.recipe import Recipe, Split, validate_recipe
 from edgelung.train.results import Run, evaluate_models, run_pictures
@@ -47,6 +46,7 @@ from edgelung.train.split import (
 )
 from edgelung.train.stages import absolute_weights, check_models, label_stage, student_stage
 from edgelung.train.tiles import TileStore
+from edgelung.train.trainer import Data, Progress, Stage, fit, global_batch, load_progress
 
 Say = Callable[[str], None]
 LOCK = f"{STATE}.lock"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelung.errors import EdgelungError
-from edgelung.files import atomic_write
-from edgelung.train.forest import Forest
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_write
+from edgelung.train.groups.disjoint_set import Forest
 from edgelung.train.index import IndexedTile
 from edgelung.train.recipe import Split
 

@@ -8,11 +8,11 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, TokenDistillationTask
 from torch import Tensor, nn
 
-from edgelung.errors import EdgelungError, one_line
-from edgelung.train.fit import Stage, resize_views, seed_weights
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.train.guidance import GuidedDistillationTask, teacher_features
 from edgelung.train.models import Model, create_classifier, create_student
 from edgelung.train.recipe import Recipe, Schedule
+from edgelung.train.trainer import Stage, resize_views, seed_weights
 
 S = TypeVar("S", bound=Schedule)
 

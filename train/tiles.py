@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgelung.errors import EdgelungError
+from edgelung.core.errors import EdgelungError
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
 T = TypeVar("T")

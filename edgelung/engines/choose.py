@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelung.bundle import FULL_PRECISION, PRECISIONS, Bundle, Variant
+from edgelung.artifacts.bundle import FULL_PRECISION, PRECISIONS, Bundle, Variant
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError, Tiles
 from edgelung.engines.cuda import Device, gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
-from edgelung.errors import EdgelungError, one_line
 from edgelung.tiles.reader import TileError, read_tile
 
 ENGINES: dict[str, EngineFactory] = {

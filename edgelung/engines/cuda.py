@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.engines.base import EngineUnavailableError
-from edgelung.errors import EdgelungError, one_line
 
 PYCUDA = "pycuda.driver"
 GRAPHS = "cuda.bindings.driver"

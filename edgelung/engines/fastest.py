@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgelung.bundle import Bundle, Variant
+from edgelung.artifacts.bundle import Bundle, Variant
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.system import version
+from edgelung.core.terminal import note
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.cuda import Device
 from edgelung.engines.tensorrt.cache import EngineCache, Key
-from edgelung.errors import EdgelungError, one_line
-from edgelung.files import sha256_bytes, sha256_file
-from edgelung.terminal import note
-from edgelung.versions import version
 
 BATCH = 32  # `infer`'s default where the engine is no CPU (`folder.pipeline.default_batch_size`)
 WARM_UP, REPEATS = 5, 20

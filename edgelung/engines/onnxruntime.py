@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from edgelung.core.errors import one_line
 from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
-from edgelung.errors import one_line
 
 PROVIDER = "CPUExecutionProvider"
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgelung.cache import Cache
+from edgelung.core.cache import Cache
+from edgelung.core.errors import one_line
 from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
-from edgelung.errors import one_line
 
 
 class OpenVinoEngine:

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.evidence.intervals import caution, written
+from edgelung.artifacts.run import CONFIG, ROLES, fewest_test_groups
+from edgelung.evaluation.intervals import caution, written
 from edgelung.report import figures
-from edgelung.runs import CONFIG, ROLES, fewest_test_groups
 
 
 def run_page(run: Path, metrics: dict[str, Any], pictures: dict[str, Any]) -> str:

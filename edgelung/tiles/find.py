@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from edgelung.errors import EdgelungError, one_line
-from edgelung.files import OWN_SUFFIXES
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.files import OWN_SUFFIXES
 
 IMAGE_SUFFIXES = frozenset(
     # What is read, and what is plainly an image but not read: that gets a row that says so.

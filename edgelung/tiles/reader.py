@@ -22,7 +22,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from edgelung.errors import EdgelungError, one_line
+from edgelung.core.errors import EdgelungError, one_line
 
 resize_rgb: Callable[..., None] | None
 try:

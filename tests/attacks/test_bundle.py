@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgelung.bundle import SCHEMA_VERSION, open_bundle, write_manifest
+from edgelung.artifacts.bundle import SCHEMA_VERSION, open_bundle, write_manifest
+from edgelung.core.errors import EdgelungError
 from edgelung.engines.choose import open_engine
-from edgelung.errors import EdgelungError
 
 
 def manifest_of(folder: Path) -> dict:

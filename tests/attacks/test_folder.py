@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgelung.bundle import open_bundle, starter_bundle
-from edgelung.folder.run import Options, gather, infer_folder
+from edgelung.artifacts.bundle import open_bundle, starter_bundle
+from edgelung.inference.session import Options, gather, infer_folder
 
 GOOD_ODD = {"alpha.png", "grey.jpg", "cmyk.jpg", "a,b\nc.jpg"}
 BAD = {

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from samples import chunk, png, samples
 
-from edgelung.bundle import Bundle
-from edgelung.folder.pipeline import Row, predict_batches
-from edgelung.folder.run import Options, gather, infer_folder
+from edgelung.artifacts.bundle import Bundle
+from edgelung.inference.pipeline import Row, predict_batches
+from edgelung.inference.session import Options, gather, infer_folder
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile
 

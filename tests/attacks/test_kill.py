@@ -179,7 +179,7 @@ def test_another_bundle_or_folder_refuses_and_restart_begins_anew(
     tiles: Path,
     tmp_path: Path,
 ) -> None:
-    from edgelung.bundle import write_manifest
+    from edgelung.artifacts.bundle import write_manifest
 
     out = tmp_path / "rows.csv"
     stopped(out)

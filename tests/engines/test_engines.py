@@ -8,12 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgelung.bundle import Bundle, open_bundle, write_manifest
+from edgelung.artifacts.bundle import Bundle, open_bundle, write_manifest
+from edgelung.core.errors import EdgelungError
 from edgelung.engines import choose
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
-from edgelung.errors import EdgelungError
 
 ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
 

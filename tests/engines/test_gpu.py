@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError
 from edgelung.engines.cuda import Device, DeviceError, gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.engine import TensorRtEngine
-from edgelung.folder.pipeline import predict_batches
+from edgelung.inference.pipeline import predict_batches
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, read_pixels, resize_by_pillow
 

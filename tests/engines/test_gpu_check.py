@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle
 from edgelung.engines import choose
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgelung.bundle import Variant
+from edgelung.artifacts.bundle import Variant
 from edgelung.engines import openvino
 from edgelung.engines.choose import _factory
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine

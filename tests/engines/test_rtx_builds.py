@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgelung.bundle import Bundle, open_bundle
+from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.core.errors import EdgelungError
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import build_ahead, find_prebuilt
-from edgelung.errors import EdgelungError
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (edgelung[rtx])")
 

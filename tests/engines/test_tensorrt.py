@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle
+from edgelung.core.errors import EdgelungError
 from edgelung.engines import choose, cuda
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.cuda import DeviceError
@@ -27,8 +28,7 @@ from edgelung.engines.tensorrt.build import Profile, build_engine
 from edgelung.engines.tensorrt.cache import EngineCache
 from edgelung.engines.tensorrt.engine import LANES, TensorRtEngine
 from edgelung.engines.tensorrt.flavour import load_flavour
-from edgelung.errors import EdgelungError
-from edgelung.folder.pipeline import Row, predict_batches
+from edgelung.inference.pipeline import Row, predict_batches
 from edgelung.kernels import build as kernels_build
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, resize

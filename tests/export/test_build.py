@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgelung.bundle import Bundle
-from edgelung.errors import EdgelungError
-from edgelung.evidence.intervals import written
+from edgelung.artifacts.bundle import Bundle
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import sha256_file
+from edgelung.evaluation.intervals import written
 from edgelung.export.build import compare_confidence, export_run
 from edgelung.export.student import read_student
 from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
-from edgelung.files import sha256_file
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgelung.errors import EdgelungError
+from edgelung.core.errors import EdgelungError
 from edgelung.export import quantize
 from edgelung.export.calibrate import METHODS, input_scales
 from edgelung.export.graph import quantizable
-from edgelung.export.observe import BINS, Seen, centres, count, observe
 from edgelung.export.quantize import plan_int8
+from edgelung.export.stats import BINS, Seen, centres, count, observe
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import TileSet, read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
@@ -121,7 +121,7 @@ def test_entropy_keeps_a_plain_distribution_almost_whole() -> None:
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_an_input_of_zeros_has_a_step(method: str) -> None:
-    from edgelung.export.observe import Observed
+    from edgelung.export.stats import Observed
 
     zeros = Seen(count(np.zeros(5, np.float32)), np.zeros(1, np.float32), np.zeros(1))
     assert len(zeros.counts) == BINS

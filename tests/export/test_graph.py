@@ -20,7 +20,7 @@ from edgelung.export.graph import (
     quantizable,
     quantize_weight,
 )
-from edgelung.export.observe import observe
+from edgelung.export.stats import observe
 from edgelung.export.student import Student, read_student
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -11,12 +11,12 @@ import pytest
 import typer
 from safetensors.numpy import load_file, save_file
 
-from edgelung.bundle import open_bundle
-from edgelung.commands import export as command
+from edgelung.artifacts.bundle import open_bundle
+from edgelung.cli import export as command
 from edgelung.engines.choose import open_engine
 from edgelung.engines.openvino import OpenVinoEngine
-from edgelung.evidence import gate as gate_module
-from edgelung.evidence.gate import Limits
+from edgelung.evaluation import gate as gate_module
+from edgelung.evaluation.gate import Limits
 from edgelung.export import judge as judge_module
 from edgelung.export import quantize
 from edgelung.export.build import export_run

@@ -8,9 +8,9 @@ import pytest
 
 from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import build_graph
-from edgelung.export.observe import observe
 from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import divergence
+from edgelung.export.stats import observe
 from edgelung.export.student import Student
 
 torch = pytest.importorskip("torch")

@@ -5,9 +5,9 @@ import pytest
 
 from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import build_graph, quantizable
-from edgelung.export.observe import observe
 from edgelung.export.quantize import Plan
 from edgelung.export.sensitivity import divergence, runs, sensitivity
+from edgelung.export.stats import observe
 from edgelung.export.student import Student
 
 

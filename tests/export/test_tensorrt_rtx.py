@@ -5,8 +5,8 @@ import pytest
 
 from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import FP8, INT8, EightBit
-from edgelung.export.observe import observe
 from edgelung.export.quantize import Plan
+from edgelung.export.stats import observe
 from edgelung.export.student import Student
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edgelung.errors import EdgelungError
-from edgelung.files import atomic_write
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_write
 from edgelung.tiles.find import class_of, find_files
 
 

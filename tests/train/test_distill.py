@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from timm.task import TokenDistillationTask
 from torch import nn
 
-from edgelung.errors import EdgelungError
-from edgelung.train.fit import normalise, resize_views
+from edgelung.core.errors import EdgelungError
 from edgelung.train.guidance import (
     GuidedDistillationTask,
     drop_guide,
@@ -19,6 +18,7 @@ from edgelung.train.guidance import (
 from edgelung.train.models import create_student
 from edgelung.train.recipe import Student
 from edgelung.train.stages import ResizedTeacher
+from edgelung.train.trainer import normalise, resize_views
 
 
 class Teacher(nn.Module):

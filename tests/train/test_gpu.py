@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgelung.train.fit import _forward
-from edgelung.train.machine import choose_machine
+from edgelung.train.distributed import choose_machine
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
 from edgelung.train.stages import label_stage, student_stage
+from edgelung.train.trainer import _forward
 
 pytestmark = [
     pytest.mark.gpu,

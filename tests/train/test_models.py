@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from edgelung.errors import EdgelungError
+from edgelung.core.errors import EdgelungError
 from edgelung.train.models import PYPI_WEIGHTS, create_classifier, create_student
 from edgelung.train.recipe import Schedule, Student, load_recipe
 from edgelung.train.stages import check_models

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from edgelung.errors import EdgelungError
+from edgelung.core.errors import EdgelungError
 from edgelung.train.recipe import load_recipe, shipped_recipes
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelung.errors import EdgelungError
+from edgelung.core.errors import EdgelungError
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.recipe import Split
 from edgelung.train.split import (

@@ -9,9 +9,9 @@ from functools import lru_cache
 
 from threadpoolctl import threadpool_limits
 
-from edgelung.train.forest import Forest
 from edgelung.train.groups.candidates import Voting, find_candidates
 from edgelung.train.groups.coverage import furthest, lay_out
+from edgelung.train.groups.disjoint_set import Forest
 from edgelung.train.groups.geometry import Proof, prove
 from edgelung.train.groups.keypoints import CLOSE, FEW, MANY, Bytes, Keypoints, find_keypoints
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.engines.tensorrt.flavour import Flavour, logger_of
-from edgelung.errors import EdgelungError, one_line
 
 INPUT, OUTPUT = "tiles", "probs"
 LINEARS = ("MATRIX_MULTIPLY", "CONVOLUTION")

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from edgelung.cache import cache_folder, make_private
-from edgelung.errors import EdgelungError
-from edgelung.files import atomic_write
+from edgelung.core.cache import cache_folder, make_private
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_write
 
 KIND = "engines"
 # What an entry is; the rest of its key is what it must match to be used.

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from edgelung import __version__
+from edgelung.core.errors import one_line
+from edgelung.core.files import sha256_file
 from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
 from edgelung.engines.cuda import Device, DeviceError
 from edgelung.engines.tensorrt.build import Profile, build_engine
@@ -17,8 +19,6 @@ from edgelung.engines.tensorrt.cache import EngineCache, Key, Say
 from edgelung.engines.tensorrt.execute import Lane, Loaded, batches_of_pixels
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import find_prebuilt
-from edgelung.errors import one_line
-from edgelung.files import sha256_file
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.reader import resize
 
@@ -44,7 +44,7 @@ class TensorRtEngine:
         prebuilt: Path | None = None,
         cache: EngineCache | None = None,
     ) -> None:
-        from edgelung.terminal import note
+        from edgelung.core.terminal import note
 
         self.name = name
         profile = profile or Profile()
@@ -90,7 +90,7 @@ class TensorRtEngine:
     @cached_property
     def resizes(self) -> bool:
         """See `ResizingEngine.resizes`; tried once, on tiles of sizes that differ."""
-        from edgelung.terminal import note
+        from edgelung.core.terminal import note
 
         if os.environ.get("EDGELUNG_GPU_RESIZE", "1") == "0":
             return False

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from edgelung.core.errors import one_line
 from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
 from edgelung.engines.cuda import Device, DeviceError, Graph, Memory, graphs_wanted
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.build import INPUT, OUTPUT, Profile
 from edgelung.engines.tensorrt.flavour import Flavour, logger_of
-from edgelung.errors import one_line
 from edgelung.kernels.resize import Pixels, Plan
 
 # Batch sizes that get a graph, per lane: each holds a context with its own activations.

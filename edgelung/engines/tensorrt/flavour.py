@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from edgelung.core.errors import one_line
 from edgelung.engines.base import EngineUnavailableError
-from edgelung.errors import one_line
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {

@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgelung.bundle import Bundle, Variant
+from edgelung.artifacts.bundle import Bundle, Variant
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file, write_json
 from edgelung.engines.tensorrt.build import Contents, Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour
-from edgelung.errors import EdgelungError, one_line
-from edgelung.files import atomic_folder, sha256_bytes, sha256_file, write_json
 
 MANIFEST = "engines.json"
 FIRST_WITH_FP8 = 89

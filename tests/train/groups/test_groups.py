@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.errors import EdgelungError
+from edgelung.core.errors import EdgelungError
 from edgelung.tiles.reader import ReaderSpec, decode_tile, read_tile
 from edgelung.train.audit import audit_folder
 from edgelung.train.groups import grouping

@@ -1,0 +1,1 @@
+"""What edgelung writes and reads back: run, bundle, predictions, summary. One owner a file."""

@@ -1,1 +1,0 @@
-"""Evidence: metrics and the gate."""

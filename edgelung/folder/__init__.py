@@ -1,1 +1,0 @@
-"""The folder run: from files to one row each."""

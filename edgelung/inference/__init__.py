@@ -1,0 +1,1 @@
+"""Inference: from files to one row each."""

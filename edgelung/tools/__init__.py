@@ -1,0 +1,1 @@
+"""Programs beside the chain: doctor, bench, demo, gpu-check."""

@@ -1,0 +1,163 @@
+"""Lists of files: on standard input, with zeros between, with names of any bytes."""
+
+import io
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from edgelung.core.errors import EdgelungError
+from edgelung.inference.listing import describe_source, gather
+
+OUT = Path("predictions.csv")
+
+
+def paths(folder: Path, listing: Path | None, subset: str | None = None) -> list[str]:
+    return [file.path for file in gather([folder], listing, subset, OUT)]
+
+
+def on_standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(data)))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"a.jpg\nb/c.jpg\r\n\n./a.jpg\n", ["a.jpg", "b/c.jpg"]),
+        (b"./a\nb.jpg\0c, d.jpg\0", ["a\nb.jpg", "c, d.jpg"]),
+        (b"last.jpg\0without a zero", ["last.jpg", "without a zero"]),
+        (b'\xef\xbb\xbfpath,class\n"a,b.jpg",x\n', ["a,b.jpg"]),
+        (b'"class","path"\nx,a.jpg\n', ["a.jpg"]),
+        (b"caf\xe9.jpg\n", [os.fsdecode(b"caf\xe9.jpg")]),
+        (b"path\ncaf\xe9.jpg\n", [os.fsdecode(b"caf\xe9.jpg")]),
+        (b"/abs/a.jpg", ["/abs/a.jpg"]),
+    ],
+)
+def test_a_list_from_a_file_or_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, expected: list[str]
+) -> None:
+    (tmp_path / "list").write_bytes(data)
+    on_standard_input(monkeypatch, data)
+    for listing in (tmp_path / "list", Path("-")):
+        found = list(gather([tmp_path], listing, None, OUT))
+        assert [file.path for file in found] == expected
+        assert [file.location for file in found] == [str(tmp_path / path) for path in expected]
+        assert all(file.is_image for file in found)
+
+
+def test_a_bad_line_at_the_end_is_found_before_the_work(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,subset\n" + "a.jpg,test\n" * 50 + ",test\n")
+    with pytest.raises(EdgelungError, match="without a path"):
+        next(iter(gather([tmp_path], listing, None, OUT)))
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"PK\3\4rest", b"path,class\n"])
+def test_what_is_no_list(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "list").write_bytes(data)
+    with pytest.raises(EdgelungError):
+        list(gather([tmp_path], tmp_path / "list", None, OUT))
+
+
+def test_what_the_run_writes_is_no_input(tmp_path: Path) -> None:
+    for name in ("a.jpg", "p.csv", "p.summary.json", "p.csv.edgelung-journal", "deep/p.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    also = [tmp_path / "p.summary.json", None]
+    found = gather([tmp_path], None, None, tmp_path / "p.csv", also)
+    assert [file.path for file in found] == ["a.jpg", "deep/p.csv"]
+
+
+def test_another_list_is_another_source(tmp_path: Path) -> None:
+    listing = tmp_path / "list"
+    listing.write_text("a.jpg\n")
+    before = describe_source([tmp_path], listing, None)
+    assert describe_source([tmp_path], listing, None) == before
+    listing.write_text("b.jpg\n")
+    assert describe_source([tmp_path], listing, None) != before
+
+
+def test_a_pipe_is_a_list(tmp_path: Path) -> None:
+    """`--files <(find …)`: it can be read once only."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a.jpg\nb.jpg\n",), daemon=True)
+    writer.start()
+    found = gather([tmp_path], pipe, None, tmp_path / "rows.csv")
+    assert [file.path for file in found] == ["a.jpg", "b.jpg"]
+    assert describe_source([tmp_path], pipe, None)["--files"] == "a stream"
+
+
+def test_utf_16_is_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16")
+    with pytest.raises(EdgelungError, match="is UTF-16"):
+        gather([tmp_path], tmp_path / "list.txt", None, tmp_path / "rows.csv")
+
+
+def test_a_link_from_one_folder_into_another_gives_no_file_twice(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").write_bytes(b"x")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    found = gather([tmp_path / "a", tmp_path / "b"], None, None, tmp_path / "rows.csv", [])
+    assert [Path(file.location).name for file in found] == ["a.jpg", "b.jpg"]
+
+
+def test_dots_in_names_lead_where_the_system_would_go(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    for name in ("here/a.jpg", "elsewhere/a.jpg"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "list").write_text("a.jpg\nlink/../a.jpg\n./x/../a.jpg\n")
+    found = gather([tmp_path / "here"], tmp_path / "list", None, tmp_path / "rows.csv")
+    read = [Path(file.location).read_text() for file in found]
+    assert read == ["here/a.jpg", "elsewhere/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([b"pa", b"th,subset\na.jpg,test\n"], ["a.jpg"]),
+        ([b"a.j", b"pg\0b.jpg\0"], ["a.jpg", "b.jpg"]),
+        ([b"a.jpg", b"", b"\nb.jpg"], ["a.jpg", "b.jpg"]),
+    ],
+)
+def test_a_pipe_may_bring_a_list_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], expected: list[str]
+) -> None:
+    read, write = os.pipe()
+
+    def write_slowly() -> None:
+        with os.fdopen(write, "wb", buffering=0) as file:
+            for piece in pieces:
+                file.write(piece)
+                time.sleep(0.1)
+
+    threading.Thread(target=write_slowly, daemon=True).start()
+    with os.fdopen(read) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert paths(tmp_path, Path("-")) == expected
+
+
+def test_a_name_that_no_system_takes_is_a_row_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"a.jpg\n" * 20_000 + b"x/../a\0b\n")
+    assert paths(tmp_path, tmp_path / "list") == ["a.jpg", "a\0b"]
+
+
+def test_folders_that_overlap_are_refused_and_thousands_are_no_burden(tmp_path: Path) -> None:
+    for name in ("a/deep", "b"):
+        (tmp_path / name).mkdir(parents=True)
+    for wrong in (["a", "b", "a"], ["a/deep", "b", "a"], ["a", "b/../a/deep"]):
+        with pytest.raises(EdgelungError, match="two rows each"):
+            gather([tmp_path / name for name in wrong], None, None, OUT)
+    with pytest.raises(EdgelungError, match="two rows each"):
+        gather([tmp_path] * 2, None, None, OUT)
+    files = [tmp_path / f"{i}.jpg" for i in range(3000)]
+    for file in files:
+        file.touch()
+    assert len(list(gather(files, None, None, OUT))) == 3000

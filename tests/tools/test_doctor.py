@@ -1,0 +1,141 @@
+"""`edgelung doctor`: every row, what would mend it, and the golden tiles on every engine."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelung.artifacts.bundle import Bundle
+from edgelung.engines import choose, cuda
+from edgelung.tools import doctor
+from edgelung.tools.doctor import Finding
+
+ROWS = [
+    "Python",
+    "edgelung",
+    "GPU",
+    "compute capability",
+    "driver",
+    "CUDA",
+    "TensorRT",
+    "TensorRT-RTX",
+    "pycuda",
+    "cuda-bindings",
+    "ONNX Runtime",
+    "ONNX Runtime CUDA",
+    "OpenVINO",
+    "nvimgcodec",
+    "CPU resize",
+    "cubins",
+    "engine cache",
+]
+
+
+def test_every_row_in_json(cli, tmp_path: Path) -> None:
+    result = cli("doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert [f["what"] for f in report["findings"]] == ROWS
+    assert {f["state"] for f in report["findings"]} <= {"ok", "missing", "none"}
+    assert report["selftest"] is None
+    if not cuda.gpu_present():
+        assert report["choice"].startswith("openvino on the CPU")
+
+
+def test_the_table_for_people(cli) -> None:
+    result = cli("doctor")
+    assert result.returncode == 0, result.stderr
+    for row in ROWS:
+        assert row in result.stdout
+    assert "infer would run" in result.stdout
+
+
+def test_the_selftest_runs_what_is_there(bundle_folder: Path, cli) -> None:
+    result = cli("doctor", "--selftest", "--model", bundle_folder, "--json")
+    assert result.returncode == 0, result.stderr
+    tests = {(t["engine"], t["precision"]): t for t in json.loads(result.stdout)["selftest"]}
+    assert {engine for engine, _ in tests} == set(choose.ENGINES)
+    for engine in ("openvino", "onnxruntime"):
+        for precision in ("fp32", "fp16", "int8"):
+            assert tests[engine, precision]["state"] == "ok"
+            assert tests[engine, precision]["golden_difference"] < 0.1
+    unavailable = [t for t in tests.values() if t["state"] == "unavailable"]
+    assert all(t["reason"] for t in unavailable)
+
+
+def test_without_a_bundle_the_starter_is_tested(cli) -> None:
+    result = cli("doctor", "--selftest", "--json")
+    assert result.returncode == 0, result.stderr
+    tests = {(t["engine"], t["precision"]): t for t in json.loads(result.stdout)["selftest"]}
+    assert tests["openvino", "int8"]["state"] == "ok"
+
+
+def test_a_wrong_engine_fails_the_selftest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(choose.OnnxRuntimeEngine):
+        def infer(self, tiles: Any) -> Any:
+            return 1 - super().infer(tiles)
+
+    monkeypatch.setattr(choose, "ENGINES", {"onnxruntime": Wrong})
+    assert {test["state"] for test in doctor.selftest(bundle)} == {"wrong"}
+
+
+def findings(**states: str) -> list[Finding]:
+    known = dict.fromkeys(ROWS, "none") | states
+    return [Finding(what, state, f"the {what}") for what, state in known.items()]
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        ({}, "none: neither"),
+        ({"ONNX Runtime": "ok"}, "onnxruntime on the CPU"),
+        ({"ONNX Runtime": "ok", "OpenVINO": "ok"}, "openvino on the CPU"),
+        ({"GPU": "ok", "OpenVINO": "ok"}, "openvino on the CPU, INT8 before FP32 (the GPU is here"),
+        ({"GPU": "ok", "TensorRT": "ok", "OpenVINO": "ok"}, "auto times tensorrt with"),
+        (
+            {"GPU": "ok", "TensorRT-RTX": "ok", "ONNX Runtime CUDA": "ok"},
+            "auto times tensorrt-rtx, onnxruntime-cuda with",
+        ),
+        ({"TensorRT-RTX": "ok", "OpenVINO": "ok"}, "openvino on the CPU"),  # it only builds here
+    ],
+)
+def test_which_engine_would_run(states: dict[str, str], says: str) -> None:
+    assert doctor.choice(findings(**states)).startswith(says)
+
+
+def test_a_look_up_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(here: bool) -> list[Finding]:
+        raise RuntimeError("the library is broken")
+
+    monkeypatch.setattr(doctor, "_gpu", broken)
+    report = doctor.as_json(doctor.examine(), None)
+    assert any(f["found"] == "the library is broken" for f in report["findings"])
+    assert "on the CPU" in report["choice"]
+
+
+def test_with_a_gpu_what_is_missing_has_a_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "gpu_present", lambda: True)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    rows = {finding.what: finding for finding in doctor.examine()}
+    assert rows["GPU"].state == rows["TensorRT"].state == rows["pycuda"].state == "missing"
+    assert "pip install tensorrt" in rows["TensorRT"].mend
+    assert "edgelung[gpu]" in rows["pycuda"].mend
+    for finding in rows.values():
+        assert finding.mend or finding.state != "missing", finding
+
+
+def test_tensorrt_rtx_is_no_engine_of_a_card_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As found on an H200 (SM 90): it loads, and can only build for others."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(doctor, "gpu_present", lambda: True)
+    for architecture, state in (("sm_90", "missing"), ("sm_89", "ok")):
+        monkeypatch.setattr(doctor, "_architecture", lambda own=architecture: own)
+        rows = {finding.what: finding for finding in doctor.examine()}
+        assert rows["TensorRT-RTX"].state == state
+        unknown = "does not know this GPU (sm_90)" in rows["TensorRT-RTX"].found
+        assert unknown == (state == "missing")
