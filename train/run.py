@@ -1,54 +1,36 @@
-"""`edgelung train`: index, group, split, teacher, student, evidence, report."""
+"""`edgelung train`: prepare a run, train its models, evaluate them, write the report."""
 
-import csv
 import json
+import logging
 import os
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
-from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.artifacts.run import CONFIG, METRICS, SPLIT, STATE, role_folder
+from edgelung.artifacts.run import METRICS, STATE, role_folder
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import (
-    TEMPORARY_SUFFIX,
-    atomic_folder,
-    atomic_write,
-    locked,
-    new_folder,
-    sha256_file,
-    write_json,
-)
+from edgelung.core.files import TEMPORARY_SUFFIX, atomic_write, locked, write_json
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.report.pages import run_page
-from edgelung.tiles.reader import ReaderSpec
-from edgelung.train.audit import find_groups, group_names
-from edgelung.train.distributed import Machine, allow_unrepeatable, choose_machine, from_first
-from edgelung.train.guidance import drop_guide
-from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.distributed import allow_nondeterministic
 from edgelung.train.models import Model, load_saved, save_model
-from edgelung.train.recipe import Recipe, Split, validate_recipe
-from edgelung.train.results import Run, evaluate_models, run_pictures
-from edgelung.train.split import (
-    SplitTile,
-    far_from_shares,
-    join_duplicates,
-    mates_in_training,
-    of_two_classes,
-    split_at_random,
-    split_by_group,
-    split_counts,
-    write_split,
+from edgelung.train.prepare import Run, resume_run, start_run
+from edgelung.train.progress import Progress, load_progress
+from edgelung.train.recipe import Recipe
+from edgelung.train.results import evaluate_models, run_pictures
+from edgelung.train.stages import (
+    Stage,
+    absolute_weights,
+    create_modules,
+    create_stage,
+    timm_model,
 )
-from edgelung.train.stages import absolute_weights, check_models, label_stage, student_stage
-from edgelung.train.tiles import TileStore
-from edgelung.train.trainer import Data, Progress, Stage, fit, global_batch, load_progress
+from edgelung.train.trainer import Trainer
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 LOCK = f"{STATE}.lock"
 
 
@@ -59,38 +41,39 @@ def train_run(
     *,
     groups: Path | None = None,
     resume: bool = False,
-    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Train a teacher and a student on a folder of labelled tiles; returns metrics.json.
 
-    With `resume`, an unfinished run in `out` goes on with its own recipe and split (`recipe` and
-    `groups` must be None). Raises EdgelungError for anything a user can mend.
+    With `resume`, an unfinished run in `out` continues with its own recipe and split (`recipe` and
+    `groups` must be None). Raises EdgelungError for anything that the user can correct.
     """
+    modules: dict[str, nn.Module] | None = None
     if resume:
         if (out / METRICS).is_file():
-            say(f"{out} is finished already")
-            return _finished(out / METRICS)
-        run = _reopen(data, out, say)
+            logger.info("%s is already finished", out)
+            return _read_metrics(out / METRICS)
+        run = resume_run(data, out)
     else:
         assert recipe is not None
-        run = _start(data, out, absolute_weights(recipe), groups, say)
-    if not run.machine.first:
-        return _complete(run, say)
+        recipe = absolute_weights(recipe)
+        run, modules = start_run(data, out, recipe, groups)
+    if not run.context.is_main:
+        return _finish(run, modules)
     handle = locked(out / LOCK, f"another process is training in {out}; wait for it")
     try:
-        for left in out.glob(f".{STATE}.*{TEMPORARY_SUFFIX}"):  # by one killed while it wrote
-            left.unlink()
-        metrics = _complete(run, say)
+        for leftover in out.glob(f".{STATE}.*{TEMPORARY_SUFFIX}"):  # of a process killed in a write
+            leftover.unlink()
+        metrics = _finish(run, modules)
         (out / LOCK).unlink(missing_ok=True)
         return metrics
     except (KeyboardInterrupt, SystemExit):
-        say(f"interrupted; --resume --out {out} goes on from the last checkpoint")
+        logger.info("interrupted; --resume --out %s continues from the last checkpoint", out)
         raise
     finally:
         os.close(handle)
 
 
-def _finished(path: Path) -> dict[str, Any]:
+def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         metrics: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -98,237 +81,100 @@ def _finished(path: Path) -> dict[str, Any]:
     return metrics
 
 
-def _complete(run: Run, say: Say) -> dict[str, Any]:
-    """Train from where the run stands to its report; returns metrics.json."""
-    several = f", {run.machine.processes} processes" if run.machine.processes > 1 else ""
-    say(f"training on {run.machine.device.type} in {run.machine.precision}{several}")
-    state = run.folder / STATE
-
-    def train() -> dict[str, Any]:
-        standing = load_progress(state) if state.is_file() else Progress(run.roles[0])
-        return evaluate_models(run, _train(run, standing))
-
+def _finish(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, Any]:
+    """Train what is left, evaluate, write the report; returns metrics.json."""
+    context = run.context
+    several = f", {context.world_size} processes" if context.world_size > 1 else ""
+    logger.info("training on %s in %s%s", context.device.type, context.precision, several)
     metrics, unrepeatable = {}, None
     try:
-        metrics = train()
+        metrics = evaluate_models(run, _train_models(run, modules))
     except RuntimeError as error:
-        unrepeatable = allow_unrepeatable(error)
+        unrepeatable = allow_nondeterministic(error)
         if unrepeatable is None:
             raise
-    if unrepeatable is not None:  # out here, where what the error held is gone from memory
-        say(f"{unrepeatable} has no repeatable form here: a second run may give other weights")
-        metrics = train()
+    if unrepeatable is not None:  # outside `except`: the error's tensors are released by now
+        logger.info(
+            "%s has no deterministic form here: a second run may give other weights", unrepeatable
+        )
+        metrics = evaluate_models(run, _train_models(run, None))
     metrics["unrepeatable"] = unrepeatable
-    if run.machine.first:
+    if context.is_main:
         with atomic_write(run.folder / "report.html", "w", encoding="utf-8") as file:
             file.write(run_page(run.folder, metrics, run_pictures(run)))
-        write_json(run.folder / METRICS, metrics)  # last: its presence says: finished
-        state.unlink(missing_ok=True)
+        write_json(run.folder / METRICS, metrics)  # last: its presence means finished
+        (run.folder / STATE).unlink(missing_ok=True)
     return metrics
 
 
-def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say) -> Run:
-    """Check everything that can be checked, then make the run folder."""
-    machine = choose_machine(recipe.precision)
-    split = from_first(lambda: _split(data, out, recipe, groups, say))
-    counts = split_counts(split)
-    for subset, labels in counts.items():
-        parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
-        say(f"{subset:5} tiles (groups): {parts}")
-    _say_what_is_odd(split, recipe.split, groups is not None, say)
-    mates = mates_in_training(split)
-    if recipe.split.by == "random":
-        tested = sum(labels["tiles"] for labels in counts["test"].values())
-        say(
-            f"random split: {mates} of {tested} test tiles ({100 * mates / tested:.1f} %) have a "
-            "group mate in training; their accuracy says little about new tissue"
-        )
-    run = _open(out, data, recipe, machine, split, say)
-    if machine.first:
-        tiles = [row.tile for row in split]
-        config = {
-            "edgelung": __version__,
-            "notice": RESEARCH_USE_ONLY,
-            "data": str(data.absolute()),
-            "seed": recipe.seed,
-            "precision": machine.precision,
-            "processes": machine.processes,
-            "groups": groups.name if groups else "auto: tiles that show one piece of tissue",
-            "split": recipe.split.by,
-            "test_tiles_with_a_group_mate_in_training": mates,
-            "counts": counts,
-            "sizes": dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
-            "recipe": recipe.model_dump(mode="json"),
-        }
-        with atomic_folder(out) as folder:
-            write_split(folder / SPLIT, split)
-            write_json(folder / CONFIG, config | {"split_sha256": sha256_file(folder / SPLIT)})
-    return run
+def _train_models(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, Model]:
+    """The trained model of each role: trained now, or loaded if the run is past that role.
 
-
-def _say_what_is_odd(split: list[SplitTile], shares: Split, given: bool, say: Say) -> None:
-    """A line each for what makes a split worth less than it looks; `given`: groups from a file."""
-    if twice := next(of_two_classes([row.tile for row in split]), None):
-        say(f"one file under two labels: {' and '.join(twice)}; `edgelung audit` lists all such")
-    labels: dict[str, set[str]] = {}
-    for row in split:
-        labels.setdefault(row.group, set()).add(row.tile.label)
-    mixed = [group for group, own in labels.items() if len(own) > 1]
-    if mixed:
-        why = ", a patient's tiles, or numbers that begin anew in every class" if given else ""
-        say(
-            f"{len(mixed)} group(s) hold several classes, {min(mixed)} for one: a wrong label{why}"
-            "; `edgelung audit` shows near copies across classes"
-        )
-    if given and len(labels) == len(split):
-        say(
-            "every tile is a group of its own: if there are near copies, they are not kept together"
-        )
-    far = [
-        f"{100 * share:.0f} % of {label} in {subset} ({100 * getattr(shares, subset):.0f} % asked)"
-        for label, subset, share in far_from_shares(split, shares)
-    ]
-    if far:
-        say(f"groups too large, too few or of several classes for the shares: {', '.join(far)}")
-
-
-def _split(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say) -> list[SplitTile]:
-    """Every tile with its group and its subset."""
-    new_folder(out, "run", "choose another name, or go on with it with --resume")
-    with progress_bar("index") as advance:
-        tiles = index_tiles(data, recipe.classes, advance)
-    check_models(recipe, len({tile.label for tile in tiles}))  # before minutes of grouping
-    if groups:
-        found = read_groups(groups, tiles)
-    else:
-        grouping = find_groups(data, tiles)
-        found = group_names(tiles, grouping)
-        if grouping.plain:
-            say(f"{len(grouping.plain)} tile(s) too plain to compare, each a group of its own")
-    names = join_duplicates(tiles, found)
-    by = split_at_random if recipe.split.by == "random" else split_by_group
-    return by(tiles, names, recipe.split)
-
-
-def _reopen(data: Path, out: Path, say: Say) -> Run:
-    """Open an unfinished run, on the tiles and in the precision that it began with."""
-    config, split = from_first(lambda: _known(data, out))
-    recipe = validate_recipe(config["recipe"], str(out / CONFIG))
-    return _open(out, data, recipe, choose_machine(config["precision"]), split, say)
-
-
-def _known(data: Path, out: Path) -> tuple[dict[str, Any], list[SplitTile]]:
-    """run.json and the split of an unfinished run, whose tiles must be as they were."""
-    try:
-        config = json.loads((out / CONFIG).read_text("utf-8"))
-        recipe = validate_recipe(config["recipe"], str(out / CONFIG))
-        edited = sha256_file(out / SPLIT) != config["split_sha256"]
-        with (out / SPLIT).open(encoding="utf-8", newline="") as file:
-            known = {row["path"]: row for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EdgelungError(
-            f"{out} holds no run to go on with ({error}); start one without --resume"
-        ) from error
-    if edited:
-        raise EdgelungError(f"{out / SPLIT} was edited since the run began; start anew")
-    tiles = index_tiles(data, recipe.classes)
-    changed = [t.path for t in tiles if known.get(t.path, {}).get("sha256") != t.sha256]
-    if changed or len(tiles) != len(known):
-        what = changed[0] if changed else f"{len(known) - len(tiles)} tiles are gone"
-        raise EdgelungError(
-            f"the tiles in {data} are not those that the run was split on ({what}); "
-            "restore them or start anew"
-        )
-    split = [SplitTile(t, known[t.path]["group"], known[t.path]["subset"]) for t in tiles]
-    return config, split
-
-
-def _open(
-    out: Path, data: Path, recipe: Recipe, machine: Machine, split: list[SplitTile], say: Say
-) -> Run:
-    """Decode the tiles."""
-    tiles: list[IndexedTile] = [row.tile for row in split]
-    classes = sorted({tile.label for tile in tiles})
-    with progress_bar("decode", len(tiles)) as advance:
-        spec = ReaderSpec(size=recipe.student.size)
-        store = TileStore([data / tile.path for tile in tiles], spec, advance)
-    if not store.kept:
-        say("the decoded tiles do not fit into memory; each batch is decoded anew")
-    labels = torch.tensor([classes.index(tile.label) for tile in tiles])
-    subsets = {
-        name: np.array([i for i, row in enumerate(split) if row.subset == name], np.int64)
-        for name in ("train", "val", "test")
-    }
-    return Run(out, recipe, machine, split, classes, Data(store, labels, subsets), say)
-
-
-def _train(run: Run, standing: Progress) -> dict[str, Model]:
-    """The trained models by role: fitted, or read back where the run is past them."""
-    roles = run.roles
+    `modules` are those of a new run; otherwise they are created as the checkpoint needs them.
+    """
+    roles = run.recipe.roles
+    state = run.folder / STATE
+    progress = load_progress(state) if state.is_file() else Progress(roles[0])
+    if modules is None:
+        position = roles.index(progress.stage)
+        fresh = roles[position + 1 :] if progress.step else roles[position:]
+        modules = create_modules(run.recipe, len(run.classes), fresh)
     models: dict[str, Model] = {}
-    for place, role in enumerate(roles):
+    for role, module in modules.items():
         folder = role_folder(run.folder, role)
-        under_way = standing.stage == role
-        fresh = under_way and standing.step == 0
-        if role == "student":
-            stage = student_stage(run.recipe, len(run.classes), fresh, models.get("teacher"))
-        else:
-            schedule = getattr(run.recipe, role)
-            stage = label_stage(role, schedule, run.recipe, len(run.classes), fresh)
-        if under_way:
-            model = drop_guide(_fit(run, stage, standing))
-            if run.machine.first:
+        if role == progress.stage:
+            stage = create_stage(run.recipe, role, module, models.get("teacher"))
+            model = _train_stage(run, stage, progress)
+            if run.context.is_main:
                 save_model(model, folder, run.classes, stage.schedule.size)
             if role != roles[-1]:
-                standing.stage, standing.step, standing.sums = roles[place + 1], 0, {}
+                progress.begin_stage(roles[roles.index(role) + 1])
         else:
-            model = stage.task.get_trainable_module()
+            model = timm_model(module)
             load_saved(folder, model)
-        models[role] = model.to(run.machine.device).eval()
+        models[role] = model.to(run.context.device).eval()
     return models
 
 
-def _fit(run: Run, stage: Stage, standing: Progress) -> Model:
-    schedule, train = stage.schedule, len(run.data.subsets["train"])
-    batch = global_batch(schedule, train, run.machine)
+def _train_stage(run: Run, stage: Stage, progress: Progress) -> Model:
+    """Train one stage with a progress bar, a line per epoch and metrics.jsonl."""
 
-    def on_epoch(history: list[dict[str, Any]]) -> None:
-        last = history[-1]
-        known = last.get("val_balanced_accuracy")  # none while features alone teach
-        run.say(
-            f"{stage.name} epoch {last['epoch']}/{schedule.epochs} at {last['size']} px: "
-            f"loss {last['loss']:.4f}, "
-            + (
-                "features alone"
-                if known is None
-                else f"validation balanced accuracy {100 * known:.2f} %"
-            )
-            + f", {last['seconds']:.0f} s"
-        )
-        if run.machine.first:
+    def on_epoch(history: Sequence[dict[str, Any]]) -> None:
+        logger.info("%s", _describe_epoch(stage, history[-1]))
+        if run.context.is_main:
             with atomic_write(run.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in history)
 
-    with progress_bar(stage.name, schedule.epochs * (train // batch) * batch) as advance:
-        advance(standing.step * batch)
-        try:
-            return fit(
-                stage,
-                run.data,
-                run.machine,
-                run.recipe.seed,
-                standing,
-                run.folder / STATE,
-                on_step=advance,
-                on_epoch=on_epoch,
-            )
-        except (RuntimeError, MemoryError) as error:  # on a CPU torch has no type of its own for it
-            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not known and "not enough memory" not in str(error):
-                raise
-            raise EdgelungError(
-                f"{stage.name}: memory ran out at batch size {schedule.batch_size} on "
-                f"{run.machine.device.type}; the last good state is kept. Start anew with "
-                f"--set {stage.name}.batch_size={max(schedule.batch_size // 2, 1)}, or go on with "
-                "--resume where there is more memory"
-            ) from error
+    try:
+        trainer = Trainer(
+            stage, run.tiles, run.context, run.recipe.seed, progress, run.folder / STATE, on_epoch
+        )
+        size = trainer.batch_size
+        with progress_bar(stage.name, trainer.total_steps * size) as advance:
+            advance(progress.step * size)
+            return trainer.fit(on_step=advance)
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_typed and "not enough memory" not in str(error):
+            raise
+        batch_size = stage.schedule.batch_size
+        raise EdgelungError(
+            f"{stage.name}: memory ran out at batch size {batch_size} on "
+            f"{run.context.device.type}; the last good state is kept. Start anew with "
+            f"--set {stage.name}.batch_size={max(batch_size // 2, 1)}, or use --resume where "
+            "there is more memory"
+        ) from error
+
+
+def _describe_epoch(stage: Stage, record: dict[str, Any]) -> str:
+    accuracy = record.get("val_balanced_accuracy")  # absent while guidance alone teaches
+    validation = (
+        "guidance alone"
+        if accuracy is None
+        else f"validation balanced accuracy {100 * accuracy:.2f} %"
+    )
+    return (
+        f"{stage.name} epoch {record['epoch']}/{stage.schedule.epochs} at {record['size']} px: "
+        f"loss {record['loss']:.4f}, {validation}, {record['seconds']:.0f} s"
+    )
