@@ -11,8 +11,9 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import Tensor, nn
 
+from edgelung.artifacts.run import ModelConfig, PretrainedConfig, RunFolder, StudentShape
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import atomic_write, write_json
+from edgelung.core.files import atomic_write
 from edgelung.train.recipe import Schedule, Student
 
 # timm's models have attributes that torch's `nn.Module` does not declare.
@@ -92,47 +93,46 @@ def mimetic_init(model: Model) -> None:
     model.pos_embed[0, model.num_prefix_tokens :] = positions
 
 
-def save_model(model: Model, folder: Path, classes: list[str], size: int) -> None:
-    """Write `model.safetensors` and a `config.json` that `timm.create_model` can read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = dict(model.pretrained_cfg)
-    settings: dict[str, Any] = {}
-    if hasattr(model, "dist_token"):  # the export needs these and cannot derive them from weights
-        settings = {
-            "num_heads": model.blocks[0].attn.num_heads,
-            "patch_size": model.patch_embed.patch_size[0],
-        }
-    with atomic_write(folder / "model.safetensors") as file:
+def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size: int) -> None:
+    """Write the weights of a role, and a config.json from which `timm.create_model` can load it."""
+    run.model_folder(role).mkdir(parents=True, exist_ok=True)
+    is_student = hasattr(model, "dist_token")
+    shape = StudentShape()
+    if is_student:
+        patch_size = model.patch_embed.patch_size[0]
+        shape = StudentShape(num_heads=model.blocks[0].attn.num_heads, patch_size=patch_size)
+    with atomic_write(run.weights_path(role)) as file:
         file.write(save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
-    write_json(
-        folder / "config.json",
-        {
-            "architecture": config["architecture"],
-            "num_classes": len(classes),
-            "num_features": model.num_features,
-            "label_names": classes,
-            "model_args": {"img_size": size} if settings else {},
-            "pretrained_cfg": {
-                "input_size": [3, size, size],
-                "fixed_input_size": bool(settings),
-                "interpolation": "bilinear",
-                "crop_pct": 1.0,
-                "crop_mode": "squash",
-                "mean": list(config["mean"]),
-                "std": list(config["std"]),
-                "num_classes": len(classes),
-                "pool_size": config.get("pool_size"),
-                "first_conv": config["first_conv"],
-                "classifier": config["classifier"],
-            },
-            "edgelung": settings,
-        },
+    config = model.pretrained_cfg
+    run.write_model_config(
+        ModelConfig(
+            architecture=config["architecture"],
+            num_classes=len(classes),
+            num_features=model.num_features,
+            label_names=classes,
+            model_args={"img_size": size} if is_student else {},
+            pretrained_cfg=PretrainedConfig(
+                input_size=(3, size, size),
+                fixed_input_size=is_student,
+                interpolation="bilinear",
+                crop_pct=1.0,
+                crop_mode="squash",
+                mean=tuple(config["mean"]),
+                std=tuple(config["std"]),
+                num_classes=len(classes),
+                pool_size=config.get("pool_size"),
+                first_conv=config["first_conv"],
+                classifier=config["classifier"],
+            ),
+            edgelung=shape,
+        ),
+        role,
     )
 
 
-def load_saved(folder: Path, model: Model) -> None:
-    """Load weights that `save_model` wrote."""
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+def load_saved(run: RunFolder, role: str, model: Model) -> None:
+    """Load the weights that `save_model` wrote."""
+    model.load_state_dict(load_file(run.weights_path(role)))
 
 
 def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Model:

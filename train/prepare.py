@@ -1,22 +1,19 @@
 """Prepare a run: index the tiles, group and split them, create the run folder, decode the tiles."""
 
-import csv
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.artifacts.run import CONFIG, SPLIT
+from edgelung.artifacts.run import SUBSETS, RunConfig, RunFolder, split_counts
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import atomic_folder, new_folder, sha256_file, write_json
+from edgelung.core.files import atomic_folder, new_folder
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.distributed import (
@@ -29,15 +26,12 @@ from edgelung.train.groups.near_copies import find_groups, group_names
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.recipe import Recipe, validate_recipe
 from edgelung.train.split import (
-    SUBSETS,
     SplitTile,
     count_leaked_tiles,
     join_duplicates,
     split_at_random,
     split_by_group,
-    split_counts,
     split_warnings,
-    write_split,
 )
 from edgelung.train.stages import create_checked_modules
 from edgelung.train.tiles import LabelledTiles, TileStore
@@ -49,7 +43,7 @@ logger = logging.getLogger(__name__)
 class Run:
     """A run in progress: its folder, settings and tiles."""
 
-    folder: Path
+    folder: RunFolder
     recipe: Recipe
     context: DistributedContext
     split: Sequence[SplitTile]
@@ -74,18 +68,17 @@ def start_run(
         logger.info("%s", line)
     run = _open_run(out, data, recipe, context, split)
     if context.is_main:
-        config = _config(run, data, groups)
         with atomic_folder(out) as folder:
-            write_split(folder / SPLIT, split)
-            write_json(folder / CONFIG, config | {"split_sha256": sha256_file(folder / SPLIT)})
+            RunFolder(folder).write_split(tile.row for tile in split)
+            RunFolder(folder).write_config(_config(run, data, groups))
     return run, modules
 
 
 def resume_run(data: Path, out: Path) -> Run:
     """Open an unfinished run with its own tiles and precision."""
     config, split = run_on_main(lambda: _read_unfinished(data, out))
-    recipe = validate_recipe(config["recipe"], str(out / CONFIG))
-    return _open_run(out, data, recipe, create_context(config["precision"]), split)
+    recipe = validate_recipe(config.recipe, str(RunFolder(out).config_path))
+    return _open_run(out, data, recipe, create_context(config.precision), split)
 
 
 def _index_new_run(data: Path, out: Path, recipe: Recipe) -> list[IndexedTile]:
@@ -110,54 +103,47 @@ def _split(
     names = join_duplicates(tiles, names)
     assign = split_at_random if recipe.split.by == "random" else split_by_group
     split = assign(tiles, names, recipe.split)
-    for subset, labels in split_counts(split).items():
-        parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
+    for subset, labels in split_counts([tile.row for tile in split]).items():
+        parts = ", ".join(f"{n} {c.tiles} ({c.groups})" for n, c in labels.items())
         logger.info("%-5s tiles (groups): %s", subset, parts)
     return split
 
 
-def _config(run: Run, data: Path, groups: Path | None) -> dict[str, Any]:
-    """What run.json holds beside the hash of the split."""
+def _config(run: Run, data: Path, groups: Path | None) -> RunConfig:
     sizes = Counter(f"{row.tile.width}x{row.tile.height}" for row in run.split)
-    return {
-        "edgelung": __version__,
-        "notice": RESEARCH_USE_ONLY,
-        "data": str(data.absolute()),
-        "seed": run.recipe.seed,
-        "precision": run.context.precision,
-        "processes": run.context.world_size,
-        "groups": groups.name if groups else "auto: tiles that show one piece of tissue",
-        "split": run.recipe.split.by,
-        "test_tiles_with_a_group_mate_in_training": count_leaked_tiles(run.split),
-        "counts": split_counts(run.split),
-        "sizes": dict(sizes.most_common(10)),
-        "recipe": run.recipe.model_dump(mode="json"),
-    }
+    return RunConfig(
+        edgelung=__version__,
+        notice=RESEARCH_USE_ONLY,
+        data=str(data.absolute()),
+        seed=run.recipe.seed,
+        precision=run.context.precision,
+        processes=run.context.world_size,
+        groups=groups.name if groups else "auto: tiles that show one piece of tissue",
+        split=run.recipe.split.by,
+        test_tiles_with_a_group_mate_in_training=count_leaked_tiles(run.split),
+        counts=split_counts([tile.row for tile in run.split]),
+        sizes=dict(sizes.most_common(10)),
+        recipe=run.recipe.model_dump(mode="json"),
+    )
 
 
-def _read_unfinished(data: Path, out: Path) -> tuple[dict[str, Any], list[SplitTile]]:
+def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]:
     """run.json and the split of an unfinished run; its tiles must not have changed."""
-    try:
-        config = json.loads((out / CONFIG).read_text("utf-8"))
-        recipe = validate_recipe(config["recipe"], str(out / CONFIG))
-        edited = sha256_file(out / SPLIT) != config["split_sha256"]
-        with (out / SPLIT).open(encoding="utf-8", newline="") as file:
-            rows = {row["path"]: row for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EdgelungError(
-            f"{out} holds no run to go on with ({error}); start one without --resume"
-        ) from error
-    if edited:
-        raise EdgelungError(f"{out / SPLIT} was edited since the run began; start anew")
+    folder = RunFolder(out)
+    if not folder.config_path.is_file():
+        raise EdgelungError(f"{out} holds no run to go on with; start one without --resume")
+    config = folder.read_config()
+    recipe = validate_recipe(config.recipe, str(folder.config_path))
+    rows = {row.path: row for row in folder.read_split()}
     tiles = index_tiles(data, recipe.classes)
-    changed = [t.path for t in tiles if rows.get(t.path, {}).get("sha256") != t.sha256]
+    changed = [t.path for t in tiles if t.path not in rows or rows[t.path].sha256 != t.sha256]
     if changed or len(tiles) != len(rows):
         what = changed[0] if changed else f"{len(rows) - len(tiles)} tiles are gone"
         raise EdgelungError(
             f"the tiles in {data} are not those that the run was split on ({what}); "
             "restore them or start anew"
         )
-    return config, [SplitTile(t, rows[t.path]["group"], rows[t.path]["subset"]) for t in tiles]
+    return config, [SplitTile(t, rows[t.path].group, rows[t.path].subset) for t in tiles]
 
 
 def _open_run(
@@ -175,4 +161,6 @@ def _open_run(
         name: np.array([i for i, row in enumerate(split) if row.subset == name], np.int64)
         for name in SUBSETS
     }
-    return Run(out, recipe, context, split, classes, LabelledTiles(store, labels, subsets))
+    return Run(
+        RunFolder(out), recipe, context, split, classes, LabelledTiles(store, labels, subsets)
+    )

@@ -2,7 +2,7 @@
 
 import io
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from edgelung.artifacts.run import EpochRecord
+from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_write
 
@@ -23,7 +25,7 @@ class Progress:
 
     stage: str
     step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)  # a record per finished epoch
+    history: list[EpochRecord] = field(default_factory=list)  # one per finished epoch
     losses: dict[str, float] = field(default_factory=dict)  # sums over the current epoch
     seconds: float = 0.0  # of the current epoch
 
@@ -57,7 +59,7 @@ class TrainingState:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         # Through memory: torch's own writer would hide the system's message about a full disk.
         buffer = io.BytesIO()
-        torch.save({**state, "progress": asdict(progress)}, buffer)
+        torch.save({**state, "progress": typed_json.plain(progress)}, buffer)
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
 
@@ -91,7 +93,7 @@ def load_progress(path: Path) -> Progress:
     """Read where the run stands from its checkpoint; raises EdgelungError if that is unreadable."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return Progress(**state["progress"])
+        return typed_json.convert(state["progress"], Progress)
     except Exception as error:
         raise EdgelungError(
             f"cannot read the state {path} ({error}); start anew in another folder"

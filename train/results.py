@@ -1,15 +1,14 @@
 """Results of a run: metrics with intervals, predictions per tile, pictures for the report."""
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import UNSET, structs
 
-from edgelung.artifacts.run import role_folder
-from edgelung.core.files import atomic_write
+from edgelung.artifacts.results import ModelTest
+from edgelung.artifacts.run import ModelMetrics, RunMetrics, RunPredictions
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import (
@@ -29,10 +28,10 @@ SHOWN_AUGMENTED, SHOWN_TILES = 9, 12  # in the report; the paper's Fig. 10 shows
 Probabilities = npt.NDArray[np.float32]
 
 
-def evaluate_models(run: Run, models: dict[str, Model]) -> dict[str, Any]:
+def evaluate_models(run: Run, models: dict[str, Model]) -> RunMetrics:
     """Validation and test metrics of each model in FP32; writes each one's predictions.csv."""
     context = run.context.in_fp32()
-    metrics: dict[str, Any] = {"classes": run.classes}
+    metrics: dict[str, ModelMetrics] = {}
     for role, model in models.items():
         schedule = run.recipe.schedule(role)
         probabilities: dict[str, Probabilities] = {}
@@ -41,39 +40,53 @@ def evaluate_models(run: Run, models: dict[str, Model]) -> dict[str, Any]:
                 probabilities[subset] = predict(
                     model, run.tiles, subset, context, schedule.size, advance
                 )
-        metrics[role] = {"model": schedule.model, **_metrics(run, probabilities)}
+        metrics[role] = _metrics(run, schedule.model, probabilities)
         if context.is_main:
-            path = role_folder(run.folder, role) / "predictions.csv"
-            _write_predictions(run, path, probabilities)
-    return metrics
+            run.folder.write_predictions(_predictions(run, probabilities), role)
+    return RunMetrics(
+        classes=run.classes,
+        teacher=metrics.get("teacher", UNSET),
+        baseline=metrics.get("baseline", UNSET),
+        student=metrics["student"],
+    )
 
 
-def _metrics(run: Run, probabilities: dict[str, Probabilities]) -> dict[str, Any]:
-    """Metrics per subset. Test metrics include bootstrap intervals, and the calibration error at
-    the temperature that was fitted on validation.
+def _metrics(run: Run, model: str, probabilities: dict[str, Probabilities]) -> ModelMetrics:
+    """Validation and test metrics of one model.
+
+    Test metrics include bootstrap intervals, and the calibration error at the temperature that was
+    fitted on the validation tiles.
     """
-    truth = {name: run.tiles.labels[run.tiles.subsets[name]].numpy() for name in probabilities}
-    result = {name: evaluate(probabilities[name], truth[name]) for name in probabilities}
+    labels = {name: run.tiles.labels[run.tiles.subsets[name]].numpy() for name in probabilities}
     groups = [run.split[index].group for index in run.tiles.subsets["test"]]
-    test, labels = probabilities["test"], truth["test"]
-    result["test"]["groups"] = len(set(groups))
-    result["test"]["intervals"] = intervals(test.argmax(axis=1), labels, groups, len(run.classes))
-    temperature = fit_temperature(np.log(np.maximum(probabilities["val"], 1e-12)), truth["val"])
-    scaled = expected_calibration_error(at_temperature(test, temperature), labels)
-    result["test"]["expected_calibration_error_at_temperature"] = scaled
-    return {"temperature": temperature, **result}
+    val, test = probabilities["val"], probabilities["test"]
+    temperature = fit_temperature(np.log(np.maximum(val, 1e-12)), labels["val"])
+    scaled = expected_calibration_error(at_temperature(test, temperature), labels["test"])
+    return ModelMetrics(
+        model=model,
+        temperature=temperature,
+        val=evaluate(val, labels["val"]),
+        test=ModelTest(
+            **structs.asdict(evaluate(test, labels["test"])),
+            groups=len(set(groups)),
+            intervals=intervals(test.argmax(axis=1), labels["test"], groups, len(run.classes)),
+            expected_calibration_error_at_temperature=scaled,
+        ),
+    )
 
 
-def _write_predictions(run: Run, path: Path, probabilities: dict[str, Probabilities]) -> None:
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = [f"p_{name}" for name in run.classes]
-        writer.writerow(["path", "class", "group", "subset", *names])
-        for subset, rows in probabilities.items():
-            for index, row in zip(run.tiles.subsets[subset], rows, strict=True):
-                tile, group = run.split[index].tile, run.split[index].group
-                shares = (f"{p:.8f}" for p in row)
-                writer.writerow([tile.path, tile.label, group, subset, *shares])
+def _predictions(run: Run, probabilities: dict[str, Probabilities]) -> RunPredictions:
+    """The probabilities (N, classes) of each subset as the rows of one table."""
+    rows = [(name, index) for name in probabilities for index in run.tiles.subsets[name]]
+    tiles = [run.split[index] for _, index in rows]
+    return RunPredictions(
+        classes=tuple(run.classes),
+        paths=tuple(tile.tile.path for tile in tiles),
+        labels=np.array([run.classes.index(tile.tile.label) for tile in tiles], np.int64),
+        groups=tuple(tile.group for tile in tiles),
+        subsets=tuple(name for name, _ in rows),
+        probabilities=np.concatenate(list(probabilities.values())).astype(np.float64),
+    )
 
 
 def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -88,9 +101,8 @@ def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
     views = augment(tiles, tiles.shape[-1], run.recipe.augment, generator)
     pixels = (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
-    with (run.folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["subset"] == "test"]
-    probabilities = np.array([[float(row[f"p_{name}"]) for name in run.classes] for row in rows])
+    predictions = run.folder.read_predictions().subset("test")
+    probabilities = predictions.probabilities  # (N, classes)
     truth = run.tiles.labels[test].numpy()
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != truth)
     mistakes = wrong[np.argsort(-probabilities[wrong].max(axis=1))]
@@ -100,8 +112,8 @@ def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
         tile = run.tiles.store.batch(test[[index]])[0].permute(1, 2, 0).numpy()
         return {
             "picture": picture(tile),
-            "path": rows[index]["path"],
-            "truth": rows[index]["class"],
+            "path": predictions.paths[index],
+            "truth": run.classes[predictions.labels[index]],
             "label": run.classes[label],
             "confidence": float(probabilities[index, label]),
         }

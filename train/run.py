@@ -1,18 +1,17 @@
 """`edgelung train`: prepare a run, train its models, evaluate them, write the report."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from msgspec import structs
 from torch import nn
 
-from edgelung.artifacts.run import METRICS, STATE, role_folder
+from edgelung.artifacts.run import EpochRecord, RunFolder, RunMetrics
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import TEMPORARY_SUFFIX, atomic_write, locked, write_json
+from edgelung.core.files import TEMPORARY_SUFFIX, atomic_write, locked
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.report.pages import run_page
 from edgelung.train.distributed import allow_nondeterministic
@@ -31,7 +30,6 @@ from edgelung.train.stages import (
 from edgelung.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-LOCK = f"{STATE}.lock"
 
 
 def train_run(
@@ -41,17 +39,18 @@ def train_run(
     *,
     groups: Path | None = None,
     resume: bool = False,
-) -> dict[str, Any]:
+) -> RunMetrics:
     """Train a teacher and a student on a folder of labelled tiles; returns metrics.json.
 
     With `resume`, an unfinished run in `out` continues with its own recipe and split (`recipe` and
     `groups` must be None). Raises EdgelungError for anything that the user can correct.
     """
+    folder = RunFolder(out)
     modules: dict[str, nn.Module] | None = None
     if resume:
-        if (out / METRICS).is_file():
+        if folder.is_finished:
             logger.info("%s is already finished", out)
-            return _read_metrics(out / METRICS)
+            return folder.read_metrics()
         run = resume_run(data, out)
     else:
         assert recipe is not None
@@ -59,12 +58,13 @@ def train_run(
         run, modules = start_run(data, out, recipe, groups)
     if not run.context.is_main:
         return _finish(run, modules)
-    handle = locked(out / LOCK, f"another process is training in {out}; wait for it")
+    handle = locked(folder.lock_path, f"another process is training in {out}; wait for it")
     try:
-        for leftover in out.glob(f".{STATE}.*{TEMPORARY_SUFFIX}"):  # of a process killed in a write
+        # Left by a process that was killed while it wrote a checkpoint.
+        for leftover in out.glob(f".{folder.checkpoint_path.name}.*{TEMPORARY_SUFFIX}"):
             leftover.unlink()
         metrics = _finish(run, modules)
-        (out / LOCK).unlink(missing_ok=True)
+        folder.lock_path.unlink(missing_ok=True)
         return metrics
     except (KeyboardInterrupt, SystemExit):
         logger.info("interrupted; --resume --out %s continues from the last checkpoint", out)
@@ -73,20 +73,13 @@ def train_run(
         os.close(handle)
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
-    try:
-        metrics: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise EdgelungError(f"cannot read {path}: {error}") from error
-    return metrics
-
-
-def _finish(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, Any]:
+def _finish(run: Run, modules: dict[str, nn.Module] | None) -> RunMetrics:
     """Train what is left, evaluate, write the report; returns metrics.json."""
     context = run.context
     several = f", {context.world_size} processes" if context.world_size > 1 else ""
     logger.info("training on %s in %s%s", context.device.type, context.precision, several)
-    metrics, unrepeatable = {}, None
+    metrics: RunMetrics | None = None
+    unrepeatable = None
     try:
         metrics = evaluate_models(run, _train_models(run, modules))
     except RuntimeError as error:
@@ -98,12 +91,13 @@ def _finish(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, Any]:
             "%s has no deterministic form here: a second run may give other weights", unrepeatable
         )
         metrics = evaluate_models(run, _train_models(run, None))
-    metrics["unrepeatable"] = unrepeatable
+    assert metrics is not None
+    metrics = structs.replace(metrics, unrepeatable=unrepeatable)
     if context.is_main:
-        with atomic_write(run.folder / "report.html", "w", encoding="utf-8") as file:
+        with atomic_write(run.folder.report_path, "w", encoding="utf-8") as file:
             file.write(run_page(run.folder, metrics, run_pictures(run)))
-        write_json(run.folder / METRICS, metrics)  # last: its presence means finished
-        (run.folder / STATE).unlink(missing_ok=True)
+        run.folder.write_metrics(metrics)  # last: its presence means finished
+        run.folder.checkpoint_path.unlink(missing_ok=True)
     return metrics
 
 
@@ -113,25 +107,24 @@ def _train_models(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, M
     `modules` are those of a new run; otherwise they are created as the checkpoint needs them.
     """
     roles = run.recipe.roles
-    state = run.folder / STATE
-    progress = load_progress(state) if state.is_file() else Progress(roles[0])
+    checkpoint = run.folder.checkpoint_path
+    progress = load_progress(checkpoint) if checkpoint.is_file() else Progress(roles[0])
     if modules is None:
         position = roles.index(progress.stage)
         fresh = roles[position + 1 :] if progress.step else roles[position:]
         modules = create_modules(run.recipe, len(run.classes), fresh)
     models: dict[str, Model] = {}
     for role, module in modules.items():
-        folder = role_folder(run.folder, role)
         if role == progress.stage:
             stage = create_stage(run.recipe, role, module, models.get("teacher"))
             model = _train_stage(run, stage, progress)
             if run.context.is_main:
-                save_model(model, folder, run.classes, stage.schedule.size)
+                save_model(model, run.folder, role, run.classes, stage.schedule.size)
             if role != roles[-1]:
                 progress.begin_stage(roles[roles.index(role) + 1])
         else:
             model = timm_model(module)
-            load_saved(folder, model)
+            load_saved(run.folder, role, model)
         models[role] = model.to(run.context.device).eval()
     return models
 
@@ -139,15 +132,20 @@ def _train_models(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, M
 def _train_stage(run: Run, stage: Stage, progress: Progress) -> Model:
     """Train one stage with a progress bar, a line per epoch and metrics.jsonl."""
 
-    def on_epoch(history: Sequence[dict[str, Any]]) -> None:
+    def on_epoch(history: Sequence[EpochRecord]) -> None:
         logger.info("%s", _describe_epoch(stage, history[-1]))
         if run.context.is_main:
-            with atomic_write(run.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in history)
+            run.folder.write_history(history)
 
     try:
         trainer = Trainer(
-            stage, run.tiles, run.context, run.recipe.seed, progress, run.folder / STATE, on_epoch
+            stage,
+            run.tiles,
+            run.context,
+            run.recipe.seed,
+            progress,
+            run.folder.checkpoint_path,
+            on_epoch,
         )
         size = trainer.batch_size
         with progress_bar(stage.name, trainer.total_steps * size) as advance:
@@ -167,14 +165,14 @@ def _train_stage(run: Run, stage: Stage, progress: Progress) -> Model:
         ) from error
 
 
-def _describe_epoch(stage: Stage, record: dict[str, Any]) -> str:
-    accuracy = record.get("val_balanced_accuracy")  # absent while guidance alone teaches
+def _describe_epoch(stage: Stage, record: EpochRecord) -> str:
+    accuracy = record.val_balanced_accuracy  # None while guidance alone teaches
     validation = (
         "guidance alone"
         if accuracy is None
         else f"validation balanced accuracy {100 * accuracy:.2f} %"
     )
     return (
-        f"{stage.name} epoch {record['epoch']}/{stage.schedule.epochs} at {record['size']} px: "
-        f"loss {record['loss']:.4f}, {validation}, {record['seconds']:.0f} s"
+        f"{stage.name} epoch {record.epoch}/{stage.schedule.epochs} at {record.size} px: "
+        f"loss {record.loss:.4f}, {validation}, {record.seconds:.0f} s"
     )

@@ -1,20 +1,16 @@
 """Groups before splits: tiles of one source never straddle train, validation and test."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from edgelung.artifacts.run import SUBSETS, SplitRow
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import atomic_write
 from edgelung.train.groups.disjoint_set import DisjointSet
 from edgelung.train.index import IndexedTile
 from edgelung.train.recipe import Split
-
-SUBSETS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +20,11 @@ class SplitTile:
     tile: IndexedTile
     group: str
     subset: str
+
+    @property
+    def row(self) -> SplitRow:
+        """Its row in split.csv."""
+        return SplitRow(self.tile.path, self.tile.label, self.group, self.subset, self.tile.sha256)
 
 
 def join_duplicates(tiles: Sequence[IndexedTile], groups: Sequence[str] | None) -> list[str]:
@@ -187,27 +188,3 @@ def split_warnings(
             f"random split: {leaked} of {tested} test tiles ({100 * leaked / tested:.1f} %) have a "
             "group mate in training; their accuracy says little about new tissue"
         )
-
-
-def write_split(path: Path, split: Sequence[SplitTile]) -> None:
-    """Write split.csv: path,class,group,subset,sha256."""
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "class", "group", "subset", "sha256"])
-        for row in split:
-            writer.writerow([row.tile.path, row.tile.label, row.group, row.subset, row.tile.sha256])
-
-
-def split_counts(split: Sequence[SplitTile]) -> dict[str, dict[str, dict[str, int]]]:
-    """Count tiles and groups by subset and class."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for subset in SUBSETS:
-        rows = [row for row in split if row.subset == subset]
-        counts[subset] = {
-            label: {
-                "tiles": sum(row.tile.label == label for row in rows),
-                "groups": len({row.group for row in rows if row.tile.label == label}),
-            }
-            for label in sorted({row.tile.label for row in split})
-        }
-    return counts

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgelung.artifacts.results import Metrics
+from edgelung.artifacts.run import EpochRecord
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.metrics import evaluate
 from edgelung.train.augment import augment
@@ -64,7 +66,7 @@ class Trainer:
         seed: int,
         progress: Progress,
         checkpoint: Path,
-        on_epoch: Callable[[Sequence[dict[str, Any]]], None] = lambda history: None,
+        on_epoch: Callable[[Sequence[EpochRecord]], None] = lambda history: None,
     ) -> None:
         self.stage, self.tiles, self.context, self.seed = stage, tiles, context, seed
         self.progress, self.checkpoint = progress, checkpoint
@@ -175,19 +177,28 @@ class Trainer:
             tiles = tiles.pin_memory()
         return Batch(step, epoch, tiles, self.tiles.labels[local])
 
-    def record(self, epoch: int) -> dict[str, Any]:
+    def record(self, epoch: int) -> EpochRecord:
         """An epoch's mean losses, and its validation if the labels teach in it."""
-        record = {
-            "stage": self.stage.name,
-            "epoch": epoch + 1,
-            "size": self.stage.input_size(epoch),
-            "lr": self.state.optimizer.param_groups[0]["lr"],
-            **{k: total / self.steps_per_epoch for k, total in self.progress.losses.items()},
-            "seconds": round(self.progress.seconds, 1),
-        }
-        return record | self.validate() if self.stage.uses_label_loss(epoch) else record
+        losses = self.progress.losses
+        record = EpochRecord(
+            stage=self.stage.name,
+            epoch=epoch + 1,
+            size=self.stage.input_size(epoch),
+            lr=self.state.optimizer.param_groups[0]["lr"],
+            **{name: total / self.steps_per_epoch for name, total in losses.items()},
+            seconds=round(self.progress.seconds, 1),
+        )
+        if not self.stage.uses_label_loss(epoch):
+            return record
+        metrics = self.validate()
+        return structs.replace(
+            record,
+            val_loss=metrics.negative_log_likelihood,
+            val_accuracy=metrics.accuracy,
+            val_balanced_accuracy=metrics.balanced_accuracy,
+        )
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> Metrics:
         """Metrics of the (averaged) model on the validation subset."""
         model, size = self.evaluated_model(), self.stage.schedule.size
         probabilities = predict(model, self.tiles, "val", self.context, size)
@@ -195,13 +206,7 @@ class Trainer:
             raise EdgelungError(
                 "validation gave no finite probabilities; try a lower learning rate"
             )
-        labels = self.tiles.labels[self.tiles.subsets["val"]].numpy()
-        metrics = evaluate(probabilities, labels)
-        return {
-            "val_loss": metrics["negative_log_likelihood"],
-            "val_accuracy": metrics["accuracy"],
-            "val_balanced_accuracy": metrics["balanced_accuracy"],
-        }
+        return evaluate(probabilities, self.tiles.labels[self.tiles.subsets["val"]].numpy())
 
     def evaluated_model(self) -> Model:
         """The timm model with averaged weights, if the recipe asks for them, in eval mode."""

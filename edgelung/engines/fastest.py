@@ -11,20 +11,19 @@ import numpy as np
 from edgelung.artifacts.bundle import Bundle, Variant
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
-from edgelung.core.system import version
+from edgelung.core.system import GPU_PACKAGES, version
 from edgelung.core.terminal import note
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.cuda import Device
+from edgelung.engines.names import EngineName
 from edgelung.engines.tensorrt.cache import EngineCache, Key
 
 BATCH = 32  # `infer`'s default where the engine is no CPU (`folder.pipeline.default_batch_size`)
 WARM_UP, REPEATS = 5, 20
-# Whatever changes which engine is fastest has its version in the key.
-PACKAGES = ("edgelung", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
 
-Candidate = tuple[str, Variant]
+Candidate = tuple[EngineName, Variant]
 # Opens an engine with a variant, proven on the golden tiles; returns the largest difference too.
-Opener = Callable[[str, Variant], tuple[Engine, float]]
+Opener = Callable[[EngineName, Variant], tuple[Engine, float]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def fastest(
     if stale:
         note(f"the remembered choice of engine {stale}; timing them again")
     note(f"timing {len(candidates)} engines on {device.name}, once")
-    times: list[tuple[float, str, Variant]] = []
+    times: list[tuple[float, EngineName, Variant]] = []
     failures: dict[tuple[str, str], list[str]] = {}  # engine and reason: the precisions
 
     def failed(name: str, variant: Variant, error: Exception) -> None:
@@ -125,7 +124,7 @@ def _remembered(
     return None
 
 
-def _reason(times: Sequence[tuple[float, str, Variant]], failures: Sequence[str]) -> str:
+def _reason(times: Sequence[tuple[float, EngineName, Variant]], failures: Sequence[str]) -> str:
     """From the times, fastest first."""
     measured = ", ".join(f"{name} {v.precision} {1e3 * taken:.2f} ms" for taken, name, v in times)
     words = [f"auto: fastest on this GPU at batch {BATCH}: {measured}"]
@@ -145,5 +144,8 @@ def _key(bundle: Bundle, device: Device, candidates: Sequence[Candidate]) -> Key
         "architecture": device.architecture,
         "flavour": names,
         "driver": device.driver,
-        **{f"version of {package}": version(package) or "none" for package in PACKAGES},
+        **{
+            f"version of {package}": version(package) or "none"
+            for package in ("edgelung", *GPU_PACKAGES)
+        },
     }

@@ -1,15 +1,18 @@
 """Every engine: the same arithmetic, any batch, a refusal where it is not what was asked for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
+from msgspec import structs
 
-from edgelung.artifacts.bundle import Bundle, open_bundle, write_manifest
+from edgelung.artifacts.bundle import Bundle, VariantEntry, open_bundle, write_bundle
 from edgelung.core.errors import EdgelungError
+from edgelung.core.precision import Precision
 from edgelung.engines import choose
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
@@ -78,22 +81,26 @@ def test_auto_falls_to_the_next_engine_and_says_why(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(choose.ENGINES, "openvino", missing)
-    chosen = choose.open_engine(bundle, "auto", "fp32")
+    chosen = choose.open_engine(bundle, None, Precision.FP32)
     assert chosen.engine.name == "onnxruntime"
     assert "openvino is not installed" in chosen.reason
 
 
 def test_auto_never_offers_what_did_not_pass(bundle: Bundle) -> None:
     # The small bundle has too few tiles for a verdict.
-    assert bundle.variants["int8"].gate["verdict"] == "inconclusive"
+    assert bundle.variants["int8"].gate.verdict == "inconclusive"
     chosen = choose.open_engine(bundle)
     assert chosen.variant.precision == "fp32"
     assert "int8 not offered" in chosen.reason
 
 
+def with_verdict(entry: VariantEntry, verdict: str) -> VariantEntry:
+    return structs.replace(entry, gate=structs.replace(entry.gate, verdict=verdict))
+
+
 def test_auto_takes_int8_once_it_passed(bundle: Bundle) -> None:
     passed = {
-        name: type(variant)(name, variant.path, {"verdict": "pass"})
+        name: replace(variant, entry=with_verdict(variant.entry, "pass"))
         for name, variant in bundle.variants.items()
     }
     proven = Bundle(**{**vars(bundle), "variants": passed})
@@ -105,8 +112,8 @@ def test_the_verdict_in_the_file_decides(copied_bundle: Path, verdict: str, prec
     """From bundle.json through opening to the choice."""
     manifest = json.loads((copied_bundle / "bundle.json").read_text())
     manifest["variants"]["int8"]["gate"]["verdict"] = verdict
-    del manifest["files"], manifest["schema_version"]
-    write_manifest(copied_bundle, manifest)
+    del manifest["files"]
+    write_bundle(copied_bundle, manifest)
     assert choose.open_engine(open_bundle(copied_bundle)).variant.precision == precision
 
 

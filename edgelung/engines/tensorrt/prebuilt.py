@@ -16,6 +16,7 @@ from typing import Any
 from edgelung.artifacts.bundle import Bundle, Variant
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file, write_json
+from edgelung.core.precision import Precision
 from edgelung.engines.tensorrt.build import Contents, Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour
 
@@ -115,9 +116,9 @@ def _read(folder: Path) -> list[Mapping[str, str]]:
     return read
 
 
-def _check_linears(bundle: Bundle, precision: str, contents: Contents) -> None:
+def _check_linears(bundle: Bundle, precision: Precision, contents: Contents) -> None:
     """An INT8 engine whose linears did not all arrive as INT8 is not the one that was judged."""
-    expected = bundle.manifest["variants"][precision].get("quantized_linears", 0)
+    expected = bundle.variant(precision).entry.quantized_linears
     if contents.quantized_linears != expected:
         raise EdgelungError(
             f"TensorRT-RTX sees {contents.quantized_linears} quantized linears in {precision}, "
