@@ -16,7 +16,7 @@ from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
-from edgelung.engines.tensorrt.prebuilt import build_ahead, find_prebuilt
+from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, find_prebuilt
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (edgelung[rtx])")
 
@@ -44,7 +44,7 @@ def passed(bundle_folder: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def ahead(
     passed: Bundle, rtx: Flavour, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[dict[str, Any]]]:
+) -> tuple[Path, list[PrebuiltEngine]]:
     """Every variant built for every target."""
     folder = tmp_path_factory.mktemp("engines") / "engines"
     return folder, build_ahead(passed, folder, rtx, TARGETS)
@@ -53,17 +53,17 @@ def ahead(
 def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
     """Bar 3: sizes, and every linear quantized; the engines take 1 to 128 tiles."""
     folder, entries = ahead
-    assert Counter(entry["variant"] for entry in entries) == dict.fromkeys(passed.variants, 3) | {
+    assert Counter(entry.variant for entry in entries) == dict.fromkeys(passed.variants, 3) | {
         "fp8": 2
     }
-    assert {entry["target"] for entry in entries} == set(TARGETS)
-    size = {(e["variant"], e["target"]): e["bytes"] for e in entries}
+    assert {entry.target for entry in entries} == set(TARGETS)
+    size = {(e.variant, e.target): e.bytes for e in entries}
     for target in TARGETS:
         assert size["fp16", target] <= 0.6 * size["fp32", target]
     for entry in entries:
-        held = entry["contents"]
-        assert (folder / entry["file"]).stat().st_size == entry["bytes"] > 5_000_000
-        assert entry["profile"] == "1/32/128"
+        contents = entry.contents
+        assert (folder / entry.file).stat().st_size == entry.bytes > 5_000_000
+        assert entry.profile == "1/32/128"
         variants = passed.manifest["variants"]
         wide, split = (variants[name]["quantized_linears"] for name in ("int8-fp16", "int8"))
         assert split > wide > 48
@@ -74,9 +74,9 @@ def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
             "int8-fp16": {"INT8": wide, "FLOAT": 1},
             "fp8": {"FP8": wide - 1, "HALF": 1, "FLOAT": 1},  # four bits of a pixel are too few
         }
-        assert held["types"] == expected[entry["variant"]]
-        assert held["quantized_linears"] == variants[entry["variant"]]["quantized_linears"]
-        assert held["linears"] == sum(held["types"].values())
+        assert contents.types == expected[entry.variant]
+        assert contents.quantized_linears == variants[entry.variant]["quantized_linears"]
+        assert contents.linears == sum(contents.types.values())
 
 
 def test_two_builds_are_the_same_but_for_generated_names(
