@@ -210,7 +210,7 @@ def edgelung(options: argparse.Namespace, folder: Path, count: int, precision: s
 def decode_alone(options: argparse.Namespace, folder: Path, count: int) -> float:
     """(e): the reader on every core, nothing else."""
     from edgelung.artifacts.bundle import open_bundle
-    from edgelung.engines.choose import available_cores
+    from edgelung.core.system import available_cores
     from edgelung.tiles.reader import read_tile
 
     reader = open_bundle(options.bundle).reader
@@ -230,7 +230,7 @@ def engine_alone(options: argparse.Namespace, folder: Path, count: int, precisio
     import numpy as np
 
     from edgelung.artifacts.bundle import open_bundle
-    from edgelung.engines.choose import available_cores, open_engine
+    from edgelung.core.system import available_cores, open_engine
     from edgelung.inference.pipeline import default_batch_size
     from edgelung.tiles.reader import read_tile
 

@@ -12,6 +12,7 @@ from gpu_device import Figures, percentiles, time_calls
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.core.errors import one_line
+from edgelung.core.system import available_cores
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError, resizes
 from edgelung.engines.cuda import Device
@@ -94,7 +95,7 @@ def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
     """Every engine and variant against ONNX Runtime's CPU on the same tiles; build seconds."""
     result: Figures = {}
     reference = {
-        name: OnnxRuntimeEngine(variant.path, choose.available_cores(), latency=True)
+        name: OnnxRuntimeEngine(variant.path, available_cores(), latency=True)
         for name, variant in bundle.variants.items()
     }
     truth = in_batches(reference["fp32"], tiles)
@@ -105,9 +106,7 @@ def parity(bundle: Bundle, tiles: np.ndarray) -> Figures:
             try:
                 for step in ("seconds_to_build_and_load", "seconds_to_load"):
                     start = time.perf_counter()
-                    found = choose.ENGINES[runtime](
-                        bundle.variants[name].path, choose.available_cores()
-                    )
+                    found = choose.ENGINES[runtime](bundle.variants[name].path, available_cores())
                     row[step] = time.perf_counter() - start
                     if step != "seconds_to_load":
                         found.close()
@@ -142,7 +141,7 @@ def latency(graph: Path, precision: str, graphs: bool) -> Figures:
             raise
         no_tensorrt, start = str(error), time.perf_counter()
         try:
-            engine = choose.ENGINES["onnxruntime-cuda"](graph, choose.available_cores())
+            engine = choose.ENGINES["onnxruntime-cuda"](graph, available_cores())
         except EngineUnavailableError as other:
             raise CannotRunError(f"{error}; {one_line(other, 200)}") from other
     finally:
@@ -172,7 +171,7 @@ def throughput(graph: Path, gflop: float) -> Figures:
         tflops, result["no_share_of_peak"] = None, str(error)
     for name in (*choose.GPU_ENGINES, "onnxruntime-tensorrt"):
         try:
-            engine = choose.ENGINES[name](graph, choose.available_cores())
+            engine = choose.ENGINES[name](graph, available_cores())
             try:
                 result[name] = scenarios(engine)
             finally:
@@ -247,7 +246,7 @@ def torch_models(architecture: str) -> Figures:
 
 def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     """A folder end to end, then its stages one by one: what each costs per tile, in ms."""
-    cores = choose.available_cores()
+    cores = available_cores()
     predictions = out / "predictions.csv"
     start = time.perf_counter()
     summary = infer_folder(

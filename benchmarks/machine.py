@@ -6,9 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from edgelung.core.system import version
-from edgelung.engines.choose import available_cores
-from edgelung.inference.summary import cpu_name
+from edgelung.core.system import available_cores, cpu_name, version
 
 PACKAGES = ("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch")
 

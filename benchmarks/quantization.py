@@ -30,8 +30,9 @@ from quantizers import TOOLS, peak_mb
 from rich.console import Console
 from rich.table import Table
 
+from edgelung.core.system import available_cores
 from edgelung.engines.base import Engine
-from edgelung.engines.choose import ENGINES, available_cores
+from edgelung.engines.choose import ENGINES
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation.gate import gate
 from edgelung.evaluation.intervals import paired_intervals

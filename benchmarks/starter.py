@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_manifest
+from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_bundle
 from edgelung.report.pages import model_card
 
 KEPT = ("fp32", "int8")
@@ -37,7 +37,7 @@ def main() -> None:
     (STARTER / "report.html").unlink()  # it speaks of all variants
     card = model_card(manifest)
     (STARTER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    write_manifest(STARTER, manifest)
+    write_bundle(STARTER, manifest)
     starter = open_bundle(STARTER)
     size = sum(path.stat().st_size for path in STARTER.rglob("*") if path.is_file())
     if size > LIMIT:

@@ -1,7 +1,6 @@
 """`edgelung export`: a run to a bundle, with the evidence for each variant."""
 
 import csv
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,9 +12,12 @@ import numpy.typing as npt
 import onnx
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.artifacts.bundle import FULL_PRECISION, Bundle, open_bundle, write_manifest
+from edgelung.artifacts.bundle import Bundle, BundleManifest, open_bundle, write_bundle
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, new_folder, sha256_file
+from edgelung.core.precision import FULL_PRECISION
+from edgelung.core.typed_json import convert, plain
 from edgelung.evaluation.gate import LIMITS, STRICT
 from edgelung.evaluation.metrics import TEMPERATURES, Floats, fit_temperature, roc_auc
 from edgelung.export.graph import build_graph
@@ -103,7 +105,7 @@ def export_run(
         sets = subsets | {"gate, of val": gate_tiles}
         if eight_bit:
             sets["calibration, of val"] = to_calibrate
-        manifest = {
+        content = {
             "name": f"{student.architecture} of {run.name}",
             "notice": RESEARCH_USE_ONLY,
             "classes": list(student.classes),
@@ -115,10 +117,11 @@ def export_run(
             "outside": compare_confidence(inside, beyond) if strangers else None,
             "provenance": _provenance(run, student, config, sets, plan),
         }
-        page = bundle_page(manifest, _figures(judge, ranking))
+        manifest = convert(content, BundleManifest)
+        page = bundle_page(manifest, _figures(judge, manifest.sensitivity))
         (folder / "report.html").write_text(page, encoding="utf-8")
         (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
-        write_manifest(folder, manifest)
+        write_bundle(folder, manifest)
     return open_bundle(out)
 
 
@@ -308,16 +311,6 @@ def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"data", "seed", "groups", "recipe", "split"} <= set(config):
-            raise ValueError("data, seed, groups, split or recipe is missing")
-        if not isinstance(config["recipe"], dict):
-            raise ValueError("its recipe is no table")
-        if sha256_file(run / "split.csv") != config["split_sha256"]:
-            raise ValueError("split.csv is not the one that the run was made with")
-        config["data"] = Path(config["data"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise EdgelungError(f"cannot read {path}: {error}; expected a finished run") from error
-    return config
+    config = plain(RunFolder(run).read_config())
+    assert isinstance(config, dict)
+    return config | {"data": Path(str(config["data"]))}

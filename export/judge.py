@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edgelung.artifacts.results import Limits
+from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
-from edgelung.engines.choose import available_cores
+from edgelung.core.typed_json import plain
 from edgelung.engines.openvino import OpenVinoEngine
-from edgelung.evaluation.gate import LIMITS, Limits, gate
+from edgelung.evaluation.gate import LIMITS, gate
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import agreement, evaluate
 from edgelung.export.calibrate import HALF_LIMIT
@@ -49,7 +51,7 @@ class Judge:
         """The reference of all the others."""
         graph = build_graph(self.student, temperature=self.temperature)
         found = self._write("fp32", graph)
-        metrics = evaluate(found, self.gate_tiles.labels)
+        metrics = plain(evaluate(found, self.gate_tiles.labels))
         verdict = {"verdict": "reference", "reasons": [], **metrics}
         self._enter("fp32", found, verdict, base="fp32")
 
@@ -123,9 +125,10 @@ class Judge:
     ) -> dict[str, Any]:
         groups = [tile.group for tile in tiles.tiles]
         names = self.student.classes
-        return gate(
+        result = gate(
             found, reference, tiles.labels, groups, limits=self.limits, looks=looks, classes=names
         )
+        return {"looks": looks, **plain(result)}
 
     def _judge_int8(self, found: Probabilities, looks: int = 1) -> dict[str, Any]:
         """The verdict on model.int8.onnx in ONNX Runtime, which gave `found`, and in OpenVINO."""
@@ -152,8 +155,8 @@ class Judge:
             verdict["openvino"] = {
                 "verdict": judged["verdict"],
                 "floating_point": engine.float_type,
-                "same_label_as_onnxruntime": same["agreement"],
-                "largest_probability_difference": same["max_probability_difference"],
+                "same_label_as_onnxruntime": same.agreement,
+                "largest_probability_difference": same.max_probability_difference,
             }
             if judged["verdict"] == "pass":
                 return
@@ -250,8 +253,10 @@ class Judge:
         truth, groups = self.test.labels, [tile.group for tile in self.test.tiles]
         reference = self.probabilities["fp32"]["test"]
         return {
-            **evaluate(found, truth),
-            "intervals": intervals(found.argmax(axis=1), truth, groups, len(self.student.classes)),
+            **plain(evaluate(found, truth)),
+            "intervals": plain(
+                intervals(found.argmax(axis=1), truth, groups, len(self.student.classes))
+            ),
             "agreement_with_fp32": float((found.argmax(1) == reference.argmax(1)).mean()),
         }
 

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
 from edgelung.engines.base import Engine, EngineFactory, Tiles
-from edgelung.engines.choose import available_cores
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
 from edgelung.engines.base import Tiles
-from edgelung.engines.choose import available_cores
 from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP, SCORES
 from edgelung.export.quantize import MIGRATION_TILES, Plan, observe_tiles
 from edgelung.export.student import Student

@@ -16,9 +16,8 @@ import edgelung.export
 from edgelung.core.cache import content_key, open_cache
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
-from edgelung.core.system import version
+from edgelung.core.system import available_cores, version
 from edgelung.core.terminal import progress
-from edgelung.engines.choose import available_cores
 from edgelung.evaluation import metrics
 from edgelung.evaluation.metrics import agreement
 from edgelung.export.calibrate import METHODS, input_scales
@@ -117,7 +116,7 @@ def _make(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -> Pl
         """What the gate would say: flipped labels, then how far the probabilities moved."""
         graph = build_graph(migrated, input_scales=scales, input_means=means)
         found = predict(graph, some, spec, "compare")
-        return agreement(found, reference)["differing_labels"], _distance(found, reference)
+        return agreement(found, reference).differing_labels, _distance(found, reference)
 
     methods = list(METHODS) if method == AUTO else [method]
     scales = {name: input_scales(observed, name) for name in methods}

@@ -1,6 +1,5 @@
 """What a run comes to: metrics with intervals, predictions by tile, pictures for the report."""
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import UNSET, structs
 
-from edgelung.artifacts.run import ROLES, role_folder
-from edgelung.core.files import atomic_write
+from edgelung.artifacts.results import Metrics, ModelTest
+from edgelung.artifacts.run import ROLES, ModelMetrics, RunFolder, RunMetrics, RunPredictions
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import (
@@ -52,47 +52,65 @@ class Run:
         return [r for r in ROLES if getattr(self.recipe, r) is not None and r not in idle]
 
 
-def evaluate_models(run: Run, models: dict[str, Model]) -> dict[str, Any]:
+def evaluate_models(run: Run, models: dict[str, Model]) -> RunMetrics:
     """Validation and test metrics of each model in FP32; writes each one's predictions.csv."""
     device, rank, processes = run.machine.device, run.machine.rank, run.machine.processes
     exact = Machine(device, "fp32", rank, processes)
-    metrics: dict[str, Any] = {"classes": run.classes}
+    metrics: dict[str, ModelMetrics] = {}
     for role, model in models.items():
         schedule = getattr(run.recipe, role)
         found: dict[str, Probabilities] = {}
         for subset in ("val", "test"):
             with progress_bar(f"{role} on {subset}", len(run.data.subsets[subset])) as advance:
                 found[subset] = predict(model, run.data, subset, exact, schedule.size, advance)
-        metrics[role] = {"model": schedule.model, **_metrics(run, found)}
+        metrics[role] = _metrics(run, schedule.model, found)
         if run.machine.first:
-            _write_predictions(run, role_folder(run.folder, role) / "predictions.csv", found)
-    return metrics
+            RunFolder(run.folder).write_predictions(_predictions(run, found), role)
+    return RunMetrics(
+        classes=run.classes,
+        teacher=metrics.get("teacher", UNSET),
+        baseline=metrics.get("baseline", UNSET),
+        student=metrics["student"],
+    )
 
 
-def _metrics(run: Run, found: dict[str, Probabilities]) -> dict[str, Any]:
-    """Metrics by subset; the test set's with intervals and as the validation temperature has it."""
+def _metrics(run: Run, model: str, found: dict[str, Probabilities]) -> ModelMetrics:
+    """Validation and test metrics of one model.
+
+    Test metrics include intervals, and the calibration error at the temperature that was fitted on
+    the validation tiles.
+    """
     truth = {name: run.data.labels[run.data.subsets[name]].numpy() for name in found}
-    result = {name: evaluate(found[name], truth[name]) for name in found}
+    metrics: dict[str, Metrics] = {name: evaluate(found[name], truth[name]) for name in found}
     groups = [run.split[index].group for index in run.data.subsets["test"]]
     test, labels = found["test"], truth["test"]
-    result["test"]["groups"] = len(set(groups))
-    result["test"]["intervals"] = intervals(test.argmax(axis=1), labels, groups, len(run.classes))
     temperature = fit_temperature(np.log(np.maximum(found["val"], 1e-12)), truth["val"])
     scaled = expected_calibration_error(at_temperature(test, temperature), labels)
-    result["test"]["expected_calibration_error_at_temperature"] = scaled
-    return {"temperature": temperature, **result}
+    return ModelMetrics(
+        model=model,
+        temperature=temperature,
+        val=metrics["val"],
+        test=ModelTest(
+            **structs.asdict(metrics["test"]),
+            groups=len(set(groups)),
+            intervals=intervals(test.argmax(axis=1), labels, groups, len(run.classes)),
+            expected_calibration_error_at_temperature=scaled,
+        ),
+    )
 
 
-def _write_predictions(run: Run, path: Path, found: dict[str, Probabilities]) -> None:
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = [f"p_{name}" for name in run.classes]
-        writer.writerow(["path", "class", "group", "subset", *names])
-        for subset, probabilities in found.items():
-            for index, row in zip(run.data.subsets[subset], probabilities, strict=True):
-                tile, group = run.split[index].tile, run.split[index].group
-                shares = (f"{p:.8f}" for p in row)
-                writer.writerow([tile.path, tile.label, group, subset, *shares])
+def _predictions(run: Run, found: dict[str, Probabilities]) -> RunPredictions:
+    """Probabilities by subset (N, classes) as the rows of one table."""
+    rows = [(subset, index) for subset in found for index in run.data.subsets[subset]]
+    tiles = [run.split[index] for _, index in rows]
+    return RunPredictions(
+        classes=tuple(run.classes),
+        paths=tuple(tile.tile.path for tile in tiles),
+        labels=np.array([run.classes.index(tile.tile.label) for tile in tiles], np.int64),
+        groups=tuple(tile.group for tile in tiles),
+        subsets=tuple(subset for subset, _ in rows),
+        probabilities=np.concatenate(list(found.values())).astype(np.float64),
+    )
 
 
 def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -108,9 +126,8 @@ def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
     views = augment(tiles, tiles.shape[-1], run.recipe.augment, generator)
     pixels = (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
-    with (run.folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["subset"] == "test"]
-    found = np.array([[float(row[f"p_{name}"]) for name in run.classes] for row in rows])
+    predictions = RunFolder(run.folder).read_predictions().subset("test")
+    found = predictions.probabilities
     truth = run.data.labels[test].numpy()
     wrong = np.flatnonzero(found.argmax(axis=1) != truth)
     surest = wrong[np.argsort(-found[wrong].max(axis=1))]
@@ -120,8 +137,8 @@ def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
         tile = run.data.store.batch(test[[place]])[0].permute(1, 2, 0).numpy()
         return {
             "picture": picture(tile),
-            "path": rows[place]["path"],
-            "truth": rows[place]["class"],
+            "path": predictions.paths[place],
+            "truth": run.classes[predictions.labels[place]],
             "label": run.classes[label],
             "confidence": float(found[place, label]),
         }

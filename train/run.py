@@ -1,7 +1,5 @@
 """`edgelung train`: index, group, split, teacher, student, evidence, report."""
 
-import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -10,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.artifacts.run import CONFIG, METRICS, SPLIT, STATE, role_folder
+from edgelung.artifacts.run import EpochRecord, RunConfig, RunFolder, RunMetrics, SplitRow
+from edgelung.artifacts.run import split_counts as count_split
+from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import (
     TEMPORARY_SUFFIX,
@@ -20,8 +21,6 @@ from edgelung.core.files import (
     atomic_write,
     locked,
     new_folder,
-    sha256_file,
-    write_json,
 )
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.report.pages import run_page
@@ -41,15 +40,12 @@ from edgelung.train.split import (
     of_two_classes,
     split_at_random,
     split_by_group,
-    split_counts,
-    write_split,
 )
 from edgelung.train.stages import absolute_weights, check_models, label_stage, student_stage
 from edgelung.train.tiles import TileStore
 from edgelung.train.trainer import Data, Progress, Stage, fit, global_batch, load_progress
 
 Say = Callable[[str], None]
-LOCK = f"{STATE}.lock"
 
 
 def train_run(
@@ -60,28 +56,31 @@ def train_run(
     groups: Path | None = None,
     resume: bool = False,
     say: Say = lambda text: None,
-) -> dict[str, Any]:
+) -> RunMetrics:
     """Train a teacher and a student on a folder of labelled tiles; returns metrics.json.
 
     With `resume`, an unfinished run in `out` goes on with its own recipe and split (`recipe` and
     `groups` must be None). Raises EdgelungError for anything a user can mend.
     """
     if resume:
-        if (out / METRICS).is_file():
+        if RunFolder(out).is_finished:
             say(f"{out} is finished already")
-            return _finished(out / METRICS)
+            return RunFolder(out).read_metrics()
         run = _reopen(data, out, say)
     else:
         assert recipe is not None
         run = _start(data, out, absolute_weights(recipe), groups, say)
     if not run.machine.first:
         return _complete(run, say)
-    handle = locked(out / LOCK, f"another process is training in {out}; wait for it")
+    folder = RunFolder(out)
+    handle = locked(folder.lock_path, f"another process is training in {out}; wait for it")
     try:
-        for left in out.glob(f".{STATE}.*{TEMPORARY_SUFFIX}"):  # by one killed while it wrote
+        for left in out.glob(
+            f".{folder.checkpoint_path.name}.*{TEMPORARY_SUFFIX}"
+        ):  # by one killed while it wrote
             left.unlink()
         metrics = _complete(run, say)
-        (out / LOCK).unlink(missing_ok=True)
+        folder.lock_path.unlink(missing_ok=True)
         return metrics
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; --resume --out {out} goes on from the last checkpoint")
@@ -90,25 +89,19 @@ def train_run(
         os.close(handle)
 
 
-def _finished(path: Path) -> dict[str, Any]:
-    try:
-        metrics: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise EdgelungError(f"cannot read {path}: {error}") from error
-    return metrics
-
-
-def _complete(run: Run, say: Say) -> dict[str, Any]:
+def _complete(run: Run, say: Say) -> RunMetrics:
     """Train from where the run stands to its report; returns metrics.json."""
     several = f", {run.machine.processes} processes" if run.machine.processes > 1 else ""
     say(f"training on {run.machine.device.type} in {run.machine.precision}{several}")
-    state = run.folder / STATE
+    folder = RunFolder(run.folder)
+    state = folder.checkpoint_path
 
-    def train() -> dict[str, Any]:
+    def train() -> RunMetrics:
         standing = load_progress(state) if state.is_file() else Progress(run.roles[0])
         return evaluate_models(run, _train(run, standing))
 
-    metrics, unrepeatable = {}, None
+    metrics: RunMetrics | None = None
+    unrepeatable = None
     try:
         metrics = train()
     except RuntimeError as error:
@@ -118,11 +111,12 @@ def _complete(run: Run, say: Say) -> dict[str, Any]:
     if unrepeatable is not None:  # out here, where what the error held is gone from memory
         say(f"{unrepeatable} has no repeatable form here: a second run may give other weights")
         metrics = train()
-    metrics["unrepeatable"] = unrepeatable
+    assert metrics is not None
+    metrics = structs.replace(metrics, unrepeatable=unrepeatable)
     if run.machine.first:
-        with atomic_write(run.folder / "report.html", "w", encoding="utf-8") as file:
-            file.write(run_page(run.folder, metrics, run_pictures(run)))
-        write_json(run.folder / METRICS, metrics)  # last: its presence says: finished
+        with atomic_write(folder.report_path, "w", encoding="utf-8") as file:
+            file.write(run_page(folder, metrics, run_pictures(run)))
+        folder.write_metrics(metrics)  # last: its presence says: finished
         state.unlink(missing_ok=True)
     return metrics
 
@@ -131,14 +125,15 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     """Check everything that can be checked, then make the run folder."""
     machine = choose_machine(recipe.precision)
     split = from_first(lambda: _split(data, out, recipe, groups, say))
-    counts = split_counts(split)
+    rows = [_row(tile) for tile in split]
+    counts = count_split(rows)
     for subset, labels in counts.items():
-        parts = ", ".join(f"{n} {c['tiles']} ({c['groups']})" for n, c in labels.items())
+        parts = ", ".join(f"{n} {c.tiles} ({c.groups})" for n, c in labels.items())
         say(f"{subset:5} tiles (groups): {parts}")
     _say_what_is_odd(split, recipe.split, groups is not None, say)
     mates = mates_in_training(split)
     if recipe.split.by == "random":
-        tested = sum(labels["tiles"] for labels in counts["test"].values())
+        tested = sum(size.tiles for size in counts["test"].values())
         say(
             f"random split: {mates} of {tested} test tiles ({100 * mates / tested:.1f} %) have a "
             "group mate in training; their accuracy says little about new tissue"
@@ -146,23 +141,23 @@ def _start(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
     run = _open(out, data, recipe, machine, split, say)
     if machine.first:
         tiles = [row.tile for row in split]
-        config = {
-            "edgelung": __version__,
-            "notice": RESEARCH_USE_ONLY,
-            "data": str(data.absolute()),
-            "seed": recipe.seed,
-            "precision": machine.precision,
-            "processes": machine.processes,
-            "groups": groups.name if groups else "auto: tiles that show one piece of tissue",
-            "split": recipe.split.by,
-            "test_tiles_with_a_group_mate_in_training": mates,
-            "counts": counts,
-            "sizes": dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
-            "recipe": recipe.model_dump(mode="json"),
-        }
+        config = RunConfig(
+            edgelung=__version__,
+            notice=RESEARCH_USE_ONLY,
+            data=str(data.absolute()),
+            seed=recipe.seed,
+            precision=machine.precision,
+            processes=machine.processes,
+            groups=groups.name if groups else "auto: tiles that show one piece of tissue",
+            split=recipe.split.by,
+            test_tiles_with_a_group_mate_in_training=mates,
+            counts=counts,
+            sizes=dict(Counter(f"{t.width}x{t.height}" for t in tiles).most_common(10)),
+            recipe=recipe.model_dump(mode="json"),
+        )
         with atomic_folder(out) as folder:
-            write_split(folder / SPLIT, split)
-            write_json(folder / CONFIG, config | {"split_sha256": sha256_file(folder / SPLIT)})
+            RunFolder(folder).write_split(rows)
+            RunFolder(folder).write_config(config)
     return run
 
 
@@ -213,34 +208,31 @@ def _split(data: Path, out: Path, recipe: Recipe, groups: Path | None, say: Say)
 def _reopen(data: Path, out: Path, say: Say) -> Run:
     """Open an unfinished run, on the tiles and in the precision that it began with."""
     config, split = from_first(lambda: _known(data, out))
-    recipe = validate_recipe(config["recipe"], str(out / CONFIG))
-    return _open(out, data, recipe, choose_machine(config["precision"]), split, say)
+    recipe = validate_recipe(config.recipe, str(RunFolder(out).config_path))
+    return _open(out, data, recipe, choose_machine(config.precision), split, say)
 
 
-def _known(data: Path, out: Path) -> tuple[dict[str, Any], list[SplitTile]]:
+def _row(tile: SplitTile) -> SplitRow:
+    return SplitRow(tile.tile.path, tile.tile.label, tile.group, tile.subset, tile.tile.sha256)
+
+
+def _known(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]:
     """run.json and the split of an unfinished run, whose tiles must be as they were."""
-    try:
-        config = json.loads((out / CONFIG).read_text("utf-8"))
-        recipe = validate_recipe(config["recipe"], str(out / CONFIG))
-        edited = sha256_file(out / SPLIT) != config["split_sha256"]
-        with (out / SPLIT).open(encoding="utf-8", newline="") as file:
-            known = {row["path"]: row for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EdgelungError(
-            f"{out} holds no run to go on with ({error}); start one without --resume"
-        ) from error
-    if edited:
-        raise EdgelungError(f"{out / SPLIT} was edited since the run began; start anew")
+    folder = RunFolder(out)
+    if not folder.config_path.is_file():
+        raise EdgelungError(f"{out} holds no run to go on with; start one without --resume")
+    config = folder.read_config()
+    recipe = validate_recipe(config.recipe, str(folder.config_path))
+    known = {row.path: row for row in folder.read_split()}
     tiles = index_tiles(data, recipe.classes)
-    changed = [t.path for t in tiles if known.get(t.path, {}).get("sha256") != t.sha256]
+    changed = [t.path for t in tiles if t.path not in known or known[t.path].sha256 != t.sha256]
     if changed or len(tiles) != len(known):
         what = changed[0] if changed else f"{len(known) - len(tiles)} tiles are gone"
         raise EdgelungError(
             f"the tiles in {data} are not those that the run was split on ({what}); "
             "restore them or start anew"
         )
-    split = [SplitTile(t, known[t.path]["group"], known[t.path]["subset"]) for t in tiles]
-    return config, split
+    return config, [SplitTile(t, known[t.path].group, known[t.path].subset) for t in tiles]
 
 
 def _open(
@@ -267,7 +259,7 @@ def _train(run: Run, standing: Progress) -> dict[str, Model]:
     roles = run.roles
     models: dict[str, Model] = {}
     for place, role in enumerate(roles):
-        folder = role_folder(run.folder, role)
+        folder = RunFolder(run.folder).model_folder(role)
         under_way = standing.stage == role
         fresh = under_way and standing.step == 0
         if role == "student":
@@ -306,8 +298,8 @@ def _fit(run: Run, stage: Stage, standing: Progress) -> Model:
             + f", {last['seconds']:.0f} s"
         )
         if run.machine.first:
-            with atomic_write(run.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in history)
+            records = [typed_json.convert(record, EpochRecord) for record in history]
+            RunFolder(run.folder).write_history(records)
 
     with progress_bar(stage.name, schedule.epochs * (train // batch) * batch) as advance:
         advance(standing.step * batch)
@@ -318,7 +310,7 @@ def _fit(run: Run, stage: Stage, standing: Progress) -> Model:
                 run.machine,
                 run.recipe.seed,
                 standing,
-                run.folder / STATE,
+                RunFolder(run.folder).checkpoint_path,
                 on_step=advance,
                 on_epoch=on_epoch,
             )

@@ -1,15 +1,12 @@
 """Groups before splits: tiles of one source never straddle train, validation and test."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import atomic_write
 from edgelung.train.groups.disjoint_set import Forest
 from edgelung.train.index import IndexedTile
 from edgelung.train.recipe import Split
@@ -151,27 +148,3 @@ def of_two_classes(tiles: Sequence[IndexedTile]) -> Iterator[tuple[str, str]]:
         other = first.setdefault(tile.sha256, tile)
         if other.label != tile.label:
             yield other.path, tile.path
-
-
-def write_split(path: Path, split: Sequence[SplitTile]) -> None:
-    """Write split.csv: path,class,group,subset,sha256."""
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "class", "group", "subset", "sha256"])
-        for row in split:
-            writer.writerow([row.tile.path, row.tile.label, row.group, row.subset, row.tile.sha256])
-
-
-def split_counts(split: Sequence[SplitTile]) -> dict[str, dict[str, dict[str, int]]]:
-    """Tiles and groups by subset and class."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for subset in SUBSETS:
-        rows = [row for row in split if row.subset == subset]
-        counts[subset] = {
-            label: {
-                "tiles": sum(row.tile.label == label for row in rows),
-                "groups": len({row.group for row in rows if row.tile.label == label}),
-            }
-            for label in sorted({row.tile.label for row in split})
-        }
-    return counts

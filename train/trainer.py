@@ -317,7 +317,9 @@ def _check_finite(value: float, what: str, stage: Stage, step: int, total: int) 
         )
 
 
-def _validate(task: TrainingTask, data: Data, machine: Machine, size: int) -> dict[str, float]:
+def _validate(
+    task: TrainingTask, data: Data, machine: Machine, size: int
+) -> dict[str, float | None]:
     truth = data.labels[data.subsets["val"]].numpy()
     model = unwrap_model(_evaluated(task))
     machine.share_out(model)  # statistics of batches differ from process to process
@@ -326,9 +328,9 @@ def _validate(task: TrainingTask, data: Data, machine: Machine, size: int) -> di
         raise EdgelungError("validation gave no finite probabilities; try a lower learning rate")
     metrics = evaluate(found, truth)
     return {
-        "val_loss": metrics["negative_log_likelihood"],
-        "val_accuracy": metrics["accuracy"],
-        "val_balanced_accuracy": metrics["balanced_accuracy"],
+        "val_loss": metrics.negative_log_likelihood,
+        "val_accuracy": metrics.accuracy,
+        "val_balanced_accuracy": metrics.balanced_accuracy,
     }
 
 

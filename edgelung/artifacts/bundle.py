@@ -1,12 +1,12 @@
-"""The bundle: the folder that goes to the workstation. Its format, verified opening, and writing.
+"""The bundle: the folder that goes to the workstation. Its types, its reader and its writer.
 
     bundle.json           classes, preprocessing, variants and their gates, provenance, hashes
     bundle.json.sha256    the hash of bundle.json itself, in the form that `sha256sum -c` reads
     model.<variant>.onnx  one file per variant, no external data
     golden/…              a few tiles whose probabilities under each variant are known
-    report.html
+    report.html, MODEL_CARD.md
 
-Every file's hash is checked before anything in it is used. Hashes tell damage and mix-ups, not
+Every file's hash is checked before anything in it is used. Hashes show damage and mix-ups, not
 forgery: whoever can write the folder can write the hashes.
 """
 
@@ -15,36 +15,183 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from msgspec import Struct, field
+
+from edgelung.artifacts.results import GateResult, SetSize, VariantTest
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.precision import FULL_PRECISION, Precision
+from edgelung.core.typed_json import Json, convert, parse, plain
 from edgelung.tiles.reader import ReaderSpec
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
-# int8-fp16: INT8 linears between FP16 tensors, for GPUs; int8 has them between FP32 ones, for CPUs.
-# fp8: E4M3 linears between FP16 tensors, for GPUs from SM 89 on.
-PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
-FULL_PRECISION = "fp32"
+SEAL = f"{MANIFEST}.sha256"
+GOLDEN_FOLDER = "golden"
+REPORT = "report.html"
+MODEL_CARD = "MODEL_CARD.md"
 STARTER_NOTE = (
     "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "
     "for research only, not for diagnosis"
 )
 
 
+def graph_name(precision: Precision) -> str:
+    """File name of a variant's graph in the bundle."""
+    return f"model.{precision}.onnx"
+
+
+class MethodScore(Struct, frozen=True, kw_only=True):
+    """What a calibration method cost on the tiles that compare methods."""
+
+    flipped: int
+    mean_probability_difference: float
+
+
+class QatRecord(Struct, frozen=True, kw_only=True):
+    """Quantization-aware training of a variant: tiles seen, loss at its start and end."""
+
+    tiles: int
+    loss_before: float
+    loss_after: float
+
+
+class Calibration(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the 8-bit ranges of a variant were found.
+
+    `asked` is the method asked for, `method` the one used; `scores` by method, on `scored_tiles`
+    of the calibration tiles. `migration_strength`: α of each place whose scale was migrated.
+    """
+
+    asked: str
+    method: str
+    tiles: int
+    groups: int
+    scores: dict[str, MethodScore]
+    scored_tiles: int
+    bias_correction: bool
+    migration_strength: dict[str, float]
+    qat: QatRecord | None = None
+
+
+class PartSensitivity(Struct, frozen=True, kw_only=True):
+    """How far the output moves with a part in INT8 `alone`, and with `all_but` it; nats."""
+
+    name: str
+    linears: list[str]
+    alone: float
+    all_but: float
+
+
+class Sensitivity(Struct, frozen=True, kw_only=True):
+    """Which parts of the graph suffer from INT8, most harmful first; nats, mean over `tiles`."""
+
+    everything: float = field(name="all")
+    linears: list[PartSensitivity]
+    blocks: list[PartSensitivity]
+    tiles: int
+
+
+class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One variant: its file, what it is made of, and the evidence for it.
+
+    `kept_in_float`: parts that stay in floating point because the gate refused them in INT8.
+    `tiles_per_second`: of the network alone by CPU engine, on the machine that exported.
+    """
+
+    file: str
+    bytes: int
+    base: str
+    meant_for: str
+    quantized_linears: int
+    judged_by: str
+    tiles_per_second: dict[str, float]
+    gate: GateResult
+    kept_in_float: list[str] | None = field(name="given_back", default=None)
+    calibration: Calibration | None = None
+    test: VariantTest | None = None
+
+
+class GoldenEntry(Struct, frozen=True, kw_only=True):
+    """A golden tile: its file, its class, its probabilities by variant."""
+
+    file: str
+    label: str = field(name="class")
+    probabilities: dict[str, list[float]]
+
+
+class OutsideConfidence(Struct, frozen=True, kw_only=True):
+    """How sure the model is of tiles of none of its classes, beside test tiles.
+
+    `roc_auc`: the chance that a test tile gets the higher confidence of the two.
+    """
+
+    tiles: int
+    median_confidence_on_test: float
+    median_confidence: float
+    share_above_09_on_test: float = field(name="share_above_0.9_on_test")
+    share_above_09: float = field(name="share_above_0.9")
+    roc_auc: float | None
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """Where the model comes from. `recipe` holds the recipe as `edgelung train` resolved it."""
+
+    edgelung: str
+    created: str
+    run: str
+    student: str
+    weights_sha256: str
+    split_sha256: str
+    groups: str
+    split: str
+    recipe: dict[str, Json]
+    sets: dict[str, SetSize]
+    eight_bits: str | None
+
+
+class FileEntry(Struct, frozen=True, kw_only=True):
+    """A file of the bundle: its hash and its size."""
+
+    sha256: str
+    bytes: int
+
+
+class BundleManifest(Struct, frozen=True, kw_only=True):
+    """bundle.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str = ""
+    notice: str = ""
+    classes: list[str]
+    preprocessing: dict[str, Json]
+    temperature: float
+    variants: dict[str, VariantEntry]
+    sensitivity: Sensitivity | None = None
+    golden: list[GoldenEntry]
+    outside: OutsideConfidence | None = None
+    provenance: Provenance | None = None
+    files: dict[str, FileEntry] = {}
+
+
 @dataclass(frozen=True)
 class Variant:
-    """One ONNX file of the model at one precision, and what the gate found."""
+    """One ONNX file of the model at one precision, with its evidence."""
 
-    precision: str
+    precision: Precision
     path: Path
-    gate: Mapping[str, Any]
+    entry: VariantEntry
+
+    @property
+    def gate(self) -> GateResult:
+        """What the gate decided."""
+        return self.entry.gate
 
     @property
     def passed(self) -> bool:
         """Full precision is the reference; the others need evidence."""
-        return self.precision == FULL_PRECISION or self.gate.get("verdict") == "pass"
+        return self.precision == FULL_PRECISION or self.gate.verdict == "pass"
 
 
 @dataclass(frozen=True)
@@ -57,21 +204,22 @@ class GoldenTile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle."""
+    """A verified bundle. `sha256` is the hash of bundle.json, which holds all other hashes."""
 
     folder: Path
     classes: tuple[str, ...]
     reader: ReaderSpec
-    variants: Mapping[str, Variant]
+    variants: Mapping[Precision, Variant]
     golden: tuple[GoldenTile, ...]
-    manifest: Mapping[str, Any]
+    manifest: BundleManifest
+    sha256: str
 
-    def variant(self, precision: str) -> Variant:
-        """The variant at this precision; raises EdgelungError where the bundle lacks it."""
+    def variant(self, precision: Precision) -> Variant:
+        """The variant at this precision; raises EdgelungError if the bundle has none."""
         if precision not in self.variants:
             raise EdgelungError(
                 f"bundle {self.folder} holds no {precision} variant (it holds "
-                f"{', '.join(self.variants)}); export it with --{precision.split('-')[0]}"
+                f"{', '.join(self.variants)}); export it with {precision.about.option}"
             )
         return self.variants[precision]
 
@@ -85,53 +233,34 @@ def starter_bundle() -> Path:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Verify every hash, then read; raises EdgelungError with the first thing found wrong."""
-    manifest = _read_manifest(folder)
-    _check_files(folder, manifest)
+    """Verify every hash, then read. Raises EdgelungError that names the first fault."""
+    data = _read_sealed(folder)
+    content = _checked_json(folder, data)
+    _check_files(folder, content)
     try:
-        variants = {
-            precision: Variant(precision, folder / entry["file"], dict(entry["gate"]))
-            for precision, entry in manifest["variants"].items()
-            if precision in PRECISIONS
-        }
-        golden = tuple(
-            GoldenTile(
-                folder / entry["file"],
-                {k: tuple(map(float, v)) for k, v in entry["probabilities"].items()},
-            )
-            for entry in manifest["golden"]
-        )
-        names = manifest["classes"]
-        reader = ReaderSpec.from_json(manifest["preprocessing"])
-        hashed = set(manifest["files"])
-        used = {e["file"] for e in (*manifest["variants"].values(), *manifest["golden"])}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        manifest = convert(content, BundleManifest)
+        reader = ReaderSpec.from_json(manifest.preprocessing)
+    except (ValueError, AttributeError) as error:
         raise EdgelungError(
-            f"{folder / MANIFEST} lacks or misuses {one_line(error)}; export the bundle again"
+            f"{folder / MANIFEST} lacks or misuses a field: {one_line(error)}; "
+            "export the bundle again"
         ) from error
-    if FULL_PRECISION not in variants or not golden:
-        raise EdgelungError(
-            f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant and golden "
-            "tiles; export it again"
-        )
-    named = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
-    if not named or len(set(names)) != len(names) or len(names) < 2:
-        raise EdgelungError(
-            f"{folder / MANIFEST} has the classes {names}; expected two or more different names"
-        )
-    for tile in golden:
-        for precision in variants:
-            if len(tile.probabilities.get(precision, ())) != len(names):
-                raise EdgelungError(
-                    f"{folder}: golden tile {tile.path.name} does not hold {len(names)} "
-                    f"probabilities for {precision}; export the bundle again"
-                )
-    if used - hashed:
-        raise EdgelungError(f"{folder}: {sorted(used - hashed)[0]} has no hash; export it again")
-    return Bundle(folder, tuple(names), reader, variants, golden, manifest)
+    known = {str(precision) for precision in Precision}
+    variants = {
+        Precision(name): Variant(Precision(name), folder / entry.file, entry)
+        for name, entry in manifest.variants.items()
+        if name in known  # a newer edgelung may add some
+    }
+    golden = tuple(
+        GoldenTile(folder / entry.file, {k: tuple(v) for k, v in entry.probabilities.items()})
+        for entry in manifest.golden
+    )
+    _check_content(folder, manifest, variants, golden)
+    classes = tuple(manifest.classes)
+    return Bundle(folder, classes, reader, variants, golden, manifest, sha256_bytes(data))
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def write_bundle(folder: Path, manifest: BundleManifest) -> None:
     """Write bundle.json with the hash of every file now in `folder`, and its own hash beside it."""
     files = {
         path.relative_to(folder).as_posix(): {
@@ -139,19 +268,18 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
             "bytes": path.stat().st_size,
         }
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, f"{MANIFEST}.sha256")
+        if path.is_file() and path.name not in (MANIFEST, SEAL)
     }
-    text = json.dumps(
-        {"schema_version": SCHEMA_VERSION, **manifest, "files": files},
-        indent=2,
-        ensure_ascii=False,
-    )
+    content = plain(manifest)
+    assert isinstance(content, dict)
+    text = json.dumps(content | {"files": files}, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     seal = f"{sha256_file(folder / MANIFEST)}  {MANIFEST}\n"
-    (folder / f"{MANIFEST}.sha256").write_text(seal, encoding="ascii")
+    (folder / SEAL).write_text(seal, encoding="ascii")
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_sealed(folder: Path) -> bytes:
+    """The bytes of bundle.json; not yet checked."""
     path = folder / MANIFEST
     if not folder.is_dir() or not path.is_file():
         raise EdgelungError(
@@ -159,38 +287,44 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "expected a folder that `edgelung export` wrote"
         )
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}; copy it again") from error
+
+
+def _checked_json(folder: Path, data: bytes) -> dict[str, Json]:
+    """bundle.json as plain values, once its version and its seal are right."""
+    path = folder / MANIFEST
     try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError):
-        manifest = None
-    # Before the hash: a newer edgelung may seal its manifest in another way.
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+        content = parse(data)
+    except ValueError:
+        content = None
+    # Before the seal: a newer edgelung may seal its manifest in another way.
+    version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int | float) and version > SCHEMA_VERSION:
         raise EdgelungError(
             f"{path} has schema version {version}; this edgelung reads up to {SCHEMA_VERSION}: "
             "update edgelung"
         )
     try:
-        seal = (folder / f"{MANIFEST}.sha256").read_bytes()
+        seal = (folder / SEAL).read_bytes()
     except OSError as error:
         raise EdgelungError(
             f"cannot read {error.filename}: {error.strerror}; copy the bundle again"
         ) from error
     if seal != f"{sha256_bytes(data)}  {MANIFEST}\n".encode():
         raise EdgelungError(
-            f"{path} does not match {MANIFEST}.sha256: one of them is damaged or was edited; "
+            f"{path} does not match {SEAL}: one of them is damaged or was edited; "
             "copy or export the bundle again"
         )
-    if not isinstance(manifest, dict) or version != SCHEMA_VERSION:
+    if not isinstance(content, dict) or version != SCHEMA_VERSION:
         raise EdgelungError(f"{path} is not a bundle manifest; export the bundle again")
-    return manifest
+    return content
 
 
-def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    files = manifest.get("files")
+def _check_files(folder: Path, content: Mapping[str, Json]) -> None:
+    """Raise EdgelungError for a listed file that is outside, missing or changed."""
+    files = content.get("files")
     if not isinstance(files, dict) or not files:
         raise EdgelungError(f"{folder / MANIFEST} lists no files; export the bundle again")
     for name, entry in files.items():
@@ -207,3 +341,33 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
                 f"{path} is damaged: its SHA-256 is {found[:12]}…, bundle.json says "
                 f"{expected[:12]}…; copy the bundle or export it again"
             )
+
+
+def _check_content(
+    folder: Path,
+    manifest: BundleManifest,
+    variants: Mapping[Precision, Variant],
+    golden: tuple[GoldenTile, ...],
+) -> None:
+    """Raise EdgelungError for a manifest whose parts do not fit each other."""
+    names = manifest.classes
+    if FULL_PRECISION not in variants or not golden:
+        raise EdgelungError(
+            f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant and golden "
+            "tiles; export it again"
+        )
+    if not all(names) or len(set(names)) != len(names) or len(names) < 2:
+        raise EdgelungError(
+            f"{folder / MANIFEST} has the classes {names}; expected two or more different names"
+        )
+    for tile in golden:
+        for precision in variants:
+            if len(tile.probabilities.get(precision, ())) != len(names):
+                raise EdgelungError(
+                    f"{folder}: golden tile {tile.path.name} does not hold {len(names)} "
+                    f"probabilities for {precision}; export the bundle again"
+                )
+    used = {entry.file for entry in manifest.variants.values()}
+    used |= {entry.file for entry in manifest.golden}
+    if unlisted := sorted(used - set(manifest.files)):
+        raise EdgelungError(f"{folder}: {unlisted[0]} has no hash; export it again")

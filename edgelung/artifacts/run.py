@@ -1,21 +1,434 @@
-"""What lies where in a run folder, for whoever reads one."""
+"""The run folder: what `edgelung train` writes, and everybody else reads through this module.
 
+run.json             the resolved recipe, the data, the split's counts and hash
+split.csv            every tile: path, class, group, subset, SHA-256
+model.safetensors    the student's weights; config.json describes it, as timm reads it
+predictions.csv      probabilities of its validation and test tiles
+teacher/, baseline/  weights, config.json and predictions.csv of the other models
+metrics.jsonl        one line per epoch
+metrics.json         metrics of every model; written last: it says that the run is finished
+report.html          the page
+state.pt             the checkpoint of an unfinished run
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-CONFIG, SPLIT, METRICS, STATE = "run.json", "split.csv", "metrics.json", "state.pt"
+import numpy as np
+import numpy.typing as npt
+from msgspec import UNSET, Struct, UnsetType
 
-# The models of a run, in the order of training. Each has weights, config.json and predictions.csv
-# in a folder of its name; the student's are the run's own.
+from edgelung.artifacts.predictions import probability_column, probability_columns
+from edgelung.artifacts.results import Metrics, ModelTest, SetSize
+from edgelung.core import typed_json
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.files import atomic_write, sha256_file
+from edgelung.core.typed_json import Json
+
+SCHEMA_VERSION = 2  # 1, unnumbered, is that of edgelung 0.1; its folders are read as they are
+SUBSETS = ("train", "val", "test")
+# In the order of training.
 ROLES = ("teacher", "baseline", "student")
+ANEW = "expected a run folder that `edgelung train` wrote; train it again"
+
+Counts = dict[str, dict[str, SetSize]]  # subset → class → tiles and groups
 
 
-def role_folder(run: Path, role: str) -> Path:
-    """Where a run keeps the model of a role."""
-    return run if role == "student" else run / role
+class RunConfig(Struct, frozen=True, kw_only=True):
+    """run.json: what the run was asked for and on which tiles."""
+
+    schema_version: int = 1
+    edgelung: str
+    notice: str
+    data: str
+    seed: int
+    precision: str
+    processes: int
+    groups: str
+    split: str
+    test_tiles_with_a_group_mate_in_training: int
+    counts: Counts
+    sizes: dict[str, int]  # '768x768' → tiles
+    recipe: dict[str, Json]
+    split_sha256: str = ""
+
+    @property
+    def fewest_test_groups(self) -> int:
+        """Test groups of the class that has the fewest."""
+        return min(size.groups for size in self.counts["test"].values())
 
 
-def fewest_test_groups(config: dict[str, Any]) -> int:
-    """Of a run's run.json: the number of test groups of the class that has the fewest."""
-    counts: list[int] = [entry["groups"] for entry in config["counts"]["test"].values()]
-    return min(counts)
+class SplitRow(Struct, frozen=True):
+    """A row of split.csv: one tile, its class, its group and its subset."""
+
+    path: str
+    label: str
+    group: str
+    subset: str
+    sha256: str
+
+
+class EpochRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of metrics.jsonl. Losses are means over the epoch.
+
+    The three `val_` figures are None while features alone teach: nothing is validated then.
+    """
+
+    stage: str
+    epoch: int
+    size: int  # pixels
+    lr: float
+    loss: float
+    task_loss: float | None = None
+    distill_loss: float | None = None
+    guidance_loss: float | None = None
+    seconds: float
+    val_loss: float | None = None  # nats
+    val_accuracy: float | None = None
+    val_balanced_accuracy: float | None = None
+
+
+class ModelMetrics(Struct, frozen=True, kw_only=True):
+    """One model of a run: its timm name, temperature, validation and test metrics."""
+
+    model: str
+    temperature: float
+    val: Metrics
+    test: ModelTest
+
+
+class RunMetrics(Struct, frozen=True, kw_only=True):
+    """metrics.json. `unrepeatable`: an operation that has no repeatable form on the device."""
+
+    classes: list[str]
+    teacher: ModelMetrics | UnsetType = UNSET
+    baseline: ModelMetrics | UnsetType = UNSET
+    student: ModelMetrics | UnsetType = UNSET
+    unrepeatable: str | None = None
+
+    @property
+    def models(self) -> dict[str, ModelMetrics]:
+        """Metrics by role, in the order of training."""
+        by_role = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
+        return {role: metrics for role, metrics in by_role.items() if metrics is not UNSET}
+
+
+class PretrainedConfig(Struct, frozen=True, kw_only=True):
+    """timm's `pretrained_cfg`, as far as a run needs it. Mean and std of pixels in 0…1."""
+
+    input_size: tuple[int, int, int]  # channels, height, width
+    fixed_input_size: bool
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_classes: int
+    pool_size: Json
+    first_conv: str | list[str]
+    classifier: str | list[str]
+
+
+class StudentShape(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the export needs and cannot read off the weights; None for other models."""
+
+    num_heads: int | None = None
+    patch_size: int | None = None  # pixels
+
+
+class ModelConfig(Struct, frozen=True, kw_only=True):
+    """config.json: `timm.create_model('local-dir:RUN')` reads it too."""
+
+    architecture: str
+    num_classes: int
+    num_features: int
+    label_names: list[str]
+    model_args: dict[str, int]
+    pretrained_cfg: PretrainedConfig
+    edgelung: StudentShape
+
+
+@dataclass(frozen=True)
+class RunPredictions:
+    """predictions.csv of one model: probabilities float64 (N, classes) of N tiles, in order.
+
+    `labels` are the true classes, by index into `classes`.
+    """
+
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    groups: tuple[str, ...]
+    subsets: tuple[str, ...]
+    probabilities: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, name: str) -> "RunPredictions":
+        """The rows of 'val' or 'test'."""
+        rows = [i for i, subset in enumerate(self.subsets) if subset == name]
+        return RunPredictions(
+            self.classes,
+            tuple(self.paths[i] for i in rows),
+            self.labels[rows],
+            tuple(self.groups[i] for i in rows),
+            tuple(self.subsets[i] for i in rows),
+            self.probabilities[rows],
+        )
+
+    def to_records(self) -> list[dict[str, str | float]]:
+        """One dict per tile with the columns of the CSV: for `pandas.DataFrame(...)`."""
+        return [
+            {
+                "path": path,
+                "class": self.classes[label],
+                "group": group,
+                "subset": subset,
+                **dict(zip(probability_columns(self.classes), shares.tolist(), strict=True)),
+            }
+            for path, label, group, subset, shares in zip(
+                *(self.paths, self.labels, self.groups, self.subsets, self.probabilities),
+                strict=True,
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder: its paths, its readers and its writers.
+
+    Readers raise EdgelungError that names the file, what is wrong with it and what to do.
+    """
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        """run.json."""
+        return self.path / "run.json"
+
+    @property
+    def split_path(self) -> Path:
+        """split.csv."""
+        return self.path / "split.csv"
+
+    @property
+    def metrics_path(self) -> Path:
+        """metrics.json."""
+        return self.path / "metrics.json"
+
+    @property
+    def history_path(self) -> Path:
+        """metrics.jsonl."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        """report.html."""
+        return self.path / "report.html"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """state.pt."""
+        return self.path / "state.pt"
+
+    @property
+    def lock_path(self) -> Path:
+        """Locked by the process that trains."""
+        return self.path / "state.pt.lock"
+
+    def model_folder(self, role: str) -> Path:
+        """Where the model of a role lies; the student's files are the run's own."""
+        return self.path if role == "student" else self.path / role
+
+    def weights_path(self, role: str = "student") -> Path:
+        """model.safetensors of a role."""
+        return self.model_folder(role) / "model.safetensors"
+
+    def model_config_path(self, role: str = "student") -> Path:
+        """config.json of a role."""
+        return self.model_folder(role) / "config.json"
+
+    def predictions_path(self, role: str = "student") -> Path:
+        """predictions.csv of a role."""
+        return self.model_folder(role) / "predictions.csv"
+
+    @property
+    def is_finished(self) -> bool:
+        """True once training, evaluation and report are done."""
+        return self.metrics_path.is_file()
+
+    def read_config(self) -> RunConfig:
+        """Read run.json and check that split.csv is the one it was written with."""
+        config = typed_json.read(self.config_path, RunConfig, ANEW)
+        if config.schema_version > SCHEMA_VERSION:
+            raise EdgelungError(
+                f"{self.config_path} has schema version {config.schema_version}; this edgelung "
+                f"reads up to {SCHEMA_VERSION}: update edgelung"
+            )
+        try:
+            unchanged = sha256_file(self.split_path) == config.split_sha256
+        except OSError as error:
+            raise EdgelungError(
+                f"cannot read {self.split_path}: {error.strerror}; {ANEW}"
+            ) from error
+        if not unchanged:
+            raise EdgelungError(
+                f"{self.split_path} is not the one that the run was made with; restore it, or "
+                "train again"
+            )
+        return config
+
+    def write_split(self, rows: Iterable[SplitRow]) -> None:
+        """Write split.csv."""
+        header = ("path", "class", "group", "subset", "sha256")
+        _write_csv(
+            self.split_path,
+            header,
+            ((row.path, row.label, row.group, row.subset, row.sha256) for row in rows),
+        )
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write run.json, sealed with the hash of the split.csv that lies there."""
+        content = typed_json.plain(config)
+        assert isinstance(content, dict)
+        sealed = {
+            **content,
+            "schema_version": SCHEMA_VERSION,
+            "split_sha256": sha256_file(self.split_path),
+        }
+        typed_json.write(self.config_path, sealed)
+
+    def read_split(self) -> list[SplitRow]:
+        """The rows of split.csv."""
+        try:
+            with self.split_path.open(encoding="utf-8", newline="") as file:
+                rows = [
+                    SplitRow(row["path"], row["class"], row["group"], row["subset"], row["sha256"])
+                    for row in csv.DictReader(file)
+                ]
+        except (OSError, KeyError, ValueError) as error:
+            raise EdgelungError(
+                f"cannot read {self.split_path} ({one_line(error)}); "
+                "expected path,class,group,subset,sha256"
+            ) from error
+        if odd := next((row for row in rows if row.subset not in SUBSETS), None):
+            raise EdgelungError(
+                f"{self.split_path} has the subset {odd.subset!r}; expected {', '.join(SUBSETS)}"
+            )
+        return rows
+
+    def read_metrics(self) -> RunMetrics:
+        """Read metrics.json."""
+        return typed_json.read(self.metrics_path, RunMetrics, ANEW)
+
+    def write_metrics(self, metrics: RunMetrics) -> None:
+        """Write metrics.json; from then on the run counts as finished."""
+        typed_json.write(self.metrics_path, metrics)
+
+    def read_history(self) -> list[EpochRecord]:
+        """The epochs so far, in order; none where nothing was trained yet."""
+        try:
+            text = self.history_path.read_text("utf-8") if self.history_path.exists() else ""
+            return [
+                typed_json.convert(typed_json.parse(line), EpochRecord)
+                for line in text.splitlines()
+            ]
+        except (OSError, ValueError) as error:
+            raise EdgelungError(
+                f"cannot read {self.history_path}: {one_line(error)}; {ANEW}"
+            ) from error
+
+    def write_history(self, history: Iterable[EpochRecord]) -> None:
+        """Write metrics.jsonl whole."""
+        with atomic_write(self.history_path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(typed_json.plain(record)) + "\n" for record in history)
+
+    def read_model_config(self, role: str = "student") -> ModelConfig:
+        """Read config.json of a role."""
+        return typed_json.read(self.model_config_path(role), ModelConfig, ANEW)
+
+    def write_model_config(self, config: ModelConfig, role: str = "student") -> None:
+        """Write config.json of a role."""
+        typed_json.write(self.model_config_path(role), config)
+
+    def read_predictions(self, role: str = "student") -> RunPredictions:
+        """Read predictions.csv of a role."""
+        path = self.predictions_path(role)
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            return _predictions(rows)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise EdgelungError(
+                f"cannot read the predictions in {path}: {one_line(error)}; {ANEW}"
+            ) from error
+
+    def write_predictions(self, predictions: RunPredictions, role: str = "student") -> None:
+        """Write predictions.csv of a role; probabilities with eight decimals."""
+        header = ("path", "class", "group", "subset", *probability_columns(predictions.classes))
+        rows = zip(
+            predictions.paths,
+            predictions.labels,
+            predictions.groups,
+            predictions.subsets,
+            predictions.probabilities,
+            strict=True,
+        )
+        _write_csv(
+            self.predictions_path(role),
+            header,
+            (
+                (path, predictions.classes[label], group, subset, *(f"{p:.8f}" for p in shares))
+                for path, label, group, subset, shares in rows
+            ),
+        )
+
+
+def split_counts(rows: Sequence[SplitRow]) -> Counts:
+    """Tiles and groups by subset and class."""
+    tiles = Counter((row.subset, row.label) for row in rows)
+    groups = Counter((subset, label) for subset, label, _ in {_place(row) for row in rows})
+    labels = sorted({row.label for row in rows})
+    return {
+        subset: {
+            label: SetSize(tiles=tiles[subset, label], groups=groups[subset, label])
+            for label in labels
+        }
+        for subset in SUBSETS
+    }
+
+
+def _place(row: SplitRow) -> tuple[str, str, str]:
+    return row.subset, row.label, row.group
+
+
+def _predictions(rows: Sequence[dict[str, str]]) -> RunPredictions:
+    """The rows of a predictions.csv. Raises KeyError or ValueError for a row that is not one."""
+    columns = list(rows[0]) if rows else []
+    prefix = probability_column("")
+    classes = tuple(name.removeprefix(prefix) for name in columns if name.startswith(prefix))
+    shares = [[float(row[name]) for name in probability_columns(classes)] for row in rows]
+    return RunPredictions(
+        classes,
+        tuple(row["path"] for row in rows),
+        np.array([classes.index(row["class"]) for row in rows], np.int64),
+        tuple(row["group"] for row in rows),
+        tuple(row["subset"] for row in rows),
+        np.array(shares, np.float64).reshape(len(rows), len(classes)),
+    )
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        file.write(text.getvalue())

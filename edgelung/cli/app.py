@@ -16,6 +16,7 @@ from edgelung.cli.export import export
 from edgelung.cli.infer import infer
 from edgelung.cli.train import train
 from edgelung.core.errors import EdgelungError, ExitCode, one_line
+from edgelung.core.terminal import show_reports
 
 app = typer.Typer(
     name="edgelung",
@@ -59,6 +60,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     if hasattr(signal, "SIGTERM"):  # leave as by sys.exit, so that temporary files go too
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    show_reports()
     try:
         code = app(standalone_mode=False)
     except typer.exceptions.TyperException as error:

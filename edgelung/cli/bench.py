@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
-from edgelung.cli.options import EngineName, Precision, Threads
+from edgelung.cli.options import EngineOption, PrecisionOption, Threads
 
 
 def bench(
@@ -19,8 +19,8 @@ def bench(
         Path | None,
         typer.Argument(help="Tiles to measure with; the bundle's golden tiles by default."),
     ] = None,
-    engine: EngineName = "auto",
-    precision: Precision = "auto",
+    engine: EngineOption = None,
+    precision: PrecisionOption = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each run.")] = 10.0,
     bound_ms: Annotated[

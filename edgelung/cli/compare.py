@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgelung.evaluation.comparison import ComparedModel
 
 
 def compare(
@@ -19,6 +22,7 @@ def compare(
     """Put finished runs side by side in the form of the paper's Table II. Research use only."""
     from edgelung.core.errors import EdgelungError
     from edgelung.core.files import atomic_write
+    from edgelung.core.typed_json import plain
     from edgelung.evaluation.comparison import compare_runs
 
     if out and (out.exists() or out.suffix != ".html"):
@@ -30,12 +34,12 @@ def compare(
         with atomic_write(out, "w", encoding="utf-8") as file:
             file.write(compare_page(found))
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(plain(found), indent=2))
     else:
-        _print(found["models"])
+        _print(found.models)
 
 
-def _print(models: list[dict[str, Any]]) -> None:
+def _print(models: list["ComparedModel"]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -49,17 +53,18 @@ def _print(models: list[dict[str, Any]]) -> None:
     )
     for model in models:
         difference = ""
-        if model["against"]:
-            least, most = model["difference_interval"]
-            change = 100 * model["difference"]
-            difference = f"{change:+.2f}\n{100 * least:+.2f} … {100 * most:+.2f}"
-        name = escape(f"{model['run']}: {model['role']}\n{model['model']}")
-        table.add_row(name, model["split"], *table_cells(model), difference)
+        if model.difference:
+            low, high = model.difference.interval
+            change = 100 * model.difference.balanced_accuracy
+            difference = f"{change:+.2f}\n{100 * low:+.2f} … {100 * high:+.2f}"
+        name = escape(f"{model.run}: {model.role}\n{model.model}")
+        cells = table_cells(model.test, model.test.intervals)
+        table.add_row(name, model.split, *cells, difference)
     out.print(table)
-    against = dict.fromkeys(model["against"] for model in models if model["against"])
+    against = dict.fromkeys(model.difference.against for model in models if model.difference)
     for name in against:
         out.print(f"difference  in recall, in points, to {name}; paired over groups", markup=False)
-    if warning := caution(min(model["fewest_groups"] for model in models)):
+    if warning := caution(min(model.fewest_groups for model in models)):
         out.print(warning)
-    if any(model["split"] == "random" for model in models):
+    if any(model.split == "random" for model in models):
         out.print("random      near copies of test tiles were trained on: memory, not recognition")

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from edgelung.artifacts.bundle import Bundle
+    from edgelung.artifacts.bundle import Bundle, Sensitivity, VariantEntry
     from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine
 
 
@@ -65,6 +65,7 @@ def export(
     """Write a verified bundle of a run: full precision, and FP16 and INT8 with their evidence."""
     from edgelung.core.errors import EdgelungError, ExitCode
     from edgelung.core.terminal import note
+    from edgelung.core.typed_json import plain
 
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
@@ -94,10 +95,10 @@ def export(
     if ahead:
         ahead(bundle)
     if as_json:
-        print(json.dumps(bundle.manifest, indent=2))
+        print(json.dumps(plain(bundle.manifest), indent=2))
     else:
-        _print_table(bundle.manifest["variants"], out)
-        _print_sensitivity(bundle.manifest["sensitivity"])
+        _print_table(bundle.manifest.variants, out)
+        _print_sensitivity(bundle.manifest.sensitivity)
     if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
 
@@ -154,7 +155,7 @@ def _ahead_of_time(
         built = {(entry.variant, entry.target) for entry in entries}
         for variant in bundle.variants.values():
             if not variant.passed:
-                note(f"no engine of {variant.precision}: its gate says {variant.gate['verdict']}")
+                note(f"no engine of {variant.precision}: its gate says {variant.gate.verdict}")
                 continue
             for target in targets:
                 if (variant.precision, target) not in built:
@@ -180,7 +181,7 @@ def _print_engines(engines: list["PrebuiltEngine"], folder: Path) -> None:
     )
 
 
-def _print_table(variants: dict[str, dict[str, Any]], folder: Path) -> None:
+def _print_table(variants: dict[str, "VariantEntry"], folder: Path) -> None:
     from rich.table import Table
 
     from edgelung.core.terminal import out
@@ -189,29 +190,32 @@ def _print_table(variants: dict[str, dict[str, Any]], folder: Path) -> None:
         "variant", "for", "MB", "gate", "agreement", "test balanced acc.", "test ECE", "tiles/s"
     )
     for name, entry in variants.items():
-        verdict, test = entry["gate"], entry.get("test")
-        assert isinstance(verdict, dict)
+        test = entry.test
         table.add_row(
             name,
-            str(entry["meant_for"]),
-            f"{int(str(entry['bytes'])) / 1e6:.1f}",
-            verdict["verdict"],
-            f"{verdict['agreement']:.4f}" if "agreement" in verdict else "–",
-            f"{test['balanced_accuracy']:.4f}" if isinstance(test, dict) else "–",
-            f"{test['expected_calibration_error']:.4f}" if isinstance(test, dict) else "–",
-            ", ".join(f"{k} {v:.0f}" for k, v in entry["tiles_per_second"].items()),
+            entry.meant_for,
+            f"{entry.bytes / 1e6:.1f}",
+            entry.gate.verdict,
+            _figure(entry.gate.agreement),
+            _figure(test.balanced_accuracy if test else None),
+            _figure(test.expected_calibration_error if test else None),
+            ", ".join(f"{k} {v:.0f}" for k, v in entry.tiles_per_second.items()),
         )
     out.print(table)
     out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}", markup=False)
 
 
-def _print_sensitivity(ranking: dict[str, Any] | None, most: int = 5) -> None:
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _print_sensitivity(ranking: "Sensitivity | None", most: int = 5) -> None:
     from edgelung.core.terminal import out
 
     if ranking:
-        worst = ", ".join(f"{p['name']} {p['alone']:.1e}" for p in ranking["linears"][:most])
+        worst = ", ".join(f"{p.name} {p.alone:.1e}" for p in ranking.linears[:most])
         out.print(
-            f"most sensitive to INT8, of {len(ranking['linears'])} parts (divergence in nats; "
-            f"all together {ranking['all']:.1e}): {worst}",
+            f"most sensitive to INT8, of {len(ranking.linears)} parts (divergence in nats; "
+            f"all together {ranking.everything:.1e}): {worst}",
             markup=False,
         )

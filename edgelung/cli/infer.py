@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
-from edgelung.cli.options import EngineName, Precision, Threads
+from edgelung.cli.options import EngineOption, PrecisionOption, Threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +45,8 @@ def infer(
         Path,
         typer.Option(help="Rows to write: .csv, .jsonl or .parquet; - is CSV on standard output."),
     ] = Path("predictions.csv"),
-    engine: EngineName = "auto",
-    precision: Precision = "auto",
+    engine: EngineOption = None,
+    precision: PrecisionOption = None,
     min_confidence: Annotated[
         float | None,
         typer.Option(
@@ -128,8 +128,8 @@ def infer(
     bundle = open_bundle(model or starter_bundle())
     also_written = [summary_path(out, summary)]
     found = None if watch else gather(folder, files, subset, out, also_written)
-    if precision in bundle.variants and not bundle.variants[precision].passed:
-        verdict = bundle.variants[precision].gate.get("verdict", "not run")
+    if precision and precision in bundle.variants and not bundle.variants[precision].passed:
+        verdict = bundle.variants[precision].gate.verdict
         note(f"the {precision} variant did not pass its gate ({verdict}); used as asked")
 
     def on_kept(rows: int) -> None:

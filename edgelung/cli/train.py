@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgelung.artifacts.run import RunMetrics
 
 
 def train(
@@ -44,6 +47,7 @@ def train(
     """Distill a DeiT student from a CNN teacher on labelled tiles. Research use only."""
     from edgelung.core.errors import EdgelungError
     from edgelung.core.terminal import FIRST_PROCESS, note
+    from edgelung.core.typed_json import plain
 
     named = {
         "student.model": student,
@@ -78,26 +82,26 @@ def train(
     if not FIRST_PROCESS:
         return
     if as_json:
-        print(json.dumps(metrics, indent=2))
+        print(json.dumps(plain(metrics), indent=2))
     else:
         _print_table(metrics, out)
 
 
-def _print_table(metrics: dict[str, Any], folder: Path) -> None:
+def _print_table(metrics: "RunMetrics", folder: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from edgelung.artifacts.run import CONFIG, ROLES, fewest_test_groups
+    from edgelung.artifacts.run import RunFolder
     from edgelung.core.terminal import out
     from edgelung.evaluation.intervals import caution, table_cells
 
     title = "test set, %; below a figure its 95 % interval over groups"
     table = Table("model", "accuracy", "precision", "recall", "F1", title=title)
-    for role in (role for role in ROLES if role in metrics):
-        name = escape(f"{role} {metrics[role]['model']}")
-        table.add_row(name, *table_cells(metrics[role]["test"]))
+    for role, model in metrics.models.items():
+        cells = table_cells(model.test, model.test.intervals)
+        table.add_row(escape(f"{role} {model.model}"), *cells)
     out.print(table)
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
-    if warning := caution(fewest_test_groups(config)):
+    run = RunFolder(folder)
+    if warning := caution(run.read_config().fewest_test_groups):
         out.print(warning)
-    out.print(f"run     {folder}\nreport  {folder / 'report.html'}", markup=False)
+    out.print(f"run     {folder}\nreport  {run.report_path}", markup=False)

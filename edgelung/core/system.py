@@ -1,11 +1,80 @@
-"""Versions of what is installed."""
+"""The machine: its cores, its processor, its name, and the versions of what is installed."""
 
+import os
+import platform
+import socket
+from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
+
+from msgspec import Struct
+
+from edgelung import __version__
+
+# Packages that decode, resize or compute: a row may depend on their versions.
+RUNTIME_PACKAGES = ("numpy", "pillow", "simplejpeg", "openvino", "onnxruntime-gpu", "onnxruntime")
+# Packages that decide which GPU engine is fastest.
+GPU_PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
+# Packages that decide what calibration measures.
+EXPORT_PACKAGES = ("numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "pillow", "simplejpeg")
+# Packages that training and its benchmarks depend on.
+TRAIN_PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch")
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """A machine, as the record of a run names it."""
+
+    edgelung: str
+    python: str
+    packages: dict[str, str]
+    name: str
+    system: str
+    cpu: str
+    cores: int
 
 
 def version(package: str) -> str | None:
-    """The installed version; None where it is not installed."""
+    """Installed version of a package; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def versions(packages: Iterable[str] = RUNTIME_PACKAGES) -> dict[str, str]:
+    """Name → version of those packages that are installed."""
+    return {name: found for name in packages if (found := version(name))}
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use (`taskset` or a container may allow fewer)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    try:
+        share, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, -(-int(share) // int(period))))
+    except (OSError, ValueError):  # no such file, or the word 'max'
+        return cores
+
+
+def cpu_name() -> str:
+    """Name of the processor, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":")[1].strip() for line in file if "model name" in line), "")
+    except OSError:
+        return platform.processor()
+
+
+def host() -> Host:
+    """This machine, for the record of a run."""
+    return Host(
+        edgelung=__version__,
+        python=platform.python_version(),
+        packages=versions(),
+        name=socket.gethostname(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=cpu_name(),
+        cores=available_cores(),
+    )

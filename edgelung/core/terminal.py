@@ -1,5 +1,10 @@
-"""What the commands print: rich where a person watches, quiet where a script does."""
+"""What the commands print: results on standard output; log lines and progress on standard error.
 
+The rooms report through the standard `logging` module and through `progress`. Both are silent until
+the command line calls `show_reports`, so that a notebook that imports edgelung sees neither.
+"""
+
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,32 +15,55 @@ from rich.console import Console
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Let the command decide: rich would exit with 1, whatever the run had come to."""
+        """Let the command decide: rich would exit with code 1, whatever the run's result."""
         raise
 
 
-# Results go to standard output, all the rest to standard error. Either may be closed.
-# A pipe has no width: 120 columns keep a table's cells on one line.
+# Results go to standard output, everything else to standard error. Either may be closed.
+# A pipe has no width; 120 columns keep the cells of a table on one line.
 out = _Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout and sys.stdout.isatty() else 120
 )
 err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-# Of the processes that torchrun starts for one run, one speaks.
+# Of the processes that torchrun starts for one run, only the first reports.
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+_reports_shown = False
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints the plain text of a record on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(record.getMessage(), markup=False)
+
+
+def show_reports() -> None:
+    """Show log lines (level INFO and above) and progress bars. Called once, by the command line."""
+    global _reports_shown
+    if not FIRST_PROCESS or _reports_shown:
+        return
+    _reports_shown = True
+    logger = logging.getLogger("edgelung")
+    logger.addHandler(_ConsoleHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def note(text: str) -> None:
-    """One line for people, on standard error."""
+    """Print one line for people on standard error."""
     if FIRST_PROCESS:
         err.print(text, markup=False)
 
 
 @contextmanager
 def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A bar with rate and ETA on a terminal, nothing elsewhere; yields `advance(n, note)`."""
-    if not (FIRST_PROCESS and sys.stderr and sys.stderr.isatty()):
+    """Show a bar with rate and ETA on a terminal, nothing elsewhere.
+
+    Yields `advance(n, note)`, which adds `n` to what is done and shows `note` beside the bar.
+    """
+    if not (_reports_shown and sys.stderr and sys.stderr.isatty()):
         yield lambda n=1, note="": None
         return
     from rich.progress import (

@@ -1,6 +1,5 @@
 """Which variant runs in which engine, and the proof before it is trusted."""
 
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,37 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelung.artifacts.bundle import FULL_PRECISION, PRECISIONS, Bundle, Variant
+from edgelung.artifacts.bundle import Bundle, Variant
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.precision import FULL_PRECISION, Precision
+from edgelung.core.system import available_cores
 from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError, Tiles
 from edgelung.engines.cuda import Device, gpu_present
+from edgelung.engines.names import CPU_ENGINES, GPU_ENGINES, EngineName
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
 from edgelung.tiles.reader import TileError, read_tile
 
-ENGINES: dict[str, EngineFactory] = {
-    "openvino": OpenVinoEngine,
-    "onnxruntime": OnnxRuntimeEngine,
-    "tensorrt": tensorrt,
-    "tensorrt-rtx": tensorrt_rtx,
-    "onnxruntime-cuda": onnxruntime_cuda,
-    "onnxruntime-tensorrt": onnxruntime_tensorrt,
+# To add an engine: its name in `names.py`, a class that follows `base.Engine`, a line here.
+ENGINES: Mapping[EngineName, EngineFactory] = {
+    EngineName.OPENVINO: OpenVinoEngine,
+    EngineName.ONNXRUNTIME: OnnxRuntimeEngine,
+    EngineName.TENSORRT: tensorrt,
+    EngineName.TENSORRT_RTX: tensorrt_rtx,
+    EngineName.ONNXRUNTIME_CUDA: onnxruntime_cuda,
+    EngineName.ONNXRUNTIME_TENSORRT: onnxruntime_tensorrt,
 }
-# What `auto` times where there is a GPU, and what it tries in this order where there is none.
-# (onnxruntime-tensorrt builds its engine anew at every start: by name only.)
-GPU_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
-CPU_ENGINES = ("openvino", "onnxruntime")
-
-# INT8 linears are the cheapest on CPUs; FP16 has no arithmetic of its own there, it saves disk.
-CPU_PREFERENCE = ("int8", "fp32", "fp16")
-# Where a GPU engine is named and its variants cannot be timed; INT8 is often no faster there.
-GPU_PREFERENCE = ("fp16", "int8-fp16", "int8", "fp32")
-
-# Largest |Δ probability| on a golden tile that two right engines may show. Runtimes sum in
-# different orders; under INT8 a value at the edge of a step falls to either side, and the step
-# carries on. A wrong colour order, normalisation or weight moves some tile by far more.
-GOLDEN_TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2, "int8": 1e-1, "int8-fp16": 1e-1, "fp8": 1e-1}
+# INT8 linears are the cheapest on CPUs. FP16 has no arithmetic of its own there: it saves disk.
+CPU_PREFERENCE = (Precision.INT8, Precision.FP32, Precision.FP16)
+# For a GPU engine that is named and whose variants cannot be timed; INT8 is often no faster there.
+GPU_PREFERENCE = (Precision.FP16, Precision.INT8_FP16, Precision.INT8, Precision.FP32)
 
 
 @dataclass(frozen=True)
@@ -54,48 +47,49 @@ class Chosen:
 
 def open_engine(
     bundle: Bundle,
-    engine: str = "auto",
-    precision: str = "auto",
+    engine: EngineName | None = None,
+    precision: Precision | None = None,
     threads: int | None = None,
     prebuilt: Path | None = None,
     *,
     latency: bool = False,
 ) -> Chosen:
-    """Load a variant of the bundle and prove it on the golden tiles.
+    """Load a variant of the bundle in an engine and check it on the golden tiles.
 
-    `auto` takes the fastest on a GPU, else the first that works on the CPU; anything asked for by
-    name is what runs, or EdgelungError says why it cannot. `prebuilt` is a folder of TensorRT-RTX
-    engines that the user vouches for; `latency` as in `EngineFactory`.
+    Args:
+        bundle: the opened bundle.
+        engine: the engine to run; None takes the fastest on a GPU, else the first CPU engine that
+            works. A named engine is what runs, or an error says why it cannot.
+        precision: the variant to run; None lets the engine's preference decide among those that
+            passed their gate.
+        threads: CPU threads; None: all cores that this process may use.
+        prebuilt: folder of TensorRT-RTX engines, which are programs that the user trusts.
+        latency: one batch as soon as possible, instead of the most tiles per second.
+
+    Raises:
+        EdgelungError: no engine can run it, or the golden tiles come out wrong.
     """
-    if prebuilt is not None and engine != "tensorrt-rtx":
+    if prebuilt is not None and engine != EngineName.TENSORRT_RTX:
         raise EdgelungError("--prebuilt holds TensorRT-RTX engines; it needs --engine tensorrt-rtx")
-    if engine != "auto" and engine not in ENGINES:
-        raise EdgelungError(f"unknown engine {engine!r}; expected auto, {', '.join(ENGINES)}")
-    if precision not in ("auto", *PRECISIONS):
-        raise EdgelungError(
-            f"unknown precision {precision!r}; expected auto, {', '.join(PRECISIONS)}"
-        )
-    factories: dict[str, EngineFactory] = dict(ENGINES)
+    factories = dict(ENGINES)
     if prebuilt is not None:
-        factories[engine] = partial(tensorrt_rtx, prebuilt=prebuilt)
+        factories[EngineName.TENSORRT_RTX] = partial(tensorrt_rtx, prebuilt=prebuilt)
     cores = threads or available_cores()
     missing = []
-    on_gpu = engine in GPU_ENGINES or (engine == "auto" and gpu_present())
-    if on_gpu and (engine == "auto" or precision == "auto"):
+    on_gpu = gpu_present() if engine is None else engine in GPU_ENGINES
+    if on_gpu and (engine is None or precision is None):
+        names = GPU_ENGINES if engine is None else (engine,)
+        some = {name: factories[name] for name in names}
         try:
-            device = Device()
-            names = GPU_ENGINES if engine == "auto" else [engine]
-            return _fastest(
-                bundle, device, {n: factories[n] for n in names}, precision, cores, latency
-            )
-        except EngineUnavailableError as error:  # what was asked for by name says so itself below
+            return _fastest(bundle, Device(), some, precision, cores, latency)
+        except EngineUnavailableError as error:  # a named engine gives its own reason below
             missing.append(f"a GPU is here, but {error}")
         except EdgelungError as error:
-            if engine != "auto":
+            if engine is not None:
                 raise
             missing.append(f"a GPU is here, but {error}")
-    variant, why = _choose_variant(bundle, precision, on_gpu and engine != "auto")
-    for name in CPU_ENGINES if engine == "auto" else [engine]:
+    variant, why = _choose_variant(bundle, precision, on_gpu and engine is not None)
+    for name in CPU_ENGINES if engine is None else (engine,):
         try:
             loaded = _factory(factories[name], variant)(variant.path, cores, latency=latency)
         except (EngineUnavailableError, EdgelungError) as error:  # in our own words
@@ -105,16 +99,16 @@ def open_engine(
         else:
             difference = check_golden(bundle, loaded, variant.precision)
             return Chosen(loaded, variant, "; ".join([why, *missing]), difference)
-    if engine != "auto":
+    if engine is not None:
         missing = missing[-1:]
     raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(missing)}")
 
 
 def _factory(factory: EngineFactory, variant: Variant) -> EngineFactory:
     """OpenVINO may use BF16 for a variant that passed its gate so."""
-    judged = variant.gate.get("openvino") or {}
-    passed = (variant.passed, judged.get("verdict"), judged.get("floating_point"))
-    if factory is OpenVinoEngine and passed == (True, "pass", "bf16"):
+    check = variant.gate.openvino
+    in_bf16 = check is not None and check.verdict == "pass" and check.floating_point == "bf16"
+    if factory is OpenVinoEngine and variant.passed and in_bf16:
         return partial(OpenVinoEngine, bf16=True)
     return factory
 
@@ -122,8 +116,8 @@ def _factory(factory: EngineFactory, variant: Variant) -> EngineFactory:
 def _fastest(
     bundle: Bundle,
     device: Device,
-    factories: Mapping[str, EngineFactory],
-    precision: str,
+    factories: Mapping[EngineName, EngineFactory],
+    precision: Precision | None,
     cores: int,
     latency: bool,
 ) -> Chosen:
@@ -132,9 +126,9 @@ def _fastest(
     from edgelung.engines.fastest import batch_of, fastest
 
     passed = [variant for variant in bundle.variants.values() if variant.passed]
-    variants = passed if precision == "auto" else [bundle.variant(precision)]
+    variants = passed if precision is None else [bundle.variant(precision)]
 
-    def load(name: str, variant: Variant) -> tuple[Engine, float]:
+    def load(name: EngineName, variant: Variant) -> tuple[Engine, float]:
         engine = factories[name](variant.path, cores, latency=latency)
         try:
             return engine, check_golden(bundle, engine, variant.precision)
@@ -155,7 +149,7 @@ def _golden(bundle: Bundle) -> Tiles:
         raise EdgelungError(f"a golden tile cannot be read here: {error.reason}") from error
 
 
-def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
+def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
     """Largest |Δ probability| over the golden tiles; raises EdgelungError beyond the tolerance."""
     tiles = _golden(bundle)
     expected = np.array([tile.probabilities[precision] for tile in bundle.golden])  # (G, C)
@@ -169,35 +163,23 @@ def check_golden(bundle: Bundle, engine: Engine, precision: str) -> float:
         ) from error
     same_shape = found.shape == expected.shape
     difference = float(np.abs(found - expected).max()) if same_shape else float("inf")
-    if not difference <= GOLDEN_TOLERANCE[precision]:  # `not <=`: NaN is a difference too
+    if not difference <= precision.about.golden_tolerance:  # `not <=`: NaN is a difference too
         raise EdgelungError(
             f"{engine.name} does not reproduce the bundle's golden tiles at {precision}: "
             f"probabilities differ by up to {difference:.3g}, allowed "
-            f"{GOLDEN_TOLERANCE[precision]:g}; nothing was predicted. Try --engine "
+            f"{precision.about.golden_tolerance:g}; nothing was predicted. Try --engine "
             f"{' or '.join(name for name in CPU_ENGINES if name != engine.name)}"
         )
     return difference
 
 
-def available_cores() -> int:
-    """Cores that this process may use (`taskset` or a container's share may leave it fewer)."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0))
-    try:
-        share, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, -(-int(share) // int(period))))
-    except (OSError, ValueError):  # no such file, or the word 'max'
-        return cores
-
-
-def _choose_variant(bundle: Bundle, precision: str, gpu: bool) -> tuple[Variant, str]:
-    if precision != "auto":
+def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> tuple[Variant, str]:
+    """The variant to run without timing any, and why."""
+    if precision is not None:
         variant = bundle.variant(precision)
         if variant.passed:
             return variant, f"{precision} asked for"
-        verdict = variant.gate.get("verdict", "not run")
-        return variant, f"{precision} asked for; its gate: {verdict}"
+        return variant, f"{precision} asked for; its gate: {variant.gate.verdict}"
     refused = list(_refused(bundle))
     preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
     for candidate in preference:
@@ -210,4 +192,4 @@ def _choose_variant(bundle: Bundle, precision: str, gpu: bool) -> tuple[Variant,
 def _refused(bundle: Bundle) -> Iterator[str]:
     for name, variant in bundle.variants.items():
         if not variant.passed:
-            yield f"{name} not offered (gate: {variant.gate.get('verdict', 'not run')})"
+            yield f"{name} not offered (gate: {variant.gate.verdict})"

@@ -13,20 +13,19 @@ from edgelung.artifacts.bundle import Variant
 from edgelung.core.cache import Cache, Key
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
-from edgelung.core.system import version
+from edgelung.core.system import GPU_PACKAGES, version
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.cuda import Device
+from edgelung.engines.names import EngineName
 
 BATCH = 32  # `infer`'s default on a GPU (`inference.pipeline.default_batch_size`)
 WARM_UP, REPEATS = 5, 20
-# A new version of any of these may change which engine is fastest.
-PACKAGES = ("edgelung", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
 
 logger = logging.getLogger(__name__)
 
-Candidate = tuple[str, Variant]  # engine and variant
+Candidate = tuple[EngineName, Variant]
 # Opens a candidate and checks it on the golden tiles; returns the largest difference as well.
-Opener = Callable[[str, Variant], tuple[Engine, float]]
+Opener = Callable[[EngineName, Variant], tuple[Engine, float]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Timing:
     """The median time of one batch of `BATCH` tiles."""
 
     seconds: float
-    engine: str
+    engine: EngineName
     variant: Variant
 
 
@@ -172,6 +171,10 @@ def _key(device: Device, candidates: Sequence[Candidate]) -> Key:
         depends_on={
             "architecture": device.architecture,
             "driver": device.driver,
-            **{f"version of {package}": version(package) or "none" for package in PACKAGES},
+            # A new version of any of these may change which engine is fastest.
+            **{
+                f"version of {package}": version(package) or "none"
+                for package in ("edgelung", *GPU_PACKAGES)
+            },
         },
     )

@@ -1,120 +1,141 @@
-"""Runs side by side: the paper's Table II, paired where models answered for the same tiles."""
+"""Runs side by side: the paper's Table II, paired where models predicted the same tiles."""
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
-from edgelung.artifacts.run import CONFIG, METRICS, ROLES, SPLIT, fewest_test_groups, role_folder
+from edgelung.artifacts.results import Interval, ModelTest
+from edgelung.artifacts.run import RunFolder, RunPredictions
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import Labels
 
-METRIC_NAMES = (
-    *("tiles", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall"),
-    *("macro_f1", "roc_auc", "expected_calibration_error", "intervals"),
-)
-
-Answers = dict[str, tuple[str, str, str]]  # path → truth, group, label
-Tiles = set[tuple[str, str, str]]  # path, truth, SHA-256: names repeat from set to set
+TileKey = tuple[str, str, str]  # path, true class, SHA-256: names repeat from set to set
 
 
-def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
-    """Test metrics of every model of the runs, in their order; each against one reference.
+class Difference(Struct, frozen=True, kw_only=True):
+    """Balanced accuracy of a model minus that of `against`, with its paired 95 % interval."""
 
-    The reference is the student of the first run, or for models on other tiles the first model
-    listed that answered for exactly those. Raises EdgelungError for a folder that is no finished
-    run.
+    against: str
+    balanced_accuracy: float
+    interval: Interval
+
+
+class ComparedModel(Struct, frozen=True, kw_only=True):
+    """One model of a run. `difference` is None for a model that is nobody's pair."""
+
+    run: str
+    role: str
+    model: str
+    split: str
+    fewest_groups: int  # test groups of the class that has the fewest
+    test: ModelTest
+    difference: Difference | None = None
+
+    @property
+    def title(self) -> str:
+        """Run, role and timm name."""
+        return f"{self.run}: {self.role} {self.model}"
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """The models in the order of their runs."""
+
+    models: list[ComparedModel]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model with its test predictions and the files they are of."""
+
+    model: ComparedModel
+    predictions: RunPredictions
+    tiles: frozenset[TileKey]
+
+
+def compare_runs(runs: Sequence[Path]) -> Comparison:
+    """Test metrics of every model of the runs, in their order, each against one reference.
+
+    The reference is the student of the first run. For models that were tested on other tiles it is
+    the first model listed that predicted exactly those. Raises EdgelungError for a folder that is
+    not a finished run.
     """
-    models: list[dict[str, Any]] = []
-    answers: list[Answers] = []
-    tiles: list[Tiles] = []
     names = _names(runs)
-    for run in runs:
-        config, metrics = _json(run, CONFIG), _json(run, METRICS)
-        hashes = _hashes(run / SPLIT)
-        if "student" not in metrics:
-            raise EdgelungError(f"{run / METRICS} names no student; train it again")
-        for role in (role for role in ROLES if role in metrics):
-            try:
-                test = metrics[role]["test"]
-                figures = {name: test[name] for name in METRIC_NAMES}
-                about = {"model": metrics[role]["model"], "split": config["split"]}
-                about["fewest_groups"] = fewest_test_groups(config)
-            except (KeyError, TypeError) as error:
-                raise EdgelungError(
-                    f"{run} does not hold {error} of the {role}: it was written by an older "
-                    "edgelung, or edited; train it again"
-                ) from error
-            models.append({"run": names[run], "role": role, **about, **figures})
-            own = _answers(role_folder(run, role) / "predictions.csv")
-            answers.append(own)
-            tiles.append({(path, row[0], hashes.get(path, "")) for path, row in own.items()})
-    first_student = next(i for i, model in enumerate(models) if model["role"] == "student")
-    for i, model in enumerate(models):
-        other = next(j for j in (first_student, *range(i + 1)) if tiles[j] == tiles[i])
-        if other == i:
-            model["against"] = None
-            continue
-        reference = models[other]
-        model["against"] = f"{reference['run']}: {reference['role']} {reference['model']}"
-        model["difference"] = model["balanced_accuracy"] - reference["balanced_accuracy"]
-        model["difference_interval"] = _paired(answers[other], answers[i])
-    return {"models": models}
+    candidates = [one for run in runs for one in _models(RunFolder(run), names[run])]
+    first_student = next(i for i, one in enumerate(candidates) if one.model.role == "student")
+    models = []
+    for i, candidate in enumerate(candidates):
+        same = (j for j in (first_student, *range(i + 1)) if candidates[j].tiles == candidate.tiles)
+        reference = next(same)
+        if reference == i:
+            models.append(candidate.model)
+        else:
+            models.append(_with_difference(candidate, candidates[reference]))
+    return Comparison(models=models)
 
 
 def _names(runs: Sequence[Path]) -> dict[Path, str]:
-    """Each run by its folder's name, or by its path where another has that name too."""
+    """Each run by the name of its folder, or by its path if another has that name too."""
     names = Counter(run.name for run in runs)
     return {run: run.name if run.name and names[run.name] == 1 else str(run) for run in runs}
 
 
-def _paired(reference: Answers, own: Answers) -> tuple[float, float]:
-    """The interval of own − reference in balanced accuracy."""
-    paths = sorted(own)
-    classes = sorted({answers[p][k] for answers in (own, reference) for p in paths for k in (0, 2)})
-
-    def numbers(answers: Answers, place: int) -> Labels:
-        return np.array([classes.index(answers[path][place]) for path in paths], np.int64)
-
-    groups = [own[path][1] for path in paths]
-    first, second = numbers(reference, 2), numbers(own, 2)
-    found = paired_intervals(first, second, numbers(own, 0), groups, len(classes))
-    return found["balanced_accuracy"]
-
-
-def _answers(path: Path) -> Answers:
-    found: Answers = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["subset"] == "test":
-                    shares = {k[2:]: float(v) for k, v in row.items() if k.startswith("p_")}
-                    label = max(shares, key=shares.__getitem__)
-                    found[row["path"]] = (row["class"], row["group"], label)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise EdgelungError(f"cannot read the predictions in {path}: {error}") from error
-    return found
+def _models(run: RunFolder, name: str) -> list[_Candidate]:
+    """The models of one run."""
+    config, metrics = run.read_config(), run.read_metrics()
+    if "student" not in metrics.models:
+        raise EdgelungError(f"{run.metrics_path} names no student; train it again")
+    hashes = {row.path: row.sha256 for row in run.read_split()}
+    candidates = []
+    for role, one in metrics.models.items():
+        model = ComparedModel(
+            run=name,
+            role=role,
+            model=one.model,
+            split=config.split,
+            fewest_groups=config.fewest_test_groups,
+            test=one.test,
+        )
+        predictions = run.read_predictions(role).subset("test")
+        labels = [predictions.classes[label] for label in predictions.labels]
+        tiles = frozenset(
+            (path, label, hashes.get(path, ""))
+            for path, label in zip(predictions.paths, labels, strict=True)
+        )
+        candidates.append(_Candidate(model, predictions, tiles))
+    return candidates
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return {row["path"]: row["sha256"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError) as error:
-        raise EdgelungError(f"cannot read the split {path}: {error}") from error
+def _with_difference(candidate: _Candidate, reference: _Candidate) -> ComparedModel:
+    ours, theirs = candidate.model, reference.model
+    change = (ours.test.balanced_accuracy or 0) - (theirs.test.balanced_accuracy or 0)
+    return ComparedModel(
+        run=ours.run,
+        role=ours.role,
+        model=ours.model,
+        split=ours.split,
+        fewest_groups=ours.fewest_groups,
+        test=ours.test,
+        difference=Difference(
+            against=theirs.title,
+            balanced_accuracy=change,
+            interval=_paired(reference.predictions, candidate.predictions),
+        ),
+    )
 
 
-def _json(run: Path, name: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((run / name).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise EdgelungError(
-            f"{run} is no finished run: cannot read its {name} ({error}); expected what "
-            "`edgelung train --out` wrote"
-        ) from error
-    return found
+def _paired(reference: RunPredictions, own: RunPredictions) -> Interval:
+    """The interval of own − reference in balanced accuracy, over the tiles in path order."""
+    order = np.argsort(np.array(own.paths))
+    row_of = {path: row for row, path in enumerate(reference.paths)}
+    same_tiles = np.array([row_of[own.paths[i]] for i in order], np.int64)
+    to_own = np.array([own.classes.index(name) for name in reference.classes], np.int64)
+    theirs: Labels = to_own[reference.probabilities[same_tiles].argmax(axis=1)]
+    ours: Labels = own.probabilities[order].argmax(axis=1)
+    groups = [own.groups[i] for i in order]
+    differences = paired_intervals(theirs, ours, own.labels[order], groups, len(own.classes))
+    return differences.balanced_accuracy

@@ -38,13 +38,13 @@ a failing must be (`unseen_sources`) to be missed in one case in ten.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
+from edgelung.artifacts.results import Bound, GateResult, Limits, TilesNeeded
 from edgelung.evaluation.metrics import BINS, Floats, Labels, agreement, confidence_gaps, evaluate
 
 RESAMPLES = 2000
@@ -52,37 +52,10 @@ MIN_GROUPS = 5  # of each class; resampling fewer says nothing about other sourc
 MAX_GROWTH = 64  # how many times the tiles there are is still worth naming as what would decide
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a variant may lose against full precision; fractions."""
-
-    min_agreement: float = 0.99
-    min_relative_balanced_accuracy: float = 0.99
-    max_recall_drop: float = 0.01
-    max_calibration_error_rise: float = 0.01
-
-
 LIMITS = Limits()
 STRICT = Limits(min_relative_balanced_accuracy=0.999)
 
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Check:
-    """One criterion, as a loss: positive is worse, `limit` the most allowed."""
-
-    name: str
-    loss: float
-    limit: float
-    low: float  # the optimistic bound
-    high: float  # the pessimistic one
-
-    @property
-    def verdict(self) -> str:
-        if self.low > self.limit:
-            return "fail"
-        return "pass" if self.high <= self.limit else "inconclusive"
 
 
 def gate(
@@ -94,75 +67,99 @@ def gate(
     limits: Limits = LIMITS,
     looks: int = 1,
     classes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Compare probabilities (N, classes) of a variant and of full precision, paired by tile.
+) -> GateResult:
+    """Compare a variant with full precision on the same tiles.
 
-    `truth` int64 (N,); `groups`: the source of each tile; `looks`: how often these tiles have
-    judged a form of this variant, this time included; `classes`: their names, for the reasons. Only
-    'pass' lets `auto` choose the variant. The result holds the verdict, its reasons, every
-    estimate, of every criterion the loss, its bounds and the limit, and the share of sources that
-    a failing must strike to be among these groups in nine cases of ten.
+    Only the verdict 'pass' lets `auto` choose the variant.
+
+    Args:
+        variant: probabilities (N, classes) of the variant.
+        reference: probabilities (N, classes) of full precision.
+        truth: int64 (N,), class indices.
+        groups: source of each tile, length N.
+        limits: what the variant may lose.
+        looks: how often these tiles have judged a form of this variant, this time included.
+        classes: their names, for the reasons.
     """
-    result: dict[str, Any] = {
-        "tiles": len(truth),
-        "groups": len(set(groups)),
-        "unseen_sources": 1 - 0.1 ** (1 / max(1, len(set(groups)))),
-        "limits": asdict(limits),
-        "looks": looks,
-    }
+    count = len(set(groups))
+    result = GateResult(
+        verdict="fail",
+        reasons=["some probabilities are not finite"],
+        tiles=len(truth),
+        groups=count,
+        unseen_sources=1 - 0.1 ** (1 / max(1, count)),
+        limits=limits,
+        looks=looks,
+    )
     if not np.isfinite(variant).all():
-        return result | {"verdict": "fail", "reasons": ["some probabilities are not finite"]}
-    ours, theirs = evaluate(variant, truth), evaluate(reference, truth)
-    result |= {
-        **agreement(variant, reference),
-        "balanced_accuracy": ours["balanced_accuracy"],
-        "reference_balanced_accuracy": theirs["balanced_accuracy"],
-        "recall": ours["recall"],
-        "reference_recall": theirs["recall"],
-        "expected_calibration_error": ours["expected_calibration_error"],
-        "reference_expected_calibration_error": theirs["expected_calibration_error"],
-    }
+        return result
+    result = _with_estimates(result, variant, reference, truth)
     per_class = _groups_per_class(truth, groups, reference.shape[1])
     if min(per_class) == 0:
-        reason = "a class has no gate tile"
-        return result | {"verdict": "inconclusive", "reasons": [reason], "needed": None}
-
+        return structs.replace(result, verdict="inconclusive", reasons=["a class has no gate tile"])
     sums = _Sums(variant, reference, truth, groups, classes)
     level = 0.9 if looks == 1 else 1 - 0.1 / (looks * (looks + 1))
     checks = sums.checks(limits, level)
-    result["checks"] = {
-        c.name: {"loss": c.loss, "low": c.low, "high": c.high, "limit": c.limit} for c in checks
-    }
-    failed = [c for c in checks if c.verdict == "fail"]
+    result = structs.replace(result, checks=checks)
+    failed = [_reason(*item) for item in checks.items() if item[1].verdict == "fail"]
     if failed:
-        return result | {"verdict": "fail", "reasons": [_reason(c) for c in failed]}
-    unclear = [c for c in checks if c.verdict == "inconclusive"]
-    reasons = [_reason(c) for c in unclear]
+        return structs.replace(result, verdict="fail", reasons=failed)
+    reasons = [_reason(*item) for item in checks.items() if item[1].verdict == "inconclusive"]
     if min(per_class) < MIN_GROUPS:
         reasons.append(
             f"{min(per_class)} gate groups in the smallest class; at least {MIN_GROUPS} are needed"
         )
     if not reasons:
-        return result | {"verdict": "pass", "reasons": []}
-    needed = _needed(sums, limits, level, MIN_GROUPS / min(per_class))
-    if needed:
-        tiles, count = (int(np.ceil(needed * n)) for n in (len(truth), len(set(groups))))
-        result["needed"] = {"tiles": tiles, "groups": count}
-        reasons.append(
-            f"about {tiles} gate tiles in {count} groups of the same kind would decide "
-            f"({len(truth)} in {len(set(groups))} are there)"
-        )
-    else:
-        result["needed"] = None
-        reasons.append("it lies so close to the limit that no reasonable number of tiles decides")
-    return result | {"verdict": "inconclusive", "reasons": reasons}
+        return structs.replace(result, verdict="pass", reasons=[])
+    growth = _needed(sums, limits, level, MIN_GROUPS / min(per_class))
+    return _inconclusive(result, reasons, growth, len(truth), count)
 
 
-def _reason(check: _Check) -> str:
+def _with_estimates(
+    result: GateResult, variant: Floats, reference: Floats, truth: Labels
+) -> GateResult:
+    """The result with every estimate, of the variant and of full precision."""
+    ours, theirs, both = (
+        evaluate(variant, truth),
+        evaluate(reference, truth),
+        agreement(variant, reference),
+    )
+    return structs.replace(
+        result,
+        agreement=both.agreement,
+        differing_labels=both.differing_labels,
+        max_probability_difference=both.max_probability_difference,
+        balanced_accuracy=ours.balanced_accuracy,
+        reference_balanced_accuracy=theirs.balanced_accuracy,
+        recall=ours.recall,
+        reference_recall=theirs.recall,
+        expected_calibration_error=ours.expected_calibration_error,
+        reference_expected_calibration_error=theirs.expected_calibration_error,
+    )
+
+
+def _inconclusive(
+    result: GateResult, reasons: list[str], growth: float | None, tiles: int, groups: int
+) -> GateResult:
+    """The result where the tiles cannot tell, with what would decide."""
+    if growth is None:
+        reason = "it lies so close to the limit that no reasonable number of tiles decides"
+        return structs.replace(result, verdict="inconclusive", reasons=[*reasons, reason])
+    needed = TilesNeeded(tiles=int(np.ceil(growth * tiles)), groups=int(np.ceil(growth * groups)))
+    reason = (
+        f"about {needed.tiles} gate tiles in {needed.groups} groups of the same kind would decide "
+        f"({tiles} in {groups} are there)"
+    )
+    return structs.replace(
+        result, verdict="inconclusive", reasons=[*reasons, reason], needed=needed
+    )
+
+
+def _reason(name: str, check: Bound) -> str:
     sign = "is above" if check.verdict == "fail" else "may reach"
     bound = check.low if check.verdict == "fail" else check.high
     return (
-        f"{check.name} {100 * check.loss:.2f} points ({100 * check.low:.2f} … "
+        f"{name} {100 * check.loss:.2f} points ({100 * check.low:.2f} … "
         f"{100 * check.high:.2f}) {sign} {100 * bound:.2f}, allowed {100 * check.limit:.2f}"
     )
 
@@ -212,7 +209,7 @@ class _Sums:
         flipped = self.groups[:, 3 * self.classes]
         self.unseen = float((flipped**2).sum() / flipped.sum()) if flips.any() else 1.0
 
-    def checks(self, limits: Limits, level: float, growth: float = 1.0) -> list[_Check]:
+    def checks(self, limits: Limits, level: float, growth: float = 1.0) -> dict[str, Bound]:
         """The criteria; as they would be of `growth` times as many groups of the same kind."""
         estimate = self._losses(self.tiles.sum(axis=0, keepdims=True), 0.0)[:, 0]
         over_groups = self.resampled(self.groups, self.strata_of_groups, growth)
@@ -273,7 +270,7 @@ class _Sums:
             ]
         )
 
-    def _named(self, limits: Limits, estimate: Array, low: Array, high: Array) -> list[_Check]:
+    def _named(self, limits: Limits, estimate: Array, low: Array, high: Array) -> dict[str, Bound]:
         most: Mapping[str, float] = {
             "disagreement": 1 - limits.min_agreement,
             "loss of balanced accuracy (relative)": 1 - limits.min_relative_balanced_accuracy,
@@ -282,14 +279,17 @@ class _Sums:
         }
         rows = zip(most.items(), estimate, low, high, strict=True)
         # Limits such as 1 − 0.99 are a hair below what a count of exactly 1 in 100 gives.
-        return [_Check(n, float(e), m + 1e-9, float(a), float(b)) for (n, m), e, a, b in rows]
+        return {
+            name: Bound(loss=float(e), low=float(a), high=float(b), limit=limit + 1e-9)
+            for (name, limit), e, a, b in rows
+        }
 
 
 def _needed(sums: _Sums, limits: Limits, level: float, least: float) -> float | None:
     """The growth in groups, to about 5 %, from which on the verdict is no longer 'inconclusive'."""
 
     def decided(growth: float) -> bool:
-        verdicts = {check.verdict for check in sums.checks(limits, level, growth)}
+        verdicts = {c.verdict for c in sums.checks(limits, level, growth).values()}
         return "fail" in verdicts or verdicts == {"pass"}
 
     low = high = max(1.0, least)

@@ -1,42 +1,45 @@
-"""Intervals that respect groups: tiles of one group are not independent, groups are resampled.
+"""Confidence intervals that respect groups.
 
-The percentile bootstrap over clusters (Davison and Hinkley 1997, Section 3.8), within each class,
-so that a resample holds as many groups of a class as the test set does.
+Tiles of one group are not independent, so whole groups are resampled: a percentile bootstrap over
+clusters (Davison and Hinkley 1997, Section 3.8) within each class, so that a resample holds as
+many groups of a class as the test set does.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from edgelung.artifacts.results import ClassMetrics, Interval, Intervals
 from edgelung.evaluation.metrics import Labels
 
 RESAMPLES = 2000
 LEVEL = 0.95
-FEW_GROUPS = 10  # of a class, below which an interval is too narrow to be leaned on
+FEW_GROUPS = 10  # per class; below that a bootstrap interval is too narrow
 
 Counts = npt.NDArray[np.float64]
-Interval = tuple[float, float]
 
 
-def intervals(
-    predicted: Labels, truth: Labels, groups: Sequence[str], classes: int
-) -> dict[str, Interval]:
-    """95 % intervals of accuracy, balanced accuracy and macro F1; fractions.
+def intervals(predicted: Labels, truth: Labels, groups: Sequence[str], classes: int) -> Intervals:
+    """95 % intervals of accuracy, balanced accuracy and macro F1, resampling whole groups.
 
-    `predicted`, `truth` int64 (N,); `groups`: the source of each tile. Where no tile is wrong every
-    resample is perfect too, which says nothing of sources that are not here: the lower end is then
-    what G sources without a failure leave possible, if a source fails wholly or not at all
-    (Clopper and Pearson 1934). With fewer groups than FEW_GROUPS a class it is still too narrow,
-    and where no resample differs from another it says nothing.
+    Args:
+        predicted: int64 (N,), class indices.
+        truth: int64 (N,), class indices.
+        groups: source of each tile, length N.
+        classes: number of classes.
+
+    If no tile is wrong, every resample is perfect too, which says nothing about other sources. The
+    lower bound is then the exact binomial one for G groups without a failure, taking each group
+    to fail wholly or not at all (Clopper and Pearson 1934). With fewer than FEW_GROUPS groups per
+    class an interval is too narrow; an interval of no width says nothing.
     """
     counts, weights = _confusions(predicted, truth, groups, classes), _weights(truth, groups)
     found = {name: _interval(values) for name, values in _metrics(weights @ counts).items()}
     if np.array_equal(predicted, truth):
         low = ((1 - LEVEL) / 2) ** (1 / weights.shape[1])
-        return dict.fromkeys(found, (low, 1.0))
-    return found
+        found = dict.fromkeys(found, (low, 1.0))
+    return Intervals(**found)
 
 
 def written(bounds: Interval) -> str:
@@ -45,37 +48,42 @@ def written(bounds: Interval) -> str:
     return f"{100 * low:.2f} – {100 * high:.2f} %" if low < high else "–"
 
 
-def table_cells(test: Mapping[str, Any]) -> list[str]:
-    """Accuracy, macro precision, recall and F1 (the paper's Table II) of test metrics, in percent.
+def table_cells(metrics: ClassMetrics, intervals: Intervals) -> list[str]:
+    """Accuracy, macro precision, recall and F1 (the paper's Table II), in percent.
 
-    Below the first, the third and the last stands the interval.
+    Below accuracy, recall and F1 stands the interval.
     """
-    spans = {"accuracy": "accuracy", "macro_recall": "balanced_accuracy", "macro_f1": "macro_f1"}
-    cells = []
-    for name in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
-        span = f"\n{written(test['intervals'][spans[name]])}" if name in spans else ""
-        cells.append(f"{100 * test[name]:.2f}{span.removesuffix(' %')}")
-    return cells
+
+    def cell(value: float | None, bounds: Interval | None) -> str:
+        figure = "–" if value is None else f"{100 * value:.2f}"
+        return figure if bounds is None else f"{figure}\n{written(bounds).removesuffix(' %')}"
+
+    return [
+        cell(metrics.accuracy, intervals.accuracy),
+        cell(metrics.macro_precision, None),
+        cell(metrics.macro_recall, intervals.balanced_accuracy),
+        cell(metrics.macro_f1, intervals.macro_f1),
+    ]
 
 
 def caution(fewest_groups: int) -> str:
-    """A line to stand beside intervals from so few test groups in some class; '' where enough."""
+    """A warning for intervals from few test groups in some class; '' if there are enough."""
     if fewest_groups >= FEW_GROUPS:
         return ""
     return (
         f"{fewest_groups} group(s) of a class in the test set: intervals from fewer than "
-        f"{FEW_GROUPS} are too narrow, whatever they say"
+        f"{FEW_GROUPS} groups are too narrow"
     )
 
 
 def paired_intervals(
     first: Labels, second: Labels, truth: Labels, groups: Sequence[str], classes: int
-) -> dict[str, Interval]:
-    """95 % intervals of second − first on the same tiles: both see the same resampled groups."""
+) -> Intervals:
+    """95 % intervals of second − first on the same tiles, over the same resampled groups."""
     weights = _weights(truth, groups)
     ours = _metrics(weights @ _confusions(second, truth, groups, classes))
     theirs = _metrics(weights @ _confusions(first, truth, groups, classes))
-    return {name: _interval(ours[name] - theirs[name]) for name in ours}
+    return Intervals(**{name: _interval(ours[name] - theirs[name]) for name in ours})
 
 
 def _confusions(predicted: Labels, truth: Labels, groups: Sequence[str], classes: int) -> Counts:

@@ -1,16 +1,18 @@
-"""Classification metrics in plain numpy (the paper's Eqs. 9–13 and calibration error)."""
+"""Classification metrics in plain numpy: the paper's Eqs. 9–13, calibration error, ROC AUC."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
+
+from edgelung.artifacts.results import Agreement, ClassMetrics, LabelledMetrics, Metrics
 
 Labels = npt.NDArray[np.int64]  # (N,)
 TEMPERATURES = (0.5, 10.0)
 BINS = 15  # of confidence, for the calibration error
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
 def confusion_matrix(truth: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
@@ -19,11 +21,11 @@ def confusion_matrix(truth: Labels, predicted: Labels, classes: int) -> npt.NDAr
     return counts.reshape(classes, classes)
 
 
-def classification_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
+def classification_metrics(confusion: npt.NDArray[np.int64]) -> ClassMetrics:
     """Accuracy (Eq. 9), precision, recall, F1 per class (Eqs. 10–12) and macro averages (Eq. 13).
 
-    Fractions in 0…1. A class that was never predicted has precision 0; one without tiles is left
-    out of the averages and its figures are None. Balanced accuracy is the macro recall.
+    A class that was never predicted has precision 0. A class without tiles is left out of the
+    averages, and its own figures are None.
     """
     hits = np.diag(confusion).astype(float)
     actual, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
@@ -40,29 +42,31 @@ def classification_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
     def per_class(values: Floats) -> list[float | None]:
         return [float(v) if p else None for v, p in zip(values, present, strict=True)]
 
-    return {
-        "tiles": total,
-        "accuracy": float(hits.sum() / total) if total else None,
-        "balanced_accuracy": macro(recall),
-        "macro_precision": macro(precision),
-        "macro_recall": macro(recall),
-        "macro_f1": macro(f1),
-        "precision": per_class(precision),
-        "recall": per_class(recall),
-        "f1": per_class(f1),
-        "support": actual.tolist(),
-        "confusion": confusion.tolist(),
-    }
+    return ClassMetrics(
+        tiles=total,
+        accuracy=float(hits.sum() / total) if total else None,
+        balanced_accuracy=macro(recall),
+        macro_precision=macro(precision),
+        macro_recall=macro(recall),
+        macro_f1=macro(f1),
+        precision=per_class(precision),
+        recall=per_class(recall),
+        f1=per_class(f1),
+        support=actual.tolist(),
+        confusion=confusion.tolist(),
+    )
 
 
-def evaluate(probabilities: Floats, truth: Labels) -> dict[str, Any]:
+def evaluate(probabilities: Floats, truth: Labels) -> Metrics:
     """All metrics of probabilities (N, classes) against labels (N,), calibration included."""
     classes = probabilities.shape[1]
-    metrics = classification_metrics(confusion_matrix(truth, probabilities.argmax(axis=1), classes))
-    metrics["expected_calibration_error"] = expected_calibration_error(probabilities, truth)
-    metrics["negative_log_likelihood"] = negative_log_likelihood(probabilities, truth)
-    metrics["roc_auc"] = roc_auc(probabilities, truth)
-    return metrics
+    confusion = confusion_matrix(truth, probabilities.argmax(axis=1), classes)
+    return Metrics(
+        **structs.asdict(classification_metrics(confusion)),
+        expected_calibration_error=expected_calibration_error(probabilities, truth),
+        negative_log_likelihood=negative_log_likelihood(probabilities, truth),
+        roc_auc=roc_auc(probabilities, truth),
+    )
 
 
 def roc_auc(probabilities: Floats, truth: Labels) -> float | None:
@@ -117,7 +121,7 @@ def fit_temperature(logits: Floats, truth: Labels) -> float:
     """The T > 0 that minimises the likelihood loss of softmax(logits / T) (Guo et al. 2017).
 
     One parameter and a convex loss in 1/T: golden-section search over T in TEMPERATURES. The bounds
-    matter where every tile is right: there the likelihood would have T vanish.
+    matter where every tile is right: the likelihood alone would drive T to 0.
     """
     logits = logits.astype(np.float64)
 
@@ -142,17 +146,18 @@ def at_temperature(probabilities: Floats, temperature: float) -> Floats:
     return shares
 
 
-def agreement(first: Floats, second: Floats) -> dict[str, Any]:
-    """How far two models' probabilities (N, classes) agree on the same tiles."""
+def agreement(first: Floats, second: Floats) -> Agreement:
+    """How far the probabilities (N, classes) of two models agree on the same tiles."""
     same = first.argmax(axis=1) == second.argmax(axis=1)
-    return {
-        "tiles": len(same),
-        "agreement": float(same.mean()) if len(same) else None,
-        "differing_labels": int((~same).sum()),
-        "max_probability_difference": float(np.abs(first - second).max()) if len(same) else None,
-    }
+    return Agreement(
+        tiles=len(same),
+        agreement=float(same.mean()) if len(same) else None,
+        differing_labels=int((~same).sum()),
+        max_probability_difference=float(np.abs(first - second).max()) if len(same) else None,
+    )
 
 
-def labelled_metrics(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
-    """The metrics of a confusion matrix with the classes' names beside them."""
-    return {"classes": list(classes), **classification_metrics(confusion)}
+def labelled_metrics(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> LabelledMetrics:
+    """The metrics of a confusion matrix with the names of the classes."""
+    metrics = structs.asdict(classification_metrics(confusion))
+    return LabelledMetrics(classes=list(classes), **metrics)

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edgelung import __version__
-from edgelung.artifacts.bundle import FULL_PRECISION, Bundle
+from edgelung.artifacts.bundle import Bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_file, write_json
-from edgelung.engines.choose import available_cores, open_engine
+from edgelung.core.precision import FULL_PRECISION, Precision
+from edgelung.core.system import available_cores
+from edgelung.engines.choose import open_engine
+from edgelung.engines.names import EngineName
 from edgelung.inference.journal import Journal, write_whole
 from edgelung.inference.listing import gather
 from edgelung.inference.pipeline import Row, default_batch_size, predict_batches
@@ -46,8 +49,8 @@ class Options:
     With `verify` full precision runs beside the chosen variant, on every `verify_every`-th batch.
     """
 
-    engine: str = "auto"
-    precision: str = "auto"
+    engine: EngineName | None = None
+    precision: Precision | None = None
     batch_size: int | None = None
     threads: int | None = None
     prebuilt: Path | None = None
@@ -294,8 +297,8 @@ def _as_before(options: Options, before: Mapping[str, Any] | None) -> Options:
         return options
     return replace(
         options,
-        engine=before["--engine"] if options.engine == "auto" else options.engine,
-        precision=before["--precision"] if options.precision == "auto" else options.precision,
+        engine=options.engine or EngineName(before["--engine"]),
+        precision=options.precision or Precision(before["--precision"]),
         batch_size=options.batch_size or before["--batch-size"],
     )
 

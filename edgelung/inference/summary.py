@@ -14,10 +14,11 @@ import numpy as np
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.artifacts.bundle import MANIFEST, Bundle
+from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, ExitCode
 from edgelung.core.files import sha256_bytes, sha256_file
-from edgelung.core.system import version
-from edgelung.engines.choose import Chosen, available_cores
+from edgelung.core.system import available_cores, version
+from edgelung.engines.choose import Chosen
 from edgelung.evaluation.gate import LIMITS
 from edgelung.evaluation.metrics import labelled_metrics
 from edgelung.inference.record import HARMLESS, Record
@@ -113,7 +114,7 @@ def summarize(bundle: Bundle, chosen: Chosen, tally: Tally) -> dict[str, Any]:
     code = ExitCode.SOME_FAILED if failed else ExitCode.OK
     labelled = verified = None
     if tally.confusion.sum():
-        labelled = labelled_metrics(tally.confusion, bundle.classes)
+        labelled = typed_json.plain(labelled_metrics(tally.confusion, bundle.classes))
     if tally.compared:
         share = tally.agreed / tally.compared
         passed = share >= LIMITS.min_agreement
@@ -125,7 +126,9 @@ def summarize(bundle: Bundle, chosen: Chosen, tally: Tally) -> dict[str, Any]:
             "min_agreement": LIMITS.min_agreement,
             "passed": passed,
             **{
-                name: labelled_metrics(matrix, bundle.classes) if matrix.sum() else None
+                name: typed_json.plain(labelled_metrics(matrix, bundle.classes))
+                if matrix.sum()
+                else None
                 for name, matrix in (
                     ("variant", tally.compared_confusion),
                     ("reference", tally.reference_confusion),
@@ -135,7 +138,7 @@ def summarize(bundle: Bundle, chosen: Chosen, tally: Tally) -> dict[str, Any]:
         if not passed:
             code = ExitCode.GATE
     return {
-        "bundle": bundle.manifest.get("name", ""),
+        "bundle": bundle.manifest.name,
         "bundle_sha256": bundle_hash(bundle),
         "engine": chosen.engine.name,
         "device": chosen.engine.device,

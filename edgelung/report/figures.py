@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from edgelung.artifacts.run import EpochRecord
+
 mpl.use("svg")  # no display is needed, or touched
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -36,13 +38,13 @@ def picture(pixels: npt.NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def curves(history: Sequence[dict[str, Any]], title: str) -> str:
+def curves(history: Sequence[EpochRecord], title: str) -> str:
     """Loss and validation accuracy over the epochs of one stage (the paper's Figs. 11–13)."""
 
     def drawn(axes: Axes, key: str, scale: float, *style: Any, **more: Any) -> None:
-        known = [record for record in history if key in record]  # not while features alone teach
-        epochs = [record["epoch"] for record in known]
-        values = [scale * record[key] for record in known]
+        figures = [(record.epoch, getattr(record, key)) for record in history]
+        known = [(epoch, value) for epoch, value in figures if value is not None]
+        epochs, values = [epoch for epoch, _ in known], [scale * value for _, value in known]
         axes.plot(epochs, values, *style, markersize=3, **more)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -62,7 +64,7 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> str:
     right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation", xlim=left.get_xlim())
     low, high = right.get_ylim()  # of one epoch, or of even ones, no wider than rounding
     right.set_ylim(min(low, high - 2), max(high, low + 2))
-    begin = next((record["epoch"] for record in history if "val_loss" in record), 1)
+    begin = next((record.epoch for record in history if record.val_loss is not None), 1)
     if begin > 1:
         left.axvline(begin - 0.5, color=INK, linewidth=0.8, linestyle=":", label="labels begin")
     for axes in (left, right):

@@ -1,77 +1,69 @@
-"""The self-contained HTML pages of a run and of a bundle."""
+"""The self-contained HTML pages of a run, a bundle, a comparison and an audit, and the card."""
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.artifacts.run import CONFIG, ROLES, fewest_test_groups
+from edgelung.artifacts.bundle import BundleManifest
+from edgelung.artifacts.run import RunFolder, RunMetrics
+from edgelung.evaluation.comparison import Comparison
 from edgelung.evaluation.intervals import caution, written
 from edgelung.report import figures
 
 
-def run_page(run: Path, metrics: dict[str, Any], pictures: dict[str, Any]) -> str:
-    """report.html of a run folder: its run.json and metrics.jsonl, `metrics` and `pictures`."""
-    config = json.loads((run / CONFIG).read_text("utf-8"))
-    lines = run / "metrics.jsonl"
-    text = lines.read_text("utf-8") if lines.exists() else ""  # of no epochs at all
-    history = [json.loads(line) for line in text.splitlines()]
-    roles = [role for role in reversed(ROLES) if role in metrics]
-    stages = {role: [record for record in history if record["stage"] == role] for role in roles}
+def run_page(run: RunFolder, metrics: RunMetrics, pictures: Mapping[str, Any]) -> str:
+    """report.html of a run: its configuration and history, `metrics` and `pictures`."""
+    history = run.read_history()
+    models = dict(reversed(metrics.models.items()))  # the student first
+    stages = {role: [record for record in history if record.stage == role] for role in models}
     return _render(
         "run.html.j2",
-        title=f"edgelung run {run.name}",
-        config=config,
-        metrics=metrics,
-        roles=roles,
+        title=f"edgelung run {run.path.name}",
+        config=run.read_config(),
+        classes=metrics.classes,
+        models=models,
         pictures=pictures,
-        curves={name: figures.curves(rows, name) for name, rows in stages.items() if rows},
+        curves={role: figures.curves(rows, role) for role, rows in stages.items() if rows},
         confusions={
-            name: figures.confusion(
-                metrics[name]["test"]["confusion"], metrics["classes"], f"{name}, test"
-            )
-            for name in roles
+            role: figures.confusion(model.test.confusion, metrics.classes, f"{role}, test")
+            for role, model in models.items()
         },
     )
 
 
-def bundle_page(manifest: dict[str, Any], pictures: dict[str, Any]) -> str:
+def bundle_page(manifest: BundleManifest, pictures: Mapping[str, Any]) -> str:
     """report.html of a bundle, from its manifest and its `variant_figures`."""
-    variants = manifest["variants"]
     return _render(
         "bundle.html.j2",
-        title=f"edgelung bundle: {manifest['name']}",
+        title=f"edgelung bundle: {manifest.name}",
         manifest=manifest,
         pictures=pictures,
         confusions={
-            name: figures.confusion(
-                entry["test"]["confusion"], manifest["classes"], f"{name}, test"
-            )
-            for name, entry in variants.items()
-            if "test" in entry
+            name: figures.confusion(entry.test.confusion, manifest.classes, f"{name}, test")
+            for name, entry in manifest.variants.items()
+            if entry.test
         },
     )
 
 
-def model_card(manifest: dict[str, Any]) -> str:
+def model_card(manifest: BundleManifest) -> str:
     """MODEL_CARD.md of a bundle, from its manifest."""
-    return _render("card.md.j2", title=manifest["name"], m=manifest, p=manifest["provenance"])
+    return _render("card.md.j2", title=manifest.name, m=manifest, p=manifest.provenance)
 
 
-def compare_page(comparison: dict[str, Any]) -> str:
-    """The page of `edgelung compare`: Table II, differences, one dot a model."""
-    rows = comparison["models"]
-    names = [f"{row['run']}: {row['role']} {row['model']}" for row in rows]
+def compare_page(comparison: Comparison) -> str:
+    """The page of `edgelung compare`: Table II, differences, one dot per model."""
+    models = comparison.models
     return _render(
         "compare.html.j2",
         title="edgelung: runs compared",
-        c=comparison,
+        models=models,
         plot=figures.estimates(
-            names,
-            [row["balanced_accuracy"] for row in rows],
-            [row["intervals"]["balanced_accuracy"] for row in rows],
+            [model.title for model in models],
+            [model.test.balanced_accuracy or 0.0 for model in models],
+            [model.test.intervals.balanced_accuracy for model in models],
             "balanced accuracy on the test tiles, %, with 95 % interval over groups",
         ),
     )
@@ -95,7 +87,6 @@ def _render(template: str, **values: Any) -> str:
     environment.filters["points"] = lambda value: f"{100 * value:.2f}"
     environment.filters["span"] = written
     environment.filters["caution"] = caution
-    environment.filters["fewest_test_groups"] = fewest_test_groups
     return environment.get_template(template).render(
         notice=RESEARCH_USE_ONLY, version=__version__, **values
     )

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 
+from edgelung.artifacts.bundle import Sensitivity
 from edgelung.report.figures import BLUE, ORANGE, picture, svg
 
 MOST_TILES = 24  # flipped tiles that are shown of a variant; the page says how many there are
@@ -22,7 +23,7 @@ def variant_figures(
     paths: Mapping[str, Sequence[str]],
     classes: Sequence[str],
     pixels: Pixels,
-    ranking: Mapping[str, Any] | None,
+    ranking: Sensitivity | None,
 ) -> dict[str, Any]:
     """`probabilities`: variant → set → (N, classes), full precision under 'fp32'; `labels` and
     `paths` of each set's tiles; `pixels`: uint8 RGB of a path. → scatter and flips by variant,
@@ -92,18 +93,18 @@ def _scatter(
     return svg(figure)
 
 
-def _sensitivity(ranking: Mapping[str, Any]) -> str:
+def _sensitivity(ranking: Sensitivity) -> str:
     """Change of the output by part of the network in INT8, alone and all but it; log scale."""
-    parts = [*ranking["blocks"], *ranking["linears"]]
+    parts = [*ranking.blocks, *ranking.linears]
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.17 * len(parts)), layout="constrained")
     rows = np.arange(len(parts))
     floor = 1e-9
     for key, marker, colour in (("alone", "o", BLUE), ("all_but", "x", ORANGE)):
-        values = [max(part[key], floor) for part in parts]
+        values = [max(getattr(part, key), floor) for part in parts]
         axes.plot(values, rows, marker, color=colour, label=key.replace("_", " "), markersize=4)
-    axes.axvline(max(ranking["all"], floor), color="#888", linewidth=1, label="all in INT8")
-    axes.axhline(len(ranking["blocks"]) - 0.5, color="#8888", linewidth=1)
-    axes.set_yticks(rows, [part["name"] for part in parts], fontsize=7)
+    axes.axvline(max(ranking.everything, floor), color="#888", linewidth=1, label="all in INT8")
+    axes.axhline(len(ranking.blocks) - 0.5, color="#8888", linewidth=1)
+    axes.set_yticks(rows, [part.name for part in parts], fontsize=7)
     axes.set_ylim(len(parts) - 0.4, -0.6)
     axes.set(xscale="log", xlabel="divergence from full precision, nats")
     axes.legend(frameon=False)

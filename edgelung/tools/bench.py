@@ -19,9 +19,12 @@ import numpy as np
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import Bundle
 from edgelung.core.errors import EdgelungError
+from edgelung.core.precision import Precision
+from edgelung.core.system import available_cores
 from edgelung.engines.base import Engine, Tiles
-from edgelung.engines.choose import available_cores, open_engine
+from edgelung.engines.choose import open_engine
 from edgelung.engines.fastest import batch_of
+from edgelung.engines.names import EngineName
 from edgelung.inference.pipeline import default_batch_size, predict_batch, predict_batches
 from edgelung.inference.summary import bundle_hash, host
 from edgelung.tiles.find import FoundFile, find_files
@@ -47,8 +50,8 @@ def bench(
     bundle: Bundle,
     folder: Path | None,
     *,
-    engine: str = "auto",
-    precision: str = "auto",
+    engine: EngineName | None = None,
+    precision: Precision | None = None,
     threads: int | None = None,
     seconds: float = 10.0,
     bound_ms: float = 100.0,
@@ -107,7 +110,7 @@ def bench(
         "kind": "edgelung bench",
         "style": "MLPerf-style scenarios, shorter than MLPerf demands",
         "note": RESEARCH_USE_ONLY,
-        "bundle": bundle.manifest.get("name", ""),
+        "bundle": bundle.manifest.name,
         "bundle_sha256": bundle_hash(bundle),
         "engine": many.name,
         "device": many.device,

@@ -91,7 +91,8 @@ def selftest(bundle: Bundle) -> list[dict[str, Any]]:
 
     `state` is 'ok', 'wrong' (it runs and disagrees) or 'unavailable'.
     """
-    from edgelung.engines.choose import ENGINES, available_cores, check_golden
+    from edgelung.core.system import available_cores
+    from edgelung.engines.choose import ENGINES, check_golden
 
     results: list[dict[str, Any]] = []
     for name, factory in ENGINES.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelung.artifacts.bundle import SCHEMA_VERSION, open_bundle, write_manifest
+from edgelung.artifacts.bundle import SCHEMA_VERSION, open_bundle, write_bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.engines.choose import open_engine
 
@@ -17,8 +17,8 @@ def manifest_of(folder: Path) -> dict:
 
 def reseal(folder: Path, manifest: dict) -> None:
     """Write a changed manifest with right hashes, as somebody with an editor and patience would."""
-    manifest = {k: v for k, v in manifest.items() if k not in ("files", "schema_version")}
-    write_manifest(folder, manifest)
+    manifest = {k: v for k, v in manifest.items() if k != "files"}
+    write_bundle(folder, manifest)
 
 
 def test_every_file_is_guarded_at_any_byte(copied_bundle: Path) -> None:

@@ -179,13 +179,13 @@ def test_another_bundle_or_folder_refuses_and_restart_begins_anew(
     tiles: Path,
     tmp_path: Path,
 ) -> None:
-    from edgelung.artifacts.bundle import write_manifest
+    from edgelung.artifacts.bundle import write_bundle
 
     out = tmp_path / "rows.csv"
     stopped(out)
     manifest = json.loads((copied_bundle / "bundle.json").read_text())
-    del manifest["files"], manifest["schema_version"]
-    write_manifest(copied_bundle, manifest | {"name": "another"})
+    del manifest["files"]
+    write_bundle(copied_bundle, manifest | {"name": "another"})
     assert "bundle was" in finish(command(many, copied_bundle, out, "--resume"), 2).stderr
     assert "inputs was" in finish(command(tiles, bundle_folder, out, "--resume"), 2).stderr
     finish(command(tiles, bundle_folder, out, "--restart"), 0)

@@ -1,25 +1,27 @@
 """Every engine: the same arithmetic, any batch, a refusal where it is not what was asked for."""
 
 import json
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
+from engine_helpers import all_passed, noise
 
-from edgelung.artifacts.bundle import Bundle, open_bundle, write_manifest
+from edgelung.artifacts.bundle import Bundle, open_bundle, write_bundle
 from edgelung.core.errors import EdgelungError
+from edgelung.core.precision import Precision
 from edgelung.engines import choose
+from edgelung.engines import onnxruntime as onnxruntime_engine
 from edgelung.engines.base import EngineUnavailableError
+from edgelung.engines.cuda import gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
 
 ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
-
-
-def noise(count: int, size: int = 64) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -78,25 +80,21 @@ def test_auto_falls_to_the_next_engine_and_says_why(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(choose.ENGINES, "openvino", missing)
-    chosen = choose.open_engine(bundle, "auto", "fp32")
+    chosen = choose.open_engine(bundle, None, Precision.FP32)
     assert chosen.engine.name == "onnxruntime"
     assert "openvino is not installed" in chosen.reason
 
 
 def test_auto_never_offers_what_did_not_pass(bundle: Bundle) -> None:
     # The small bundle has too few tiles for a verdict.
-    assert bundle.variants["int8"].gate["verdict"] == "inconclusive"
+    assert bundle.variants["int8"].gate.verdict == "inconclusive"
     chosen = choose.open_engine(bundle)
     assert chosen.variant.precision == "fp32"
     assert "int8 not offered" in chosen.reason
 
 
 def test_auto_takes_int8_once_it_passed(bundle: Bundle) -> None:
-    passed = {
-        name: type(variant)(name, variant.path, {"verdict": "pass"})
-        for name, variant in bundle.variants.items()
-    }
-    proven = Bundle(**{**vars(bundle), "variants": passed})
+    proven = all_passed(bundle)
     assert choose.open_engine(proven).variant.precision == "int8"
 
 
@@ -105,8 +103,8 @@ def test_the_verdict_in_the_file_decides(copied_bundle: Path, verdict: str, prec
     """From bundle.json through opening to the choice."""
     manifest = json.loads((copied_bundle / "bundle.json").read_text())
     manifest["variants"]["int8"]["gate"]["verdict"] = verdict
-    del manifest["files"], manifest["schema_version"]
-    write_manifest(copied_bundle, manifest)
+    del manifest["files"]
+    write_bundle(copied_bundle, manifest)
     assert choose.open_engine(open_bundle(copied_bundle)).variant.precision == precision
 
 
@@ -154,6 +152,7 @@ def test_a_provider_that_does_not_load_is_unavailable(
         asked.extend([*providers, more])
         raise RuntimeError("libnvinfer.so.10: cannot open shared object file\n  and more")
 
+    monkeypatch.setattr(onnxruntime_engine, "_missing_library", lambda ort, provider: None)
     names = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
@@ -162,3 +161,17 @@ def test_a_provider_that_does_not_load_is_unavailable(
         choose.ENGINES[name](bundle.variants["fp32"].path, 1)
     assert "\n" not in str(error.value)
     assert asked == [provider, {"enable_fallback": 0}]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_a_missing_library_is_named_and_onnxruntime_prints_nothing(
+    bundle: Bundle, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if gpu_present():
+        pytest.skip("this machine has a GPU, where the providers may load")
+    onnxruntime.set_default_logger_severity(2)  # its default, which prints
+    with pytest.raises(EngineUnavailableError) as error:
+        choose.ENGINES[name](bundle.variants["fp32"].path, 1)
+    if sys.platform == "linux":
+        assert re.search(r"does not load: lib\S+\.so\S*: cannot open", str(error.value))
+    assert capfd.readouterr() == ("", "")

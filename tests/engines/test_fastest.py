@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_helpers import all_passed
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.engines import choose, fastest
@@ -15,11 +16,7 @@ from edgelung.engines.tensorrt.engine import TensorRtEngine
 @pytest.fixture
 def proven(bundle: Bundle) -> Bundle:
     """A bundle whose variants all passed their gates."""
-    passed = {
-        name: type(variant)(name, variant.path, {"verdict": "pass"})
-        for name, variant in bundle.variants.items()
-    }
-    return Bundle(**{**vars(bundle), "variants": passed})
+    return all_passed(bundle)
 
 
 def pace(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:

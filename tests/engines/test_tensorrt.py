@@ -16,18 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_helpers import expected, noise
 from PIL import Image
 
 from edgelung.artifacts.bundle import Bundle
-from edgelung.core.cache import Cache, Key, engine_cache
 from edgelung.core.errors import EdgelungError
 from edgelung.engines import choose, cuda
-from edgelung.engines.base import EngineUnavailableError
-from edgelung.engines.cuda import DeviceError
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
-from edgelung.engines.tensorrt.build import Profile, build_engine
-from edgelung.engines.tensorrt.engine import SLOTS, TensorRtEngine
-from edgelung.engines.tensorrt.flavour import load_flavour
+from edgelung.engines.tensorrt.engine import SLOTS
 from edgelung.inference.pipeline import Row, predict_batches
 from edgelung.kernels import build as kernels_build
 from edgelung.tiles.find import find_files
@@ -35,35 +31,13 @@ from edgelung.tiles.reader import ReaderSpec, resize
 
 RECORDS = json.loads(Path(__file__).with_name("tensorrt_api.json").read_text())
 WHEELS = [("tensorrt-rtx" if "rtx" in wheel else "tensorrt", wheel) for wheel in RECORDS]
-SMALL = Profile(opt_batch=4, max_batch=8)
-
-
-def noise(count: int, size: int = 64, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
-
-
-def expected(bundle: Bundle, tiles: np.ndarray, precision: str = "fp32") -> np.ndarray:
-    return OnnxRuntimeEngine(bundle.variants[precision].path, 1).infer(tiles)
-
-
-@pytest.fixture
-def open_small(bundle: Bundle, install: Any) -> Any:
-    """Open a TensorRT engine of at most 8 tiles a batch."""
-
-    def call(name: str = "tensorrt", **options: Any) -> TensorRtEngine:
-        if name.replace("-", "_") not in sys.modules:
-            install(name)
-        options = {"profile": SMALL} | options
-        return TensorRtEngine(bundle.variants["fp32"].path, 1, name=name, **options)
-
-    return call
 
 
 @pytest.mark.parametrize(("name", "wheel"), WHEELS)
-def test_one_code_for_every_tensorrt(
+def test_one_code_runs_every_tensorrt(
     bundle: Bundle, gpu: Any, install: Any, open_small: Any, name: str, wheel: str
 ) -> None:
-    """Names and numbers of arguments as recorded from the real 10.16, 11.4 and RTX bindings."""
+    """The API is recorded from the real bindings of 10.16, 11.4 and RTX."""
     trt = install(name, wheel)
     engine = open_small(name)
     tiles = noise(11)
@@ -80,13 +54,15 @@ def test_one_code_for_every_tensorrt(
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 17, 24])
-def test_any_number_of_tiles(bundle: Bundle, gpu: Any, open_small: Any, count: int) -> None:
-    """Above the profile's most, in parts; the tail needs no rebuild and no padding."""
+def test_any_number_of_tiles_is_predicted(
+    bundle: Bundle, gpu: Any, open_small: Any, count: int
+) -> None:
+    """More than `max_batch` run in parts; the last part needs no rebuild and no padding."""
     engine, tiles = open_small(), noise(count)
     np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
 
 
-def test_graphs_replay_what_comes_back(
+def test_a_batch_size_that_comes_back_is_replayed_as_a_graph(
     bundle: Bundle, gpu: Any, install: Any, open_small: Any
 ) -> None:
     trt = install("tensorrt")
@@ -104,7 +80,7 @@ def test_graphs_replay_what_comes_back(
     assert gpu.graphs_alive == 0
 
 
-def test_graphs_can_be_turned_off_or_missing(
+def test_without_graphs_the_probabilities_are_the_same(
     bundle: Bundle, gpu: Any, open_small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiles = noise(4)
@@ -119,7 +95,7 @@ def test_graphs_can_be_turned_off_or_missing(
     assert not any(op == "graph" for _, op in gpu.log)
 
 
-def test_order_on_each_stream(gpu: Any, open_small: Any) -> None:
+def test_each_stream_copies_in_computes_copies_out_and_waits(gpu: Any, open_small: Any) -> None:
     engine = open_small()
     streams = sorted(gpu.streams)
     assert len(streams) == SLOTS
@@ -181,7 +157,7 @@ def rows_of(engine: Any, folder: Path, **more: Any) -> list[Row]:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Files of many sizes, of the engine's own too, one broken, one too large for the device."""
+    """Files of many sizes, also the engine's; one is broken, one is too large for the device."""
     rng = np.random.default_rng(5)
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -240,149 +216,6 @@ def test_a_device_that_does_not_resize_as_the_reader_leaves_it_to_the_cpu(
     assert "tiles are resized on the CPU" in caplog.text
 
 
-# ---- errors -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("operation", ["copy in", "execute", "copy out", "synchronize"])
-def test_an_error_of_the_driver_is_named_and_everything_freed(
-    gpu: Any, open_small: Any, operation: str
-) -> None:
-    engine = open_small()
-    gpu.failing[operation] = RuntimeError("cuStreamSynchronize failed: illegal memory access")
-    with pytest.raises((DeviceError, RuntimeError), match="illegal memory access"):
-        engine.infer(noise(2))
-    engine.close()
-    assert gpu.live == {}
-    assert gpu.depth == 0
-
-
-@pytest.mark.parametrize(("step", "message"), [("shape", "the shape"), ("execute", "2 tiles")])
-def test_what_tensorrt_refuses_is_an_error(
-    gpu: Any, install: Any, open_small: Any, step: str, message: str
-) -> None:
-    trt = install("tensorrt")
-    engine = open_small()
-    trt.refuse[step] = True
-    with pytest.raises(DeviceError, match=f"refuses {message}"):
-        engine.infer(noise(2))
-
-
-def test_too_little_memory_frees_what_fitted(gpu: Any, open_small: Any) -> None:
-    gpu.memory_bytes = 8 * 64 * 64 * 3 + 1000  # one slot's input
-    with pytest.raises(DeviceError, match="close other programs"):
-        open_small()
-    assert gpu.live == {}
-    assert gpu.depth == 0
-
-
-def test_no_memory_for_a_graph_is_no_error(
-    bundle: Bundle, gpu: Any, install: Any, open_small: Any
-) -> None:
-    trt = install("tensorrt")
-    engine, tiles = open_small(), noise(4)
-    trt.refuse["context"] = True
-    for _ in range(5):
-        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
-    assert not any(op == "graph" for _, op in gpu.log)
-
-
-def test_a_kept_engine_that_tensorrt_refuses_is_built_again(
-    bundle: Bundle, gpu: Any, install: Any, open_small: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    trt = install("tensorrt")
-    caplog.set_level(logging.INFO)
-    first = open_small()
-    key = first._keys.engine
-    first.close()
-    cache = engine_cache()
-    assert cache.get(key).data
-    of_another_build = b"nothing that this TensorRT knows"
-    cache.put(key, of_another_build)  # with a hash that is right
-    engine, tiles = open_small(), noise(3)
-    np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
-    assert len(trt.builds) == 2
-    assert "building it again" in caplog.text
-    open_small()
-    assert len(trt.builds) == 2, "the new one was not cached"
-    cache.remove(key)
-    trt.refuse = {"load": True}
-    with pytest.raises(EngineUnavailableError, match="does not load the engine"):
-        open_small()
-    assert len(trt.builds) == 3, "one that was just built is not built once more"
-
-
-def test_a_full_disk_costs_time_alone(
-    bundle: Bundle, gpu: Any, install: Any, open_small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: Cache, key: Key, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Cache, "put", full)
-    for name in ("tensorrt", "tensorrt-rtx"):
-        install(name)
-        engine, tiles = open_small(name), noise(3)
-        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
-        engine.close()
-
-
-def test_no_context_and_no_engine_are_errors(gpu: Any, install: Any, open_small: Any) -> None:
-    trt = install("tensorrt")
-    trt.refuse["context"] = True
-    with pytest.raises(DeviceError, match="execution context"):
-        open_small()
-    trt.refuse = {"load": True}
-    with pytest.raises(EngineUnavailableError, match="does not load the engine on Fake RTX"):
-        open_small()
-    assert gpu.live == {}
-
-
-@pytest.mark.parametrize(("step", "words"), [("parse", "types differ"), ("build", "blocks.0")])
-def test_a_refused_graph_is_one_line(
-    bundle: Bundle, gpu: Any, install: Any, step: str, words: str
-) -> None:
-    install("tensorrt").refuse[step] = True
-    with pytest.raises(EdgelungError, match=rf"TensorRT 11.4.* refuses model.fp32.onnx: .*{words}"):
-        build_engine(load_flavour("tensorrt"), bundle.variants["fp32"].path, Profile())
-
-
-def test_an_unlisted_gpu_names_the_other_engine(gpu: Any, open_small: Any) -> None:
-    gpu.capability = (9, 0)
-    with pytest.raises(EngineUnavailableError, match=r"does not build for .*sm_90.*tensorrt"):
-        open_small("tensorrt-rtx")
-
-
-def test_a_machine_without_a_gpu_never_deserialises(
-    gpu: Any, install: Any, open_small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trt = install("tensorrt")
-    open_small().close()  # fills the cache
-    assert trt.deserialised == 1
-    gpu.count = 0
-    with pytest.raises(EngineUnavailableError, match="no CUDA GPU"):
-        open_small()
-    gpu.count = 1
-    gpu.failing["init"] = RuntimeError("cuInit failed: no device")
-    with pytest.raises(EngineUnavailableError, match="no device"):
-        open_small()
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(EngineUnavailableError, match="pycuda"):
-        open_small()
-    assert trt.deserialised == 1
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineUnavailableError, match="pip install tensorrt"):
-        load_flavour("tensorrt")
-
-    class Old:
-        __version__ = "8.6.1"
-
-    monkeypatch.setitem(sys.modules, "tensorrt", Old)
-    with pytest.raises(EngineUnavailableError, match="too old"):
-        load_flavour("tensorrt")
-
-
 def test_the_key_of_an_engine_names_everything_it_was_built_for(gpu: Any, open_small: Any) -> None:
     key = open_small()._keys.engine.as_dict()
     assert {"graph", "gpu", "architecture", "flavour", "version", "driver", "profile", "flags"} <= {
@@ -434,5 +267,5 @@ def test_infer_without_pycuda_tensorrt_and_cuda_bindings(
     assert "Traceback" not in done.stderr
 
 
-def test_the_readers_spec_is_what_the_kernels_follow() -> None:
+def test_the_kernels_follow_the_readers_spec() -> None:
     assert "BILINEAR" in ReaderSpec().resize

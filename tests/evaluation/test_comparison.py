@@ -29,20 +29,20 @@ def other(run: Path, tmp_path: Path) -> Path:
 
 
 def test_models_are_paired_with_the_first_student(run: Path, other: Path) -> None:
-    models = compare_runs([run, other])["models"]
-    assert [(m["run"], m["role"]) for m in models] == [
+    models = compare_runs([run, other]).models
+    assert [(m.run, m.role) for m in models] == [
         (run.name, "teacher"),
         (run.name, "student"),
         ("other", "teacher"),
         ("other", "student"),
     ]
-    assert models[1]["against"] is None
+    assert models[1].difference is None
     name = f"{run.name}: student deit_tiny_distilled_patch16_224"
-    assert [m["against"] for m in models if m["against"]] == [name] * 3
+    assert [m.difference.against for m in models if m.difference] == [name] * 3
     last = models[3]
-    low, high = last["difference_interval"]
-    assert low <= last["difference"] <= high
-    assert models[2]["difference"] == models[0]["difference"]
+    low, high = last.difference.interval
+    assert low <= last.difference.balanced_accuracy <= high
+    assert models[2].difference == models[0].difference
 
 
 def test_other_tiles_are_not_paired(run: Path, other: Path) -> None:
@@ -50,9 +50,9 @@ def test_other_tiles_are_not_paired(run: Path, other: Path) -> None:
         lines = path.read_text().splitlines()
         last = max(i for i, line in enumerate(lines) if ",test," in line)
         path.write_text("\n".join(lines[:last] + lines[last + 1 :]) + "\n")
-    models = compare_runs([run, other])["models"]
-    assert models[2]["against"] is None  # the first that answered for these tiles
-    assert models[3]["against"] == "other: teacher tf_efficientnet_lite0"
+    models = compare_runs([run, other]).models
+    assert models[2].difference is None  # the first that answered for these tiles
+    assert models[3].difference.against == "other: teacher tf_efficientnet_lite0"
 
 
 def test_other_files_of_the_same_names_are_not_paired(run: Path, other: Path) -> None:
@@ -61,15 +61,15 @@ def test_other_files_of_the_same_names_are_not_paired(run: Path, other: Path) ->
     rows[0][-1] = "sha256"
     with (other / "split.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    models = compare_runs([run, other])["models"]
-    assert models[2]["against"] is None
-    assert models[3]["against"] == "other: teacher tf_efficientnet_lite0"
+    models = compare_runs([run, other]).models
+    assert models[2].difference is None
+    assert models[3].difference.against == "other: teacher tf_efficientnet_lite0"
 
 
 def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
     same = Path(shutil.copytree(run, tmp_path / "again" / run.name))
-    models = compare_runs([run, same])["models"]
-    assert [m["run"] for m in models] == [str(run), str(run), str(same), str(same)]
+    models = compare_runs([run, same]).models
+    assert [m.run for m in models] == [str(run), str(run), str(same), str(same)]
 
 
 def test_the_command_prints_writes_and_explains(run: Path, other: Path, cli, tmp_path) -> None:
@@ -84,7 +84,7 @@ def test_the_command_prints_writes_and_explains(run: Path, other: Path, cli, tmp
     assert "Research use only" in page
     assert page.count("<svg") == 1
     found = json.loads(cli("compare", run, "--json").stdout)["models"]
-    assert np.isfinite([m["accuracy"] for m in found]).all()
+    assert np.isfinite([m["test"]["accuracy"] for m in found]).all()
     again = cli("compare", run, "--out", "page.html")
     assert again.returncode == 2
     assert "expected the name of a new .html file" in again.stderr

@@ -25,12 +25,12 @@ def flipped(probabilities: np.ndarray, places: object) -> np.ndarray:
 def test_the_same_probabilities_pass_on_enough_tiles() -> None:
     probabilities, truth, groups = reference()
     result = gate(probabilities, probabilities, truth, groups)
-    assert result["verdict"] == "pass"
-    assert result["agreement"] == 1
-    assert (result["tiles"], result["groups"]) == (1440, 72)
-    for check in result["checks"].values():
-        assert check["loss"] == 0
-        assert 0 <= check["high"] <= check["limit"], "nothing seen is not nothing there"
+    assert result.verdict == "pass"
+    assert result.agreement == 1
+    assert (result.tiles, result.groups) == (1440, 72)
+    for check in result.checks.values():
+        assert check.loss == 0
+        assert 0 <= check.high <= check.limit, "nothing seen is not nothing there"
 
 
 @pytest.mark.parametrize("flips", [1, 3])
@@ -38,20 +38,20 @@ def test_a_flip_in_each_class_passes_at_the_size_of_lc25000(flips: int) -> None:
     """What an INT8 variant shows that agrees on 99.8 or 99.9 % of the tiles."""
     probabilities, truth, groups = reference()
     variant = flipped(probabilities, [(i * 480 + 7) for i in range(flips)])
-    assert gate(variant, probabilities, truth, groups)["verdict"] == "pass"
+    assert gate(variant, probabilities, truth, groups).verdict == "pass"
 
 
 def test_flips_beyond_the_limits_fail_and_say_where() -> None:
     probabilities, truth, groups = reference()
     variant = flipped(probabilities, slice(0, 480, 10))
     result = gate(variant, probabilities, truth, groups, classes=("aca", "n", "scc"))
-    assert result["verdict"] == "fail"
-    assert [reason.split(" points")[0][:24] for reason in result["reasons"]] == [
+    assert result.verdict == "fail"
+    assert [reason.split(" points")[0][:24] for reason in result.reasons] == [
         "disagreement 3.33",
         "loss of balanced accurac",
         "loss of recall, aca 10.0",
     ]
-    assert "is above" in result["reasons"][0]
+    assert "is above" in result.reasons[0]
 
 
 def test_flips_that_share_a_group_weigh_more_than_flips_that_do_not() -> None:
@@ -59,28 +59,28 @@ def test_flips_that_share_a_group_weigh_more_than_flips_that_do_not() -> None:
     probabilities, truth, groups = reference()
     together = gate(flipped(probabilities, slice(0, 6)), probabilities, truth, groups)
     apart = gate(flipped(probabilities, slice(0, 1440, 240)), probabilities, truth, groups)
-    assert together["agreement"] == apart["agreement"]
-    bound = [r["checks"]["disagreement"]["high"] for r in (together, apart)]
+    assert together.agreement == apart.agreement
+    bound = [r.checks["disagreement"].high for r in (together, apart)]
     assert bound[0] > 1.4 * bound[1]
-    assert together["verdict"] == "inconclusive"
+    assert together.verdict == "inconclusive"
 
 
 def test_gains_pay_for_losses_in_recall_but_not_in_agreement() -> None:
     probabilities, truth, groups = reference()
     wrong = slice(0, 1440, 100)  # the reference is wrong here, the variant right
     result = gate(probabilities, flipped(probabilities, wrong), truth, groups)
-    checks = result["checks"]
-    assert checks["loss of recall, class 0"]["loss"] < 0
-    assert checks["disagreement"]["loss"] > 0.01
+    checks = result.checks
+    assert checks["loss of recall, class 0"].loss < 0
+    assert checks["disagreement"].loss > 0.01
 
 
 def test_lost_confidence_fails_though_every_label_agrees() -> None:
     probabilities, truth, groups = reference()
     squashed = np.where(probabilities > 0.5, 0.5, 0.25)
     result = gate(squashed, probabilities, truth, groups)
-    assert result["agreement"] == 1
-    assert result["verdict"] == "fail"
-    assert "calibration" in result["reasons"][0]
+    assert result.agreement == 1
+    assert result.verdict == "fail"
+    assert "calibration" in result.reasons[0]
 
 
 @pytest.mark.parametrize(("groups", "size"), [(3, 3), (4, 100), (8, 12)])
@@ -89,61 +89,61 @@ def test_few_tiles_or_few_groups_are_inconclusive_and_say_how_many_would_do(
 ) -> None:
     probabilities, truth, names = reference(groups, size)
     result = gate(probabilities, probabilities, truth, names)
-    assert result["verdict"] == "inconclusive"
-    needed = result["needed"]
-    assert needed["groups"] > 3 * groups
-    more = round(needed["groups"] / 3) + 1
+    assert result.verdict == "inconclusive"
+    needed = result.needed
+    assert needed.groups > 3 * groups
+    more = round(needed.groups / 3) + 1
     probabilities, truth, names = reference(more, size)
-    assert gate(probabilities, probabilities, truth, names)["verdict"] == "pass"
-    less = int(0.8 * needed["groups"] / 3)
+    assert gate(probabilities, probabilities, truth, names).verdict == "pass"
+    less = int(0.8 * needed.groups / 3)
     probabilities, truth, names = reference(less, size)
-    assert gate(probabilities, probabilities, truth, names)["verdict"] == "inconclusive"
+    assert gate(probabilities, probabilities, truth, names).verdict == "inconclusive"
 
 
 def test_it_never_asks_for_the_tiles_that_are_there() -> None:
     """Many tiles in few groups with a flip in each: the tiles are the worse of the two spreads."""
     probabilities, truth, names = reference(20, 130)
     result = gate(flipped(probabilities, slice(0, 7800, 130)), probabilities, truth, names)
-    assert result["verdict"] == "inconclusive"
-    assert result["needed"]["tiles"] > 7800
+    assert result.verdict == "inconclusive"
+    assert result.needed.tiles > 7800
 
 
 def test_it_says_how_rare_a_failing_it_cannot_see() -> None:
     few, many = (gate(p, p, *rest) for p, *rest in (reference(5, 60), reference(24, 60)))
-    assert few["unseen_sources"] == pytest.approx(1 - 0.1 ** (1 / 15))
-    assert many["unseen_sources"] == pytest.approx(0.0315, abs=1e-4)
+    assert few.unseen_sources == pytest.approx(1 - 0.1 ** (1 / 15))
+    assert many.unseen_sources == pytest.approx(0.0315, abs=1e-4)
 
 
 def test_a_single_flip_of_few_tiles_is_no_failure() -> None:
     """One of nine differs: 11 %, and yet no evidence."""
     probabilities, truth, names = reference(3, 1)
     result = gate(flipped(probabilities, [0]), probabilities, truth, names)
-    assert result["verdict"] == "inconclusive"
+    assert result.verdict == "inconclusive"
     probabilities, truth, names = reference(1, 3)
     result = gate(flipped(probabilities, [0]), probabilities, truth, names)
-    assert result["verdict"] == "inconclusive", "one group a class resamples to itself"
+    assert result.verdict == "inconclusive", "one group a class resamples to itself"
 
 
 def test_ruin_fails_on_few_tiles_too() -> None:
     probabilities, truth, names = reference(2, 5)
     result = gate(flipped(probabilities, slice(0, 30, 2)), probabilities, truth, names)
-    assert result["verdict"] == "fail"
+    assert result.verdict == "fail"
 
 
 def test_strict_wants_more_tiles() -> None:
     probabilities, truth, names = reference()
     result = gate(probabilities, probabilities, truth, names, limits=STRICT)
-    assert result["verdict"] == "inconclusive"
-    assert "balanced accuracy" in result["reasons"][0]
+    assert result.verdict == "inconclusive"
+    assert "balanced accuracy" in result.reasons[0]
     probabilities, truth, names = reference(60)
-    assert gate(probabilities, probabilities, truth, names, limits=STRICT)["verdict"] == "pass"
+    assert gate(probabilities, probabilities, truth, names, limits=STRICT).verdict == "pass"
 
 
 def test_another_look_asks_for_more() -> None:
     probabilities, truth, names = reference()
     variant = flipped(probabilities, [3, 500])
     highs = [
-        gate(variant, probabilities, truth, names, looks=looks)["checks"]["disagreement"]["high"]
+        gate(variant, probabilities, truth, names, looks=looks).checks["disagreement"].high
         for looks in (1, 4)
     ]
     assert highs[1] > highs[0]
@@ -154,8 +154,8 @@ def test_what_is_no_number_fails() -> None:
     variant = probabilities.copy()
     variant[3] = np.nan
     result = gate(variant, probabilities, truth, names)
-    assert result["verdict"] == "fail"
-    assert "not finite" in result["reasons"][0]
+    assert result.verdict == "fail"
+    assert "not finite" in result.reasons[0]
 
 
 def test_a_class_without_tiles_is_inconclusive() -> None:
@@ -163,13 +163,13 @@ def test_a_class_without_tiles_is_inconclusive() -> None:
     some = truth < 2
     names = [name for name, kept in zip(names, some, strict=True) if kept]
     result = gate(probabilities[some], probabilities[some], truth[some], names)
-    assert result["verdict"] == "inconclusive"
+    assert result.verdict == "inconclusive"
 
 
 def test_groups_of_several_classes_are_judged() -> None:
     probabilities, truth, _ = reference(30, 20)
     names = [f"g{i % 90:02}" for i in range(len(truth))]
-    assert gate(probabilities, probabilities, truth, names)["verdict"] == "pass"
+    assert gate(probabilities, probabilities, truth, names).verdict == "pass"
     assert min(module._groups_per_class(truth, names, 3)) == 90 >= MIN_GROUPS
 
 
@@ -197,7 +197,7 @@ def test_its_two_errors(spread: str, monkeypatch: pytest.MonkeyPatch) -> None:
             ours[flips & (theirs.argmax(1) != truth)] = probabilities[
                 flips & (theirs.argmax(1) != truth)
             ]
-            passed[rate] += gate(ours, theirs, truth, names)["verdict"] == "pass"
+            passed[rate] += gate(ours, theirs, truth, names).verdict == "pass"
     assert passed[0.01] <= 0.1 * trials
     assert passed[0.001] >= 0.75 * trials
     assert LIMITS.min_agreement == 0.99

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edgelung.evaluation.intervals import caution, intervals, paired_intervals, written
 from edgelung.evaluation.metrics import classification_metrics, confusion_matrix
@@ -22,14 +23,15 @@ def test_the_interval_holds_the_estimate_and_is_the_same_each_time() -> None:
     found = intervals(predicted, truth, groups, 3)
     metrics = classification_metrics(confusion_matrix(truth, predicted, 3))
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
-        assert found[name][0] < metrics[name] < found[name][1]
+        low, high = getattr(found, name)
+        assert low < getattr(metrics, name) < high
     assert found == intervals(predicted, truth, groups, 3)
 
 
 def test_tiles_of_a_group_are_not_taken_for_independent() -> None:
     predicted, truth, groups = drawn(0)
-    grouped = intervals(predicted, truth, groups, 3)["accuracy"]
-    alone = intervals(predicted, truth, [str(i) for i in range(len(truth))], 3)["accuracy"]
+    grouped = intervals(predicted, truth, groups, 3).accuracy
+    alone = intervals(predicted, truth, [str(i) for i in range(len(truth))], 3).accuracy
     assert grouped[1] - grouped[0] > 1.5 * (alone[1] - alone[0])
 
 
@@ -37,7 +39,7 @@ def test_it_covers_the_truth_about_as_often_as_it_says() -> None:
     """0.8 is the chance of being right over all groups there could be."""
     inside = 0
     for seed in range(200):
-        low, high = intervals(*drawn(seed), 3)["accuracy"]
+        low, high = intervals(*drawn(seed), 3).accuracy
         inside += low <= 0.8 <= high
     assert 0.88 <= inside / 200 <= 0.99
 
@@ -47,18 +49,18 @@ def test_a_pair_is_told_apart_where_two_intervals_are_not() -> None:
     first, truth, groups = drawn(0)
     second = first.copy()
     second[np.flatnonzero(first != truth)[::10]] = truth[np.flatnonzero(first != truth)[::10]]
-    low, high = paired_intervals(first, second, truth, groups, 3)["accuracy"]
+    low, high = paired_intervals(first, second, truth, groups, 3).accuracy
     assert 0 < low < np.mean(second == truth) - np.mean(first == truth) < high
-    one, other = (intervals(p, truth, groups, 3)["accuracy"] for p in (first, second))
+    one, other = (intervals(p, truth, groups, 3).accuracy for p in (first, second))
     assert one[1] > other[0]
     nothing = paired_intervals(first, first, truth, groups, 3)
-    assert set(nothing.values()) == {(0.0, 0.0)}
+    assert set(structs.astuple(nothing)) == {(0.0, 0.0)}
 
 
 def test_groups_of_several_classes_and_a_class_without_tiles() -> None:
     truth = np.array([0, 1, 0, 1, 0, 1])
     found = intervals(np.array([0, 1, 0, 0, 0, 1]), truth, ["a", "a", "b", "b", "c", "c"], 3)
-    assert found["accuracy"] == pytest.approx((0.5, 1.0))
+    assert found.accuracy == pytest.approx((0.5, 1.0))
 
 
 def test_where_nothing_is_wrong_the_sources_that_are_not_here_count() -> None:
@@ -67,14 +69,14 @@ def test_where_nothing_is_wrong_the_sources_that_are_not_here_count() -> None:
         truth = np.repeat(np.arange(groups) % 3, 20)
         names = [str(i) for i in np.repeat(np.arange(groups), 20)]
         found = intervals(truth, truth, names, 3)
-        assert found["balanced_accuracy"] == (pytest.approx(0.025 ** (1 / groups)), 1.0)
+        assert found.balanced_accuracy == (pytest.approx(0.025 ** (1 / groups)), 1.0)
 
 
 def test_a_class_with_few_groups_keeps_them_in_every_resample() -> None:
     """Without strata a resample would often lack the rare class, and the interval be wider."""
     truth = np.array([0] * 40 + [1] * 2)
     predicted = np.array([0] * 30 + [1] * 10 + [1, 1])
-    low, high = intervals(predicted, truth, [str(i) for i in range(42)], 2)["balanced_accuracy"]
+    low, high = intervals(predicted, truth, [str(i) for i in range(42)], 2).balanced_accuracy
     assert (low, high) == (pytest.approx(0.8125, abs=0.02), pytest.approx(0.9375, abs=0.02))
 
 

@@ -24,24 +24,24 @@ def test_confusion_rows_are_the_truth() -> None:
 def test_figures_of_a_known_matrix() -> None:
     # class 0: recall 8/10, precision 8/9; class 1: recall 4/5, precision 4/6
     metrics = classification_metrics(np.array([[8, 2], [1, 4]]))
-    assert metrics["accuracy"] == pytest.approx(12 / 15)
-    assert metrics["recall"] == pytest.approx([0.8, 0.8])
-    assert metrics["precision"] == pytest.approx([8 / 9, 4 / 6])
-    assert metrics["f1"] == pytest.approx([16 / 19, 8 / 11])
-    assert metrics["balanced_accuracy"] == pytest.approx(0.8)
-    assert metrics["macro_f1"] == pytest.approx((16 / 19 + 8 / 11) / 2)
+    assert metrics.accuracy == pytest.approx(12 / 15)
+    assert metrics.recall == pytest.approx([0.8, 0.8])
+    assert metrics.precision == pytest.approx([8 / 9, 4 / 6])
+    assert metrics.f1 == pytest.approx([16 / 19, 8 / 11])
+    assert metrics.balanced_accuracy == pytest.approx(0.8)
+    assert metrics.macro_f1 == pytest.approx((16 / 19 + 8 / 11) / 2)
 
 
 def test_classes_without_tiles_are_left_out() -> None:
     metrics = classification_metrics(np.array([[3, 0, 1], [0, 0, 0], [0, 0, 4]]))
-    assert metrics["balanced_accuracy"] == pytest.approx((0.75 + 1) / 2)
-    assert metrics["recall"][1] is None
+    assert metrics.balanced_accuracy == pytest.approx((0.75 + 1) / 2)
+    assert metrics.recall[1] is None
 
 
 def test_nothing_at_all() -> None:
     metrics = classification_metrics(np.zeros((2, 2), np.int64))
-    assert metrics["accuracy"] is None
-    assert metrics["balanced_accuracy"] is None
+    assert metrics.accuracy is None
+    assert metrics.balanced_accuracy is None
 
 
 def test_calibration_error_of_two_bins() -> None:
@@ -71,14 +71,14 @@ def test_agreement_counts_labels_and_the_largest_difference() -> None:
     first = np.array([[0.9, 0.1], [0.4, 0.6]])
     second = np.array([[0.8, 0.2], [0.7, 0.3]])
     found = agreement(first, second)
-    assert found["agreement"] == 0.5
-    assert found["max_probability_difference"] == pytest.approx(0.3)
+    assert found.agreement == 0.5
+    assert found.max_probability_difference == pytest.approx(0.3)
 
 
 def test_evaluate_gathers_them() -> None:
     metrics = evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
-    assert metrics["accuracy"] == 1
-    assert metrics["negative_log_likelihood"] == pytest.approx(-np.log([0.9, 0.8]).mean())
+    assert metrics.accuracy == 1
+    assert metrics.negative_log_likelihood == pytest.approx(-np.log([0.9, 0.8]).mean())
 
 
 def test_area_under_the_curve_counts_ordered_pairs() -> None:

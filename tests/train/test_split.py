@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgelung.artifacts.run import Counts, SplitRow, split_counts
 from edgelung.core.errors import EdgelungError
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.recipe import Split
@@ -17,8 +18,12 @@ from edgelung.train.split import (
     of_two_classes,
     split_at_random,
     split_by_group,
-    split_counts,
 )
+
+
+def counts_of(split: list[SplitTile]) -> Counts:
+    rows = [SplitRow(s.tile.path, s.tile.label, s.group, s.subset, s.tile.sha256) for s in split]
+    return split_counts(rows)
 
 
 def tile(path: str, label: str = "a", sha: str = "") -> IndexedTile:
@@ -59,8 +64,8 @@ def test_the_split_is_a_function_of_the_seed() -> None:
 
 def test_three_groups_reach_three_subsets_and_two_are_refused() -> None:
     tiles, groups = many(3, 50, "a")
-    counts = split_counts(split_by_group(tiles, groups, Split()))
-    assert all(counts[subset]["a"]["groups"] == 1 for subset in ("train", "val", "test"))
+    counts = counts_of(split_by_group(tiles, groups, Split()))
+    assert all(counts[subset]["a"].groups == 1 for subset in ("train", "val", "test"))
     with pytest.raises(EdgelungError, match="class a has 2 group"):
         split_by_group(tiles[:100], groups[:100], Split())
 
@@ -72,8 +77,8 @@ def test_a_huge_group_is_trained_on() -> None:
         groups += ["huge"] * 40
         split = split_by_group(tiles, groups, Split(seed=seed))
         assert {row.subset for row in split if row.group == "huge"} == {"train"}
-        counts = split_counts(split)
-        assert all(counts[subset]["a"]["groups"] for subset in counts)
+        counts = counts_of(split)
+        assert all(counts[subset]["a"].groups for subset in counts)
         assert [entry[:2] for entry in far_from_shares(split, Split())] == [
             ("a", "val"),
             ("a", "test"),
@@ -99,9 +104,9 @@ def test_a_patient_who_is_half_of_a_class_is_trained_on() -> None:
     tiles += [*more, *(tile(f"b/{i}", "b") for i in range(200))]
     groups += [*names, *["a:0"] * 200]
     for seed in range(6):
-        counts = split_counts(split_by_group(tiles, groups, Split(seed=seed)))
-        assert counts["train"]["b"]["tiles"] >= 200
-        assert all(counts[subset][label]["groups"] for subset in counts for label in "ab")
+        counts = counts_of(split_by_group(tiles, groups, Split(seed=seed)))
+        assert counts["train"]["b"].tiles >= 200
+        assert all(counts[subset][label].groups for subset in counts for label in "ab")
 
 
 def test_a_group_of_several_classes_stays_whole() -> None:
@@ -116,8 +121,8 @@ def test_a_group_of_several_classes_stays_whole() -> None:
     for row in split:
         found.setdefault(row.group, set()).add(row.subset)
     assert all(len(subsets) == 1 for subsets in found.values())
-    counts = split_counts(split)
-    assert all(counts[s][label]["tiles"] for s in counts for label in "ab")
+    counts = counts_of(split)
+    assert all(counts[s][label].tiles for s in counts for label in "ab")
 
 
 def test_at_random_gives_the_papers_table_and_counts_the_leak() -> None:
@@ -125,9 +130,9 @@ def test_at_random_gives_the_papers_table_and_counts_the_leak() -> None:
     tiles, groups = many(250, 20, "a")
     more, names = many(250, 20, "b")
     split = split_at_random(tiles + more, groups + names, Split())
-    counts = split_counts(split)
+    counts = counts_of(split)
     for label in "ab":
-        found = [counts[s][label]["tiles"] for s in ("train", "val", "test")]
+        found = [counts[s][label].tiles for s in ("train", "val", "test")]
         assert found == [3500, 750, 750]
     assert mates_in_training(split) > 0.99 * 1500  # FACTS: 99 % have a near copy
     assert mates_in_training(split_by_group(tiles, groups, Split())) == 0

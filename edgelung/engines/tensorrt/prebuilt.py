@@ -10,20 +10,22 @@ vouches for the folder. The hashes detect damage and mix-ups, not forgery.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
+from msgspec import Struct
 
 from edgelung.artifacts.bundle import Bundle, Variant
-from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file, write_json
+from edgelung.core import typed_json
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file
+from edgelung.core.precision import Precision
 from edgelung.engines.tensorrt.build import NetworkSummary, Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour
 
 MANIFEST = "engines.json"
 SCHEMA_VERSION = 1
-FIRST_WITH_FP8 = 89  # SM 8.9: older GPUs have no FP8 arithmetic
+REMEDY = "expected a folder that edgelung export --engine tensorrt-rtx wrote"
 
 
-class PrebuiltEngine(msgspec.Struct, frozen=True):
+class PrebuiltEngine(Struct, frozen=True):
     """One engine of the folder.
 
     Attributes:
@@ -51,7 +53,7 @@ class PrebuiltEngine(msgspec.Struct, frozen=True):
     contents: NetworkSummary
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(Struct, frozen=True):
     """The contents of engines.json."""
 
     engines: list[PrebuiltEngine]
@@ -83,7 +85,7 @@ def build_ahead(
             engines.append(_build_one(bundle, variant, flavour, target, folder))
             if on_built:
                 on_built()
-        write_json(folder / MANIFEST, msgspec.to_builtins(Manifest(engines)))
+        typed_json.write(folder / MANIFEST, Manifest(engines))
     return engines
 
 
@@ -93,8 +95,7 @@ def planned_builds(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant
         (variant, target)
         for variant in bundle.variants.values()
         for target in targets
-        if variant.passed
-        and (variant.precision != "fp8" or int(target.removeprefix("sm_")) >= FIRST_WITH_FP8)
+        if variant.passed and int(target.removeprefix("sm_")) >= variant.precision.about.least_sm
     ]
 
 
@@ -154,13 +155,7 @@ def _build_one(
 
 def _read_manifest(folder: Path) -> list[PrebuiltEngine]:
     path = folder / MANIFEST
-    try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
-        raise EdgelungError(
-            f"cannot read {path} ({one_line(error)}); expected a folder that "
-            "edgelung export --engine tensorrt-rtx wrote"
-        ) from error
+    manifest = typed_json.read(path, Manifest, REMEDY)
     if manifest.schema_version > SCHEMA_VERSION:
         raise EdgelungError(
             f"{path} has schema version {manifest.schema_version}, this edgelung reads "
@@ -172,9 +167,9 @@ def _read_manifest(folder: Path) -> list[PrebuiltEngine]:
     return manifest.engines
 
 
-def _check_linears(bundle: Bundle, precision: str, contents: NetworkSummary) -> None:
+def _check_linears(bundle: Bundle, precision: Precision, contents: NetworkSummary) -> None:
     """Check that all quantized linear layers arrived as such: the gate judged them so."""
-    expected = bundle.manifest["variants"][precision].get("quantized_linears", 0)
+    expected = bundle.variant(precision).entry.quantized_linears
     if contents.quantized_linears != expected:
         raise EdgelungError(
             f"TensorRT-RTX sees {contents.quantized_linears} quantized linears in {precision}, "
