@@ -265,13 +265,17 @@ class RunFolder:
         return self.metrics_path.is_file()
 
     def read_config(self) -> RunConfig:
-        """Read run.json and check that split.csv is the one it was written with."""
+        """Read run.json."""
         config = typed_json.read(self.config_path, RunConfig, ANEW)
         if config.schema_version > SCHEMA_VERSION:
             raise EdgelungError(
                 f"{self.config_path} has schema version {config.schema_version}; this edgelung "
                 f"reads up to {SCHEMA_VERSION}: update edgelung"
             )
+        return config
+
+    def check_split(self, config: RunConfig) -> None:
+        """Raise EdgelungError unless split.csv is the one that `config` was written with."""
         try:
             unchanged = sha256_file(self.split_path) == config.split_sha256
         except OSError as error:
@@ -283,7 +287,6 @@ class RunFolder:
                 f"{self.split_path} is not the one that the run was made with; restore it, or "
                 "train again"
             )
-        return config
 
     def write_split(self, rows: Iterable[SplitRow]) -> None:
         """Write split.csv."""
