@@ -19,10 +19,11 @@ from edgelung.engines.cuda import Device
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.tensorrt.build import Profile
 from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import predict_batches
 from edgelung.inference.record import record_of
-from edgelung.inference.session import gather, infer_folder
-from edgelung.inference.writer import format_of
+from edgelung.inference.session import infer_folder
+from edgelung.inference.source import Source
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import (
     ReaderSpec,
@@ -247,11 +248,9 @@ def torch_models(architecture: str) -> Figures:
 def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     """A folder end to end, then its stages one by one: what each costs per tile, in ms."""
     cores = available_cores()
-    predictions = out / "predictions.csv"
+    destination = Destination.parse(out / "predictions.csv")
     start = time.perf_counter()
-    summary = infer_folder(
-        gather([folder], None, None, predictions), bundle, predictions, resume=False
-    )
+    summary = infer_folder(Source((folder,)), bundle, destination, resume=False)
     total = time.perf_counter() - start
     spec = bundle.reader
     tiles, paths = read_some(folder, 256, spec.size)
@@ -283,8 +282,8 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
 
     def write() -> None:
         with (out / "again.csv").open("wb") as file:
-            writer = format_of(out / "again.csv")(file, bundle.classes)
-            writer.write(records)
+            writer = destination.format.writer(file, bundle.classes)
+            writer.write(record.prediction(bundle.classes) for record in records)
             writer.close()
 
     stages["write"] = 1e3 * float(np.median(time_calls(write, 5))) / len(records)
@@ -292,9 +291,9 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
         "engine": f"{chosen.engine.name} {chosen.variant.precision}",
         "choice": chosen.reason,
         "resize_in_the_folder_run": where,
-        "files": summary["files"],
+        "files": summary.files,
         "seconds_with_loading": total,
-        "tiles_per_second": summary["tiles_per_second"],
+        "tiles_per_second": summary.tiles_per_second,
         "decoders": cores,
         "ms_per_tile": stages,
     }
