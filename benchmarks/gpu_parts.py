@@ -19,10 +19,11 @@ from edgelung.engines.cuda import Device
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.tensorrt.build import Profile
 from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import predict_batches
 from edgelung.inference.record import record_of
-from edgelung.inference.session import gather, infer_folder
-from edgelung.inference.writer import format_of
+from edgelung.inference.session import infer_folder
+from edgelung.inference.source import Source
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import (
     ReaderSpec,
@@ -247,11 +248,9 @@ def torch_models(architecture: str) -> Figures:
 def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     """A folder end to end, then its stages one by one: what each costs per tile, in ms."""
     cores = available_cores()
-    predictions = out / "predictions.csv"
+    destination = Destination.parse(out / "predictions.csv")
     start = time.perf_counter()
-    summary = infer_folder(
-        gather([folder], None, None, predictions), bundle, predictions, resume=False
-    )
+    summary = infer_folder(Source((folder,)), bundle, destination, resume=False)
     total = time.perf_counter() - start
     spec = bundle.reader
     tiles, paths = read_some(folder, 256, spec.size)
@@ -275,7 +274,7 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
         where = "on the GPU"
         stages["copy, resize on the GPU and model"] = per_tile(lambda: engine.infer_pixels(pixels))
     if isinstance(engine, TensorRtEngine):
-        stages |= on_the_lane(engine, tiles[:32], pixels[:32])
+        stages |= in_one_slot(engine, tiles[:32], pixels[:32])
     files = [file for file in find_files(folder) if file.is_image][:256]
     batches = predict_batches(files, spec, engine, batch_size=32, threads=cores)
     records = [record_of(row, bundle.classes, None) for batch in batches for row in batch]
@@ -283,8 +282,8 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
 
     def write() -> None:
         with (out / "again.csv").open("wb") as file:
-            writer = format_of(out / "again.csv")(file, bundle.classes)
-            writer.write(records)
+            writer = destination.format.writer(file, bundle.classes)
+            writer.write(record.prediction(bundle.classes) for record in records)
             writer.close()
 
     stages["write"] = 1e3 * float(np.median(time_calls(write, 5))) / len(records)
@@ -292,34 +291,34 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
         "engine": f"{chosen.engine.name} {chosen.variant.precision}",
         "choice": chosen.reason,
         "resize_in_the_folder_run": where,
-        "files": summary["files"],
+        "files": summary.files,
         "seconds_with_loading": total,
-        "tiles_per_second": summary["tiles_per_second"],
+        "tiles_per_second": summary.tiles_per_second,
         "decoders": cores,
         "ms_per_tile": stages,
     }
 
 
-def on_the_lane(engine: TensorRtEngine, tiles: np.ndarray, pixels: Sequence[np.ndarray]) -> Figures:
+def in_one_slot(engine: TensorRtEngine, tiles: np.ndarray, pixels: Sequence[np.ndarray]) -> Figures:
     """Copy, resize and model of one batch, one after the other and each alone, ms per tile."""
     count = len(tiles)
-    with engine._lane() as lane:
+    with engine._slot() as slot:
 
         def timed(work: Callable[[], object]) -> float:
             def whole() -> None:
                 work()
-                lane._stream.wait()
+                slot._stream.wait()
 
             return 1e3 * float(np.median(time_calls(whole, 20))) / count
 
-        lane._host_in[:count] = tiles
+        slot._host_in[:count] = tiles
         stages = {
-            "copy alone": timed(lambda: lane._stream.copy_in(lane._in, lane._host_in[:count])),
-            "model alone": timed(lambda: lane._compute(lane._context, count)),
+            "copy alone": timed(lambda: slot._stream.copy_in(slot._in, slot._host_in[:count])),
+            "model alone": timed(lambda: slot._compute(slot._context, count)),
         }
-        if engine.__dict__.get("resizes"):
-            lane.resized(pixels)
-            stages["resize alone"] = 1e3 * lane._resize.seconds(20) / count
+        if engine.resizes:
+            slot.resize(pixels)
+            stages["resize alone"] = 1e3 * slot._resize.seconds(20) / count
     return stages
 
 

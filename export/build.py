@@ -311,6 +311,8 @@ def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(run: Path) -> dict[str, Any]:
-    config = plain(RunFolder(run).read_config())
+    found = RunFolder(run).read_config()
+    RunFolder(run).check_split(found)
+    config = plain(found)
     assert isinstance(config, dict)
     return config | {"data": Path(str(config["data"]))}

@@ -1,5 +1,6 @@
 """Shared fixtures: a small synthetic set, a run and a bundle made from it by the real commands."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -47,10 +48,35 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all test processes of a session share, for fixtures that take long to make.
+
+    EDGELUNG_TEST_FOLDER names one that outlives the session: for work on a room that neither trains
+    nor exports.
+    """
+    if named := os.environ.get("EDGELUNG_TEST_FOLDER"):
+        Path(named).mkdir(parents=True, exist_ok=True)
+        return Path(named)
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """`folder`, made by `make` unless it is there; one process makes it, the others wait."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiles(shared_folder: Path) -> Path:
     """108 synthetic 96 px tiles, 3 classes, 12 sources each, with groups.csv."""
-    folder = tmp_path_factory.mktemp("synthetic") / "tiles"
-    return write_dataset(folder, sources=12, tiles_per_source=3, size=96)
+    return make_once(
+        shared_folder / "tiles",
+        lambda folder: write_dataset(folder, sources=12, tiles_per_source=3, size=96),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -60,19 +86,22 @@ def small() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiles: Path, shared_folder: Path) -> Path:
     """A finished run; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    train_run(tiles, folder, load_recipe("demo", SMALL), groups=tiles / "groups.csv")
-    return folder
+
+    def make(folder: Path) -> None:
+        train_run(tiles, folder, load_recipe("demo", SMALL), groups=tiles / "groups.csv")
+
+    return make_once(shared_folder / "run", make)
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_folder(run: Path, shared_folder: Path) -> Path:
     """The bundle of `run` with all variants; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    export_run(run, folder, half=True, int8=True, fp8=True)
-    return folder
+    return make_once(
+        shared_folder / "bundle",
+        lambda folder: export_run(run, folder, half=True, int8=True, fp8=True),
+    )
 
 
 @pytest.fixture

@@ -133,6 +133,7 @@ def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]
     if not folder.config_path.is_file():
         raise EdgelungError(f"{out} holds no run to go on with; start one without --resume")
     config = folder.read_config()
+    folder.check_split(config)
     recipe = validate_recipe(config.recipe, str(folder.config_path))
     rows = {row.path: row for row in folder.read_split()}
     tiles = index_tiles(data, recipe.classes)

@@ -112,13 +112,12 @@ def infer(
     """Predict every tile of a folder: one row per file. Research use only."""
     from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
     from edgelung.core.terminal import note, progress
-    from edgelung.inference.listing import describe_source, gather
+    from edgelung.core.typed_json import plain
+    from edgelung.inference.destination import STANDARD_OUTPUT, Destination
     from edgelung.inference.session import Options, infer_folder
-    from edgelung.inference.summary import summary_path
-    from edgelung.inference.writer import STANDARD_OUTPUT
+    from edgelung.inference.source import Source
+    from edgelung.inference.watch import watch_folder
 
-    if out.is_symlink():  # rows take their name in one step, which would replace the link
-        out = Path(os.path.realpath(out))
     if as_json and out == STANDARD_OUTPUT:
         raise typer.BadParameter("--json and the rows would share standard output; use --summary")
     if watch and files:
@@ -126,16 +125,16 @@ def infer(
     if model is None:
         note(STARTER_NOTE)
     bundle = open_bundle(model or starter_bundle())
-    also_written = [summary_path(out, summary)]
-    found = None if watch else gather(folder, files, subset, out, also_written)
+    source = Source(tuple(folder), files, subset)
+    destination = Destination.parse(out, summary)
     if precision and precision in bundle.variants and not bundle.variants[precision].passed:
         verdict = bundle.variants[precision].gate.verdict
         note(f"the {precision} variant did not pass its gate ({verdict}); used as asked")
 
-    def on_kept(rows: int) -> None:
+    def on_stopped(rows: int, journal: Path) -> None:
         again = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
         note(
-            f"stopped: {rows} rows are kept in {out.name}.edgelung-journal; to go on:\n"
+            f"stopped: {rows} rows are kept in {journal.name}; to go on:\n"
             f"edgelung {shlex.join([*again, '--resume'])}"
         )
 
@@ -148,16 +147,19 @@ def infer(
         verify,
         verify_every,
         min_confidence,
-        describe_source(folder, files, subset),
     )
-    how: dict[str, Any] = {"resume": resume, "summary": summary, "on_kept": on_kept}
     with progress("infer") as advance:
-        if found is None:
-            from edgelung.inference.watch import watch_folder
-
-            result = watch_folder(folder, bundle, out, options, on_rows=advance, say=note, **how)
-        else:
-            result = infer_folder(found, bundle, out, options, on_rows=advance, **how)
+        run = watch_folder if watch else infer_folder
+        summary_of_run = run(
+            source,
+            bundle,
+            destination,
+            options,
+            resume=resume,
+            on_rows=advance,
+            on_stopped=on_stopped,
+        )
+    result = plain(summary_of_run)
     try:
         if as_json:
             print(json.dumps(result, indent=2), flush=True)
@@ -166,7 +168,7 @@ def infer(
     except BrokenPipeError:  # `| head`: the rows are whole, and so is the exit code
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
     note(RESEARCH_USE_ONLY)
-    raise typer.Exit(result["exit_code"])
+    raise typer.Exit(summary_of_run.exit_code)
 
 
 def print_summary(summary: dict[str, Any]) -> None:

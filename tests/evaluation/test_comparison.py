@@ -90,13 +90,13 @@ def test_the_command_prints_writes_and_explains(run: Path, other: Path, cli, tmp
     assert "expected the name of a new .html file" in again.stderr
     missing = cli("compare", tmp_path)
     assert missing.returncode == 2
-    assert "is no finished run" in missing.stderr
+    assert "expected a run folder" in missing.stderr
     metrics = json.loads((other / "metrics.json").read_text())
     del metrics["teacher"]["test"]["intervals"]
     old = tmp_path / "old"
     shutil.copytree(run, old)
     (old / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(EdgelungError, match=r"does not hold 'intervals' of the teacher.*older"):
+    with pytest.raises(EdgelungError, match=r"field `intervals`.*teacher.*train it again"):
         compare_runs([old])
     (old / "metrics.json").write_text('{"classes": []}')
     with pytest.raises(EdgelungError, match="names no student"):
