@@ -13,8 +13,9 @@ from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
 from edgelung.inference.destination import STANDARD_OUTPUT, Destination
 from edgelung.inference.identity import RunIdentity
+from edgelung.inference.output import UnbufferedWriter
 from edgelung.inference.record import Record
-from edgelung.inference.sinks import Sink, UnbufferedWriter, open_sink
+from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.tally import NoTilesError
 
 CLASSES = ["a", "b"]
