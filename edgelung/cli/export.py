@@ -64,7 +64,7 @@ def export(
 ) -> None:
     """Write a verified bundle of a run: full precision, and FP16 and INT8 with their evidence."""
     from edgelung.core.errors import EdgelungError, ExitCode
-    from edgelung.core.terminal import note
+    from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
 
     if qat and not int8:
@@ -78,19 +78,17 @@ def export(
             f"export needs {error.name}, which is not installed: pip install 'edgelung[train]'"
         ) from error
 
+    variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
     bundle = export_run(
         run,
         out,
-        half=fp16,
-        int8=int8,
-        fp8=fp8,
+        precisions=frozenset(precision for precision, asked in variants.items() if asked),
         qat=qat,
         data=data,
         outside=outside,
         calibration=calibration,
         calibration_tiles=calibration_tiles,
         strict=strict,
-        say=note,
     )
     if ahead:
         ahead(bundle)
