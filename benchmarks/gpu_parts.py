@@ -275,7 +275,7 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
         where = "on the GPU"
         stages["copy, resize on the GPU and model"] = per_tile(lambda: engine.infer_pixels(pixels))
     if isinstance(engine, TensorRtEngine):
-        stages |= on_the_lane(engine, tiles[:32], pixels[:32])
+        stages |= in_one_slot(engine, tiles[:32], pixels[:32])
     files = [file for file in find_files(folder) if file.is_image][:256]
     batches = predict_batches(files, spec, engine, batch_size=32, threads=cores)
     records = [record_of(row, bundle.classes, None) for batch in batches for row in batch]
@@ -300,26 +300,26 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     }
 
 
-def on_the_lane(engine: TensorRtEngine, tiles: np.ndarray, pixels: Sequence[np.ndarray]) -> Figures:
+def in_one_slot(engine: TensorRtEngine, tiles: np.ndarray, pixels: Sequence[np.ndarray]) -> Figures:
     """Copy, resize and model of one batch, one after the other and each alone, ms per tile."""
     count = len(tiles)
-    with engine._lane() as lane:
+    with engine._slot() as slot:
 
         def timed(work: Callable[[], object]) -> float:
             def whole() -> None:
                 work()
-                lane._stream.wait()
+                slot._stream.wait()
 
             return 1e3 * float(np.median(time_calls(whole, 20))) / count
 
-        lane._host_in[:count] = tiles
+        slot._host_in[:count] = tiles
         stages = {
-            "copy alone": timed(lambda: lane._stream.copy_in(lane._in, lane._host_in[:count])),
-            "model alone": timed(lambda: lane._compute(lane._context, count)),
+            "copy alone": timed(lambda: slot._stream.copy_in(slot._in, slot._host_in[:count])),
+            "model alone": timed(lambda: slot._compute(slot._context, count)),
         }
-        if engine.__dict__.get("resizes"):
-            lane.resized(pixels)
-            stages["resize alone"] = 1e3 * lane._resize.seconds(20) / count
+        if engine.resizes:
+            slot.resize(pixels)
+            stages["resize alone"] = 1e3 * slot._resize.seconds(20) / count
     return stages
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 import edgelung.export
-from edgelung.core.cache import Cache
+from edgelung.core.cache import content_key, open_cache
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.system import available_cores, version
@@ -92,15 +92,15 @@ def plan_int8(student: Student, tiles: TileSet, spec: ReaderSpec, method: str) -
     """Calibrate on `tiles`; `method` is one of METHODS or 'auto'.
 
     A plan made before of the same graph, tiles, reader, method, code and versions is read from the
-    user's cache (`edgelung.cache`).
+    user's cache (`edgelung.core.cache`).
     """
     check_method(method)
-    cache = Cache("calibration", _key(student, tiles, spec, method))
-    kept = cache.read()
-    plan = _read(kept, student) if kept else None
+    cache, key = open_cache("calibration"), content_key("plan", _key(student, tiles, spec, method))
+    cached = cache.get(key).data
+    plan = _read(cached, student) if cached else None
     if plan is None:
         plan = _make(student, tiles, spec, method)
-        cache.write(_bytes(plan, student))
+        cache.try_put(key, _bytes(plan, student))
     return plan
 
 

@@ -1,1 +1,1 @@
-"""CUDA kernels, their host-compiled twins for tests without a GPU, and their loader."""
+"""CUDA kernels, their host twins compiled by g++ for tests without a GPU, and their loader."""

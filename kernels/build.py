@@ -1,8 +1,9 @@
-"""Compile the kernels ahead of time: one fat binary that every workstation loads uncompiled.
+"""Compile the kernels ahead of time into one fat binary, so that no workstation needs a compiler.
 
-Machine code for the architectures below and PTX, which the driver compiles for any other from
-SM 75 on. `python -m edgelung.kernels.build` does it by hand; building the package does it wherever
-nvcc is found. Nothing here imports more than the standard library: setup.py runs it.
+The binary holds machine code for `ARCHITECTURES`, and PTX that the driver compiles for all others
+from SM 75 on. Building the package does this wherever nvcc is installed;
+`python -m edgelung.kernels.build` does it by hand. Only the standard library is imported, because
+setup.py runs this file.
 """
 
 import hashlib
@@ -13,61 +14,73 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 SOURCES = ("resize.h", "resize.cu")
-HOST_SOURCES = ("resize.h", "resize.cu", "host.cpp")
 BINARY, RECORD = "resize.fatbin", "resize.json"
-# The resize must give the CPU reader's pixels: no contraction into fused multiply-adds.
+# The resize must give the CPU reader's pixels, so no fused multiply-adds.
 NVCC_FLAGS = ("-fatbin", "-std=c++17", "-O3", "-fmad=false", "--resource-usage", "--threads", "0")
 HOST_FLAGS = ("-shared", "-fPIC", "-std=c++17", "-O3", "-ffp-contract=off")
 
 HERE = Path(__file__).parent
 
 
+class KernelUsage(TypedDict):
+    """What ptxas reports of one kernel on one architecture."""
+
+    architecture: str
+    name: str
+    registers: int
+    spilled_bytes: int
+
+
+class BuildRecord(TypedDict):
+    """What resize.json says of the fat binary beside it."""
+
+    sources: str  # SHA-256, see `source_hash`
+    sha256: str  # of the binary
+    bytes: int
+    compiler: str
+    architectures: list[str]
+    ptx: str
+    kernels: list[KernelUsage]
+
+
 def source_hash(folder: Path = HERE) -> str:
-    """SHA-256 over the sources that the binary is made of, and over how it is made."""
+    """Return the SHA-256 of the kernels' sources and of the compiler's options."""
     digest = hashlib.sha256(repr((ARCHITECTURES, NVCC_FLAGS)).encode())
     for name in SOURCES:
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 
 
-def read_record(folder: Path = HERE) -> dict[str, Any] | None:
-    """What the built binary holds; None where it is missing or not of these sources."""
+def read_record(folder: Path = HERE) -> BuildRecord | None:
+    """Return the binary's record; None if the binary is missing or from other sources."""
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record: BuildRecord = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         binary = (folder / BINARY).read_bytes()
     except (OSError, ValueError):
         return None
-    fresh = record.get("sources") == source_hash(folder)
-    return record if fresh and record.get("sha256") == _sha256(binary) else None
+    is_fresh = record.get("sources") == source_hash(folder)
+    return record if is_fresh and record.get("sha256") == _sha256(binary) else None
 
 
-def build(folder: Path = HERE) -> dict[str, Any] | None:
-    """Compile where nvcc is found and the sources changed; returns the record, None without nvcc.
+def build(folder: Path = HERE) -> BuildRecord | None:
+    """Compile the kernels if their sources changed; returns None if there is no nvcc.
 
-    Raises RuntimeError with the compiler's words where it refuses, or where a kernel spills
-    registers to memory.
+    Raises:
+        RuntimeError: with the compiler's message if it fails, or if a kernel spills registers to
+            memory.
     """
     if record := read_record(folder):
         return record
     nvcc = find_nvcc()
     if nvcc is None:
         return None
-    codes = [f"arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
-    codes.append(f"arch=compute_{ARCHITECTURES[0]},code=compute_{ARCHITECTURES[0]}")
-    targets = [word for code in codes for word in ("-gencode", code)]
     temporary = folder / f".{BINARY}.{os.getpid()}"
     try:
-        command = [nvcc, *NVCC_FLAGS, *targets, str(folder / "resize.cu"), "-o", str(temporary)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"nvcc does not compile the kernels:\n{done.stderr}")
-        kernels = _resources(done.stdout + done.stderr)
-        if spilling := [k for k in kernels if k["spilled_bytes"]]:
-            raise RuntimeError(f"a kernel spills registers: {spilling}")
+        kernels = _compile(nvcc, folder / "resize.cu", temporary)
         record = {
             "sources": source_hash(folder),
             "sha256": _sha256(temporary.read_bytes()),
@@ -85,7 +98,7 @@ def build(folder: Path = HERE) -> dict[str, Any] | None:
 
 
 def build_host(library: Path) -> Path:
-    """Compile the host twin with g++ into `library`; raises RuntimeError where g++ refuses."""
+    """Compile the host twin with g++ into `library`; raises RuntimeError if g++ fails."""
     command = ["g++", *HOST_FLAGS, str(HERE / "host.cpp"), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -94,49 +107,61 @@ def build_host(library: Path) -> Path:
 
 
 def find_nvcc() -> str | None:
-    """nvcc on the path, or where CUDA is usually installed."""
-    places = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH", "CUDA_ROOT")]
-    search = [Path(place) / "bin" for place in (*places, "/usr/local/cuda") if place]
-    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(map(str, search)))
+    """Find nvcc on the path, or where CUDA is usually installed."""
+    homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH", "CUDA_ROOT")]
+    folders = [Path(home) / "bin" for home in (*homes, "/usr/local/cuda") if home]
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(map(str, folders)))
 
 
-def describe(record: dict[str, Any]) -> str:
-    """Registers and spills of every kernel, one line an architecture."""
+def describe(record: BuildRecord) -> str:
+    """Describe registers and spills of every kernel, one line per architecture."""
     lines = [f"{BINARY}: {record['bytes']} bytes, {record['compiler']}, PTX {record['ptx']}"]
-    for sm in record["architectures"]:
-        used = [
+    for architecture in record["architectures"]:
+        usage = [
             f"{k['name']} {k['registers']} registers, {k['spilled_bytes']} bytes spilled"
             for k in record["kernels"]
-            if k["architecture"] == sm
+            if k["architecture"] == architecture
         ]
-        lines.append(f"  {sm}: {'; '.join(used)}")
+        lines.append(f"  {architecture}: {'; '.join(usage)}")
     return "\n".join(lines)
 
 
-def _resources(text: str) -> list[dict[str, Any]]:
-    """What ptxas says of each kernel: architecture, registers, bytes spilled."""
+def _compile(nvcc: str, source: Path, binary: Path) -> list[KernelUsage]:
+    codes = [f"arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
+    codes.append(f"arch=compute_{ARCHITECTURES[0]},code=compute_{ARCHITECTURES[0]}")
+    targets = [argument for code in codes for argument in ("-gencode", code)]
+    command = [nvcc, *NVCC_FLAGS, *targets, str(source), "-o", str(binary)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"nvcc does not compile the kernels:\n{done.stderr}")
+    kernels = _parse_usage(done.stdout + done.stderr)
+    if spilling := [kernel for kernel in kernels if kernel["spilled_bytes"]]:
+        raise RuntimeError(f"a kernel spills registers: {spilling}")
+    return kernels
+
+
+def _parse_usage(text: str) -> list[KernelUsage]:
+    """Read what ptxas printed of each kernel."""
     pattern = (
         r"entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers"
     )
-    return sorted(
-        (
-            {
-                "architecture": sm,
-                "name": name,
-                "registers": int(registers),
-                "spilled_bytes": int(stores) + int(loads),
-            }
-            for name, sm, stores, loads, registers in re.findall(pattern, text, re.DOTALL)
-        ),
-        key=lambda k: (int(str(k["architecture"])[3:]), str(k["name"])),
-    )
+    usage = [
+        KernelUsage(
+            architecture=architecture,
+            name=name,
+            registers=int(registers),
+            spilled_bytes=int(stores) + int(loads),
+        )
+        for name, architecture, stores, loads, registers in re.findall(pattern, text, re.DOTALL)
+    ]
+    return sorted(usage, key=lambda k: (int(k["architecture"][3:]), k["name"]))
 
 
 def _compiler(nvcc: str) -> str:
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"release [\d.]+, V([\d.]+)", text)
-    return f"nvcc {found[1]}" if found else "nvcc"
+    version = re.search(r"release [\d.]+, V([\d.]+)", text)
+    return f"nvcc {version[1]}" if version else "nvcc"
 
 
 def _sha256(data: bytes) -> str:
@@ -144,7 +169,7 @@ def _sha256(data: bytes) -> str:
 
 
 def main() -> int:
-    """Build and print what came out; 2 without a compiler."""
+    """Build and describe the kernels. Returns 0, 1 if the compiler fails, 2 without a compiler."""
     try:
         record = build()
     except RuntimeError as error:

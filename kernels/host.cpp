@@ -1,7 +1,7 @@
-// The host twin: the kernels of resize.cu compiled by g++, one thread after another.
+// The host twin: the kernels of resize.cu compiled by g++. It runs their threads one by one.
 //
-// A few lines stand in for CUDA's words; index arithmetic, guards and strides are those of the
-// device code, not a copy.
+// A few lines replace CUDA's built-in variables. Index arithmetic, guards and strides are those of
+// the device code itself, not of a copy.
 #include <cstdint>
 
 struct Index {
@@ -12,7 +12,7 @@ static thread_local Index blockIdx, threadIdx, blockDim, gridDim;
 
 #include "resize.cu"
 
-// Run `kernel(arguments…)` for every thread of grid × block.
+// Call `kernel(arguments…)` for every thread of grid × block.
 template <typename... Parameters, typename... Arguments>
 static void launch(
     void (*kernel)(Parameters...), const unsigned* grid, const unsigned* block, Arguments... arguments) {
@@ -40,5 +40,5 @@ void host_resize_columns(
     uint8_t* out) {
     launch(resize_columns, grid, block, tiles, axes, size, out);
 }
-int32_t host_most_taps(int32_t in_size, int32_t out_size) { return most_taps(in_size, out_size); }
+int32_t host_max_taps(int32_t in_size, int32_t out_size) { return max_taps(in_size, out_size); }
 }

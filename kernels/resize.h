@@ -1,28 +1,28 @@
-// The arithmetic of the one resize, compiled twice: nvcc for the device, g++ for the host.
+// The arithmetic of the resize, compiled twice: by nvcc for the device, by g++ for the host.
 //
-// It is Pillow's BILINEAR (an antialiased triangle filter) for 8-bit pixels, operation by operation:
-// weights in double, rounded to 22 fractional bits; a horizontal pass into a rounded uint8
-// intermediate, then a vertical one. Compile without contraction into fused multiply-adds
-// (nvcc -fmad=false, g++ -ffp-contract=off): a weight that differs in its last bit can move a pixel.
+// It repeats Pillow's BILINEAR (an antialiased triangle filter) for 8-bit pixels, operation by
+// operation: weights in double, rounded to 22 fractional bits; a horizontal pass with a rounded
+// uint8 result, then a vertical pass. Compile without fused multiply-adds (nvcc -fmad=false,
+// g++ -ffp-contract=off): a weight that differs in its last bit can change a pixel.
 //
-// Where a size does not change, the weights come out as 1 at the pixel itself and 0 beside it, so the
-// pass copies; Pillow skips it. The results are the same.
+// If a side already has the right size, the weights are 1 for the pixel itself and 0 for its
+// neighbours, so the pass copies. Pillow skips that pass; the result is the same.
 #pragma once
 
 #include <cstdint>
 
 #ifdef __CUDACC__
-#define EITHER __host__ __device__ __forceinline__
+#define HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define EITHER static inline
+#define HOST_DEVICE static inline
 #endif
 
-constexpr int PRECISION_BITS = 32 - 8 - 2;  // 8 of the pixel, 2 of headroom
+constexpr int PRECISION_BITS = 32 - 8 - 2;  // of an int32: 8 for the pixel, 2 for headroom
 constexpr int CHANNELS = 3;
 
-// One axis of one size: where its window starts, how many pixels it spans, and its weights.
-// `starts` and `counts`: [out_size]; `weights`: [taps][out_size], so that neighbouring outputs,
-// which neighbouring threads compute, lie side by side.
+// The weights of one axis for one input size. For each output: the first input pixel of its window,
+// the number of pixels in it, and their weights. `starts` and `counts`: [out_size]; `weights`:
+// [taps][out_size], so that neighbouring threads read neighbouring memory.
 struct Axis {
     int32_t* starts;
     int32_t* counts;
@@ -31,38 +31,38 @@ struct Axis {
     int32_t taps;
 };
 
-// One tile of a batch. `pixels`: [height][width][3]; `middle`: [height][out_size][3].
+// One tile of a batch. `pixels`: [height][width][3]; `intermediate`: [height][out_size][3].
 struct Tile {
     const uint8_t* pixels;
-    uint8_t* middle;
+    uint8_t* intermediate;
     int32_t height;
     int32_t width;
-    int32_t vertical;    // which Axis
-    int32_t horizontal;  // which Axis
+    int32_t vertical;    // index of its Axis
+    int32_t horizontal;  // index of its Axis
 };
 
 // Input pixels per output pixel. Pillow keeps the size as a float.
-EITHER double scale_of(int32_t in_size, int32_t out_size) {
+HOST_DEVICE double scale_of(int32_t in_size, int32_t out_size) {
     return static_cast<double>(static_cast<float>(in_size)) / out_size;
 }
 
-// Most weights that any output of this axis can have.
-EITHER int32_t most_taps(int32_t in_size, int32_t out_size) {
+// The largest number of weights of any output of this axis.
+HOST_DEVICE int32_t max_taps(int32_t in_size, int32_t out_size) {
     double scale = scale_of(in_size, out_size);
     if (scale < 1.0) scale = 1.0;
     int32_t whole = static_cast<int32_t>(scale);
     return (whole + (whole < scale ? 1 : 0)) * 2 + 1;
 }
 
-EITHER double triangle(double x) {
+HOST_DEVICE double triangle(double x) {
     if (x < 0.0) x = -x;
     return x < 1.0 ? 1.0 - x : 0.0;
 }
 
-// Window and weights of output `i`.
-EITHER void weigh(const Axis& axis, int32_t out_size, int32_t i) {
+// Compute window and weights of output `i`.
+HOST_DEVICE void compute_weights(const Axis& axis, int32_t out_size, int32_t i) {
     const double scale = scale_of(axis.in_size, out_size);
-    const double support = scale < 1.0 ? 1.0 : scale;  // the triangle's half width, in input pixels
+    const double support = scale < 1.0 ? 1.0 : scale;  // half the width of the triangle, in input pixels
     const double inverse = 1.0 / support;
     const double centre = (i + 0.5) * scale;
     int32_t first = static_cast<int32_t>(centre - support + 0.5);
@@ -82,14 +82,14 @@ EITHER void weigh(const Axis& axis, int32_t out_size, int32_t i) {
     axis.counts[i] = count;
 }
 
-EITHER uint8_t to_byte(int32_t sum) {
+HOST_DEVICE uint8_t to_byte(int32_t sum) {
     const int32_t value = sum >> PRECISION_BITS;
     return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
-// One output pixel of either pass: `line` is where its row or column begins, `step` the bytes from
-// one pixel of it to the next.
-EITHER void blend(
+// Compute one output pixel of either pass. `line` is the start of its row or column, `step` the
+// distance between two of its pixels in bytes.
+HOST_DEVICE void blend(
     const Axis& axis, int32_t out_size, int32_t i, const uint8_t* line, int64_t step, uint8_t* out) {
     const int32_t half = 1 << (PRECISION_BITS - 1);
     int32_t red = half, green = half, blue = half;

@@ -1,23 +1,22 @@
-"""A batch of tiles of differing sizes resized in one go, on the device or by the host twin.
+"""Plan the resize of a batch of tiles of different sizes, for the device or the host twin.
 
-`Plan` says where everything of a batch lies in two blocks of memory (one that is uploaded, one
-that only the kernels touch) and which kernels to launch on them. It knows no CUDA: the device
-(`edgelung.engines.cuda`) and the host twin run the same plan.
+A `Plan` lays out a batch in two blocks of memory (one is uploaded, one is only used by the kernels)
+and lists the kernels to launch on them. It does not use CUDA: the device (`edgelung.engines.cuda`)
+and the host twin run the same plan.
 """
 
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
-Three = tuple[int, int, int]
-Launch = tuple[str, Three, Three, tuple[np.integer[Any], ...]]  # kernel, grid, block, arguments
+Dim3 = tuple[int, int, int]
+Launch = tuple[str, Dim3, Dim3, tuple[np.uint64 | np.int32, ...]]  # kernel, grid, block, arguments
 
-# The structs of resize.h.
+# The structs Axis and Tile of resize.h.
 AXIS = np.dtype(
     [
         ("starts", "<u8"),
@@ -30,7 +29,7 @@ AXIS = np.dtype(
 TILE = np.dtype(
     [
         ("pixels", "<u8"),
-        ("middle", "<u8"),
+        ("intermediate", "<u8"),
         ("height", "<i4"),
         ("width", "<i4"),
         ("vertical", "<i4"),
@@ -38,17 +37,23 @@ TILE = np.dtype(
     ]
 )
 KERNELS = ("resize_weights", "resize_rows", "resize_columns")
-ALIGN = 256
-MAX_TILES = 65_535  # CUDA's limit of a grid's last dimension
-COLUMNS, ROWS = 32, 8  # threads of a block: a warp along the row, so that its reads lie together
-MAX_GRID_ROWS = 65_535
+ALIGN = 256  # bytes, the alignment of device memory
+MAX_GRID = 65_535  # CUDA's limit for the second and third dimension of a grid
+MAX_TILES = MAX_GRID  # tiles are the third dimension
+COLUMNS, ROWS = 32, 8  # threads of a block: a warp reads neighbouring pixels of one row
 
 
 class Plan:
-    """The resize of tiles of these `shapes` (height, width) to `size` × `size`.
+    """The resize of tiles of the given shapes to `size` × `size` pixels.
 
-    `upload_bytes` holds the descriptors and the pixels, in this order; `scratch_bytes` the weights
-    and what lies between the two passes.
+    Attributes:
+        shapes: (height, width) of each tile.
+        size: side of the results, in pixels.
+        upload_bytes: size of the block that is uploaded: descriptors, then pixels.
+        scratch_bytes: size of the block for the weights and the results of the first pass.
+
+    Raises:
+        ValueError: if there are no tiles or too many, or a tile without pixels.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], size: int) -> None:
@@ -57,47 +62,55 @@ class Plan:
         if any(min(shape) < 1 for shape in shapes):
             raise ValueError("a tile without pixels")
         self.shapes, self.size = tuple(shapes), size
-        # One set of weights per size, however many tiles share it.
+        # Tiles of the same height or width share one set of weights.
         lengths = sorted({length for shape in shapes for length in shape})
         self._axis_of = {length: i for i, length in enumerate(lengths)}
-        self._tiles_at = _up(len(lengths) * AXIS.itemsize)
-        end = _up(self._tiles_at + len(shapes) * TILE.itemsize)
-        self._pixels_at = []
+        self._tiles_offset = _align(len(lengths) * AXIS.itemsize)
+        end = _align(self._tiles_offset + len(shapes) * TILE.itemsize)
+        self._pixel_offsets = []
         for height, width in shapes:
-            self._pixels_at.append(end)
-            end = _up(end + height * width * 3)
+            self._pixel_offsets.append(end)
+            end = _align(end + height * width * 3)
         self.upload_bytes = end
         end = 0
-        self._weights_at = []
+        self._weight_offsets = []
         for length in lengths:
-            self._weights_at.append(end)
-            end = _up(end + size * 4 * (2 + most_taps(length, size)))
-        self._middle_at = []
+            self._weight_offsets.append(end)
+            end = _align(end + size * 4 * (2 + max_taps(length, size)))
+        self._intermediate_offsets = []
         for height, _ in shapes:
-            self._middle_at.append(end)
-            end = _up(end + height * size * 3)
+            self._intermediate_offsets.append(end)
+            end = _align(end + height * size * 3)
         self.scratch_bytes = end
 
     def fill(self, block: Pixels, tiles: Sequence[Pixels], upload: int, scratch: int) -> None:
-        """Write descriptors and pixels into `block` (uint8, at least `upload_bytes`).
+        """Write the descriptors and the pixels into `block`.
 
-        `upload` and `scratch` are the addresses that the kernels will see the two blocks at.
+        Args:
+            block: uint8, at least `upload_bytes` long.
+            tiles: uint8 RGB (H, W, 3), of the shapes that were planned.
+            upload: the address of the uploaded block, as the kernels see it.
+            scratch: the address of the scratch block, as the kernels see it.
+
+        Raises:
+            ValueError: if a tile has another shape or type than planned.
         """
         axes = block[: len(self._axis_of) * AXIS.itemsize].view(AXIS)
         for length, i in self._axis_of.items():
-            at = scratch + self._weights_at[i]
-            row = 4 * self.size
-            axes[i] = (at, at + row, at + 2 * row, length, most_taps(length, self.size))
-        end = self._tiles_at + len(tiles) * TILE.itemsize
-        descriptors = block[self._tiles_at : end].view(TILE)
+            starts = scratch + self._weight_offsets[i]
+            counts = starts + 4 * self.size  # int32 per output
+            weights = counts + 4 * self.size
+            axes[i] = (starts, counts, weights, length, max_taps(length, self.size))
+        end = self._tiles_offset + len(tiles) * TILE.itemsize
+        descriptors = block[self._tiles_offset : end].view(TILE)
         for i, (tile, (height, width)) in enumerate(zip(tiles, self.shapes, strict=True)):
             if tile.shape != (height, width, 3) or tile.dtype != np.uint8:
                 raise ValueError(f"tile {i} is {tile.dtype} {tile.shape}, planned {height, width}")
-            at = self._pixels_at[i]
-            block[at : at + tile.size].reshape(tile.shape)[:] = tile
+            offset = self._pixel_offsets[i]
+            block[offset : offset + tile.size].reshape(tile.shape)[:] = tile
             descriptors[i] = (
-                upload + at,
-                scratch + self._middle_at[i],
+                upload + offset,
+                scratch + self._intermediate_offsets[i],
                 height,
                 width,
                 self._axis_of[height],
@@ -105,12 +118,15 @@ class Plan:
             )
 
     def launches(self, upload: int, out: int) -> list[Launch]:
-        """Kernel, grid, block and arguments of each launch; `out` is [N, size, size, 3]."""
+        """List kernel, grid, block and arguments of each launch, in order.
+
+        `upload` and `out` are addresses; `out` receives uint8 (N, size, size, 3).
+        """
         across = _ceil(self.size, COLUMNS)
         tallest = max(height for height, _ in self.shapes)
-        rows = min(_ceil(tallest, ROWS), MAX_GRID_ROWS)
+        rows = min(_ceil(tallest, ROWS), MAX_GRID)
         block = (COLUMNS, ROWS, 1)
-        axes, tiles = np.uint64(upload), np.uint64(upload + self._tiles_at)
+        axes, tiles = np.uint64(upload), np.uint64(upload + self._tiles_offset)
         size, count = np.int32(self.size), len(self.shapes)
         return [
             (
@@ -129,19 +145,19 @@ class Plan:
         ]
 
 
-def most_taps(length: int, size: int) -> int:
-    """Most weights that one output of an axis can have (as in resize.h)."""
+def max_taps(length: int, size: int) -> int:
+    """Return the largest number of weights of one output of an axis, as resize.h does."""
     return 2 * max(1, _ceil(length, size)) + 1
 
 
 class HostTwin:
-    """The kernels compiled by g++ (`edgelung.kernels.build.build_host`): proof without a GPU."""
+    """The kernels compiled by g++ (`edgelung.kernels.build.build_host`), to test without a GPU."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
 
     def resize(self, tiles: Sequence[Pixels], size: int) -> Pixels:
-        """Resize uint8 RGB tiles (H, W, 3) to uint8 (N, size, size, 3)."""
+        """Resize tiles uint8 RGB (H, W, 3); returns uint8 (N, size, size, 3)."""
         plan = Plan([(tile.shape[0], tile.shape[1]) for tile in tiles], size)
         block, scratch = aligned(plan.upload_bytes), aligned(plan.scratch_bytes)
         out = np.empty((len(tiles), size, size, 3), np.uint8)
@@ -150,28 +166,30 @@ class HostTwin:
         for kernel, grid, threads, arguments in plan.launches(upload, out.ctypes.data):
             function = getattr(self._library, f"host_{kernel}")
             function.restype = None
-            words = [
+            values = [
                 ctypes.c_int32(int(a)) if isinstance(a, np.int32) else ctypes.c_uint64(int(a))
                 for a in arguments
             ]
-            function((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*threads), *words)
+            function((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*threads), *values)
         return out
 
-    def most_taps(self, length: int, size: int) -> int:
-        """`most_taps` of the header."""
-        return int(self._library.host_most_taps(length, size))
+    def max_taps(self, length: int, size: int) -> int:
+        """Call `max_taps` of resize.h."""
+        return int(self._library.host_max_taps(length, size))
 
 
 def aligned(count: int) -> Pixels:
-    """`count` uint8 that begin where device memory would: at a multiple of 256."""
+    """Allocate `count` uint8 at an address that is aligned like device memory."""
     raw = np.empty(count + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
     return raw[start : start + count]
 
 
-def _up(value: int) -> int:
-    return _ceil(value, ALIGN) * ALIGN
+def _align(offset: int) -> int:
+    """Round up to a multiple of `ALIGN`."""
+    return _ceil(offset, ALIGN) * ALIGN
 
 
 def _ceil(value: int, step: int) -> int:
+    """Divide and round up."""
     return -(-value // step)

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle, Sensitivity, VariantEntry
+    from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine
 
 
 def export(
@@ -146,12 +147,12 @@ def _ahead_of_time(
 
     def build(bundle: "Bundle") -> None:
         from edgelung.core.terminal import note, progress
-        from edgelung.engines.tensorrt.prebuilt import build_ahead, wanted
+        from edgelung.engines.tensorrt.prebuilt import build_ahead, planned_builds
 
-        with progress("build engines", len(wanted(bundle, targets))) as advance:
+        with progress("build engines", len(planned_builds(bundle, targets))) as advance:
             entries = build_ahead(bundle, folder, flavour, targets, advance)
         _print_engines(entries, folder)
-        built = {(entry["variant"], entry["target"]) for entry in entries}
+        built = {(entry.variant, entry.target) for entry in entries}
         for variant in bundle.variants.values():
             if not variant.passed:
                 note(f"no engine of {variant.precision}: its gate says {variant.gate.verdict}")
@@ -163,19 +164,19 @@ def _ahead_of_time(
     return build
 
 
-def _print_engines(entries: list[dict[str, Any]], folder: Path) -> None:
+def _print_engines(engines: list["PrebuiltEngine"], folder: Path) -> None:
     from rich.table import Table
 
     from edgelung.core.terminal import err, note
 
     table = Table("engine", "MB", "batch", "linears by type")
-    for entry in entries:
-        types = ", ".join(f"{n} {name}" for name, n in entry["contents"]["types"].items())
-        table.add_row(entry["file"], f"{entry['bytes'] / 1e6:.1f}", entry["profile"], types)
+    for engine in engines:
+        types = ", ".join(f"{n} {name}" for name, n in engine.contents.types.items())
+        table.add_row(engine.file, f"{engine.bytes / 1e6:.1f}", engine.profile, types)
     err.print(table)
     note(
         f"engines {folder}: programs for the GPU, outside the bundle; run them with the "
-        f"TensorRT-RTX they were built by ({entries[0]['version']}): "
+        f"TensorRT-RTX they were built by ({engines[0].version}): "
         f"edgelung infer --engine tensorrt-rtx --prebuilt {folder}"
     )
 

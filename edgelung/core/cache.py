@@ -1,120 +1,287 @@
-"""What was built on this machine for this machine: a private folder, keyed by content.
+"""The private cache: GPU engines, compiled models and ranges that this machine computed for itself.
 
-An engine is executable code and a hash is no signature: what lies here is trusted because only this
-user can have written it. Where that cannot be made sure there is no cache.
+One entry format and one policy for all of them:
+
+- An entry is one file: a JSON header line (key and SHA-256), then the data. It is replaced
+  atomically, so no reader sees half an entry.
+- An engine is executable code, and a hash is not a signature. An entry is trusted because only this
+  user can write to the folder. A folder that others can enter or replace is never used.
+- The SHA-256 is checked before the data is returned. A damaged entry is removed.
+- A `Key` has an identity, which names the file, and dependencies, which must match. Where they do
+  not, the entry is stale: the reason names what changed, and the next entry replaces it.
+- The cache only saves time. A full disk never stops a run (`try_put`, `get_or_build`).
+- EDGELUNG_CACHE names another folder, or is 'off'.
+
+What differs between the kinds is an argument: whether the user must be told that there is no
+private folder (`required`), and how many entries stay (`max_entries`). `get_or_build` adds a lock,
+so that of several processes only one builds.
 """
 
+import json
+import logging
 import os
 import stat
 import sys
-from contextlib import suppress
-from hashlib import sha256
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import atomic_write
+from edgelung.core.files import atomic_write, sha256_bytes, wait_for_lock
 
-ENVIRONMENT = "EDGELUNG_CACHE"  # another folder, or 'off'
-KEEP = 16  # of one kind, the last used
-_DIGEST = sha256().digest_size
+ENVIRONMENT = "EDGELUNG_CACHE"
+ENGINE_FOLDER = "engines"  # the folder of the GPU engines
+MAX_ENTRIES = 16  # per folder of small entries; the least recently used are removed
+MAX_HEADER_BYTES = 1 << 16
+LOCK_SUFFIX = ".lock"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an entry is, and what it depends on.
+
+    Attributes:
+        kind: the word for messages and the start of the file name, such as 'engine'.
+        identity: names the entry; one file per identity.
+        depends_on: everything else that must match, such as versions.
+    """
+
+    kind: str
+    identity: Mapping[str, str]
+    depends_on: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """The name of the entry's file."""
+        identity = json.dumps([self.kind, *self.identity.values()])
+        return f"{self.kind}-{sha256_bytes(identity.encode())[:32]}"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the whole key as it stands in the entry's header."""
+        return {"kind": self.kind, **self.identity, **self.depends_on}
+
+
+def content_key(kind: str, content: bytes) -> Key:
+    """Return the key of an entry that depends on `content` alone, and so is never stale."""
+    return Key(kind, {"content": sha256_bytes(content)})
+
+
+class Lookup(NamedTuple):
+    """The data of an entry, or None and the reason ('' if there is no entry)."""
+
+    data: bytes | None
+    reason: str = ""
 
 
 class Cache:
-    """One entry: bytes under the hash of all that they follow from (`key`)."""
+    """Entries in one private folder. Without a folder it is always empty.
 
-    def __init__(self, kind: str, key: bytes) -> None:
-        self._folder = _private_folder(kind)
-        self._name = f"{sha256(key).hexdigest()}.bin"
+    Args:
+        folder: created if it is missing; None switches the cache off.
+        max_entries: how many entries stay; None keeps all of them.
+
+    Raises:
+        EdgelungError: if other users can enter or replace the folder, or it cannot be created.
+    """
+
+    def __init__(self, folder: Path | None, *, max_entries: int | None = None) -> None:
+        if folder is not None:
+            make_private(folder)
+        self.folder = folder
+        self._max_entries = max_entries
 
     @property
-    def wanted(self) -> bool:
-        """Whether there is a place to write to."""
-        return self._folder is not None
+    def enabled(self) -> bool:
+        """True if entries are kept."""
+        return self.folder is not None
 
-    def read(self) -> bytes | None:
-        """The bytes, or None where there are none or a disk has changed them."""
-        if self._folder is None:
-            return None
-        path = self._folder / self._name
+    def get(self, key: Key) -> Lookup:
+        """Return the entry's data, checked; or None with the reason."""
+        if self.folder is None:
+            return Lookup(None)
+        path = self.folder / key.file_name
         try:
-            data = path.read_bytes()
-        except OSError:
-            return None
-        content = memoryview(data)[_DIGEST:]
-        if sha256(content).digest() != data[:_DIGEST]:
-            self.drop()
-            return None
-        with suppress(OSError):
-            os.utime(path)
-        return bytes(content)
-
-    def write(self, content: bytes) -> None:
-        """Keep the bytes; a full disk is no error."""
-        if self._folder is None:
-            return
-        with suppress(Exception):
-            with atomic_write(self._folder / self._name) as file:
-                file.write(sha256(content).digest())
-                file.write(content)
-            kept = sorted(self._folder.glob("*.bin"), key=lambda p: p.stat().st_mtime)
-            for path in kept[:-KEEP]:
-                path.unlink()
-
-    def drop(self) -> None:
-        """Forget the entry."""
-        if self._folder is not None:
+            with path.open("rb") as file:
+                header = file.readline(MAX_HEADER_BYTES)
+                data = file.read()
+        except FileNotFoundError:
+            return Lookup(None)
+        except OSError as error:
+            return Lookup(None, f"cannot be read ({error.strerror})")
+        try:
+            fields = json.loads(header)
+            cached_key, expected_hash = dict(fields["key"]), str(fields["sha256"])
+        except (ValueError, KeyError, TypeError) as error:
+            self.remove(key)
+            return Lookup(None, f"cannot be read ({type(error).__name__})")
+        if any(cached_key.get(name) != value for name, value in key.identity.items()):
+            self.remove(key)  # the identity names the file: the header was damaged
+            return Lookup(None, "is damaged (its header is of another entry)")
+        if changes := _changes(cached_key, key.as_dict()):
+            return Lookup(None, f"is stale ({changes})")
+        if sha256_bytes(data) != expected_hash:
+            self.remove(key)
+            return Lookup(None, "is damaged (its SHA-256 does not match)")
+        if self._max_entries is not None:
             with suppress(OSError):
-                (self._folder / self._name).unlink()
+                os.utime(path)  # the time of the last use, for `_prune`
+        return Lookup(data)
+
+    def put(self, key: Key, data: bytes) -> None:
+        """Write an entry; one of the same identity is replaced.
+
+        Raises:
+            EdgelungError, OSError: if the disk is full or the folder is gone.
+        """
+        if self.folder is None:
+            return
+        header = {"key": key.as_dict(), "sha256": sha256_bytes(data)}
+        path = self.folder / key.file_name
+        with atomic_write(path) as file:
+            file.write(json.dumps(header, sort_keys=True).encode() + b"\n")
+            file.write(data)
+        path.chmod(0o600)
+        self._prune(self.folder)
+
+    def try_put(self, key: Key, data: bytes) -> None:
+        """Write an entry if there is room: a full disk only costs the time to compute it again."""
+        with suppress(OSError, EdgelungError):
+            self.put(key, data)
+
+    def get_or_build(self, key: Key, build: Callable[[], bytes]) -> bytes:
+        """Return the cached entry. On a miss, call `build` and cache its result.
+
+        Concurrent processes build it only once; the others wait. Why an entry was not used, and
+        that a result could not be cached, is logged.
+        """
+        data, reason = self.get(key)
+        if data is not None:
+            return data
+        with self._lock(key):
+            data, reason_now = self.get(key)  # another process may have built it meanwhile
+            if data is not None:
+                return data
+            if reason := reason_now or reason:
+                logger.info("the cached %s of this graph %s; building it again", key.kind, reason)
+            data = build()
+            try:
+                self.put(key, data)
+            except (OSError, EdgelungError) as error:
+                logger.info("the %s was built but could not be cached: %s", key.kind, error)
+            return data
+
+    def remove(self, key: Key) -> None:
+        """Remove the entry, if there is one."""
+        if self.folder is not None:
+            with suppress(OSError):
+                (self.folder / key.file_name).unlink(missing_ok=True)
+
+    def _lock(self, key: Key) -> AbstractContextManager[None]:
+        if self.folder is None:
+            return nullcontext()
+        path = self.folder / f"{key.file_name}{LOCK_SUFFIX}"
+        message = f"another process is building this {key.kind}; waiting for it"
+        return wait_for_lock(path, lambda: logger.info(message))
+
+    def _prune(self, folder: Path) -> None:
+        if self._max_entries is not None:
+            by_last_use = sorted(list_entries(folder), key=lambda path: path.stat().st_mtime)
+            for path in by_last_use[: -self._max_entries]:
+                path.unlink(missing_ok=True)
 
 
-def cache_folder(kind: str) -> Path | None:
-    """Where entries of this kind are kept; None where EDGELUNG_CACHE is 'off'.
+def engine_cache() -> Cache:
+    """Open the cache of the GPU engines; it keeps all entries.
 
-    Raises EdgelungError where the user has no home folder.
+    Raises:
+        EdgelungError: if the folder is not private. To build an engine at every start takes
+            minutes, so the user must be told.
     """
-    named = os.environ.get(ENVIRONMENT)
-    if named == "off":
+    return open_cache(ENGINE_FOLDER, required=True, max_entries=None)
+
+
+def open_cache(
+    name: str, *, required: bool = False, max_entries: int | None = MAX_ENTRIES
+) -> Cache:
+    """Open the folder `name` of the user's cache.
+
+    Without a private folder the cache is switched off, or, with `required`, EdgelungError says why.
+    """
+    try:
+        return Cache(cache_folder(name), max_entries=max_entries)
+    except EdgelungError:
+        if required:
+            raise
+        return Cache(None)
+
+
+def cache_folder(name: str) -> Path | None:
+    """Return the path of the folder `name` in the user's cache; None if EDGELUNG_CACHE is 'off'.
+
+    Raises:
+        EdgelungError: if the user has no home folder.
+    """
+    root = os.environ.get(ENVIRONMENT)
+    if root == "off":
         return None
     try:
-        return (Path(named) if named else _user_cache() / "edgelung") / kind
+        return (Path(root) if root else _user_cache() / "edgelung") / name
     except RuntimeError as error:
         raise EdgelungError(f"no home folder; set {ENVIRONMENT}") from error
 
 
 def make_private(folder: Path) -> None:
-    """Make the folder. Raises EdgelungError where it cannot be, or others could change it."""
+    """Create the folder if it is missing, and check that only this user can change what it holds.
+
+    Raises:
+        EdgelungError: if others can enter or replace the folder, or it cannot be created.
+    """
     try:
-        for place in (folder.parent, folder):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info, above = folder.stat(follow_symlinks=False), folder.parent.stat().st_mode
+        for path in (folder.parent, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info, parent_mode = folder.stat(follow_symlinks=False), folder.parent.stat().st_mode
     except OSError as error:
         raise EdgelungError(
-            f"cannot make the cache {folder}: {error.strerror}; set {ENVIRONMENT}"
+            f"cannot create the cache {folder}: {error.strerror}; set {ENVIRONMENT}"
         ) from error
-    if not hasattr(os, "getuid"):  # Windows: the profile folder is the user's by its access list
+    if not hasattr(os, "getuid"):  # Windows: the access list of the profile folder protects it
         return
     mode = stat.S_IMODE(info.st_mode)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or mode & 0o077:
         raise EdgelungError(
-            f"the cache {folder} is no folder that only you can enter (mode {mode:o}, owner "
-            f"{info.st_uid}), and engines are executable code; empty it and run: "
+            f"the cache {folder} is not a folder that only you can enter (mode {mode:o}, owner "
+            f"{info.st_uid}), and it holds executable code; empty it and run: "
             f"chmod 700 '{folder}', or set {ENVIRONMENT} to a new folder"
         )
-    if above & 0o022 and not above & stat.S_ISVTX:  # who can write there can swap the folder
+    # Whoever can write to the parent can replace the folder.
+    if parent_mode & 0o022 and not parent_mode & stat.S_ISVTX:
         raise EdgelungError(
-            f"others can write to {folder.parent} (mode {stat.S_IMODE(above):o}), and engines are "
-            f"executable code; run: chmod go-w '{folder.parent}', or set {ENVIRONMENT} to a new "
-            "folder"
+            f"others can write to {folder.parent} (mode {stat.S_IMODE(parent_mode):o}), and the "
+            f"cache holds executable code; run: chmod go-w '{folder.parent}', or set "
+            f"{ENVIRONMENT} to a new folder"
         )
 
 
-def _private_folder(kind: str) -> Path | None:
-    try:
-        if folder := cache_folder(kind):
-            make_private(folder)
-        return folder
-    except EdgelungError:
-        return None
+def list_entries(folder: Path) -> list[Path]:
+    """List the files of the entries in a cache folder, without locks and temporary files."""
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix != LOCK_SUFFIX and not path.name.startswith(".")
+    ]
+
+
+def _changes(cached: Mapping[str, str], current: Mapping[str, str]) -> str:
+    """Name the fields that differ, as 'driver: 5 → 6; …'; '' if none does."""
+    return "; ".join(
+        f"{name}: {cached.get(name, 'none')} → {current.get(name, 'none')}"
+        for name in sorted({*cached, *current})
+        if cached.get(name) != current.get(name)
+    )
 
 
 def _user_cache() -> Path:

@@ -1,1 +1,13 @@
-"""Engines: one protocol, one file a runtime, and the choice between them."""
+"""Engines: one protocol, one file per runtime, and the choice between them.
+
+How to add an engine:
+
+1. Give it a name in `names.py`: `--engine` then accepts it. If `auto` is to try it, also enter it
+   in `GPU_ENGINES` or `CPU_ENGINES` there.
+2. Write a class that follows the `Engine` protocol of `base.py`; `openvino.py` is the shortest
+   example. Its constructor follows `EngineFactory`. It raises EngineUnavailableError if the runtime
+   is missing, or would run something other than what was asked for.
+3. Enter the class in the table `ENGINES` of `choose.py`.
+4. Add it to the engines of `tests/engines/test_engines.py`. At run time every engine has to
+   reproduce the bundle's golden tiles before it predicts.
+"""

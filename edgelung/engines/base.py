@@ -1,4 +1,4 @@
-"""What an engine is: uint8 tiles in, probabilities out."""
+"""The protocol of an engine: uint8 tiles in, probabilities out. Every runtime implements it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ import numpy.typing as npt
 from edgelung.kernels.resize import Pixels
 
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
-AS_IN_FILE = "as in the file"  # of floating point: each tensor in its own type
 Probabilities = npt.NDArray[np.float32]  # (N, classes)
+AS_IN_FILE = "as in the file"  # a `float_type`: each tensor in the type that the graph gives it
 
 
 class EngineUnavailableError(Exception):
@@ -21,9 +21,12 @@ class EngineUnavailableError(Exception):
 class Engine(Protocol):
     """A graph loaded in one runtime on one device.
 
-    `infer` may be called from `concurrency` threads at once; that many batches in flight keep the
-    device busy (copy beside compute on a GPU, for example). `float_type`: what floating point is
-    computed in, `AS_IN_FILE` or its name.
+    Attributes:
+        name: the engine's name in `--engine`.
+        device: the device as the runtime calls it.
+        concurrency: how many threads may call `infer` at once. That many batches in flight keep
+            the device busy: on a GPU, for example, one is copied while another is computed.
+        float_type: the type of floating-point arithmetic, such as 'fp32', or `AS_IN_FILE`.
     """
 
     name: str
@@ -32,37 +35,40 @@ class Engine(Protocol):
     float_type: str
 
     def infer(self, tiles: Tiles) -> Probabilities:
-        """Probabilities float32 (N, classes) of uint8 RGB tiles (N, H, W, 3); any N ≥ 1."""
+        """Predict tiles uint8 RGB (N, H, W, 3), N ≥ 1; returns probabilities float32 (N, C)."""
         ...
 
     def close(self) -> None:
-        """Give back what the runtime holds."""
+        """Release the runtime's resources."""
         ...
 
 
 class ResizingEngine(Engine, Protocol):
-    """An engine that also takes decoded tiles, and resizes them on its device."""
+    """An engine that also takes decoded tiles of any size, and resizes them on its device."""
 
     @property
     def resizes(self) -> bool:
-        """Whether it can here, and gave the reader's pixels when it was tried."""
+        """True if this device can resize and its result matched the CPU reader in a self-test."""
         ...
 
     def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
-        """As `infer`, of uint8 RGB tiles (H, W, 3) of any sizes."""
+        """Predict tiles uint8 RGB (H, W, 3) of any sizes; otherwise as `infer`."""
         ...
 
 
 def resizes(engine: Engine) -> TypeGuard[ResizingEngine]:
-    """Whether decoded tiles can be left to the engine to resize."""
-    return hasattr(type(engine), "resizes") and bool(engine.resizes)  # type: ignore[attr-defined]
+    """Return True if the engine can resize decoded tiles, so that the CPU need not."""
+    return bool(getattr(engine, "resizes", False))
 
 
 class EngineFactory(Protocol):
-    """Loads an ONNX file; raises EngineUnavailableError.
+    """Loads an ONNX file into an engine.
 
-    By default for the most tiles a second from `threads` CPU threads, with `latency` for the
-    soonest answer to one batch at a time.
+    By default the engine is set up for throughput (tiles per second) with `threads` CPU threads;
+    with `latency`, for the shortest time per batch, one batch at a time.
+
+    Raises:
+        EngineUnavailableError: if the runtime is missing or cannot run here.
     """
 
     def __call__(self, graph: Path, threads: int, *, latency: bool = False) -> Engine: ...

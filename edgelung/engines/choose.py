@@ -122,8 +122,8 @@ def _fastest(
     latency: bool,
 ) -> Chosen:
     """The fastest of these engines and of the variants that may run, on the GPU."""
+    from edgelung.core.cache import engine_cache
     from edgelung.engines.fastest import batch_of, fastest
-    from edgelung.engines.tensorrt.cache import EngineCache
 
     passed = [variant for variant in bundle.variants.values() if variant.passed]
     variants = passed if precision is None else [bundle.variant(precision)]
@@ -137,7 +137,7 @@ def _fastest(
             raise
 
     candidates = [(name, variant) for name in factories for variant in variants]
-    won = fastest(bundle, device, candidates, load, batch_of(_golden(bundle)), EngineCache())
+    won = fastest(device, candidates, load, batch_of(_golden(bundle)), engine_cache())
     reason = "; ".join([won.reason, *_refused(bundle)])
     return Chosen(won.engine, won.variant, reason, won.golden_difference)
 

@@ -1,8 +1,8 @@
-"""The CUDA device through pycuda, and what pycuda lacks (graphs) through cuda-bindings.
+"""The CUDA device: memory, streams and kernels through pycuda, CUDA graphs through cuda-bindings.
 
-The one module that touches the driver. Everything it hands out belongs to the device's primary
-context, which TensorRT, ONNX Runtime and PyTorch share; use it within `with device.current():`,
-from any thread. Whatever the driver refuses becomes a `DeviceError` that says what was being done.
+This is the only module that calls the driver. All objects belong to the device's primary context,
+which TensorRT, ONNX Runtime and PyTorch share. Use them inside `with device.current():`, from any
+thread. Every error of the driver becomes a `DeviceError` that names the operation.
 """
 
 import ctypes.util
@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,24 +23,39 @@ from edgelung.engines.base import EngineUnavailableError
 
 PYCUDA = "pycuda.driver"
 GRAPHS = "cuda.bindings.driver"
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for what others put on the default stream
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the default stream
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+HostArray = npt.NDArray[np.generic]
+Handle = Any  # pycuda and cuda-bindings have no types: an object that only they look into
 
 
 class DeviceError(EdgelungError):
-    """The GPU or its driver refused something while running."""
+    """The GPU or its driver failed at run time."""
 
 
 def gpu_present() -> bool:
-    """Whether the system shows an NVIDIA GPU, whatever is installed for it; starts nothing."""
+    """Return True if the system shows an NVIDIA GPU. Loads no library and starts nothing."""
     if sys.platform == "win32":
         return ctypes.util.find_library("nvcuda") is not None
-    # The second is a container's, the third that of Linux within Windows.
-    places = ("/proc/driver/nvidia/gpus", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")
-    return any(Path(place).exists() for place in places)
+    # On Linux, in a container, and on Linux inside Windows.
+    paths = ("/proc/driver/nvidia/gpus", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")
+    return any(Path(path).exists() for path in paths)
 
 
 class Device:
-    """One GPU. Raises EngineUnavailableError where there is none or nothing to reach it with."""
+    """One GPU.
+
+    Attributes:
+        name: as the driver reports it.
+        capability: compute capability, such as (8, 9).
+        memory_bytes: total device memory.
+        cuda: the newest CUDA version that the driver supports, such as '13.0'.
+        driver: the display driver's version; the CUDA version if the system does not tell it.
+
+    Raises:
+        EngineUnavailableError: if there is no GPU, no driver or no pycuda.
+    """
 
     def __init__(self, index: int = 0) -> None:
         self._driver = _import_pycuda()
@@ -58,17 +74,17 @@ class Device:
             raise
         except Exception as error:  # pycuda's own types: no device, no driver, a driver too old
             raise EngineUnavailableError(f"the GPU cannot be used: {one_line(error)}") from error
-        self.cuda = f"{version // 1000}.{version % 1000 // 10}"  # what the driver supports
+        self.cuda = f"{version // 1000}.{version % 1000 // 10}"
         self.driver = driver_version() or self.cuda
 
     @property
     def architecture(self) -> str:
-        """'sm_89', say."""
+        """The architecture's name, such as 'sm_89'."""
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device current in this thread."""
+        """Make the device current in this thread while the block runs."""
         with _checked("making the GPU current"):
             self._context.push()
         try:
@@ -77,7 +93,7 @@ class Device:
             self._driver.Context.pop()
 
     def memory(self, count: int) -> "Memory":
-        """`count` bytes of device memory."""
+        """Allocate `count` bytes of device memory."""
         try:
             return Memory(self._driver.mem_alloc(max(1, count)))
         except Exception as error:
@@ -86,19 +102,19 @@ class Device:
                 "close other programs that use it"
             ) from error
 
-    def pinned(self, shape: Sequence[int], dtype: type[np.generic]) -> npt.NDArray[Any]:
-        """Host memory that the GPU copies from and to without a detour."""
+    def pinned(self, shape: Sequence[int], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+        """Allocate page-locked host memory, which asynchronous copies need."""
         with _checked("allocating pinned memory"):
-            array: npt.NDArray[Any] = self._driver.pagelocked_empty(tuple(shape), dtype)
+            array: npt.NDArray[Scalar] = self._driver.pagelocked_empty(tuple(shape), dtype)
             return array
 
     def stream(self) -> "Stream":
-        """A new stream."""
-        with _checked("making a stream"):
+        """Create a stream."""
+        with _checked("creating a stream"):
             return Stream(self._driver, self._driver.Stream(NON_BLOCKING))
 
     def kernels(self, binary: bytes, names: Sequence[str]) -> "Kernels":
-        """Load compiled kernels."""
+        """Load the kernels `names` from a compiled binary."""
         with _checked("loading the kernels"):
             module = self._driver.module_from_buffer(binary)
             return Kernels(module, {name: module.get_function(name) for name in names})
@@ -107,25 +123,33 @@ class Device:
 class Memory:
     """A block of device memory; `int(memory)` is its address."""
 
-    def __init__(self, allocation: Any) -> None:
+    def __init__(self, allocation: Handle) -> None:
         self._allocation = allocation
 
     def __int__(self) -> int:
         return int(self._allocation)
 
     def free(self) -> None:
-        """Give it back now rather than when Python finds the time."""
+        """Free the block now, without waiting for Python's garbage collection."""
         allocation, self._allocation = self._allocation, None
         if allocation is not None:
             with _checked("freeing memory"):
                 allocation.free()
 
 
-class Kernels:
-    """A loaded module of kernels."""
+class LoadedKernel(Protocol):
+    """A kernel as pycuda loads it."""
 
-    def __init__(self, module: Any, functions: dict[str, Any]) -> None:
-        self._module = module  # the functions live as long as it does
+    def __call__(
+        self, *arguments: object, grid: Sequence[int], block: Sequence[int], stream: Handle
+    ) -> None: ...
+
+
+class Kernels:
+    """The kernels of one loaded module, by name."""
+
+    def __init__(self, module: Handle, functions: dict[str, LoadedKernel]) -> None:
+        self._module = module  # the functions are valid only while the module is alive
         self._functions = functions
 
     def launch(
@@ -136,39 +160,42 @@ class Kernels:
         arguments: Sequence[object],
         stream: "Stream",
     ) -> None:
-        """Put one launch on the stream."""
+        """Enqueue one kernel launch on the stream."""
         with _checked(f"launching {name}"):
             self._functions[name](*arguments, grid=grid, block=block, stream=stream.stream)
 
 
 class Stream:
-    """Work in order; copies return at once and need pinned host memory that stays in place."""
+    """A queue of operations that run in order.
 
-    def __init__(self, driver: Any, stream: Any) -> None:
+    Copies return at once: their host memory must be pinned, and stay unchanged until `wait`.
+    """
+
+    def __init__(self, driver: ModuleType, stream: Handle) -> None:
         self._driver = driver
         self.stream = stream
         self.handle = int(stream.handle)
 
-    def copy_in(self, device: Memory, host: npt.NDArray[Any]) -> None:
-        """Host → device."""
+    def copy_in(self, device: Memory, host: HostArray) -> None:
+        """Enqueue a copy from host to device."""
         with _checked("copying to the GPU"):
             self._driver.memcpy_htod_async(int(device), host, self.stream)
 
-    def copy_out(self, host: npt.NDArray[Any], device: Memory) -> None:
-        """Device → host."""
+    def copy_out(self, host: HostArray, device: Memory) -> None:
+        """Enqueue a copy from device to host."""
         with _checked("copying from the GPU"):
             self._driver.memcpy_dtoh_async(host, int(device), self.stream)
 
     def wait(self) -> None:
-        """Until everything on the stream is done; an error of any of it comes out here."""
+        """Wait for the stream. Raises the first error of any operation on it."""
         with _checked("running a batch"):
             self.stream.synchronize()
 
     def capture(self, work: Callable[[], None]) -> "Graph":
-        """Record what `work` puts on this stream, without running it."""
+        """Record what `work` enqueues on this stream as a CUDA graph, without running it."""
         cuda = _import_graphs()
         stream = cuda.CUstream(self.handle)
-        # Thread-local: what another thread does meanwhile on its own stream is none of ours.
+        # Thread-local: calls of other threads on their own streams do not disturb the capture.
         mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _call(cuda.cuStreamBeginCapture, stream, mode)
         try:
@@ -185,44 +212,50 @@ class Stream:
 
 
 class Graph:
-    """Recorded work that one call launches."""
+    """A recorded CUDA graph: one call launches all its operations."""
 
-    def __init__(self, cuda: Any, executable: Any, stream: Any) -> None:
+    def __init__(self, cuda: ModuleType, executable: Handle, stream: Handle) -> None:
         self._cuda, self._executable, self._stream = cuda, executable, stream
 
     def launch(self) -> None:
-        """Put the recorded work on its stream."""
+        """Enqueue the recorded operations on the stream they were recorded from."""
         _call(self._cuda.cuGraphLaunch, self._executable, self._stream)
 
     def free(self) -> None:
-        """Give back what the driver holds for it."""
+        """Release the driver's resources."""
         if self._executable is not None:
             _call(self._cuda.cuGraphExecDestroy, self._executable)
             self._executable = None
 
 
 def driver_version() -> str | None:
-    """The display driver's version, '580.65.06' say; None where the system does not tell."""
+    """Return the display driver's version, such as '580.65.06'; None if the system hides it."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split()
     except (OSError, IndexError):
         return None
-    return next((w for w in words if w[:1].isdigit() and "." in w), None)
+    return next((word for word in words if word[:1].isdigit() and "." in word), None)
 
 
-def _import_pycuda() -> Any:
+def graphs_enabled() -> bool:
+    """Return False if EDGELUNG_CUDA_GRAPHS=0 turns CUDA graphs off, to compare without them."""
+    return os.environ.get("EDGELUNG_CUDA_GRAPHS", "1") != "0"
+
+
+def _import_pycuda() -> ModuleType:
     try:
         return importlib.import_module(PYCUDA)
     except ModuleNotFoundError as error:
         raise EngineUnavailableError(
             "pycuda is not installed; pip install 'edgelung[gpu]' (builds with the CUDA toolkit)"
         ) from error
-    except Exception as error:  # ImportError: its compiled half found no libcuda
-        found = "" if ctypes.util.find_library("cuda") else "no NVIDIA driver: libcuda is missing; "
-        raise EngineUnavailableError(f"{found}pycuda does not load ({one_line(error)})") from error
+    except Exception as error:  # ImportError: its compiled part does not find libcuda
+        has_driver = ctypes.util.find_library("cuda") is not None
+        reason = "" if has_driver else "no NVIDIA driver: libcuda is missing; "
+        raise EngineUnavailableError(f"{reason}pycuda does not load ({one_line(error)})") from error
 
 
-def _import_graphs() -> Any:
+def _import_graphs() -> ModuleType:
     try:
         return importlib.import_module(GRAPHS)
     except Exception as error:
@@ -231,13 +264,8 @@ def _import_graphs() -> Any:
         ) from error
 
 
-def graphs_wanted() -> bool:
-    """Whether CUDA graphs are used; EDGELUNG_CUDA_GRAPHS=0 turns them off (to compare)."""
-    return os.environ.get("EDGELUNG_CUDA_GRAPHS", "1") != "0"
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call into cuda-bindings, which returns the error instead of raising it."""
+def _call(function: Handle, *arguments: object) -> Handle:
+    """Call a function of cuda-bindings, which returns its error instead of raising it."""
     name = getattr(function, "__name__", "CUDA")
     try:
         error, *results = function(*arguments)
@@ -249,10 +277,11 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextmanager
-def _checked(doing: str) -> Iterator[None]:
+def _checked(operation: str) -> Iterator[None]:
+    """Turn the driver's exceptions into a DeviceError that names the operation."""
     try:
         yield
     except EdgelungError:
         raise
-    except Exception as error:  # pycuda.driver.Error and its kin
-        raise DeviceError(f"the GPU failed while {doing}: {one_line(error)}") from error
+    except Exception as error:  # pycuda.driver.Error and its subclasses
+        raise DeviceError(f"the GPU failed while {operation}: {one_line(error)}") from error

@@ -1,26 +1,53 @@
-"""ONNX Runtime: on the CPU the reference that the other engines are compared with; on a GPU too."""
+"""ONNX Runtime: on the CPU the reference for all other engines; with CUDA or TensorRT on a GPU."""
 
+import ctypes
 import io
 import os
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
 from edgelung.core.errors import one_line
 from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
 
-PROVIDER = "CPUExecutionProvider"
-CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+LIBRARIES = {  # of the GPU providers, in ONNX Runtime's folder on Linux
+    CUDA: "libonnxruntime_providers_cuda.so",
+    TENSORRT: "libonnxruntime_providers_tensorrt.so",
+}
+SILENT = 4  # log level 'fatal'; every error that is not fatal is raised as an exception too
+
+
+class Session(Protocol):
+    """What this module uses of `onnxruntime.InferenceSession`, which has no types."""
+
+    def run(self, outputs: list[str], inputs: dict[str, Tiles]) -> list[Probabilities]: ...
+    def get_providers(self) -> list[str]: ...
+
+
+class SessionOptions(Protocol):
+    """What this module uses of `onnxruntime.SessionOptions`."""
+
+    intra_op_num_threads: int
+    log_severity_level: int
+
+    def add_session_config_entry(self, name: str, value: str) -> None: ...
 
 
 class OnnxRuntimeEngine:
     """An ONNX Runtime session with exactly one execution provider.
 
-    As many batches side by side as there are threads, one thread each; with `latency`, and on a
-    GPU, one at a time. Raises EngineUnavailableError where anything but that provider would run.
+    On the CPU it runs `threads` batches at once with one thread each, or with `latency` one batch
+    with all threads. On a GPU it runs one batch at a time.
+
+    Raises:
+        EngineUnavailableError: if another provider than the requested one would run.
     """
 
     def __init__(
@@ -30,59 +57,26 @@ class OnnxRuntimeEngine:
         *,
         latency: bool = False,
         name: str = "onnxruntime",
-        provider: str = PROVIDER,
+        provider: str = CPU,
     ) -> None:
         self.name = name
         self.device = provider.removesuffix("ExecutionProvider")
-        # The CPU provider has no FP16 arithmetic: it casts.
-        self.float_type = "fp32" if provider == PROVIDER else AS_IN_FILE
+        # The CPU provider has no FP16 arithmetic: it converts to FP32.
+        self.float_type = "fp32" if provider == CPU else AS_IN_FILE
+        one_batch = latency or provider != CPU
+        self.concurrency = 1 if one_batch else threads
+        ort = _import_runtime(provider)
+        options = _session_options(ort, provider, threads if one_batch else 1)
         try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise EngineUnavailableError(
-                f"onnxruntime is not installed ({one_line(error)}); pip install onnxruntime-gpu"
-            ) from error
-        if provider not in (offered := ort.get_available_providers()):
-            raise EngineUnavailableError(
-                f"this onnxruntime has no {provider} (it has {', '.join(offered)}); "
-                "pip install onnxruntime-gpu"
-            )
-        options = ort.SessionOptions()
-        one = latency or provider != PROVIDER
-        self.concurrency = 1 if one else threads
-        options.intra_op_num_threads = threads if one else 1
-        options.log_severity_level = 3  # errors only: warnings about graph details help nobody here
-        if provider != PROVIDER:
-            options.log_severity_level = 4  # the error below says it in one line
-            # Part of the graph on the CPU would be neither what was asked for nor fast.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installed them
-                with redirect_stdout(io.StringIO()):  # what it fails to find, it prints
-                    ort.preload_dlls()
-        providers: list[Any] = [provider]
-        if provider == CUDA:  # FP32 is the reference: not in TF32, the provider's default
-            providers = [(provider, {"use_tf32": "0"})]
-        elif provider == TENSORRT:  # knows no such option; read when its libraries load
-            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-        # No fallback, now or when a batch fails later: what was asked for must be what runs.
-        load = partial(ort.InferenceSession, str(graph), options, providers, enable_fallback=0)
-        try:
-            try:
-                self._session = load()
-            except Exception as error:
-                if "float8" not in str(error):
-                    raise
-                # ONNX Runtime 1.31 fuses FP8's Q/DQ into kernels for INT8, which then refuse it.
-                options.add_session_config_entry("session.disable_quant_qdq", "1")
-                self._session = load()
-        except Exception as error:
-            if provider == PROVIDER:
+            self._session = _load_session(ort, graph, options, provider)
+        except Exception as error:  # the graph is refused, or the provider's libraries are missing
+            if provider == CPU:
                 raise
-            # Its libraries are missing, or it refuses the graph.
-            raise EngineUnavailableError(f"{provider} does not load: {one_line(error)}") from error
-        running = self._session.get_providers()
-        if running[:1] != [provider] or set(running) - {provider, PROVIDER}:
-            raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {running}")
+            reason = _missing_library(ort, provider) or one_line(error)
+            raise EngineUnavailableError(f"{provider} does not load: {reason}") from error
+        active = self._session.get_providers()
+        if active[:1] != [provider] or set(active) - {provider, CPU}:
+            raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {active}")
 
     def infer(self, tiles: Tiles) -> Probabilities:
         """See `Engine.infer`."""
@@ -92,6 +86,74 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         del self._session
+
+
+def _import_runtime(provider: str) -> ModuleType:
+    """Import onnxruntime, silence its log and check that it was built with `provider`."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"onnxruntime is not installed ({one_line(error)}); pip install onnxruntime-gpu"
+        ) from error
+    # Providers log to the default logger, not to the session's, when their libraries do not load.
+    ort.set_default_logger_severity(SILENT)
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise EngineUnavailableError(
+            f"this onnxruntime has no {provider} (it has {', '.join(available)}); "
+            "pip install onnxruntime-gpu"
+        )
+    module: ModuleType = ort
+    return module
+
+
+def _session_options(ort: ModuleType, provider: str, threads: int) -> SessionOptions:
+    options: SessionOptions = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = SILENT
+    if provider != CPU:
+        # A graph that runs partly on the CPU is neither what was asked for nor fast.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if hasattr(ort, "preload_dlls"):  # load CUDA and cuDNN from where pip installed them
+            with redirect_stdout(io.StringIO()):  # it prints the libraries that it does not find
+                ort.preload_dlls()
+    return options
+
+
+def _load_session(ort: ModuleType, graph: Path, options: SessionOptions, provider: str) -> Session:
+    """Load the graph with `provider` alone: ONNX Runtime must not fall back, now or later."""
+    providers: list[str | tuple[str, dict[str, str]]] = [provider]
+    if provider == CUDA:  # FP32 is the reference: compute it in FP32, not in TF32, the default
+        providers = [(provider, {"use_tf32": "0"})]
+    elif provider == TENSORRT:  # has no such option; its libraries read this as they load
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+
+    def load() -> Session:
+        session: Session = ort.InferenceSession(str(graph), options, providers, enable_fallback=0)
+        return session
+
+    try:
+        return load()
+    except Exception as error:
+        if "float8" not in str(error):
+            raise
+        # ONNX Runtime 1.31 fuses FP8's Q/DQ into kernels for INT8, which then refuse it.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return load()
+
+
+def _missing_library(ort: ModuleType, provider: str) -> str | None:
+    """Name the shared library that `provider` lacks; None if that is not what is wrong.
+
+    ONNX Runtime only logs it, and raises an error about what follows from it.
+    """
+    try:
+        ctypes.CDLL(str(Path(str(ort.__file__)).parent / "capi" / LIBRARIES[provider]))
+    except OSError as error:
+        if "cannot open shared object file" in str(error) and LIBRARIES[provider] not in str(error):
+            return one_line(error)
+    return None
 
 
 onnxruntime_cuda = partial(OnnxRuntimeEngine, name="onnxruntime-cuda", provider=CUDA)

@@ -1,27 +1,55 @@
-"""OpenVINO on the CPU: the fast engine where there is no GPU."""
+"""OpenVINO on the CPU: the fastest engine on a machine without a GPU."""
 
 import io
 import json
 import sys
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
-from edgelung.core.cache import Cache
+from edgelung.core.cache import content_key, open_cache
 from edgelung.core.errors import one_line
 from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
+
+Config = dict[str, str | int | bool]
+
+
+class InferRequest(Protocol):
+    """What this module uses of `openvino.InferRequest`, which has no types here."""
+
+    def infer(
+        self, inputs: dict[str, Tiles], *, share_inputs: bool
+    ) -> dict[int, Probabilities]: ...
+
+
+class CompiledModel(Protocol):
+    """What this module uses of `openvino.CompiledModel`."""
+
+    def get_property(self, name: str) -> list[str]: ...
+    def create_infer_request(self) -> InferRequest: ...
+    def export_model(self) -> io.BytesIO | bytes: ...
+
+
+class Core(Protocol):
+    """What this module uses of `openvino.Core`; a model that was read is passed on as it is."""
+
+    def get_property(self, device: str, name: str) -> str | list[str]: ...
+    def read_model(self, model: bytes) -> object: ...
+    def compile_model(self, model: object, device: str, config: Config) -> CompiledModel: ...
+    def import_model(self, model: io.BytesIO, device: str, config: Config) -> CompiledModel: ...
 
 
 class OpenVinoEngine:
     """A model compiled by OpenVINO for the CPU.
 
-    As many batches side by side as there are threads, each in a stream of one thread: no core waits
-    for another within a batch. With `latency` one stream has all threads.
+    It runs `threads` batches at once, each in a stream of one thread, so that no core waits for
+    another within a batch. With `latency`, one stream uses all threads.
 
-    Floating point is computed in FP32, on CPUs with BF16 in that if `bf16` allows it: worth it
-    beside INT8, where attention then takes half the time.
+    Floating point is computed in FP32. With `bf16` it is computed in BF16 if the CPU can: beside
+    INT8, attention then takes half the time.
     """
 
     name = "openvino"
@@ -37,22 +65,22 @@ class OpenVinoEngine:
                 f"openvino is not installed ({one_line(error)}); pip install openvino"
             ) from error
         self.concurrency = 1 if latency else threads
-        core, data = ov.Core(), graph.read_bytes()
-        half = bf16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.float_type = "bf16" if half else "fp32"
-        config = {
+        core: Core = ov.Core()
+        use_bf16 = bf16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.float_type = "bf16" if use_bf16 else "fp32"
+        config: Config = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": self.concurrency,
-            # On CPUs with BF16 OpenVINO would compute in it unasked.
-            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
-            # Other threads decode on the same cores: a stream must be free to move.
+            # Without this hint OpenVINO computes in BF16 on every CPU that can.
+            "INFERENCE_PRECISION_HINT": "bf16" if use_bf16 else "f32",
+            # Other threads decode on the same cores, so streams must be free to move.
             "ENABLE_CPU_PINNING": False,
         }
-        self._model = _compiled(ov, core, data, config)
-        running = self._model.get_property("EXECUTION_DEVICES")
-        if list(running) != ["CPU"]:
-            raise EngineUnavailableError(f"asked OpenVINO for the CPU, it runs on {running}")
-        self._requests: SimpleQueue[Any] = SimpleQueue()
+        self._model = _compile(core, ov.get_version(), graph.read_bytes(), config)
+        devices = list(self._model.get_property("EXECUTION_DEVICES"))
+        if devices != ["CPU"]:
+            raise EngineUnavailableError(f"asked OpenVINO for the CPU, it runs on {devices}")
+        self._requests: SimpleQueue[InferRequest] = SimpleQueue()
         for _ in range(self.concurrency):
             self._requests.put(self._model.create_infer_request())
 
@@ -70,39 +98,41 @@ class OpenVinoEngine:
         del self._requests, self._model
 
 
-def _openvino() -> Any:
-    """The module without its model converter, which takes as long to import as all the rest."""
+def _openvino() -> ModuleType:
+    """Import openvino without its model converter, which doubles the time of the import."""
     converter = "openvino.tools.ovc"
     if "openvino" not in sys.modules:
-        sys.modules.setdefault(converter, None)  # type: ignore[arg-type]  # Python's 'not there'
+        sys.modules.setdefault(converter, None)  # type: ignore[arg-type]  # makes its import fail
     try:
         import openvino
     finally:
         if sys.modules.get(converter) is None:
             sys.modules.pop(converter, None)
-    # The binding sets up its NumPy types at first use and gives the GIL away meanwhile: two threads
-    # there at once wait for each other for good. So: here, before there are two.
+    # The binding creates its NumPy types at first use and releases the GIL meanwhile: two threads
+    # that do so at once deadlock. So create them here, before there is a second thread.
     openvino.Type.u8.to_dtype()
-    return openvino
+    module: ModuleType = openvino
+    return module
 
 
-def _compiled(ov: Any, core: Any, data: bytes, config: dict[str, Any]) -> Any:
-    """The compiled model, from the user's cache where it was compiled here before.
+def _compile(core: Core, version: str, onnx: bytes, config: Config) -> CompiledModel:
+    """Return the compiled model, from the user's cache if it was compiled here before.
 
-    The key holds everything that shapes it: the graph's own bytes, OpenVINO's version, the
-    processor, the configuration.
+    The cache key covers everything that shapes the result: the graph's bytes, OpenVINO's version,
+    the processor and the configuration.
     """
     processor = core.get_property("CPU", "FULL_DEVICE_NAME")
-    abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    key = json.dumps([ov.get_version(), processor, abilities, config], sort_keys=True).encode()
-    cache = Cache("openvino", data + key)
-    if (blob := cache.read()) is not None:
+    capabilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    setup = json.dumps([version, processor, capabilities, config], sort_keys=True)
+    cache, key = open_cache("openvino"), content_key("model", onnx + setup.encode())
+    if (compiled := cache.get(key).data) is not None:
         try:
-            return core.import_model(io.BytesIO(blob), "CPU", config)
-        except Exception:  # not what this OpenVINO can read, after all: compiled anew below
-            cache.drop()
-    model = core.compile_model(core.read_model(data), "CPU", config)
-    if cache.wanted:
-        kept = model.export_model()
-        cache.write(kept.getvalue() if isinstance(kept, io.BytesIO) else bytes(kept))
+            return core.import_model(io.BytesIO(compiled), "CPU", config)
+        except Exception:  # this OpenVINO cannot read it: compile again
+            cache.remove(key)
+    model = core.compile_model(core.read_model(onnx), "CPU", config)
+    if cache.enabled:
+        exported = model.export_model()
+        data = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
+        cache.try_put(key, data)
     return model

@@ -1,4 +1,7 @@
-"""The one resize on the GPU: tiles of differing sizes → the engine's input, in device memory."""
+"""The resize on the GPU: decoded tiles of different sizes → the engine's input, in device memory.
+
+It launches the kernels of `edgelung.kernels`, which give the pixels of the CPU reader.
+"""
 
 import time
 from collections.abc import Sequence
@@ -12,43 +15,49 @@ from edgelung.kernels.resize import KERNELS, Launch, Pixels, Plan
 
 
 class DeviceResize:
-    """Resize kernels on one stream. Not for several threads at once.
+    """The resize kernels on one stream. Only one thread at a time may use it.
 
-    Raises EngineUnavailableError where this installation holds no kernels.
+    Raises:
+        EngineUnavailableError: if this installation has no compiled kernels.
     """
 
     def __init__(self, device: Device, stream: Stream) -> None:
         if build.read_record() is None:
             raise EngineUnavailableError(
-                "the CUDA kernels are not built or not of these sources; "
+                "the CUDA kernels are not built, or were built from other sources; "
                 "run: python -m edgelung.kernels.build (needs nvcc)"
             )
         self._device, self._stream = device, stream
         self._kernels = device.kernels((build.HERE / build.BINARY).read_bytes(), KERNELS)
-        self._staged: Pixels | None = None
+        self._staging: Pixels | None = None  # pinned host memory, copied to `_upload`
         self._upload: Memory | None = None
         self._scratch: Memory | None = None
-        self._room = (0, 0)
+        self._capacity = (0, 0)  # bytes of `_upload` and `_scratch`
         self._launches: list[Launch] = []
 
     def enqueue(self, tiles: Sequence[Pixels], size: int, out: Memory) -> None:
-        """Put the resize of uint8 RGB tiles (H, W, 3) to `out` (N, size, size, 3) on the stream.
+        """Enqueue the resize of `tiles` on the stream.
 
-        The stream must have finished with an earlier batch: its staging memory is used again.
+        The stream must have finished the previous batch, because its staging memory is reused.
+
+        Args:
+            tiles: N tiles, uint8 RGB (H, W, 3).
+            size: side of the results, in pixels.
+            out: device memory for uint8 (N, size, size, 3).
         """
         plan = Plan([(tile.shape[0], tile.shape[1]) for tile in tiles], size)
-        self._make_room(plan)
-        assert self._staged is not None
+        self._reserve(plan)
+        assert self._staging is not None
         assert self._upload is not None
         assert self._scratch is not None
         upload = int(self._upload)
-        plan.fill(self._staged, tiles, upload, int(self._scratch))
-        self._stream.copy_in(self._upload, self._staged[: plan.upload_bytes])
+        plan.fill(self._staging, tiles, upload, int(self._scratch))
+        self._stream.copy_in(self._upload, self._staging[: plan.upload_bytes])
         self._launches = plan.launches(upload, int(out))
         self._launch()
 
     def seconds(self, repeats: int) -> float:
-        """Seconds that the kernels of the last batch take, without its copy (for benchmarks)."""
+        """Measure the seconds of the last batch's kernels, without its copy (for benchmarks)."""
         self._stream.wait()
         start = time.perf_counter()
         for _ in range(repeats):
@@ -65,16 +74,19 @@ class DeviceResize:
         for memory in (self._upload, self._scratch):
             if memory is not None:
                 memory.free()
-        self._upload = self._scratch = self._staged = None
-        self._room = (0, 0)
+        self._upload = self._scratch = self._staging = None
+        self._capacity = (0, 0)
 
-    def _make_room(self, plan: Plan) -> None:
+    def _reserve(self, plan: Plan) -> None:
+        """Allocate memory for the plan, with a quarter to spare, if the present is too small."""
         needed = (plan.upload_bytes, plan.scratch_bytes)
-        if all(room >= need for room, need in zip(self._room, needed, strict=True)):
+        if all(held >= need for held, need in zip(self._capacity, needed, strict=True)):
             return
-        grown = [max(room, need * 5 // 4) for room, need in zip(self._room, needed, strict=True)]
+        upload_bytes, scratch_bytes = (
+            max(held, need * 5 // 4) for held, need in zip(self._capacity, needed, strict=True)
+        )
         self.free()
-        self._staged = self._device.pinned((grown[0],), np.uint8)
-        self._upload = self._device.memory(grown[0])
-        self._scratch = self._device.memory(grown[1])
-        self._room = (grown[0], grown[1])
+        self._staging = self._device.pinned((upload_bytes,), np.uint8)
+        self._upload = self._device.memory(upload_bytes)
+        self._scratch = self._device.memory(scratch_bytes)
+        self._capacity = (upload_bytes, scratch_bytes)

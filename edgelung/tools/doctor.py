@@ -13,12 +13,11 @@ from typing import Any
 
 from edgelung import __version__
 from edgelung.artifacts.bundle import Bundle
-from edgelung.core.cache import cache_folder, make_private
+from edgelung.core.cache import ENGINE_FOLDER, cache_folder, list_entries, make_private
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.system import version
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.cuda import GRAPHS, Device, driver_version, gpu_present
-from edgelung.engines.tensorrt.cache import KIND
 from edgelung.engines.tensorrt.flavour import INSTALL, MODULES, load_flavour
 from edgelung.kernels import build as kernels
 
@@ -278,14 +277,14 @@ def _kernels(here: bool) -> list[Finding]:
 
 def _cache(here: bool) -> list[Finding]:
     try:
-        folder = cache_folder(KIND)
+        folder = cache_folder(ENGINE_FOLDER)
         if folder is None:
             return [Finding("engine cache", "none", "switched off: EDGELUNG_CACHE is 'off'")]
         if not folder.exists():
             return [Finding("engine cache", "none", f"{folder} (empty)")]
         make_private(folder)
-        entries = [path for path in folder.iterdir() if path.suffix != ".lock"]
+        files = list_entries(folder)
     except EdgelungError as error:
         return [Finding("engine cache", "missing", str(error))]
-    size = sum(path.stat().st_size for path in entries) / 2**20
-    return [Finding("engine cache", "ok", f"{folder}: {len(entries)} entries, {size:.0f} MiB")]
+    size = sum(path.stat().st_size for path in files) / 2**20
+    return [Finding("engine cache", "ok", f"{folder}: {len(files)} entries, {size:.0f} MiB")]

@@ -1,4 +1,4 @@
-"""The pretended GPU (see fake_gpu.py), in place of pycuda, cuda-bindings and TensorRT."""
+"""The fake GPU (fake_gpu.py) in place of pycuda, cuda-bindings and TensorRT."""
 
 import ctypes
 import shutil
@@ -10,6 +10,9 @@ from typing import Any
 import fake_gpu
 import pytest
 
+from edgelung.artifacts.bundle import Bundle
+from edgelung.engines.tensorrt.build import Profile
+from edgelung.engines.tensorrt.engine import TensorRtEngine
 from edgelung.kernels import build as kernels_build
 
 WHEELS = {
@@ -20,7 +23,7 @@ WHEELS = {
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A machine with a GPU of its own, and an empty engine cache."""
+    """A machine with a fake GPU and an empty engine cache."""
     machine = fake_gpu.FakeGpu()
     monkeypatch.setitem(sys.modules, "pycuda.driver", machine.pycuda())
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", machine.bindings())
@@ -30,7 +33,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def install(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Install a pretended TensorRT: `install('tensorrt')`, or of another wheel."""
+    """Install a fake TensorRT: `install('tensorrt')`, or the API of another wheel."""
 
     def call(name: str, wheel: str = "") -> Any:
         module = fake_gpu.FakeTensorRt(gpu, wheel or WHEELS[name])
@@ -42,7 +45,20 @@ def install(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 @pytest.fixture
 def twin(gpu: Any, tmp_path: Path) -> None:
-    """Kernels on the pretended GPU: those of the host twin."""
+    """Let the fake GPU run the kernels of the host twin."""
     if shutil.which("g++") is None or kernels_build.read_record() is None:
         pytest.skip("needs g++ and built kernels")
     gpu.twin = ctypes.CDLL(str(kernels_build.build_host(tmp_path / "twin.so")))
+
+
+@pytest.fixture
+def open_small(bundle: Bundle, install: Any) -> Any:
+    """Open a TensorRT engine of at most 8 tiles a batch."""
+
+    def call(name: str = "tensorrt", **options: Any) -> TensorRtEngine:
+        if name.replace("-", "_") not in sys.modules:
+            install(name)
+        options = {"profile": Profile(opt_batch=4, max_batch=8)} | options
+        return TensorRtEngine(bundle.variants["fp32"].path, 1, name=name, **options)
+
+    return call

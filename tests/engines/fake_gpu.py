@@ -1,9 +1,9 @@
-"""A GPU, its driver and TensorRT for tests without one. Only what is asked of them is pretended.
+"""A fake GPU, driver and TensorRT for tests without a GPU. It has only what edgelung uses.
 
-Memory is the host's, so that copies and the host twin of the kernels move real pixels. Work on a
-stream waits until someone synchronises, as on a GPU: a result read too early is wrong, and so is a
-buffer that is filled again too soon. TensorRT's classes refuse every name and number of arguments
-that the recorded API of the real binding does not have.
+Device memory is host memory, so that copies and the host twin of the kernels move real pixels. As
+on a GPU, the operations on a stream run when someone synchronizes: a result that is read too early
+is wrong, and so is a buffer that is filled again too early. The classes of TensorRT refuse every
+name and number of arguments that the recorded API of the real binding does not have.
 """
 
 import ctypes
@@ -21,11 +21,11 @@ RECORD = Path(__file__).with_name("tensorrt_api.json")
 
 
 class DriverError(Exception):
-    """What pycuda would raise."""
+    """The exception that pycuda would raise."""
 
 
 class FakeGpu:
-    """Device memory, streams and contexts, with a log of what was put on each stream."""
+    """Device memory, streams and contexts, with a log of the operations on each stream."""
 
     def __init__(self, memory_bytes: int = 1 << 30) -> None:
         self.name, self.capability, self.count = "Fake RTX", (8, 9), 1
@@ -42,10 +42,8 @@ class FakeGpu:
         self._here = threading.local()
         self._lock = threading.Lock()
 
-    # ---- what the modules see
-
     def pycuda(self) -> SimpleNamespace:
-        """In place of `pycuda.driver`."""
+        """Return the replacement of `pycuda.driver`."""
         gpu = self
 
         class Device:
@@ -89,7 +87,7 @@ class FakeGpu:
         )
 
     def bindings(self) -> SimpleNamespace:
-        """In place of `cuda.bindings.driver`."""
+        """Return the replacement of `cuda.bindings.driver`."""
         ok = (0,)
 
         def begin(stream: int, mode: str) -> tuple[Any, ...]:
@@ -124,14 +122,12 @@ class FakeGpu:
             cuGraphDestroy=lambda graph: ok,
         )
 
-    # ---- how it behaves
-
     @property
     def depth(self) -> int:
         return getattr(self._here, "depth", 0)
 
     def meet(self, operation: str) -> None:
-        """Every call passes here: an error that was ordered, or a missing context."""
+        """Raise the error that a test set for this operation, or if no context is current."""
         if operation in self.failing:
             raise self.failing[operation]
         assert operation == "init" or self.depth > 0, f"{operation} without a current context"
@@ -146,11 +142,11 @@ class FakeGpu:
             self.streams[stream].waiting.append(work)
 
     def at(self, address: int, count: int) -> np.ndarray:
-        """`count` bytes of device memory; freed or foreign addresses are an error."""
+        """Return `count` bytes of device memory; freed or other addresses are an error."""
         for start, block in self.live.items():
             if start <= address and address + count <= start + len(block):
                 return block[address - start : address - start + count]
-        raise AssertionError(f"{count} bytes at {address:#x} are no device memory")
+        raise AssertionError(f"{count} bytes at {address:#x} are not device memory")
 
     def _pagelocked(self, shape: Any, dtype: Any) -> np.ndarray:
         self.meet("pagelocked_empty")
@@ -201,7 +197,7 @@ class FakeAllocation:
         if gpu.used + count > gpu.memory_bytes:
             raise DriverError("cuMemAlloc failed: out of memory")
         self._gpu = gpu
-        raw = np.full(count + 256, 0xAB, np.uint8)  # memory comes with rubbish in it
+        raw = np.full(count + 256, 0xAB, np.uint8)  # new memory is not zero
         start = -raw.ctypes.data % 256
         self._block = raw[start : start + count]
         gpu.used += count
@@ -235,7 +231,7 @@ class FakeStream:
 
 
 class Strict:
-    """An object that has the members of a recorded class, and no others."""
+    """An object that has the members of a recorded class and no others."""
 
     def __init__(self, api: dict[str, Any], kind: str, real: Any) -> None:
         object.__setattr__(self, "_strict", (api[kind], kind, real))
@@ -269,7 +265,7 @@ class Strict:
 
 
 class FakeTensorRt:
-    """The module `tensorrt` or `tensorrt_rtx`; an 'engine' is the ONNX file, run on the CPU."""
+    """The module `tensorrt` or `tensorrt_rtx`. Its engine is the ONNX file, run on the CPU."""
 
     def __init__(self, gpu: FakeGpu, wheel: str) -> None:
         record = json.loads(RECORD.read_text())

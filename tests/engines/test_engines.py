@@ -1,28 +1,27 @@
 """Every engine: the same arithmetic, any batch, a refusal where it is not what was asked for."""
 
 import json
-from dataclasses import replace
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
-from msgspec import structs
+from engine_helpers import all_passed, noise
 
-from edgelung.artifacts.bundle import Bundle, VariantEntry, open_bundle, write_bundle
+from edgelung.artifacts.bundle import Bundle, open_bundle, write_bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines import choose
+from edgelung.engines import onnxruntime as onnxruntime_engine
 from edgelung.engines.base import EngineUnavailableError
+from edgelung.engines.cuda import gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
 
 ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
-
-
-def noise(count: int, size: int = 64) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -94,16 +93,8 @@ def test_auto_never_offers_what_did_not_pass(bundle: Bundle) -> None:
     assert "int8 not offered" in chosen.reason
 
 
-def with_verdict(entry: VariantEntry, verdict: str) -> VariantEntry:
-    return structs.replace(entry, gate=structs.replace(entry.gate, verdict=verdict))
-
-
 def test_auto_takes_int8_once_it_passed(bundle: Bundle) -> None:
-    passed = {
-        name: replace(variant, entry=with_verdict(variant.entry, "pass"))
-        for name, variant in bundle.variants.items()
-    }
-    proven = Bundle(**{**vars(bundle), "variants": passed})
+    proven = all_passed(bundle)
     assert choose.open_engine(proven).variant.precision == "int8"
 
 
@@ -161,6 +152,7 @@ def test_a_provider_that_does_not_load_is_unavailable(
         asked.extend([*providers, more])
         raise RuntimeError("libnvinfer.so.10: cannot open shared object file\n  and more")
 
+    monkeypatch.setattr(onnxruntime_engine, "_missing_library", lambda ort, provider: None)
     names = ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
@@ -169,3 +161,17 @@ def test_a_provider_that_does_not_load_is_unavailable(
         choose.ENGINES[name](bundle.variants["fp32"].path, 1)
     assert "\n" not in str(error.value)
     assert asked == [provider, {"enable_fallback": 0}]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_a_missing_library_is_named_and_onnxruntime_prints_nothing(
+    bundle: Bundle, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if gpu_present():
+        pytest.skip("this machine has a GPU, where the providers may load")
+    onnxruntime.set_default_logger_severity(2)  # its default, which prints
+    with pytest.raises(EngineUnavailableError) as error:
+        choose.ENGINES[name](bundle.variants["fp32"].path, 1)
+    if sys.platform == "linux":
+        assert re.search(r"does not load: lib\S+\.so\S*: cannot open", str(error.value))
+    assert capfd.readouterr() == ("", "")

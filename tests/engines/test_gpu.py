@@ -76,8 +76,8 @@ def test_graphs_change_nothing(opened: Any, name: str) -> None:
     first = engine.infer(tiles)
     for _ in range(9):
         np.testing.assert_array_equal(engine.infer(tiles), first)
-    for lane in engine._lanes:
-        assert list(lane._graphs) == [8], "no graph was recorded"
+    for slot in engine._slots:
+        assert list(slot._graphs) == [8], "no graph was recorded"
 
 
 def test_the_resize_kernel_gives_the_readers_pixels(device: Device) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from edgelung.artifacts.bundle import Variant
+from edgelung.artifacts.bundle import Variant, VariantEntry
+from edgelung.artifacts.results import GateResult, OpenVinoCheck
+from edgelung.core.precision import Precision
 from edgelung.engines import openvino
 from edgelung.engines.choose import _factory
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
@@ -70,7 +72,23 @@ def test_bf16_where_it_is_allowed_and_there_is_some(
 def test_bf16_is_for_variants_that_passed_with_it(
     verdict: str, openvino: dict[str, Any] | None, allowed: bool
 ) -> None:
-    variant = Variant("int8", Path("g.onnx"), {"verdict": verdict, "openvino": openvino})
+    check = None
+    if openvino is not None:
+        check = OpenVinoCheck(
+            **openvino, same_label_as_onnxruntime=1.0, largest_probability_difference=0.0
+        )
+    gate = GateResult(verdict=verdict, reasons=[], tiles=1, openvino=check)
+    entry = VariantEntry(
+        file="g.onnx",
+        bytes=1,
+        base="fp32",
+        meant_for="CPU",
+        quantized_linears=1,
+        judged_by="openvino",
+        tiles_per_second={},
+        gate=gate,
+    )
+    variant = Variant(Precision.INT8, Path("g.onnx"), entry)
     factory = _factory(OpenVinoEngine, variant)
     if allowed:
         assert isinstance(factory, partial)

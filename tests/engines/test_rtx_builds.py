@@ -4,19 +4,22 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from engine_helpers import all_passed
+from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 
 from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
-from edgelung.engines.tensorrt.prebuilt import build_ahead, find_prebuilt
+from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, find_prebuilt
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (edgelung[rtx])")
 
@@ -32,19 +35,13 @@ def rtx() -> Flavour:
 
 @pytest.fixture(scope="module")
 def passed(bundle_folder: Path) -> Bundle:
-    """The small bundle as if its gate had had enough tiles to let every variant pass."""
-    bundle = open_bundle(bundle_folder)
-    variants = {
-        name: type(variant)(name, variant.path, {"verdict": "pass"})
-        for name, variant in bundle.variants.items()
-    }
-    return Bundle(**{**vars(bundle), "variants": variants})
+    return all_passed(open_bundle(bundle_folder))
 
 
 @pytest.fixture(scope="module")
 def ahead(
     passed: Bundle, rtx: Flavour, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[dict[str, Any]]]:
+) -> tuple[Path, list[PrebuiltEngine]]:
     """Every variant built for every target."""
     folder = tmp_path_factory.mktemp("engines") / "engines"
     return folder, build_ahead(passed, folder, rtx, TARGETS)
@@ -53,19 +50,19 @@ def ahead(
 def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
     """Bar 3: sizes, and every linear quantized; the engines take 1 to 128 tiles."""
     folder, entries = ahead
-    assert Counter(entry["variant"] for entry in entries) == dict.fromkeys(passed.variants, 3) | {
+    assert Counter(entry.variant for entry in entries) == dict.fromkeys(passed.variants, 3) | {
         "fp8": 2
     }
-    assert {entry["target"] for entry in entries} == set(TARGETS)
-    size = {(e["variant"], e["target"]): e["bytes"] for e in entries}
+    assert {entry.target for entry in entries} == set(TARGETS)
+    size = {(e.variant, e.target): e.bytes for e in entries}
     for target in TARGETS:
         assert size["fp16", target] <= 0.6 * size["fp32", target]
     for entry in entries:
-        held = entry["contents"]
-        assert (folder / entry["file"]).stat().st_size == entry["bytes"] > 5_000_000
-        assert entry["profile"] == "1/32/128"
-        variants = passed.manifest["variants"]
-        wide, split = (variants[name]["quantized_linears"] for name in ("int8-fp16", "int8"))
+        contents = entry.contents
+        assert (folder / entry.file).stat().st_size == entry.bytes > 5_000_000
+        assert entry.profile == "1/32/128"
+        quantized = {name: v.entry.quantized_linears for name, v in passed.variants.items()}
+        wide, split = quantized["int8-fp16"], quantized["int8"]
         assert split > wide > 48
         expected = {  # the head stays in floating point
             "fp32": {"FLOAT": split + 1},
@@ -74,9 +71,9 @@ def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
             "int8-fp16": {"INT8": wide, "FLOAT": 1},
             "fp8": {"FP8": wide - 1, "HALF": 1, "FLOAT": 1},  # four bits of a pixel are too few
         }
-        assert held["types"] == expected[entry["variant"]]
-        assert held["quantized_linears"] == variants[entry["variant"]]["quantized_linears"]
-        assert held["linears"] == sum(held["types"].values())
+        assert contents.types == expected[entry.variant]
+        assert contents.quantized_linears == quantized[entry.variant]
+        assert contents.linears == sum(contents.types.values())
 
 
 def test_two_builds_are_the_same_but_for_generated_names(
@@ -144,10 +141,9 @@ def test_engines_stay_outside_the_bundle(ahead: tuple, passed: Bundle) -> None:
 def test_an_engine_that_lost_its_integers_is_refused(
     passed: Bundle, rtx: Flavour, tmp_path: Path
 ) -> None:
-    manifest = json.loads(json.dumps(passed.manifest))
-    manifest["variants"]["fp32"]["quantized_linears"] = 50
-    only = {"fp32": passed.variants["fp32"]}
-    bundle = Bundle(**{**vars(passed), "variants": only, "manifest": manifest})
+    fp32 = passed.variants["fp32"]
+    wrong = replace(fp32, entry=structs.replace(fp32.entry, quantized_linears=50))
+    bundle = replace(passed, variants={"fp32": wrong})
     with pytest.raises(EdgelungError, match="sees 0 quantized linears in fp32, the bundle says 50"):
         build_ahead(bundle, tmp_path / "out", rtx, ["sm_86"])
     assert not (tmp_path / "out").exists()

@@ -1,14 +1,14 @@
-"""The TensorRT engines without a GPU: one code for three APIs, the lanes, the cache, the errors.
+"""The TensorRT engines without a GPU: one code for three APIs, the slots, the errors.
 
-The driver and TensorRT are pretended (fake_gpu.py); their names and signatures are those of the
-real bindings, and the pixels and probabilities are real.
+The driver and TensorRT are fakes (fake_gpu.py). Their names and signatures are those of the real
+bindings, and the pixels and probabilities are real.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,18 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_helpers import expected, noise
 from PIL import Image
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.engines import choose, cuda
-from edgelung.engines.base import EngineUnavailableError
-from edgelung.engines.cuda import DeviceError
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
-from edgelung.engines.tensorrt.build import Profile, build_engine
-from edgelung.engines.tensorrt.cache import EngineCache
-from edgelung.engines.tensorrt.engine import LANES, TensorRtEngine
-from edgelung.engines.tensorrt.flavour import load_flavour
+from edgelung.engines.tensorrt.engine import SLOTS
 from edgelung.inference.pipeline import Row, predict_batches
 from edgelung.kernels import build as kernels_build
 from edgelung.tiles.find import find_files
@@ -35,35 +31,13 @@ from edgelung.tiles.reader import ReaderSpec, resize
 
 RECORDS = json.loads(Path(__file__).with_name("tensorrt_api.json").read_text())
 WHEELS = [("tensorrt-rtx" if "rtx" in wheel else "tensorrt", wheel) for wheel in RECORDS]
-SMALL = Profile(best=4, most=8)
-
-
-def noise(count: int, size: int = 64, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
-
-
-def expected(bundle: Bundle, tiles: np.ndarray, precision: str = "fp32") -> np.ndarray:
-    return OnnxRuntimeEngine(bundle.variants[precision].path, 1).infer(tiles)
-
-
-@pytest.fixture
-def open_small(bundle: Bundle, install: Any) -> Any:
-    """Open a TensorRT engine of at most 8 tiles a batch."""
-
-    def call(name: str = "tensorrt", **options: Any) -> TensorRtEngine:
-        if name.replace("-", "_") not in sys.modules:
-            install(name)
-        options = {"profile": SMALL} | options
-        return TensorRtEngine(bundle.variants["fp32"].path, 1, name=name, **options)
-
-    return call
 
 
 @pytest.mark.parametrize(("name", "wheel"), WHEELS)
-def test_one_code_for_every_tensorrt(
+def test_one_code_runs_every_tensorrt(
     bundle: Bundle, gpu: Any, install: Any, open_small: Any, name: str, wheel: str
 ) -> None:
-    """Names and numbers of arguments as recorded from the real 10.16, 11.4 and RTX bindings."""
+    """The API is recorded from the real bindings of 10.16, 11.4 and RTX."""
     trt = install(name, wheel)
     engine = open_small(name)
     tiles = noise(11)
@@ -80,31 +54,33 @@ def test_one_code_for_every_tensorrt(
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 17, 24])
-def test_any_number_of_tiles(bundle: Bundle, gpu: Any, open_small: Any, count: int) -> None:
-    """Above the profile's most, in parts; the tail needs no rebuild and no padding."""
+def test_any_number_of_tiles_is_predicted(
+    bundle: Bundle, gpu: Any, open_small: Any, count: int
+) -> None:
+    """More than `max_batch` run in parts; the last part needs no rebuild and no padding."""
     engine, tiles = open_small(), noise(count)
     np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
 
 
-def test_graphs_replay_what_comes_back(
+def test_a_batch_size_that_comes_back_is_replayed_as_a_graph(
     bundle: Bundle, gpu: Any, install: Any, open_small: Any
 ) -> None:
     trt = install("tensorrt")
     engine = open_small()
-    for seed in range(9):  # both lanes meet the size twice, then replay
+    for seed in range(9):  # both slots meet the size twice, then replay
         tiles = noise(8, seed=seed)
         np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
     tail = noise(3)
     np.testing.assert_array_equal(engine.infer(tail), expected(bundle, tail))
     replayed = sum(op == "graph" for _, op in gpu.log)
-    assert replayed == 9 - 2 * LANES
-    assert trt.shapes.count(8) == 2 * LANES, "a graph's context was set up again"
-    assert gpu.graphs_alive == LANES
+    assert replayed == 9 - 2 * SLOTS
+    assert trt.shapes.count(8) == 2 * SLOTS, "a graph's context was set up again"
+    assert gpu.graphs_alive == SLOTS
     engine.close()
     assert gpu.graphs_alive == 0
 
 
-def test_graphs_can_be_turned_off_or_missing(
+def test_without_graphs_the_probabilities_are_the_same(
     bundle: Bundle, gpu: Any, open_small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiles = noise(4)
@@ -119,11 +95,11 @@ def test_graphs_can_be_turned_off_or_missing(
     assert not any(op == "graph" for _, op in gpu.log)
 
 
-def test_order_on_each_stream(gpu: Any, open_small: Any) -> None:
+def test_each_stream_copies_in_computes_copies_out_and_waits(gpu: Any, open_small: Any) -> None:
     engine = open_small()
     streams = sorted(gpu.streams)
-    assert len(streams) == LANES
-    for _ in range(LANES):
+    assert len(streams) == SLOTS
+    for _ in range(SLOTS):
         engine.infer(noise(2))
     for stream in streams:
         operations = [op for s, op in gpu.log if s == stream]
@@ -133,7 +109,7 @@ def test_order_on_each_stream(gpu: Any, open_small: Any) -> None:
 def test_buffers_are_as_large_as_the_largest_batch(gpu: Any, open_small: Any) -> None:
     engine = open_small()
     sizes = sorted(len(block) for block in gpu.live.values())
-    assert sizes == sorted([8 * 64 * 64 * 3, 8 * 3 * 4] * LANES)
+    assert sizes == sorted([8 * 64 * 64 * 3, 8 * 3 * 4] * SLOTS)
     engine.close()
     assert gpu.live == {}
     engine.close()  # twice is no error
@@ -181,7 +157,7 @@ def rows_of(engine: Any, folder: Path, **more: Any) -> list[Row]:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Files of many sizes, of the engine's own too, one broken, one too large for the device."""
+    """Files of many sizes, also the engine's; one is broken, one is too large for the device."""
     rng = np.random.default_rng(5)
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -218,7 +194,7 @@ def test_a_device_that_does_not_resize_as_the_reader_leaves_it_to_the_cpu(
     mixed: Path,
     broken: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if broken == "other pixels":
         gpu.twin = SimpleNamespace(
@@ -230,220 +206,18 @@ def test_a_device_that_does_not_resize_as_the_reader_leaves_it_to_the_cpu(
         monkeypatch.setattr(kernels_build, "read_record", lambda: None)
     else:
         gpu.failing["launch"] = RuntimeError("no kernel image is available")
+    caplog.set_level(logging.INFO)
     engine = open_small()
     found = rows_of(engine, mixed)
     plain = rows_of(OnnxRuntimeEngine(bundle.variants["fp32"].path, 1), mixed)
     for ours, theirs in zip(found, plain, strict=True):
         if theirs.probabilities is not None:
             np.testing.assert_array_equal(ours.probabilities, theirs.probabilities)
-    assert "on the CPU" in (said := capsys.readouterr().err) or "the CPU resizes" in said
+    assert "tiles are resized on the CPU" in caplog.text
 
 
-# ---- errors -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("operation", ["copy in", "execute", "copy out", "synchronize"])
-def test_an_error_of_the_driver_is_named_and_everything_freed(
-    gpu: Any, open_small: Any, operation: str
-) -> None:
-    engine = open_small()
-    gpu.failing[operation] = RuntimeError("cuStreamSynchronize failed: illegal memory access")
-    with pytest.raises((DeviceError, RuntimeError), match="illegal memory access"):
-        engine.infer(noise(2))
-    engine.close()
-    assert gpu.live == {}
-    assert gpu.depth == 0
-
-
-@pytest.mark.parametrize(("step", "message"), [("shape", "the shape"), ("execute", "2 tiles")])
-def test_what_tensorrt_refuses_is_an_error(
-    gpu: Any, install: Any, open_small: Any, step: str, message: str
-) -> None:
-    trt = install("tensorrt")
-    engine = open_small()
-    trt.refuse[step] = True
-    with pytest.raises(DeviceError, match=f"refuses {message}"):
-        engine.infer(noise(2))
-
-
-def test_too_little_memory_frees_what_fitted(gpu: Any, open_small: Any) -> None:
-    gpu.memory_bytes = 8 * 64 * 64 * 3 + 1000  # one lane's input
-    with pytest.raises(DeviceError, match="close other programs"):
-        open_small()
-    assert gpu.live == {}
-    assert gpu.depth == 0
-
-
-def test_no_memory_for_a_graph_is_no_error(
-    bundle: Bundle, gpu: Any, install: Any, open_small: Any
-) -> None:
-    trt = install("tensorrt")
-    engine, tiles = open_small(), noise(4)
-    trt.refuse["context"] = True
-    for _ in range(5):
-        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
-    assert not any(op == "graph" for _, op in gpu.log)
-
-
-def test_a_kept_engine_that_tensorrt_refuses_is_built_again(
-    bundle: Bundle, gpu: Any, install: Any, open_small: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trt = install("tensorrt")
-    open_small().close()
-    cache = EngineCache()
-    assert cache.folder
-    (entry,) = (p for p in cache.folder.glob("engine-*") if p.suffix != ".lock")
-    header, _ = entry.read_bytes().split(b"\n", 1)
-    of_another_build = b"nothing that this TensorRT knows"
-    cache.put(json.loads(header)["key"], of_another_build)  # with a hash that is right
-    engine, tiles = open_small(), noise(3)
-    np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
-    assert len(trt.builds) == 2
-    assert "building it again" in capsys.readouterr().err
-    open_small()
-    assert len(trt.builds) == 2, "the new one was not kept"
-    cache.forget(json.loads(header)["key"])
-    trt.refuse = {"load": True}
-    with pytest.raises(EngineUnavailableError, match="does not load the engine"):
-        open_small()
-    assert len(trt.builds) == 3, "one that was just built is not built once more"
-
-
-def test_a_full_disk_costs_time_alone(
-    bundle: Bundle, gpu: Any, install: Any, open_small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: EngineCache, key: Any, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(EngineCache, "put", full)
-    for name in ("tensorrt", "tensorrt-rtx"):
-        install(name)
-        engine, tiles = open_small(name), noise(3)
-        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
-        engine.close()
-
-
-def test_no_context_and_no_engine_are_errors(gpu: Any, install: Any, open_small: Any) -> None:
-    trt = install("tensorrt")
-    trt.refuse["context"] = True
-    with pytest.raises(DeviceError, match="execution context"):
-        open_small()
-    trt.refuse = {"load": True}
-    with pytest.raises(EngineUnavailableError, match="does not load the engine on Fake RTX"):
-        open_small()
-    assert gpu.live == {}
-
-
-@pytest.mark.parametrize(("step", "words"), [("parse", "types differ"), ("build", "blocks.0")])
-def test_a_refused_graph_is_one_line(
-    bundle: Bundle, gpu: Any, install: Any, step: str, words: str
-) -> None:
-    install("tensorrt").refuse[step] = True
-    with pytest.raises(EdgelungError, match=rf"TensorRT 11.4.* refuses model.fp32.onnx: .*{words}"):
-        build_engine(load_flavour("tensorrt"), bundle.variants["fp32"].path, Profile())
-
-
-def test_an_unlisted_gpu_names_the_other_engine(gpu: Any, open_small: Any) -> None:
-    gpu.capability = (9, 0)
-    with pytest.raises(EngineUnavailableError, match=r"does not build for .*sm_90.*tensorrt"):
-        open_small("tensorrt-rtx")
-
-
-def test_a_machine_without_a_gpu_never_deserialises(
-    gpu: Any, install: Any, open_small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trt = install("tensorrt")
-    open_small().close()  # fills the cache
-    assert trt.deserialised == 1
-    gpu.count = 0
-    with pytest.raises(EngineUnavailableError, match="no CUDA GPU"):
-        open_small()
-    gpu.count = 1
-    gpu.failing["init"] = RuntimeError("cuInit failed: no device")
-    with pytest.raises(EngineUnavailableError, match="no device"):
-        open_small()
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(EngineUnavailableError, match="pycuda"):
-        open_small()
-    assert trt.deserialised == 1
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineUnavailableError, match="pip install tensorrt"):
-        load_flavour("tensorrt")
-
-    class Old:
-        __version__ = "8.6.1"
-
-    monkeypatch.setitem(sys.modules, "tensorrt", Old)
-    with pytest.raises(EngineUnavailableError, match="too old"):
-        load_flavour("tensorrt")
-
-
-# ---- the cache ----------------------------------------------------------------------------------
-
-KEY = {
-    "kind": "engine",
-    "graph": "abc",
-    "gpu": "Fake",
-    "flavour": "t",
-    "profile": "1",
-    "driver": "5",
-}
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "cache")
-
-
-def test_entries_come_back_and_are_private(cache: EngineCache) -> None:
-    assert cache.get(KEY) == (None, "")
-    cache.put(KEY, b"plan\n\0more")
-    assert cache.get(KEY) == (b"plan\n\0more", "")
-    for path in (cache.folder, *cache.folder.iterdir()):
-        assert path.stat().st_mode & 0o077 == 0, path
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "damaged"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "damaged"),
-        (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: path.write_bytes(b"[1]\nplan"), "cannot be read"),
-        (lambda path: path.write_bytes(b"\xff\xfe"), "cannot be read"),
-    ],
-)
-def test_a_damaged_entry_is_built_again_and_says_why(
-    cache: EngineCache, change: Any, reason: str
-) -> None:
-    cache.put(KEY, b"plan")
-    (path,) = cache.folder.iterdir()
-    change(path)
-    said: list[str] = []
-    assert cache.get_or_build(KEY, lambda: b"new", said.append) == b"new"
-    assert len(said) == 1
-    assert reason in said[0]
-    assert cache.get(KEY) == (b"new", "")
-
-
-def test_a_stale_entry_says_what_changed(cache: EngineCache) -> None:
-    cache.put(KEY, b"old")
-    said: list[str] = []
-    newer = KEY | {"driver": "6"}
-    assert cache.get_or_build(newer, lambda: b"new", said.append) == b"new"
-    assert "driver: 5 → 6" in said[0]
-    assert len([p for p in cache.folder.iterdir() if p.suffix != ".lock"]) == 1  # replaced
-    assert cache.get_or_build(KEY | {"graph": "other"}, lambda: b"2", said.append) == b"2"
-    assert len(said) == 1  # another graph is no stale entry
-    assert cache.get(newer) == (b"new", "")
-
-
-def test_what_the_key_of_an_engine_holds(gpu: Any, open_small: Any) -> None:
-    engine = open_small()
-    key = engine._keys["engine"]
+def test_the_key_of_an_engine_names_everything_it_was_built_for(gpu: Any, open_small: Any) -> None:
+    key = open_small()._keys.engine.as_dict()
     assert {"graph", "gpu", "architecture", "flavour", "version", "driver", "profile", "flags"} <= {
         *key
     }
@@ -451,193 +225,6 @@ def test_what_the_key_of_an_engine_holds(gpu: Any, open_small: Any) -> None:
     assert key["architecture"] == "sm_89"
     assert len(key["graph"]) == 64
     assert key["profile"] == "1/4/8"
-
-
-def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "open"
-    folder.mkdir()
-    folder.chmod(0o755)
-    with pytest.raises(EdgelungError, match="chmod 700"):
-        EngineCache(folder)
-    folder.chmod(0o770)
-    with pytest.raises(EdgelungError, match="chmod 700"):
-        EngineCache(folder)
-    (folder / "engines").mkdir(mode=0o700)
-    with pytest.raises(EdgelungError, match="chmod go-w"):
-        EngineCache(folder / "engines")
-
-
-def test_switched_off_it_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGELUNG_CACHE", "off")
-    cache = EngineCache()
-    assert cache.folder is None
-    assert cache.get_or_build(KEY, lambda: b"1", print) == b"1"
-    assert cache.get_or_build(KEY, lambda: b"2", print) == b"2"
-
-
-RACE = """
-import json, sys, time
-from pathlib import Path
-from edgelung.engines.tensorrt.cache import EngineCache
-
-def build():
-    print("built", flush=True)
-    time.sleep(1)
-    return b"plan" * 1000
-
-data = EngineCache(Path(sys.argv[1])).get_or_build(json.loads(sys.argv[2]), build, print)
-print("got", data == b"plan" * 1000)
-"""
-
-
-def test_of_several_processes_one_builds(cache: EngineCache) -> None:
-    words = [sys.executable, "-c", RACE, str(cache.folder), json.dumps(KEY)]
-    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = "".join(process.communicate(timeout=300)[0] for process in processes)
-    assert said.count("built") == 1
-    assert said.count("got True") == 3
-
-
-def test_a_builder_that_dies_lets_the_next_one_build(cache: EngineCache) -> None:
-    def dies() -> bytes:
-        raise EdgelungError("no space")
-
-    with pytest.raises(EdgelungError):
-        cache.get_or_build(KEY, dies, print)
-    done = threading.Event()
-
-    def second() -> None:
-        cache.get_or_build(KEY, lambda: b"plan", print)
-        done.set()
-
-    threading.Thread(target=second, daemon=True).start()
-    assert done.wait(10)
-
-
-def test_a_full_disk_costs_the_cache_and_not_the_run(
-    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(key: object, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(cache, "put", full)
-    said: list[str] = []
-    assert cache.get_or_build(KEY, lambda: b"plan", said.append) == b"plan"
-    assert "No space left" in said[-1]
-
-
-# ---- the choice ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def proven(bundle: Bundle) -> Bundle:
-    """A bundle whose variants all passed."""
-    passed = {
-        name: type(variant)(name, variant.path, {"verdict": "pass"})
-        for name, variant in bundle.variants.items()
-    }
-    return Bundle(**{**vars(bundle), "variants": passed})
-
-
-def pace(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
-    """Engines take the time that is written here; returns what was timed."""
-    from edgelung.engines import fastest
-
-    timed: list[str] = []
-
-    def measured(engine: Any, tiles: np.ndarray) -> float:
-        assert len(tiles) == 32
-        engine.infer(tiles)
-        precision = engine.graph_name.split(".")[1]
-        timed.append(f"{engine.name} {precision}")
-        return seconds[timed[-1]]
-
-    class Named(TensorRtEngine):
-        def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
-            super().__init__(graph, threads, name="tensorrt", latency=latency)
-            self.graph_name = graph.name
-
-    monkeypatch.setitem(choose.ENGINES, "tensorrt", Named)
-    monkeypatch.setattr(fastest, "seconds_per_batch", measured)
-    monkeypatch.setattr(choose, "gpu_present", lambda: True)
-    monkeypatch.setattr(choose, "GPU_ENGINES", ("tensorrt", "tensorrt-rtx"))
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    return timed
-
-
-def test_auto_times_the_variants_and_remembers(
-    proven: Bundle, gpu: Any, install: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install("tensorrt")
-    times = {
-        "tensorrt fp32": 3e-3,
-        "tensorrt fp16": 1e-3,
-        "tensorrt int8": 2e-3,
-        "tensorrt int8-fp16": 1.5e-3,
-    }
-    timed = pace(monkeypatch, times)
-    chosen = choose.open_engine(proven)
-    assert (chosen.engine.name, chosen.variant.precision) == ("tensorrt", "fp16")
-    assert sorted(timed) == sorted(times)
-    assert "fp16 1.00 ms" in chosen.reason
-    assert "INT8 is slower than FP16 here" in chosen.reason
-    assert "int8, int8-fp16, fp8: tensorrt-rtx is not installed" in chosen.reason
-    assert chosen.reason.count("is not installed") == 1, "one reason, said once"
-    assert chosen.golden_difference < 1e-3
-    chosen.engine.close()
-    assert gpu.live == {}
-    timed.clear()
-    again = choose.open_engine(proven)
-    assert timed == []
-    assert again.variant.precision == "fp16"
-    assert "remembered" in again.reason
-    again.engine.close()
-    gpu.name = "Other RTX"  # another card: timed again
-    times["tensorrt int8"] = 1e-4
-    assert choose.open_engine(proven).variant.precision == "int8"
-
-
-def test_auto_offers_on_a_gpu_only_what_passed(
-    bundle: Bundle, gpu: Any, install: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install("tensorrt")
-    timed = pace(monkeypatch, {"tensorrt fp32": 3e-3, "tensorrt fp16": 0, "tensorrt int8": 0})
-    chosen = choose.open_engine(bundle)  # nothing but full precision passed here
-    assert (chosen.engine.name, chosen.variant.precision) == ("tensorrt", "fp32")
-    assert timed == ["tensorrt fp32"]
-    assert "int8 not offered" in chosen.reason
-    asked = choose.open_engine(bundle, "tensorrt", "int8")
-    assert asked.variant.precision == "int8"
-
-
-def test_auto_goes_to_the_cpu_where_the_gpu_fails(
-    bundle: Bundle, gpu: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(choose, "gpu_present", lambda: True)
-    monkeypatch.setattr(choose, "GPU_ENGINES", ("tensorrt",))
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    chosen = choose.open_engine(bundle)
-    assert chosen.engine.name == "openvino"
-    assert "a GPU is here, but" in chosen.reason
-    assert "tensorrt is not installed" in chosen.reason
-
-
-def test_a_wrong_gpu_engine_does_not_win(
-    bundle: Bundle, gpu: Any, install: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install("tensorrt")
-    pace(monkeypatch, {"tensorrt fp32": 1e-3})
-    right = choose.ENGINES["tensorrt"]
-
-    class Off(right):  # type: ignore[misc, valid-type]
-        def infer(self, tiles: np.ndarray) -> np.ndarray:
-            return super().infer(tiles) + np.float32([0.005, -0.005, 0])
-
-    monkeypatch.setitem(choose.ENGINES, "tensorrt", Off)
-    chosen = choose.open_engine(bundle)
-    assert chosen.engine.name == "openvino"
-    assert "golden tiles" in chosen.reason
-    assert gpu.live == {}
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
@@ -680,5 +267,5 @@ def test_infer_without_pycuda_tensorrt_and_cuda_bindings(
     assert "Traceback" not in done.stderr
 
 
-def test_the_readers_spec_is_what_the_kernels_follow() -> None:
+def test_the_kernels_follow_the_readers_spec() -> None:
     assert "BILINEAR" in ReaderSpec().resize

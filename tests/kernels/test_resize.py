@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edgelung.kernels import build
-from edgelung.kernels.resize import HostTwin, Plan, most_taps
+from edgelung.kernels.resize import HostTwin, Plan, max_taps
 from edgelung.tiles import reader
 from edgelung.tiles.reader import ReaderSpec, read_pixels, read_tile, resize, resize_by_pillow
 
@@ -156,7 +156,7 @@ def test_the_compiled_resize_never_leaves_its_buffers(
 def test_the_largest_window_fits_its_table(twin: HostTwin) -> None:
     for size in (1, 16, 224, 4096):
         for length in (1, 2, 223, 224, 225, 448, 449, 1999, 10_000, 100_000_000):
-            assert most_taps(length, size) == twin.most_taps(length, size)
+            assert max_taps(length, size) == twin.max_taps(length, size)
 
 
 def test_a_plan_refuses_what_it_was_not_made_for() -> None:
@@ -180,12 +180,14 @@ def test_tall_tiles_fit_the_grid() -> None:
 
 def test_blocks_do_not_overlap() -> None:
     plan = Plan([(3, 5), (700, 2), (3, 5)], 24)
-    spans = [(at, at + h * w * 3) for at, (h, w) in zip(plan._pixels_at, plan.shapes, strict=True)]
+    spans = [
+        (at, at + h * w * 3) for at, (h, w) in zip(plan._pixel_offsets, plan.shapes, strict=True)
+    ]
     assert spans[-1][1] <= plan.upload_bytes
     for (_, end), (start, _) in pairwise(spans):
         assert end <= start
     assert all(start % 256 == 0 for start, _ in spans)
-    assert plan._middle_at[-1] + 3 * 24 * 3 <= plan.scratch_bytes
+    assert plan._intermediate_offsets[-1] + 3 * 24 * 3 <= plan.scratch_bytes
 
 
 @pytest.fixture(scope="module")

@@ -1,204 +1,231 @@
 """The TensorRT engines: built on the machine that runs them, or ahead of time (TensorRT-RTX)."""
 
+import logging
 import os
-import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 
 from edgelung import __version__
+from edgelung.core.cache import Cache, Key, engine_cache
 from edgelung.core.errors import one_line
 from edgelung.core.files import sha256_file
 from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
 from edgelung.engines.cuda import Device, DeviceError
 from edgelung.engines.tensorrt.build import Profile, build_engine
-from edgelung.engines.tensorrt.cache import EngineCache, Key, Say
-from edgelung.engines.tensorrt.execute import Lane, Loaded, batches_of_pixels
+from edgelung.engines.tensorrt.execute import ExecutionSlot, LoadedEngine, split_by_memory
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import find_prebuilt
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.reader import resize
 
-LANES = 2  # one copies while the other computes
-PIXELS_ROOM = 256 * 2**20  # bytes of tiles and what lies between the passes, per lane
-FLAGS = "strongly-typed,no-tf32"  # what the builder is told beside the graph and the profile
+SLOTS = 2  # one is copied while the other is computed
+MAX_RESIZE_BYTES = 256 * 2**20  # per slot: decoded tiles and what lies between the two passes
+BUILD_FLAGS = "strongly-typed,no-tf32"  # what the builder is told beside graph and profile
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineKeys:
+    """The cache keys of one engine, of what TensorRT-RTX compiled for it, and of build timings."""
+
+    engine: Key
+    runtime_cache: Key
+    timing_cache: Key
 
 
 class TensorRtEngine:
-    """A graph in TensorRT on the first GPU. Raises EngineUnavailableError where that cannot be."""
+    """A graph in TensorRT on the first GPU.
 
-    concurrency = LANES
+    Args:
+        graph: the ONNX file.
+        threads: not used; the GPU needs no CPU threads.
+        name: 'tensorrt' or 'tensorrt-rtx'.
+        latency: not used; one batch at a time is fastest with two slots as well.
+        profile: the batch sizes to build for.
+        prebuilt: a folder of TensorRT-RTX engines to load instead of building.
+        cache: where engines are kept; by default the user's cache.
+
+    Raises:
+        EngineUnavailableError: if TensorRT or a GPU is missing, or the engine does not load.
+        EdgelungError: if TensorRT refuses the graph, or the GPU has too little memory.
+    """
+
+    concurrency = SLOTS
     float_type = AS_IN_FILE
 
     def __init__(
         self,
         graph: Path,
-        threads: int,  # of the CPU: the GPU needs none of them
+        threads: int,
         *,
         name: str,
-        latency: bool = False,  # one batch at a time is soonest done with both lanes as well
+        latency: bool = False,
         profile: Profile | None = None,
         prebuilt: Path | None = None,
-        cache: EngineCache | None = None,
+        cache: Cache | None = None,
     ) -> None:
-        from edgelung.core.terminal import note
-
         self.name = name
-        profile = profile or Profile()
-        flavour = load_flavour(name)
+        self._flavour = load_flavour(name)
         self._device = Device()
         self.device = self._device.name
-        self._cache = cache or EngineCache()
-        self._keys = _keys(flavour, self._device, graph, profile)
-        self._loaded: Loaded | None = None
-        self._lanes: list[Lane] = []
-        self._profile = profile
-        self._built = False
-        runtime_cache, _ = self._cache.get(self._keys["runtime-cache"])
-        self._compiled = runtime_cache or b""
+        self._profile = profile or Profile()
+        self._cache = cache or engine_cache()
+        self._keys = _keys(self._flavour, self._device, graph, self._profile)
+        self._built = False  # True once this object has built the engine itself
+        self._runtime_cache = self._cache.get(self._keys.runtime_cache).data or b""
+        self._loaded: LoadedEngine | None = None
+        self._slots: list[ExecutionSlot] = []
         with self._device.current():
             try:
-                if prebuilt is not None:
-                    plan = find_prebuilt(prebuilt, flavour, self._device.architecture, graph)
-                    self._loaded = Loaded(flavour, self._device, plan, self._compiled)
-                else:
-                    self._loaded = self._load_or_build(flavour, graph, note)
-                for _ in range(LANES):  # one by one: what fits is released if the next does not
-                    self._lanes.append(Lane(self._loaded, profile))
+                self._loaded = self._load(graph, prebuilt)
+                for _ in range(SLOTS):  # one by one: if the second does not fit, free the first
+                    self._slots.append(ExecutionSlot(self._loaded, self._profile))
             except BaseException:
                 self._release()
                 raise
-        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for lane in self._lanes:
-            self._free.put(lane)
+        self._free_slots: SimpleQueue[ExecutionSlot] = SimpleQueue()
+        for slot in self._slots:
+            self._free_slots.put(slot)
 
     @property
     def infer_size(self) -> int:
-        """Pixels along a side of the tiles that `infer` takes."""
+        """Side of the tiles that `infer` takes, in pixels."""
         return self._loaded.size if self._loaded else 0
 
     def infer(self, tiles: Tiles) -> Probabilities:
         """See `Engine.infer`."""
-        most = self._profile.most
-        with self._lane() as lane:
-            parts = [lane.run(tiles[i : i + most]) for i in range(0, len(tiles), most)]
+        step = self._profile.max_batch
+        with self._slot() as slot:
+            parts = [slot.run(tiles[i : i + step]) for i in range(0, len(tiles), step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     @cached_property
     def resizes(self) -> bool:
-        """See `ResizingEngine.resizes`; tried once, on tiles of sizes that differ."""
-        from edgelung.core.terminal import note
-
+        """See `ResizingEngine.resizes`. The self-test runs once, on tiles of different sizes."""
         if os.environ.get("EDGELUNG_GPU_RESIZE", "1") == "0":
             return False
         size = self.infer_size
         rng = np.random.default_rng(0)
         shapes = ((size, size), (size + 65, size), (7, 3 * size), (2 * size - 1, size // 2))
         tiles = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
-        tiles = tiles[: self._profile.most]
+        tiles = tiles[: self._profile.max_batch]
         try:
-            with self._lane() as lane:
-                found = lane.resized(tiles)
-        except Exception as error:  # whatever it is, the CPU can
-            note(f"tiles are resized on the CPU: {one_line(error)}")
+            with self._slot() as slot:
+                resized = slot.resize(tiles)
+        except Exception as error:  # whatever failed, the CPU can resize
+            logger.info("tiles are resized on the CPU: %s", one_line(error))
             return False
-        if any((ours != resize(tile, size)).any() for ours, tile in zip(found, tiles, strict=True)):
-            note(f"the kernels on {self.device} resize to other pixels: the CPU resizes")
+        expected = (resize(tile, size) for tile in tiles)
+        if any((ours != theirs).any() for ours, theirs in zip(resized, expected, strict=True)):
+            logger.info(
+                "tiles are resized on the CPU: the kernels on %s give other pixels", self.device
+            )
             return False
         return True
 
     def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
-        """As `infer`, of decoded tiles uint8 RGB (H, W, 3) of any size, resized on the GPU."""
-        parts = batches_of_pixels(tiles, self.infer_size, self._profile.most, PIXELS_ROOM)
+        """See `ResizingEngine.infer_pixels`."""
+        batches = split_by_memory(tiles, self.infer_size, self._profile.max_batch, MAX_RESIZE_BYTES)
         try:
-            with self._lane() as lane:
-                return np.concatenate([lane.run_pixels(part) for part in parts])
+            with self._slot() as slot:
+                return np.concatenate([slot.run_pixels(batch) for batch in batches])
         except DeviceError:  # no memory for such tiles; if the GPU is at fault, this fails too
             return self.infer(np.stack([resize(tile, self.infer_size) for tile in tiles]))
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """See `Engine.close`. What TensorRT-RTX compiled while running is cached."""
         if self._loaded is None:
             return
         with self._device.current():
-            compiled = self._loaded.runtime_cache()
-            if compiled and compiled != self._compiled:
-                self._cache.put_if_possible(self._keys["runtime-cache"], compiled)
+            runtime_cache = self._loaded.runtime_cache()
+            if runtime_cache and runtime_cache != self._runtime_cache:
+                self._cache.try_put(self._keys.runtime_cache, runtime_cache)
             self._release()
 
     @contextmanager
-    def _lane(self) -> Iterator[Lane]:
-        lane = self._free.get()
+    def _slot(self) -> Iterator[ExecutionSlot]:
+        """Take a free slot, or wait for one, and make the device current in this thread."""
+        slot = self._free_slots.get()
         try:
             with self._device.current():
-                yield lane
+                yield slot
         finally:
-            self._free.put(lane)
+            self._free_slots.put(slot)
 
-    def _load_or_build(self, flavour: Flavour, graph: Path, say: Say) -> Loaded:
-        """The kept engine, or a new one; also where TensorRT refuses the one that was kept."""
-        key = self._keys["engine"]
+    def _load(self, graph: Path, prebuilt: Path | None) -> LoadedEngine:
+        """Load the prebuilt or cached engine, or build it.
 
-        def load() -> Loaded:
-            plan = self._cache.get_or_build(key, lambda: self._build(flavour, graph, say), say)
-            return Loaded(flavour, self._device, plan, self._compiled)
-
+        A cached engine that TensorRT refuses is built again.
+        """
+        if prebuilt is not None:
+            plan = find_prebuilt(prebuilt, self._flavour, self._device.architecture, graph)
+            return self._deserialize(plan)
+        key = self._keys.engine
         try:
-            return load()
+            return self._deserialize(self._cache.get_or_build(key, lambda: self._build(graph)))
         except EngineUnavailableError as error:
             if self._built:
                 raise
-            say(f"{error}; building it again")
-            self._cache.forget(key)
-            self._compiled = b""
-            return load()
+            logger.info("%s; building it again", error)
+            self._cache.remove(key)
+            self._runtime_cache = b""
+            return self._deserialize(self._cache.get_or_build(key, lambda: self._build(graph)))
 
-    def _build(self, flavour: Flavour, graph: Path, say: Say) -> bytes:
+    def _deserialize(self, plan: bytes) -> LoadedEngine:
+        return LoadedEngine(self._flavour, self._device, plan, self._runtime_cache)
+
+    def _build(self, graph: Path) -> bytes:
+        """Build the engine for this GPU and cache the builder's timings."""
         self._built = True
         target = None
-        if flavour.ahead_of_time:
-            target = self._device.architecture
-            if target not in flavour.targets():
+        if self._flavour.ahead_of_time:
+            target, supported = self._device.architecture, self._flavour.targets()
+            if target not in supported:
                 raise EngineUnavailableError(
-                    f"{flavour.title} does not build for {self.device} ({target}), only for "
-                    f"{', '.join(flavour.targets())}; use --engine tensorrt"
+                    f"{self._flavour.title} does not build for {self.device} ({target}), only for "
+                    f"{', '.join(supported)}; use --engine tensorrt"
                 )
-        say(f"building the {self.name} engine of {graph.name} for {self.device}, once")
-        kept, _ = self._cache.get(self._keys["timing-cache"])
-        built = build_engine(flavour, graph, self._profile, target=target, timing_cache=kept or b"")
+        logger.info("building the %s engine of %s for %s, once", self.name, graph.name, self.device)
+        timings = self._cache.get(self._keys.timing_cache).data or b""
+        built = build_engine(
+            self._flavour, graph, self._profile, target=target, timing_cache=timings
+        )
         if built.timing_cache:
-            self._cache.put_if_possible(self._keys["timing-cache"], built.timing_cache)
+            self._cache.try_put(self._keys.timing_cache, built.timing_cache)
         return built.plan
 
     def _release(self) -> None:
-        for lane in self._lanes:
-            lane.close()
-        self._lanes = []
+        for slot in self._slots:
+            slot.close()
+        self._slots = []
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
 
 
-def _keys(flavour: Flavour, device: Device, graph: Path, profile: Profile) -> dict[str, Key]:
-    """What an engine, a timing cache and a runtime cache must match to be used."""
-    machine = {
-        "gpu": device.name,
+def _keys(flavour: Flavour, device: Device, graph: Path, profile: Profile) -> EngineKeys:
+    """Build the cache keys: an engine runs only on the GPU and versions it was built with."""
+    machine = {"gpu": device.name, "flavour": flavour.name}
+    engine = {"graph": sha256_file(graph), **machine, "profile": str(profile)}
+    depends_on = {
         "architecture": device.architecture,
-        "flavour": flavour.name,
         "version": flavour.version,
         "driver": device.driver,
         "edgelung": __version__,
-        "flags": FLAGS,
+        "flags": BUILD_FLAGS,
     }
-    own = machine | {"graph": sha256_file(graph), "profile": str(profile)}
-    return {
-        "engine": own | {"kind": "engine"},
-        "runtime-cache": own | {"kind": "runtime-cache"},
-        "timing-cache": machine | {"kind": "timing-cache"},
-    }
+    return EngineKeys(
+        engine=Key("engine", engine, depends_on),
+        runtime_cache=Key("runtime-cache", engine, depends_on),
+        timing_cache=Key("timing-cache", machine, depends_on),
+    )
 
 
 tensorrt = partial(TensorRtEngine, name="tensorrt")

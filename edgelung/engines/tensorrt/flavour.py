@@ -1,16 +1,18 @@
-"""Which TensorRT is here: the full one (10 or 11) or TensorRT-RTX, found at run time.
+"""Which TensorRT is installed: the full one (10 or 11) or TensorRT-RTX. Found at run time.
 
-Both come as a Python module of the same shape; what edgelung uses is the subset that all three
-share, and the few places where they differ ask this module.
+Each is a Python module. edgelung uses the part of the API that all of them share; where they
+differ, the `Flavour` says which one it is.
 """
 
 import importlib
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from edgelung.core.errors import one_line
 from edgelung.engines.base import EngineUnavailableError
+from edgelung.engines.tensorrt.api import ErrorLog, Member
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {
@@ -18,45 +20,53 @@ INSTALL = {
     "--extra-index-url https://pypi.nvidia.com",
     "tensorrt-rtx": "pip install 'edgelung[rtx]'",
 }
-OLDEST = {"tensorrt": 10, "tensorrt-rtx": 1}
+OLDEST = {"tensorrt": 10, "tensorrt-rtx": 1}  # major versions
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """One TensorRT: its word in `--engine`, its Python module and its version."""
+    """One of the TensorRT packages.
+
+    Attributes:
+        name: the engine's name in `--engine`: 'tensorrt' or 'tensorrt-rtx'.
+        trt: the Python module.
+        version: the module's version.
+    """
 
     name: str
-    trt: Any
+    trt: ModuleType
     version: str
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether it builds engines for a named architecture, with no GPU in the machine."""
+        """True if it can build engines for a named architecture, without a GPU in the machine."""
         return self.name == "tensorrt-rtx"
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """Name and version for messages."""
         return f"{'TensorRT-RTX' if self.ahead_of_time else 'TensorRT'} {self.version}"
 
     def targets(self) -> list[str]:
-        """Architectures it can build for by name ('sm_86'), in their order; empty if for none."""
+        """List the architectures it can build for by name ('sm_86'), sorted; empty if none."""
         if not self.ahead_of_time:
             return []
-        words = [w for w in self.trt.ComputeCapability.__members__ if w.startswith("SM")]
-        return [f"sm_{word[2:]}" for word in sorted(words, key=lambda w: int(w[2:]))]
+        members = self.trt.ComputeCapability.__members__
+        numbers = sorted(int(name[2:]) for name in members if name.startswith("SM"))
+        return [f"sm_{number}" for number in numbers]
 
 
 def load_flavour(name: str) -> Flavour:
-    """Import the module of `name` ('tensorrt' or 'tensorrt-rtx').
+    """Import the package `name`: 'tensorrt' or 'tensorrt-rtx'.
 
-    Raises EngineUnavailableError where it is missing, does not load or is too old.
+    Raises:
+        EngineUnavailableError: if it is missing, does not load or is too old.
     """
     try:
         trt = importlib.import_module(MODULES[name])
     except ModuleNotFoundError as error:
         raise EngineUnavailableError(f"{name} is not installed; {INSTALL[name]}") from error
-    except Exception as error:  # its libraries are missing or of another version: types vary
+    except Exception as error:  # libraries missing or of another version: the types vary
         raise EngineUnavailableError(
             f"{name} is installed but does not load ({one_line(error)}); {INSTALL[name]}"
         ) from error
@@ -68,26 +78,27 @@ def load_flavour(name: str) -> Flavour:
     return Flavour(name, trt, version)
 
 
-def logger_of(flavour: Flavour) -> Any:
-    """The one logger, which keeps errors (`errors`, a list of str) and prints nothing.
+def error_log(flavour: Flavour) -> ErrorLog:
+    """Return the only logger of this package. It collects errors and prints nothing.
 
-    TensorRT holds on to the first logger it is given for as long as anything of it lives: a second
-    one would be ignored, and once the first were gone a build could wait for it forever.
+    TensorRT keeps the first logger it is given as long as any of its objects lives. A second one
+    would be ignored, and after the first is gone a build could wait for it forever.
     """
-    return _logger(flavour.trt)
+    return _error_log(flavour.trt)
 
 
 @cache
-def _logger(trt: Any) -> Any:
-    serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+def _error_log(trt: ModuleType) -> ErrorLog:
+    severities = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+    base: Any = trt.ILogger
 
-    class Keep(trt.ILogger):  # type: ignore[misc]
+    class ErrorCollector(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            base.__init__(self)
             self.errors: list[str] = []
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity in serious:
+        def log(self, severity: Member, message: str) -> None:
+            if severity in severities:
                 self.errors.append(message)
 
-    return Keep()
+    return ErrorCollector()

@@ -1,123 +1,174 @@
 """TensorRT-RTX engines built ahead of time: a folder that `edgelung export --engine` writes.
 
-    engines.json          per engine: variant, graph's SHA-256, target, TensorRT-RTX, own SHA-256
-    <variant>.<target>.engine
+    engines.json                  one `PrebuiltEngine` per engine
+    <variant>.<target>.engine     the serialized engine
 
-Engines are executable code, which is why they stand outside the bundle: whoever names such a
-folder with `infer --prebuilt` vouches for it. The hashes tell damage and mix-ups, not forgery.
+Engines are executable code, so they are kept outside the bundle: with `infer --prebuilt` the user
+vouches for the folder. The hashes detect damage and mix-ups, not forgery.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from msgspec import Struct
 
 from edgelung.artifacts.bundle import Bundle, Variant
-from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file, write_json
+from edgelung.core import typed_json
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file
 from edgelung.core.precision import Precision
-from edgelung.engines.tensorrt.build import Contents, Profile, build_engine, check_targets
+from edgelung.engines.tensorrt.build import NetworkSummary, Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour
 
 MANIFEST = "engines.json"
-FIRST_WITH_FP8 = 89
-FIELDS = ("file", "variant", "graph", "target", "version", "sha256")
+SCHEMA_VERSION = 1
+REMEDY = "expected a folder that edgelung export --engine tensorrt-rtx wrote"
+
+
+class PrebuiltEngine(Struct, frozen=True):
+    """One engine of the folder.
+
+    Attributes:
+        file: the engine's file name.
+        variant: the precision of the bundle's variant.
+        graph: SHA-256 of the variant's ONNX file.
+        target: the architecture it was built for, such as 'sm_86'.
+        flavour: always 'tensorrt-rtx'.
+        version: the version of TensorRT-RTX, which must run it too.
+        profile: smallest, best and largest batch, as '1/32/128'.
+        sha256: SHA-256 of the engine's file.
+        bytes: size of the engine's file.
+        contents: what the parsed network held.
+    """
+
+    file: str
+    variant: str
+    graph: str
+    target: str
+    flavour: str
+    version: str
+    profile: str
+    sha256: str
+    bytes: int
+    contents: NetworkSummary
+
+
+class Manifest(Struct, frozen=True):
+    """The contents of engines.json."""
+
+    engines: list[PrebuiltEngine]
+    schema_version: int = SCHEMA_VERSION
 
 
 def build_ahead(
-    bundle: Bundle, out: Path, flavour: Flavour, targets: Sequence[str], on_built: Any = None
-) -> list[dict[str, Any]]:
-    """Build every variant that passed its gate for every target into the new folder `out`.
+    bundle: Bundle,
+    out: Path,
+    flavour: Flavour,
+    targets: Sequence[str],
+    on_built: Callable[[], object] | None = None,
+) -> list[PrebuiltEngine]:
+    """Build every variant that passed its gate for every target. Needs no GPU.
 
-    Needs no GPU. Returns the manifest's entries, with what each engine holds. `on_built()` is
-    called after each. Raises EdgelungError where a target or a graph is refused.
+    Args:
+        bundle: the bundle to build from.
+        out: the new folder to write.
+        flavour: a TensorRT-RTX.
+        targets: architectures such as 'sm_86'.
+        on_built: called after each engine.
+
+    Raises:
+        EdgelungError: if a target or a graph is refused; then nothing is written.
     """
-    targets = check_targets(flavour, targets)
-    entries: list[dict[str, Any]] = []
+    engines: list[PrebuiltEngine] = []
     with atomic_folder(out) as folder:
-        for variant, target in wanted(bundle, targets):
-            built = build_engine(flavour, variant.path, Profile(), target=target)
-            _check_linears(bundle, variant.precision, built.contents)
-            name = f"{variant.precision}.{target}.engine"
-            (folder / name).write_bytes(built.plan)
-            entries.append(
-                {
-                    "file": name,
-                    "variant": variant.precision,
-                    "graph": sha256_file(variant.path),
-                    "target": target,
-                    "flavour": flavour.name,
-                    "version": flavour.version,
-                    "profile": str(Profile()),
-                    "sha256": sha256_bytes(built.plan),
-                    "bytes": len(built.plan),
-                    "contents": asdict(built.contents),
-                }
-            )
+        for variant, target in planned_builds(bundle, check_targets(flavour, targets)):
+            engines.append(_build_one(bundle, variant, flavour, target, folder))
             if on_built:
                 on_built()
-        write_json(folder / MANIFEST, {"engines": entries})
-    return entries
+        typed_json.write(folder / MANIFEST, Manifest(engines))
+    return engines
 
 
-def wanted(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant, str]]:
-    """What passed its gate, for every target that has its arithmetic."""
+def planned_builds(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant, str]]:
+    """List the variants that passed their gate with each target that has their arithmetic."""
     return [
         (variant, target)
         for variant in bundle.variants.values()
         for target in targets
-        if variant.passed
-        and (variant.precision != "fp8" or int(target.removeprefix("sm_")) >= FIRST_WITH_FP8)
+        if variant.passed and int(target.removeprefix("sm_")) >= variant.precision.about.least_sm
     ]
 
 
 def find_prebuilt(folder: Path, flavour: Flavour, target: str, graph: Path) -> bytes:
-    """The engine of `graph` for `target` in the folder; raises EdgelungError where it lacks it."""
-    entries = _read(folder)
-    own = [entry for entry in entries if entry["graph"] == sha256_file(graph)]
-    if not own:
+    """Return the engine of `graph` for `target`, checked against the manifest's SHA-256.
+
+    Raises:
+        EdgelungError: if the folder has no such engine, or it is damaged.
+    """
+    graph_hash = sha256_file(graph)
+    of_graph = [engine for engine in _read_manifest(folder) if engine.graph == graph_hash]
+    if not of_graph:
         raise EdgelungError(
             f"{folder} holds no engine of {graph.name}: it was built from another bundle; "
             "build it from this one with edgelung export --engine tensorrt-rtx"
         )
-    fitting = [e for e in own if e["target"] == target and e["version"] == flavour.version]
-    if not fitting:
-        held = ", ".join(f"{e['target']} (TensorRT-RTX {e['version']})" for e in own)
+    matching = [e for e in of_graph if e.target == target and e.version == flavour.version]
+    if not matching:
+        available = ", ".join(f"{e.target} (TensorRT-RTX {e.version})" for e in of_graph)
         raise EdgelungError(
-            f"{folder} holds engines for {held}; this machine needs {target} and "
+            f"{folder} holds engines for {available}; this machine needs {target} and "
             f"{flavour.title}: build one for it, or leave out --prebuilt"
         )
-    path = folder / fitting[0]["file"]
+    path = folder / matching[0].file
     try:
         plan = path.read_bytes()
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
-    if sha256_bytes(plan) != fitting[0]["sha256"]:
-        raise EdgelungError(f"{path} is damaged: its SHA-256 is not the manifest's; copy it again")
+    if sha256_bytes(plan) != matching[0].sha256:
+        raise EdgelungError(
+            f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; copy it again"
+        )
     return plan
 
 
-def _read(folder: Path) -> list[Mapping[str, str]]:
+def _build_one(
+    bundle: Bundle, variant: Variant, flavour: Flavour, target: str, folder: Path
+) -> PrebuiltEngine:
+    profile = Profile()
+    built = build_engine(flavour, variant.path, profile, target=target)
+    _check_linears(bundle, variant.precision, built.contents)
+    name = f"{variant.precision}.{target}.engine"
+    (folder / name).write_bytes(built.plan)
+    return PrebuiltEngine(
+        file=name,
+        variant=variant.precision,
+        graph=sha256_file(variant.path),
+        target=target,
+        flavour=flavour.name,
+        version=flavour.version,
+        profile=str(profile),
+        sha256=sha256_bytes(built.plan),
+        bytes=len(built.plan),
+        contents=built.contents,
+    )
+
+
+def _read_manifest(folder: Path) -> list[PrebuiltEngine]:
     path = folder / MANIFEST
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["engines"]
-        read: list[Mapping[str, str]] = [
-            {name: str(entry[name]) for name in FIELDS} for entry in entries
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    manifest = typed_json.read(path, Manifest, REMEDY)
+    if manifest.schema_version > SCHEMA_VERSION:
         raise EdgelungError(
-            f"cannot read {path} ({one_line(error)}); expected a folder that "
-            "edgelung export --engine tensorrt-rtx wrote"
-        ) from error
-    for entry in read:
-        if Path(entry["file"]).name != entry["file"]:
-            raise EdgelungError(f"{path} names a file outside the folder: {entry['file']!r}")
-    return read
+            f"{path} has schema version {manifest.schema_version}, this edgelung reads "
+            f"{SCHEMA_VERSION}; update edgelung"
+        )
+    for engine in manifest.engines:
+        if Path(engine.file).name != engine.file:
+            raise EdgelungError(f"{path} names a file outside the folder: {engine.file!r}")
+    return manifest.engines
 
 
-def _check_linears(bundle: Bundle, precision: Precision, contents: Contents) -> None:
-    """An INT8 engine whose linears did not all arrive as INT8 is not the one that was judged."""
+def _check_linears(bundle: Bundle, precision: Precision, contents: NetworkSummary) -> None:
+    """Check that all quantized linear layers arrived as such: the gate judged them so."""
     expected = bundle.variant(precision).entry.quantized_linears
     if contents.quantized_linears != expected:
         raise EdgelungError(
