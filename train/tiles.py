@@ -1,81 +1,97 @@
-"""Tiles as training wants them: decoded by the one reader, kept in memory where they fit."""
+"""Decoded tiles for training: read by the one reader, kept in memory if they fit."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from edgelung.core.errors import EdgelungError
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
 T = TypeVar("T")
+Indices = npt.NDArray[np.int64]
 
-MEMORY_SHARE = 0.4  # of the free memory that decoded tiles may take
+MEMORY_SHARE = 0.4  # of the free memory, for decoded tiles
 
 
 class TileStore:
-    """Random access to decoded tiles, uint8 [size, size, 3] each.
+    """Random access to decoded tiles.
 
-    All are decoded once and kept if they fit in a share of the free memory (15,000 tiles at 224 px
-    take 2.3 GB); otherwise each batch is decoded as it is asked for.
+    All tiles are decoded once and kept if they fit into a share of the free memory (15,000 tiles of
+    224 px take 2.3 GB). Otherwise each batch is decoded when it is asked for.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
         spec: ReaderSpec,
-        on_tile: Callable[[int], None] = lambda n: None,
+        on_tile: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._paths = paths
         self._spec = spec
         self._pool = ThreadPoolExecutor(os.cpu_count(), "decode")
-        self._kept: npt.NDArray[np.uint8] | None = None
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that hold as much each
-        if len(paths) * spec.size**2 * 3 * beside < MEMORY_SHARE * _free_memory():
-            kept = np.empty((len(paths), spec.size, spec.size, 3), np.uint8)
+        self._pixels: npt.NDArray[np.uint8] | None = None  # (N, size, size, 3)
+        stores = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process has its own
+        if len(paths) * spec.size**2 * 3 * stores < MEMORY_SHARE * _free_memory():
+            pixels = np.empty((len(paths), spec.size, spec.size, 3), np.uint8)
 
             def decode(index: int) -> None:
-                kept[index] = self._read(index)
+                pixels[index] = self._read(index)
                 on_tile(1)
 
             list(self._pool.map(decode, range(len(paths))))
-            self._kept = kept
+            self._pixels = pixels
 
     @property
-    def kept(self) -> bool:
-        """Whether the decoded tiles are in memory."""
-        return self._kept is not None
+    def in_memory(self) -> bool:
+        """True if the decoded tiles are kept."""
+        return self._pixels is not None
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def batch(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
-        """uint8 (B, 3, size, size) of the tiles at `indices`."""
-        if self._kept is not None:
-            pixels = self._kept[indices]
+    def batch(self, indices: Indices) -> Tensor:
+        """The tiles at `indices`: uint8 (B, 3, size, size)."""
+        if self._pixels is not None:
+            pixels = self._pixels[indices]
         else:
             pixels = np.stack(list(self._pool.map(self._read, indices)))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _read(self, index: int) -> npt.NDArray[np.uint8]:
-        try:
-            return read_tile(self._paths[index], self._spec)
-        except TileError as error:
-            raise EdgelungError(
-                f"cannot read the training tile {self._paths[index]}: {error.reason}; "
-                "mend or remove it"
-            ) from error
+        return read_training_tile(self._paths[index], self._spec)
 
 
-def ahead(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """`load(step)` of each step in turn, made while the one before is in use."""
+@dataclass(frozen=True)
+class LabelledTiles:
+    """The decoded tiles of a run, their labels and the indices of each subset."""
+
+    store: TileStore
+    labels: Tensor  # int64 (N,)
+    subsets: dict[str, Indices]
+
+
+def read_training_tile(path: Path, spec: ReaderSpec) -> npt.NDArray[np.uint8]:
+    """Read a tile as uint8 (size, size, 3); raises EdgelungError if it cannot be read."""
+    try:
+        return read_tile(path, spec)
+    except TileError as error:
+        raise EdgelungError(
+            f"cannot read the training tile {path}: {error.reason}; mend or remove it"
+        ) from error
+
+
+def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
+    """Yield `load(step)` for each step; a thread loads the next one while one is in use."""
     with ThreadPoolExecutor(1, "loader") as pool:
         waiting: deque[Future[T]] = deque()
         for step in steps:
@@ -87,12 +103,12 @@ def ahead(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
 
 
 def _free_memory() -> int:
-    """Bytes that may still be taken: what the system can free, within a container's limit."""
-    free = 4 * 2**30  # a guess, where the system does not say
+    """Bytes that the system can free, within the container's limit."""
+    free = 4 * 2**30  # a guess for systems that do not report it
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(li for li in lines if li.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # "max" is no number: no limit
+    with suppress(OSError, ValueError):  # "max", no limit, is not a number
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
         free = min(free, limit - int((group / "memory.current").read_text()))

@@ -1,372 +1,264 @@
-"""The training loop: one stage (teacher or student), resumable at any step.
+"""The training loop of one stage (teacher, baseline or student), resumable at any step.
 
-Every random number is a function of (seed, stage, epoch or step), so a run that was killed goes on
-from its last checkpoint through exactly the batches that it would have seen, without the state of
-a random generator having to be saved.
+A checkpoint holds the weights, the optimizer's state and the position. Random numbers are functions
+of seed, stage, epoch and step (`seeds.py`), so a run that was killed continues from its last
+checkpoint with exactly the batches and views that it would have seen.
 """
 
-import hashlib
-import io
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
+from msgspec import structs
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
-from timm.task import TrainingTask
-from timm.utils import unwrap_model
+from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from edgelung.artifacts.results import Metrics
+from edgelung.artifacts.run import EpochRecord
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import atomic_write
 from edgelung.evaluation.metrics import evaluate
 from edgelung.train.augment import augment
-from edgelung.train.distributed import Machine
-from edgelung.train.lr_schedule import Rates, Restart
+from edgelung.train.distributed import DistributedContext
+from edgelung.train.losses import Losses
+from edgelung.train.lr_schedule import LRSchedule
 from edgelung.train.models import Model
-from edgelung.train.recipe import Augment, Schedule
-from edgelung.train.tiles import TileStore, ahead
+from edgelung.train.prediction import predict
+from edgelung.train.preprocess import normalise, resize_views
+from edgelung.train.progress import CheckpointTimer, Progress, TrainingState
+from edgelung.train.recipe import Schedule
+from edgelung.train.seeds import derive_seed
+from edgelung.train.stages import Stage, timm_model
+from edgelung.train.tiles import LabelledTiles, prefetch
 
-Indices = npt.NDArray[np.int64]
-CHECKPOINT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Data:
-    """Decoded tiles, their labels int64 [N], and which of them are in which subset."""
-
-    store: TileStore
-    labels: Tensor
-    subsets: dict[str, Indices]
+OnStep = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What one call of `fit` trains and how.
+class Batch:
+    """This process's part of a step's batch."""
 
-    `view_size`: pixels of the view of a whole tile; `window(epoch)`: the share of its side that is
-    shown in that epoch, at the same scale. `restart`: the epoch in which the learning rate begins
-    anew, and at what; the average of the weights does so too. `answers(epoch)`: whether labels and
-    the teacher's answers teach in that epoch, or its features alone (`guidance.py`).
+    step: int
+    epoch: int
+    tiles: Tensor  # uint8 (B, 3, H, W)
+    labels: Tensor  # int64 (B,)
+
+
+class Trainer:
+    """Trains one stage from `progress` on.
+
+    `checkpoint` is replaced atomically about once a minute and after every epoch. `on_epoch` is
+    called with the records of all epochs of the run.
     """
 
-    name: str
-    task: TrainingTask
-    schedule: Schedule
-    augment: Augment
-    view_size: int
-    restart: Restart | None = None
-    window: Callable[[int], float] = lambda epoch: 1.0
-    answers: Callable[[int], bool] = lambda epoch: True
+    def __init__(
+        self,
+        stage: Stage,
+        tiles: LabelledTiles,
+        context: DistributedContext,
+        seed: int,
+        progress: Progress,
+        checkpoint: Path,
+        on_epoch: Callable[[Sequence[EpochRecord]], None] = lambda history: None,
+    ) -> None:
+        self.stage, self.tiles, self.context, self.seed = stage, tiles, context, seed
+        self.progress, self.checkpoint = progress, checkpoint
+        self.on_epoch = on_epoch
+        self.batch_size = global_batch_size(stage.schedule, len(tiles.subsets["train"]), context)
+        self.steps_per_epoch = len(tiles.subsets["train"]) // self.batch_size
+        self.total_steps = stage.schedule.epochs * self.steps_per_epoch
+        self.state = create_state(stage, context)
+        self.lr_schedule = LRSchedule(
+            self.state.optimizer, stage.schedule, stage.restart, self.steps_per_epoch
+        )
+        if progress.step:
+            self.state.load(checkpoint)
+        elif context.is_main:
+            self.state.save(checkpoint, progress)
+        self.module: nn.Module = self.state.module
+        if context.world_size > 1:
+            devices = [context.device] if context.device.type == "cuda" else None
+            self.module = DistributedDataParallel(self.module, device_ids=devices)
+        self.timer = CheckpointTimer()
 
-    def input_size(self, epoch: int) -> int:
-        """Pixels that the model sees in training."""
-        return round(self.schedule.size * self.window(epoch))
+    def fit(self, on_step: OnStep = lambda count, text: None) -> Model:
+        """Train to the end of the stage; returns the (averaged) timm model in eval mode.
 
+        `on_step` is called with the number of tiles of a step and a line of text. Raises
+        EdgelungError if a loss or a gradient is not finite; the last checkpoint stays.
+        """
+        batches = prefetch(self.load_batch, range(self.progress.step, self.total_steps))
+        first = self.progress.step // self.steps_per_epoch
+        for epoch in range(first, self.stage.schedule.epochs):
+            self.epoch(epoch, batches, on_step)
+        return self.evaluated_model()
 
-@dataclass
-class Progress:
-    """What a checkpoint holds beside weights."""
+    def epoch(self, epoch: int, batches: Iterator[Batch], on_step: OnStep) -> None:
+        """Train the rest of an epoch, validate, and record what it came to."""
+        progress, end = self.progress, (epoch + 1) * self.steps_per_epoch
+        if progress.step == epoch * self.steps_per_epoch:
+            progress.begin_epoch()
+        for batch in islice(batches, end - progress.step):
+            started = time.monotonic()
+            losses = self.context.mean(self.step(batch).values())
+            progress.add_step(losses, time.monotonic() - started)
+            mean_loss = progress.losses["loss"] / (progress.step - epoch * self.steps_per_epoch)
+            self.check_finite(mean_loss, "loss", batch.step)
+            epochs = self.stage.schedule.epochs
+            text = f"{self.stage.name} epoch {epoch + 1}/{epochs} loss {mean_loss:.3f}"
+            on_step(self.batch_size, text)
+            if progress.step < end and self.timer.is_due():
+                self.save_checkpoint()
+        progress.history.append(self.record(epoch))
+        self.on_epoch(progress.history)
+        self.save_checkpoint()
 
-    stage: str
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)  # of the epoch under way
-
-
-class Pause:
-    """Time between checkpoints: a minute, or more where writing one is slow."""
-
-    def __init__(self, cost: float = 0.0) -> None:
-        self._end = time.monotonic() + max(CHECKPOINT_SECONDS, 30 * cost)
-
-    def over(self) -> bool:
-        """Whether the next checkpoint is due."""
-        return time.monotonic() > self._end
-
-
-def fit(
-    stage: Stage,
-    data: Data,
-    machine: Machine,
-    seed: int,
-    progress: Progress,
-    checkpoint: Path,
-    on_step: Callable[[int, str], None],
-    on_epoch: Callable[[list[dict[str, Any]]], None],
-) -> Model:
-    """Train a stage to its end, from `progress` on; returns the (averaged) model in eval mode.
-
-    `checkpoint` is replaced atomically about once a minute and after every epoch. Raises
-    EdgelungError when the loss stops being a number or memory runs out; the last checkpoint from
-    before stays.
-    """
-    task, schedule = stage.task.to(machine.device), stage.schedule
-    train = data.subsets["train"]
-    batch = global_batch(schedule, len(train), machine)
-    steps_per_epoch = len(train) // batch
-    total = schedule.epochs * steps_per_epoch
-    model = task.get_trainable_module()
-    if machine.processes > 1 and machine.device.type == "cuda":
-        convert_sync_batchnorm(model)  # timm's keeps the activations that its BatchNorm holds
-    optimizer = create_optimizer_v2(
-        model, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
-    )
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-    rates = Rates(optimizer, schedule, stage.restart, steps_per_epoch)
-    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    if schedule.ema_decay:
-        decay = schedule.ema_decay
-        parts["ema"] = task.setup_ema(decay=decay, use_warmup=True, warmup_power=0.75)
-    if progress.step:
-        _load(checkpoint, parts)
-    elif machine.first:
-        save_checkpoint(checkpoint, parts, progress)
-    if machine.processes > 1:
-        task.prepare_distributed([machine.device] if machine.device.type == "cuda" else None)
-    pause = Pause()
-
-    def resize_input(module: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
-        size = stage.input_size(progress.step // steps_per_epoch)
-        return resize_views(inputs[0], size) if module.training else None
-
-    def full_logits(module: nn.Module, inputs: object, output: Any) -> Any:
-        """Losses in FP32, whatever autocast made of the logits."""
-        return tuple(o.float() for o in output) if isinstance(output, tuple) else output.float()
-
-    def load(step: int) -> tuple[Tensor, Tensor]:
-        """This process's tiles and labels of a step."""
-        epoch, position = divmod(step, steps_per_epoch)
-        order = _permutation(len(train), seed, stage.name, epoch)
-        every = train[order[position * batch : (position + 1) * batch]]
-        own = every[machine.rank :: machine.processes]
-        tiles, labels = data.store.batch(own), data.labels[own]
-        return (tiles.pin_memory(), labels) if machine.device.type == "cuda" else (tiles, labels)
-
-    hooks = [
-        model.register_forward_pre_hook(resize_input),
-        model.register_forward_hook(full_logits),
-    ]
-    steps = range(progress.step, total)
-    for step, (tiles, labels) in zip(steps, ahead(load, steps), strict=True):
-        started = time.monotonic()
-        epoch, position = divmod(step, steps_per_epoch)
-        if position == 0:
-            progress.sums = {}
-        within = rates.set(step)
-        tiles = tiles.to(machine.device, non_blocking=True)
-        labels = labels.to(machine.device)
-        result = _forward(stage, tiles, labels, machine, seed, step, epoch)
+    def step(self, batch: Batch) -> Losses:
+        """One step of the optimizer; returns this process's losses."""
+        module, optimizer, scaler = self.module, self.state.optimizer, self.state.scaler
+        step_in_phase = self.lr_schedule.set_step(batch.step)
+        losses = self.losses(batch)
         optimizer.zero_grad()
-        scaler.scale(result["loss"]).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(losses.loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm or math.inf)
-        if not scaler.is_enabled():  # GradScaler skips such steps by itself
-            _check_finite(float(norm), "gradient", stage, step, total)
+        clip_norm = self.stage.schedule.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        if not scaler.is_enabled():  # GradScaler skips steps with other gradients by itself
+            self.check_finite(float(norm), "gradient", batch.step)
         scaler.step(optimizer)
         scaler.update()
-        task.update_ema(step=within)  # at 0 it takes the weights as they are
+        if self.state.ema is not None:  # at step 0 of a phase it copies the weights
+            self.state.ema.update(unwrap_model(module), step=step_in_phase)
+        return losses
 
-        progress.step = step + 1
-        _accumulate(progress.sums, machine.mean(_losses(result)), started)
-        mean_loss = progress.sums["loss"] / (position + 1)
-        _check_finite(mean_loss, "loss", stage, step, total)
-        on_step(batch, f"{stage.name} epoch {epoch + 1}/{schedule.epochs} loss {mean_loss:.3f}")
-        if position == steps_per_epoch - 1:
-            record = _epoch_record(stage, epoch, progress, steps_per_epoch, optimizer)
-            if stage.answers(epoch):
-                record |= _validate(task, data, machine, schedule.size)
-            progress.history.append(record)
-            on_epoch(progress.history)
-        if machine.first and (position == steps_per_epoch - 1 or pause.over()):
+    def losses(self, batch: Batch) -> Losses:
+        """Forward pass of a batch, in random views that are a function of the step."""
+        stage, context = self.stage, self.context
+        generator = torch.Generator().manual_seed(self.seed_of("step", batch.step))
+        # What the model draws itself, such as the place of a window; the same in all processes.
+        torch.manual_seed(self.seed_of("model", batch.step))
+        window = stage.window_in(batch.epoch)
+        views = augment(
+            batch.tiles.to(context.device, non_blocking=True),
+            round(stage.full_view * window),
+            stage.augment,
+            generator,
+            (context.rank, context.world_size),
+            window,
+        )
+        images = normalise(views, timm_model(self.module))
+        self.module.train()
+        with context.autocast():
+            output = self.module(resize_views(images, stage.input_size(batch.epoch)))
+            return stage.loss(
+                output,
+                images,
+                batch.labels.to(context.device),
+                uses_label_loss=stage.uses_label_loss(batch.epoch),
+            )
+
+    def load_batch(self, step: int) -> Batch:
+        """Read the tiles of a step that this process trains on; runs in the loader's thread."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        train = self.tiles.subsets["train"]
+        order = np.random.default_rng(self.seed_of(epoch)).permutation(len(train))
+        start = position * self.batch_size
+        whole = train[order[start : start + self.batch_size]]
+        local = whole[self.context.rank :: self.context.world_size]
+        tiles = self.tiles.store.batch(local)
+        if self.context.device.type == "cuda":
+            tiles = tiles.pin_memory()
+        return Batch(step, epoch, tiles, self.tiles.labels[local])
+
+    def record(self, epoch: int) -> EpochRecord:
+        """An epoch's mean losses, and its validation if the labels teach in it."""
+        losses = self.progress.losses
+        record = EpochRecord(
+            stage=self.stage.name,
+            epoch=epoch + 1,
+            size=self.stage.input_size(epoch),
+            lr=self.state.optimizer.param_groups[0]["lr"],
+            **{name: total / self.steps_per_epoch for name, total in losses.items()},
+            seconds=round(self.progress.seconds, 1),
+        )
+        if not self.stage.uses_label_loss(epoch):
+            return record
+        metrics = self.validate()
+        return structs.replace(
+            record,
+            val_loss=metrics.negative_log_likelihood,
+            val_accuracy=metrics.accuracy,
+            val_balanced_accuracy=metrics.balanced_accuracy,
+        )
+
+    def validate(self) -> Metrics:
+        """Metrics of the (averaged) model on the validation subset."""
+        model, size = self.evaluated_model(), self.stage.schedule.size
+        probabilities = predict(model, self.tiles, "val", self.context, size)
+        if not np.isfinite(probabilities).all():
+            raise EdgelungError(
+                "validation gave no finite probabilities; try a lower learning rate"
+            )
+        return evaluate(probabilities, self.tiles.labels[self.tiles.subsets["val"]].numpy())
+
+    def evaluated_model(self) -> Model:
+        """The timm model with averaged weights, if the recipe asks for them, in eval mode."""
+        module = self.state.module if self.state.ema is None else self.state.ema.module
+        model = timm_model(module).eval()
+        self.context.broadcast_from_main(model)  # batch statistics differ between processes
+        return model
+
+    def save_checkpoint(self) -> None:
+        """Write the state of this moment; only the main process does."""
+        if self.context.is_main:
             started = time.monotonic()
-            save_checkpoint(checkpoint, parts, progress)
-            pause = Pause(cost=time.monotonic() - started)
-    for hook in hooks:
-        hook.remove()
-    trained = unwrap_model(_evaluated(task)).eval()
-    machine.share_out(trained)
-    return trained
+            self.state.save(self.checkpoint, self.progress)
+            self.timer.restart(cost=time.monotonic() - started)
+
+    def check_finite(self, value: float, what: str, step: int) -> None:
+        """Stop before NaN or infinite weights reach a checkpoint."""
+        if not math.isfinite(value):
+            name = self.stage.name
+            raise EdgelungError(
+                f"{name}: the {what} is {value} at step {step + 1} of {self.total_steps}; the last "
+                "good state is kept, but resuming it would end in the same way. Start anew with a "
+                f"lower {name}.lr, or with precision=fp32 (--set)"
+            )
+
+    def seed_of(self, *key: object) -> int:
+        """The seed of something that this stage draws."""
+        return derive_seed(self.seed, self.stage.name, *key)
 
 
-def global_batch(schedule: Schedule, tiles: int, machine: Machine) -> int:
-    """Tiles of a step, over all processes; raises EdgelungError where they cannot share them."""
-    if schedule.batch_size % machine.processes:
+def create_state(stage: Stage, context: DistributedContext) -> TrainingState:
+    """Move the stage to the device and create its optimizer and averaged weights."""
+    schedule, module = stage.schedule, stage.module.to(context.device)
+    if context.world_size > 1 and context.device.type == "cuda":
+        convert_sync_batchnorm(module)  # timm's version keeps the activations of its BatchNorm
+    optimizer = create_optimizer_v2(
+        module, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
+    )
+    scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
+    ema = None
+    if schedule.ema_decay:
+        ema = ModelEmaV3(module, decay=schedule.ema_decay, use_warmup=True, warmup_power=0.75)
+    return TrainingState(module, optimizer, scaler, ema)
+
+
+def global_batch_size(schedule: Schedule, tiles: int, context: DistributedContext) -> int:
+    """Tiles of a step over all processes; raises EdgelungError if they cannot share them."""
+    if schedule.batch_size % context.world_size:
         raise EdgelungError(
             f"batch_size is {schedule.batch_size}; expected a multiple of the number of "
-            f"processes, {machine.processes}"
+            f"processes, {context.world_size}"
         )
-    if tiles < machine.processes:
-        raise EdgelungError(f"{tiles} training tiles are fewer than {machine.processes} processes")
-    return min(schedule.batch_size, tiles - tiles % machine.processes)
-
-
-def _forward(
-    stage: Stage,
-    tiles: Tensor,
-    labels: Tensor,
-    machine: Machine,
-    seed: int,
-    step: int,
-    epoch: int,
-) -> dict[str, Tensor]:
-    """The losses of this process's tiles (B, 3, H, W) in one step, from views drawn for it."""
-    generator = torch.Generator().manual_seed(_seed(seed, stage.name, "step", step))
-    # What the model draws: the place of a window, the same in all processes.
-    torch.manual_seed(_seed(seed, stage.name, "model", step))
-    share = (machine.rank, machine.processes)
-    window = stage.window(epoch)
-    size = round(stage.view_size * window)
-    images = augment(tiles, size, stage.augment, generator, share, window)
-    stage.task.answers = float(stage.answers(epoch))
-    stage.task.train()
-    model = unwrap_model(stage.task.get_trainable_module())
-    with machine.autocast():
-        result: dict[str, Tensor] = stage.task(normalise(images, model), labels)
-    return result
-
-
-def seed_weights(seed: int, stage: str) -> None:
-    """Fix the random initial weights of the model that is created next."""
-    torch.manual_seed(_seed(seed, stage, "weights"))
-
-
-def normalise(images: Tensor, model: Model) -> Tensor:
-    """0…1 images (B, 3, H, W) as `model` was made to see them."""
-    config = model.pretrained_cfg
-    mean = torch.tensor(config["mean"], device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(config["std"], device=images.device).view(1, 3, 1, 1)
-    return (images - mean) / std
-
-
-def resize_views(images: Tensor, size: int) -> Tensor:
-    """Views (B, 3, H, W) at the size that a model wants, antialiased."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-
-
-@torch.no_grad()
-def predict(
-    model: Model,
-    data: Data,
-    subset: str,
-    machine: Machine,
-    size: int,
-    on_batch: Callable[[int], None] = lambda n: None,
-) -> npt.NDArray[np.float32]:
-    """Softmax probabilities float32 (N, classes) of unaugmented tiles of a subset."""
-    every, batch = data.subsets[subset], 64
-    own = every[machine.rank :: machine.processes]
-    classes = int(data.labels.max()) + 1
-    found = [np.empty((0, classes), np.float32)]
-    model.eval()
-    for start in range(0, len(own), batch):
-        tiles = data.store.batch(own[start : start + batch]).to(machine.device)
-        images = normalise(resize_views(tiles.float() / 255, size), unwrap_model(model))
-        with machine.autocast():
-            logits = model(images)
-        found.append(logits.float().softmax(dim=1).cpu().numpy())
-        on_batch(len(tiles) * machine.processes)
-    return machine.collect(np.concatenate(found), len(every))
-
-
-def save_checkpoint(path: Path, parts: dict[str, Any], progress: Progress) -> None:
-    """Replace the checkpoint in one step.
-
-    By way of memory: on a full disk torch's own writer would hide the system's word.
-    """
-    state = {name: part.state_dict() for name, part in parts.items()}
-    whole = io.BytesIO()
-    torch.save({**state, "progress": vars(progress)}, whole)
-    with atomic_write(path) as file:
-        file.write(whole.getbuffer())
-
-
-def load_progress(path: Path) -> Progress:
-    """What the checkpoint says of where the run stands."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return Progress(**state["progress"])
-    except Exception as error:
-        raise EdgelungError(
-            f"cannot read the state {path} ({error}); start anew in another folder"
-        ) from error
-
-
-def _load(path: Path, parts: dict[str, Any]) -> None:
-    state = torch.load(path, map_location="cpu", weights_only=True)  # parts move it
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-
-
-def _check_finite(value: float, what: str, stage: Stage, step: int, total: int) -> None:
-    """Stop before weights that are no numbers reach a checkpoint."""
-    if not math.isfinite(value):
-        raise EdgelungError(
-            f"{stage.name}: the {what} is {value} at step {step + 1} of {total}; the last good "
-            f"state is kept, but goes the same way again. Start anew with a lower {stage.name}.lr, "
-            "or with precision=fp32 (--set)"
-        )
-
-
-def _validate(
-    task: TrainingTask, data: Data, machine: Machine, size: int
-) -> dict[str, float | None]:
-    truth = data.labels[data.subsets["val"]].numpy()
-    model = unwrap_model(_evaluated(task))
-    machine.share_out(model)  # statistics of batches differ from process to process
-    found = predict(model, data, "val", machine, size)
-    if not np.isfinite(found).all():
-        raise EdgelungError("validation gave no finite probabilities; try a lower learning rate")
-    metrics = evaluate(found, truth)
-    return {
-        "val_loss": metrics.negative_log_likelihood,
-        "val_accuracy": metrics.accuracy,
-        "val_balanced_accuracy": metrics.balanced_accuracy,
-    }
-
-
-def _evaluated(task: TrainingTask) -> Model:
-    averaged = task.get_trainable_module(ema=True)
-    return task.get_trainable_module() if averaged is None else averaged.module
-
-
-def _epoch_record(
-    stage: Stage, epoch: int, progress: Progress, steps: int, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    return {
-        "stage": stage.name,
-        "epoch": epoch + 1,
-        "size": stage.input_size(epoch),
-        "lr": optimizer.param_groups[0]["lr"],
-        **{k: value / steps for k, value in progress.sums.items() if k != "seconds"},
-        "seconds": round(progress.sums["seconds"], 1),
-    }
-
-
-def _losses(result: dict[str, Tensor]) -> dict[str, float]:
-    names = ("loss", "task_loss", "distill_loss", "guidance_loss")
-    return {name: float(result[name].detach()) for name in names if name in result}
-
-
-def _accumulate(sums: dict[str, float], losses: dict[str, float], started: float) -> None:
-    for name, value in losses.items():
-        sums[name] = sums.get(name, 0.0) + value
-    sums["seconds"] = sums.get("seconds", 0.0) + time.monotonic() - started
-
-
-def _permutation(count: int, *key: object) -> Indices:
-    return np.random.default_rng(_seed(*key)).permutation(count)
-
-
-def _seed(*key: object) -> int:
-    """A 63-bit seed from any key, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) >> 1
+    if tiles < context.world_size:
+        raise EdgelungError(f"{tiles} training tiles are fewer than {context.world_size} processes")
+    return min(schedule.batch_size, tiles - tiles % context.world_size)

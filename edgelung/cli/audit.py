@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgelung.train.audit_report import Audit
 
 
 def audit(
@@ -24,8 +27,8 @@ def audit(
     ] = False,
 ) -> None:
     """Find near copies among labelled tiles, and what else is odd about them. Research use only."""
-    from edgelung.core import terminal
     from edgelung.core.errors import EdgelungError, ExitCode
+    from edgelung.core.typed_json import plain
 
     try:
         from edgelung.train.audit import audit_folder
@@ -33,32 +36,39 @@ def audit(
         raise EdgelungError(
             f"audit needs {error.name}, which is not installed: pip install 'edgelung[train]'"
         ) from error
-    found = audit_folder(data, out, groups, terminal.note, classes or ())
+    result = audit_folder(data, out, groups, classes or ())
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(plain(result), indent=2))
     else:
-        _print(found, out)
-    if found["unreadable"]:
+        _print(result, out)
+    if result.unreadable:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
-def _print(found: dict[str, object], folder: Path) -> None:
+def _print(audit: "Audit", folder: Path) -> None:
     from edgelung.core.terminal import out
+    from edgelung.train.audit_report import GROUPS, REPORT
 
-    for key in ("tiles", "groups", "single_tiles", "largest_group", "identical_files"):
-        out.print(f"{key.replace('_', ' '):22}{found[key]}")
-    for key in ("groups_across_classes", "too_plain_to_compare", "unreadable"):
-        name = "files left out" if key == "unreadable" else key.replace("_", " ")
-        out.print(f"{name:22}{len(found[key])}")  # type: ignore[arg-type]
-    known = found.get("known")
-    if isinstance(known, dict):
-
-        def percent(name: str) -> str:
-            return "–" if known[name] is None else f"{100 * known[name]:.2f} %"
-
+    counts = {
+        "tiles": audit.tiles,
+        "groups": audit.groups,
+        "single tiles": audit.single_tiles,
+        "largest group": audit.largest_group,
+        "identical files": audit.identical_files,
+        "groups across classes": len(audit.groups_across_classes),
+        "too plain to compare": len(audit.too_plain_to_compare),
+        "files left out": len(audit.unreadable),
+    }
+    for name, count in counts.items():
+        out.print(f"{name:22}{count}")
+    if known := audit.known:
         out.print(
-            f"against {known['groups']} known groups, pairs of tiles: recall {percent('recall')}, "
-            f"precision {percent('precision_as_published')} ({percent('precision')} if the strong "
-            f"ones of the {len(known['links'])} links between known groups are right)"
+            f"against {known.groups} known groups, pairs of tiles: recall {_percent(known.recall)}, "
+            f"precision {_percent(known.precision_as_published)} ({_percent(known.precision)} if "
+            f"the strong ones of the {len(known.links)} links between known groups are right)"
         )
-    out.print(f"groups  {folder / 'groups.csv'}\nreport  {folder / 'report.html'}", markup=False)
+    out.print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}", markup=False)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"

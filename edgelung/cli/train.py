@@ -46,7 +46,7 @@ def train(
 ) -> None:
     """Distill a DeiT student from a CNN teacher on labelled tiles. Research use only."""
     from edgelung.core.errors import EdgelungError
-    from edgelung.core.terminal import FIRST_PROCESS, note
+    from edgelung.core.terminal import FIRST_PROCESS
     from edgelung.core.typed_json import plain
 
     named = {
@@ -77,7 +77,6 @@ def train(
             None if resume else load_recipe(recipe or "quick", overrides),
             groups=None if groups == "auto" else Path(groups),
             resume=resume,
-            say=note,
         )
     if not FIRST_PROCESS:
         return

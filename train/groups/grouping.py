@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from edgelung.train.groups.candidates import Voting, find_candidates
 from edgelung.train.groups.coverage import furthest, lay_out
-from edgelung.train.groups.disjoint_set import Forest
+from edgelung.train.groups.disjoint_set import DisjointSet
 from edgelung.train.groups.geometry import Proof, prove
 from edgelung.train.groups.keypoints import CLOSE, FEW, MANY, Bytes, Keypoints, find_keypoints
 
@@ -70,12 +70,12 @@ def group_tiles(
     found = Grouping()
     if not count:
         return found
-    forest = Forest(count)
+    sets = DisjointSet(count)
     first: dict[object, int] = {}
     for i, key in enumerate(identical):
-        forest.join(first.setdefault(key, i), i)
-    search = _Search(read, forest, found)
-    alone = sorted({forest.root(i) for i in range(count)})
+        sets.union(first.setdefault(key, i), i)
+    search = _Search(read, sets, found)
+    alone = sorted({sets.find(i) for i in range(count)})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def keypoints(tile: int) -> Keypoints:
@@ -87,12 +87,12 @@ def group_tiles(
         found.plain = [i for i, points in zip(alone, few, strict=True) if len(points) < LINK]
         search.connect(pool, alone, few, VOTING, TRIES[0])
         del few
-        chosen = _representatives([forest.root(i) for i in range(count)], found.links)
+        chosen = _representatives([sets.find(i) for i in range(count)], found.links)
         each = min(MANY, max(FEW, MOST_VOTERS // len(chosen)))
         many = list(pool.map(lambda tile: search.many(tile).strongest(each), chosen))
         search.connect(pool, chosen, many, Voting(each, each, NEIGHBOURS), TRIES[1])
     numbers: dict[int, int] = {}
-    found.group = [numbers.setdefault(forest.root(i), len(numbers)) for i in range(count)]
+    found.group = [numbers.setdefault(sets.find(i), len(numbers)) for i in range(count)]
     found.refused.sort(key=lambda link: -link.proof.inliers)
     best: dict[Groups, Link] = {}  # of a pair that was tried more than once
     for link in found.refused:
@@ -104,8 +104,8 @@ def group_tiles(
 class _Search:
     """Proves candidates, most votes first, and joins what they connect."""
 
-    def __init__(self, read: Callable[[int], Bytes], forest: Forest, found: Grouping) -> None:
-        self._forest = forest
+    def __init__(self, read: Callable[[int], Bytes], sets: DisjointSet, found: Grouping) -> None:
+        self._sets = sets
         self._found = found
         self.many = lru_cache(maxsize=2048)(lambda tile: find_keypoints(read(tile), MANY))
         self._close = lru_cache(maxsize=128)(lambda tile: find_keypoints(read(tile), CLOSE))
@@ -130,7 +130,7 @@ class _Search:
         failed: Counter[int] = Counter()
 
         def between(pair: Pair) -> Groups:
-            low, high = sorted(self._forest.root(tiles[i]) for i in pair[:2])
+            low, high = sorted(self._sets.find(tiles[i]) for i in pair[:2])
             return low, high
 
         def is_open(pair: Pair) -> bool:
@@ -156,7 +156,7 @@ class _Search:
                         low, high = between(pair)
                         if low != high:
                             self._found.links.append(Link(tiles[i], tiles[j], result))
-                        self._forest.join(tiles[i], tiles[j])
+                        self._sets.union(tiles[i], tiles[j])
                         continue
                     failed.update((i, j))
                     if result is not None:

@@ -1,0 +1,123 @@
+"""Pictures on the page of an audit: contact sheets of groups and aligned pairs of tiles."""
+
+import base64
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgelung.tiles.reader import ReaderSpec, read_tile
+from edgelung.train.groups.grouping import Grouping, Link
+from edgelung.train.groups.keypoints import SIZE
+from edgelung.train.index import IndexedTile
+
+Pixels = npt.NDArray[np.uint8]
+
+SHOWN_GROUPS, SHOWN_PAIRS, SHOWN_TILES = 8, 10, 20
+SHOWN_KNOWN = 100  # there can be as many links between known groups as tiles
+THUMBNAIL, COLUMNS = 96, 10  # of a contact sheet
+
+
+@dataclass(frozen=True)
+class GroupPicture:
+    """A contact sheet as a data URI."""
+
+    picture: str
+    text: str
+
+
+@dataclass(frozen=True)
+class PairPicture:
+    """Two aligned tiles as a data URI."""
+
+    picture: str
+    text: str
+    inliers: int
+    paths: list[str]
+
+
+@dataclass(frozen=True)
+class AuditPictures:
+    """The pictures by the section that shows them."""
+
+    groups: list[GroupPicture]
+    across: list[PairPicture]
+    known: list[PairPicture]
+    weakest: list[PairPicture]
+    refused: list[PairPicture]
+
+
+def draw_pictures(
+    data: Path,
+    tiles: Sequence[IndexedTile],
+    grouping: Grouping,
+    names: Sequence[str],
+    known: Sequence[tuple[str, str, Link]],
+) -> AuditPictures:
+    """Draw the largest groups, and the links and refused pairs that are worth a look.
+
+    `names` holds the group of each tile, `known` the links between known groups.
+    """
+
+    def pair(link: Link, text: str = "") -> PairPicture:
+        first, second = (read_pixels(data, tiles[i]) for i in (link.first, link.second))
+        paths = [tiles[link.first].path, tiles[link.second].path]
+        picture = _data_uri(draw_aligned(first, second, link))
+        return PairPicture(picture, text, link.proof.inliers, paths)
+
+    weakest = sorted(grouping.links, key=lambda link: link.proof.inliers)
+    across = [k for k in weakest if tiles[k.first].label != tiles[k.second].label]
+    largest = [
+        (name, count) for name, count in Counter(names).most_common(SHOWN_GROUPS) if count > 1
+    ]
+    return AuditPictures(
+        groups=[_group_picture(data, tiles, names, name, count) for name, count in largest],
+        across=[pair(link) for link in across[::-1][:SHOWN_PAIRS]],
+        known=[pair(link, f"{one} and {other}") for one, other, link in known[-SHOWN_KNOWN:]],
+        weakest=[pair(link) for link in weakest[:SHOWN_PAIRS]],
+        refused=[pair(link) for link in grouping.refused[:SHOWN_PAIRS]],
+    )
+
+
+def read_pixels(data: Path, tile: IndexedTile) -> Pixels:
+    """A tile as the grouping sees it: uint8 (224, 224, 3)."""
+    return read_tile(data / tile.path, ReaderSpec(size=SIZE))
+
+
+def draw_aligned(first: Pixels, second: Pixels, link: Link) -> Pixels:
+    """Three panels, uint8 (224, 672, 3): a tile, the other one warped onto it, a chequerboard."""
+    other = second[:, ::-1].copy() if link.proof.mirrored else second
+    box = (SIZE, SIZE)
+    warped = cv2.warpAffine(other, link.proof.matrix, box, borderValue=(255, 255, 255))
+    inside = cv2.warpAffine(np.ones(box, np.uint8), link.proof.matrix, box) > 0
+    cell = np.arange(SIZE) // (SIZE // 8)
+    odd = (cell[:, None] + cell[None]) % 2 == 1
+    return np.hstack([first, warped, np.where((odd & inside)[..., None], warped, first)])
+
+
+def _group_picture(
+    data: Path, tiles: Sequence[IndexedTile], names: Sequence[str], name: str, count: int
+) -> GroupPicture:
+    """A contact sheet of a group; tiles of its rarer classes come first."""
+    members = [tile for tile, group in zip(tiles, names, strict=True) if group == name]
+    labels = Counter(tile.label for tile in members)
+    members.sort(key=lambda tile: labels[tile.label])
+    size = (THUMBNAIL, THUMBNAIL)
+    small = [
+        cv2.resize(read_pixels(data, tile), size, interpolation=cv2.INTER_AREA)
+        for tile in members[:SHOWN_TILES]
+    ]
+    small += [np.full((*size, 3), 255, np.uint8)] * (-len(small) % COLUMNS)
+    rows = [np.hstack(small[i : i + COLUMNS]) for i in range(0, len(small), COLUMNS)]
+    shown = f", {SHOWN_TILES} of them here" if count > SHOWN_TILES else ""
+    return GroupPicture(_data_uri(np.vstack(rows)), f"{name}: {count} tiles{shown}")
+
+
+def _data_uri(pixels: Pixels) -> str:
+    ok, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    assert ok
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,100 @@
+"""Losses of a stage: cross entropy on the labels, or distillation from a teacher (Eq. 8)."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgelung.train.guidance import FrozenTeacher, GuidedOutput, guidance_loss
+from edgelung.train.recipe import Distill
+from edgelung.train.student import StudentLogits
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of a batch and its parts, scalars; a part that the stage does not have is None."""
+
+    loss: Tensor
+    task_loss: Tensor | None = None
+    distill_loss: Tensor | None = None
+    guidance_loss: Tensor | None = None
+
+    def values(self) -> dict[str, float]:
+        """The parts that the stage has, as numbers."""
+        return {name: float(part.detach()) for name, part in vars(self).items() if part is not None}
+
+
+class StageLoss(Protocol):
+    """Computes the losses of a batch."""
+
+    def __call__(
+        self, output: Any, images: Tensor, labels: Tensor, *, uses_label_loss: bool = True
+    ) -> Losses:
+        """Losses from the output of the trained module.
+
+        Args:
+            output: what the stage's module returned.
+            images: float32 (B, 3, V, V), the views normalised for the trained model, before they
+                were resized to its input.
+            labels: int64 (B,).
+            uses_label_loss: False in epochs in which guidance alone teaches.
+        """
+
+
+class LabelLoss(nn.Module):
+    """Cross entropy of logits (B, classes) on the labels."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(
+        self, output: Tensor, images: Tensor, labels: Tensor, *, uses_label_loss: bool = True
+    ) -> Losses:
+        """See StageLoss."""
+        return Losses(self.criterion(output.float(), labels))
+
+
+class DistillationLoss(nn.Module):
+    """alpha · supervised(class token) + beta · distillation(distillation token): Eq. 8.
+
+    With guidance: plus `guidance` · guidance loss (`guidance.py`).
+    """
+
+    def __init__(self, teacher: FrozenTeacher, recipe: Distill, criterion: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.criterion = criterion
+        self.recipe = recipe
+
+    def forward(
+        self,
+        output: StudentLogits | GuidedOutput,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        uses_label_loss: bool = True,
+    ) -> Losses:
+        """See StageLoss."""
+        logits = output.logits if isinstance(output, GuidedOutput) else output
+        task = self.criterion(logits.class_token.float(), labels)
+        teacher = self.teacher(images)
+        distill = self._distillation(logits.distillation_token.float(), teacher.logits)
+        loss = self.recipe.alpha * task + self.recipe.beta * distill
+        if not isinstance(output, GuidedOutput):
+            return Losses(loss, task, distill)
+        guidance = guidance_loss(output, teacher)
+        # A weight of 0 keeps every parameter in the graph: DDP waits for all their gradients.
+        loss = float(uses_label_loss) * loss + self.recipe.guidance * guidance
+        return Losses(loss, task, distill, guidance)
+
+    def _distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """KL divergence at the recipe's temperature (soft), or cross entropy on argmax (hard)."""
+        if self.recipe.mode == "hard":
+            return F.cross_entropy(student, teacher.argmax(dim=-1))
+        temperature = self.recipe.temperature
+        log_student = F.log_softmax(student / temperature, dim=-1)
+        log_teacher = F.log_softmax(teacher / temperature, dim=-1)
+        divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+        return divergence * temperature**2

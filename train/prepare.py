@@ -1,0 +1,167 @@
+"""Prepare a run: index the tiles, group and split them, create the run folder, decode the tiles."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgelung import RESEARCH_USE_ONLY, __version__
+from edgelung.artifacts.run import SUBSETS, RunConfig, RunFolder, split_counts
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_folder, new_folder
+from edgelung.core.terminal import progress as progress_bar
+from edgelung.tiles.reader import ReaderSpec
+from edgelung.train.distributed import (
+    DistributedContext,
+    create_context,
+    run_main_first,
+    run_on_main,
+)
+from edgelung.train.groups.near_copies import find_groups, group_names
+from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.recipe import Recipe, validate_recipe
+from edgelung.train.split import (
+    SplitTile,
+    count_leaked_tiles,
+    join_duplicates,
+    split_at_random,
+    split_by_group,
+    split_warnings,
+)
+from edgelung.train.stages import create_checked_modules
+from edgelung.train.tiles import LabelledTiles, TileStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in progress: its folder, settings and tiles."""
+
+    folder: RunFolder
+    recipe: Recipe
+    context: DistributedContext
+    split: Sequence[SplitTile]
+    classes: list[str]
+    tiles: LabelledTiles  # in the order of `split`
+
+
+def start_run(
+    data: Path, out: Path, recipe: Recipe, groups: Path | None
+) -> tuple[Run, dict[str, nn.Module]]:
+    """Check everything that can be checked, then create the run folder.
+
+    Returns the run and the modules to train, by role.
+    """
+    context = create_context(recipe.precision)
+    tiles = run_on_main(lambda: _index_new_run(data, out, recipe))
+    classes = len({tile.label for tile in tiles})
+    # Before the grouping, which takes minutes.
+    modules = run_main_first(lambda: create_checked_modules(recipe, classes))
+    split = run_on_main(lambda: _split(data, tiles, recipe, groups))
+    for line in split_warnings(split, recipe.split, groups_are_given=groups is not None):
+        logger.info("%s", line)
+    run = _open_run(out, data, recipe, context, split)
+    if context.is_main:
+        with atomic_folder(out) as folder:
+            RunFolder(folder).write_split(tile.row for tile in split)
+            RunFolder(folder).write_config(_config(run, data, groups))
+    return run, modules
+
+
+def resume_run(data: Path, out: Path) -> Run:
+    """Open an unfinished run with its own tiles and precision."""
+    config, split = run_on_main(lambda: _read_unfinished(data, out))
+    recipe = validate_recipe(config.recipe, str(RunFolder(out).config_path))
+    return _open_run(out, data, recipe, create_context(config.precision), split)
+
+
+def _index_new_run(data: Path, out: Path, recipe: Recipe) -> list[IndexedTile]:
+    new_folder(out, "run", "choose another name, or go on with it with --resume")
+    with progress_bar("index") as advance:
+        return index_tiles(data, recipe.classes, advance)
+
+
+def _split(
+    data: Path, tiles: Sequence[IndexedTile], recipe: Recipe, groups: Path | None
+) -> list[SplitTile]:
+    """Assign every tile its group and its subset."""
+    if groups:
+        names = read_groups(groups, tiles)
+    else:
+        grouping = find_groups(data, tiles)
+        names = group_names(tiles, grouping)
+        if grouping.plain:
+            logger.info(
+                "%d tile(s) too plain to compare, each a group of its own", len(grouping.plain)
+            )
+    names = join_duplicates(tiles, names)
+    assign = split_at_random if recipe.split.by == "random" else split_by_group
+    split = assign(tiles, names, recipe.split)
+    for subset, labels in split_counts([tile.row for tile in split]).items():
+        parts = ", ".join(f"{n} {c.tiles} ({c.groups})" for n, c in labels.items())
+        logger.info("%-5s tiles (groups): %s", subset, parts)
+    return split
+
+
+def _config(run: Run, data: Path, groups: Path | None) -> RunConfig:
+    sizes = Counter(f"{row.tile.width}x{row.tile.height}" for row in run.split)
+    return RunConfig(
+        edgelung=__version__,
+        notice=RESEARCH_USE_ONLY,
+        data=str(data.absolute()),
+        seed=run.recipe.seed,
+        precision=run.context.precision,
+        processes=run.context.world_size,
+        groups=groups.name if groups else "auto: tiles that show one piece of tissue",
+        split=run.recipe.split.by,
+        test_tiles_with_a_group_mate_in_training=count_leaked_tiles(run.split),
+        counts=split_counts([tile.row for tile in run.split]),
+        sizes=dict(sizes.most_common(10)),
+        recipe=run.recipe.model_dump(mode="json"),
+    )
+
+
+def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]:
+    """run.json and the split of an unfinished run; its tiles must not have changed."""
+    folder = RunFolder(out)
+    if not folder.config_path.is_file():
+        raise EdgelungError(f"{out} holds no run to go on with; start one without --resume")
+    config = folder.read_config()
+    folder.check_split(config)
+    recipe = validate_recipe(config.recipe, str(folder.config_path))
+    rows = {row.path: row for row in folder.read_split()}
+    tiles = index_tiles(data, recipe.classes)
+    changed = [t.path for t in tiles if t.path not in rows or rows[t.path].sha256 != t.sha256]
+    if changed or len(tiles) != len(rows):
+        what = changed[0] if changed else f"{len(rows) - len(tiles)} tiles are gone"
+        raise EdgelungError(
+            f"the tiles in {data} are not those that the run was split on ({what}); "
+            "restore them or start anew"
+        )
+    return config, [SplitTile(t, rows[t.path].group, rows[t.path].subset) for t in tiles]
+
+
+def _open_run(
+    out: Path, data: Path, recipe: Recipe, context: DistributedContext, split: list[SplitTile]
+) -> Run:
+    """Decode the tiles of a split."""
+    classes = sorted({row.tile.label for row in split})
+    paths = [data / row.tile.path for row in split]
+    with progress_bar("decode", len(paths)) as advance:
+        store = TileStore(paths, ReaderSpec(size=recipe.student.size), advance)
+    if not store.in_memory:
+        logger.info("the decoded tiles do not fit into memory; each batch is decoded anew")
+    labels = torch.tensor([classes.index(row.tile.label) for row in split])
+    subsets = {
+        name: np.array([i for i, row in enumerate(split) if row.subset == name], np.int64)
+        for name in SUBSETS
+    }
+    return Run(
+        RunFolder(out), recipe, context, split, classes, LabelledTiles(store, labels, subsets)
+    )
