@@ -28,7 +28,9 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:
         """Return the words of the usage line: `FOLDER...` instead of typer's `{FOLDER}...`."""
-        return [piece.strip("{}").replace("}...", "...") for piece in super().collect_usage_pieces(ctx)]
+        return [
+            piece.strip("{}").replace("}...", "...") for piece in super().collect_usage_pieces(ctx)
+        ]
 
     def format_options(self, ctx: typer.Context, formatter: "HelpFormatter") -> None:
         """Write the arguments, then each group of options under its own heading."""
@@ -56,4 +58,6 @@ def usage_message(error: TyperException) -> str:
     see = f"see `{context.command_path if context else 'edgelung'} --help`"
     message = one_line(text)
     message = message[0].lower() + message[1:].removesuffix(".")
-    return f"edgelung: {message}" + (f" {see.capitalize()}" if message.endswith("?") else f"; {see}")
+    return f"edgelung: {message}" + (
+        f" {see.capitalize()}" if message.endswith("?") else f"; {see}"
+    )

@@ -32,11 +32,6 @@ class Defaults(Generic[T]):
     path: Path
     values: T
 
-    def given(self) -> dict[str, object]:
-        """Return the keys that the file sets."""
-        values: dict[str, object] = msgspec.to_builtins(self.values)
-        return {key: value for key, value in values.items() if value is not None}
-
 
 def user_config() -> Path | None:
     """Return the user's file, which may not exist; None if it is switched off.
