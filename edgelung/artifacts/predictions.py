@@ -1,9 +1,30 @@
-"""Predictions: one row per file, as CSV, JSON Lines or Parquet, and their reader.
+"""Predictions: one row per file, as CSV, JSON Lines or Parquet.
 
-path,status,label,confidence,p_<class>…,error
+    path,status,label,confidence,p_<class>…,error
+
+`FORMATS` holds one writer and one reader per format. A cell that is not known is empty in CSV and
+null in the other two. CSV and JSON Lines hold probabilities with `DECIMALS` decimals, Parquet holds
+the float32 values.
 """
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.typed_json import Json, parse
+
+DECIMALS = 6
+ROW_GROUP = 8_192  # rows of a Parquet row group; bounds the writer's memory
+MADE_BY = {"made by": "edgelung infer"}  # Parquet metadata that marks our files
+_COLUMNS_BEFORE = ("path", "status", "label", "confidence")
+_COLUMN_AFTER = "error"
 
 
 def probability_column(name: str) -> str:
@@ -14,3 +35,306 @@ def probability_column(name: str) -> str:
 def probability_columns(classes: Sequence[str]) -> list[str]:
     """Names of the probability columns, in the order of the classes."""
     return [probability_column(name) for name in classes]
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """Names of all columns, in their order."""
+    return [*_COLUMNS_BEFORE, *probability_columns(classes), _COLUMN_AFTER]
+
+
+class Prediction(Struct, frozen=True):
+    """One row: what the model says about one file.
+
+    Attributes:
+        path: the file, relative to the folder that was predicted; valid UTF-8.
+        status: 'ok', 'review' (not confident enough to decide), or why there is no prediction.
+        label: the predicted class; None unless the status is 'ok'.
+        confidence: the largest probability; None without a prediction.
+        probabilities: one per class, in the order of `Predictions.classes`; None without one.
+        error: the reason for the status, for people; empty for 'ok'.
+    """
+
+    path: str
+    status: str
+    label: str | None = None
+    confidence: float | None = None
+    probabilities: tuple[float, ...] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A predictions file that was read. `classes` is empty for JSON Lines without a row."""
+
+    classes: tuple[str, ...]
+    rows: tuple[Prediction, ...]
+
+    def to_records(self) -> list[dict[str, str | float | None]]:
+        """One dict per row, keyed by column name, for example for `pandas.DataFrame`."""
+        names = columns(self.classes)
+        return [dict(zip(names, _cells(row, self.classes), strict=True)) for row in self.rows]
+
+
+def _cells(row: Prediction, classes: Sequence[str]) -> list[str | float | None]:
+    """The cells of a row, in the order of `columns`."""
+    numbers = row.probabilities or (None,) * len(classes)
+    return [row.path, row.status, row.label, row.confidence, *numbers, row.error or None]
+
+
+class ByteWriter(Protocol):
+    """Takes bytes: a binary file, or standard output."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write all of `data`; returns its length."""
+        ...
+
+
+class PredictionsWriter(Protocol):
+    """Writes rows in one format."""
+
+    def write(self, rows: Iterable[Prediction]) -> None:
+        """Add rows."""
+        ...
+
+    def close(self) -> None:
+        """Write what the format needs at its end. The file itself stays open."""
+        ...
+
+
+class CsvWriter:
+    """RFC 4180 with a header line."""
+
+    def __init__(self, file: ByteWriter, classes: Sequence[str]) -> None:
+        self._file = file
+        self._no_numbers = [""] * (1 + len(classes))
+        self._write_lines([columns(classes)])
+
+    def write(self, rows: Iterable[Prediction]) -> None:
+        """See `PredictionsWriter`."""
+        lines = []
+        for row in rows:
+            numbers = self._no_numbers
+            if row.confidence is not None and row.probabilities is not None:
+                numbers = [f"{p:.{DECIMALS}f}" for p in (row.confidence, *row.probabilities)]
+            lines.append([row.path, row.status, row.label or "", *numbers, row.error])
+        self._write_lines(lines)
+
+    def close(self) -> None:
+        """See `PredictionsWriter`."""
+
+    def _write_lines(self, lines: list[list[str]]) -> None:
+        text = io.StringIO()
+        csv.writer(text).writerows(lines)
+        self._file.write(text.getvalue().encode())
+
+
+class JsonLinesWriter:
+    """One JSON object per line."""
+
+    def __init__(self, file: ByteWriter, classes: Sequence[str]) -> None:
+        self._file = file
+        self._classes = classes
+        self._names = columns(classes)
+
+    def write(self, rows: Iterable[Prediction]) -> None:
+        """See `PredictionsWriter`."""
+        lines = []
+        for row in rows:
+            cells = [
+                round(cell, DECIMALS) if isinstance(cell, float) else cell
+                for cell in _cells(row, self._classes)
+            ]
+            lines.append(json.dumps(dict(zip(self._names, cells, strict=True)), ensure_ascii=False))
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
+
+    def close(self) -> None:
+        """See `PredictionsWriter`."""
+
+
+class ParquetWriter:
+    """A Parquet table, written in row groups. Needs pyarrow."""
+
+    def __init__(self, file: ByteWriter, classes: Sequence[str]) -> None:
+        self._arrow, parquet = _import_pyarrow()
+        self._classes = classes
+        text, number = self._arrow.string(), self._arrow.float32()
+        types = [text, text, text, number, *[number] * len(classes), text]
+        names = columns(classes)
+        self._schema = self._arrow.schema(list(zip(names, types, strict=True)), MADE_BY)
+        self._writer = parquet.ParquetWriter(file, self._schema)
+        self._buffered: list[list[str | float | None]] = []
+
+    def write(self, rows: Iterable[Prediction]) -> None:
+        """See `PredictionsWriter`."""
+        self._buffered.extend(_cells(row, self._classes) for row in rows)
+        if len(self._buffered) >= ROW_GROUP:
+            self._write_group()
+
+    def close(self) -> None:
+        """See `PredictionsWriter`."""
+        self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        if not self._buffered:
+            return
+        arrays = [
+            self._arrow.array(values, kind)
+            for values, kind in zip(
+                zip(*self._buffered, strict=True), self._schema.types, strict=True
+            )
+        ]
+        self._writer.write_table(self._arrow.table(arrays, schema=self._schema))
+        self._buffered = []
+
+
+def _import_pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise EdgelungError(
+            f"Parquet needs pyarrow ({one_line(error)}); "
+            "pip install 'edgelung[parquet]' or choose a name that ends in .csv or .jsonl"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+def _read_csv(path: Path) -> Predictions:
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = csv.reader(file)
+        classes = _classes_from(next(lines, []))
+        rows = []
+        for cells in lines:
+            numbers = [float(cell) if cell else None for cell in cells[3:-1]]
+            rows.append(_prediction([*cells[:3], *numbers, *cells[-1:]], classes))
+    return Predictions(classes, tuple(rows))
+
+
+def _read_json_lines(path: Path) -> Predictions:
+    classes: tuple[str, ...] = ()
+    names: list[str] = []
+    rows = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            content = parse(line)
+            if not isinstance(content, dict):
+                raise ValueError(f"line {number} is not a JSON object")
+            if number == 1:
+                names = list(content)
+                classes = _classes_from(names)
+            if list(content) != names:
+                raise ValueError(f"line {number} has other columns than line 1")
+            rows.append(_prediction(list(content.values()), classes))
+    return Predictions(classes, tuple(rows))
+
+
+def _read_parquet(path: Path) -> Predictions:
+    arrow, parquet = _import_pyarrow()
+    try:
+        table = parquet.read_table(path)
+    except arrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+    classes = _classes_from(table.column_names)
+    cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    return Predictions(classes, tuple(_prediction(row, classes) for row in cells))
+
+
+def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
+    """The classes that the column names tell. Raises ValueError for other columns."""
+    probabilities = names[len(_COLUMNS_BEFORE) : -1]
+    classes = tuple(name.removeprefix(probability_column("")) for name in probabilities)
+    if not classes or list(names) != columns(classes):
+        expected = ",".join([*_COLUMNS_BEFORE, probability_column("<class>…"), _COLUMN_AFTER])
+        raise ValueError(f"its columns are {','.join(names) or 'missing'}, expected {expected}")
+    return classes
+
+
+def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
+    """The row with these cells, in the order of `columns`. Raises ValueError for a wrong one."""
+    if len(cells) != len(columns(classes)):
+        raise ValueError(f"a row has {len(cells)} cells, expected {len(columns(classes))}")
+    path, status, label, *numbers, error = cells
+    if not (isinstance(path, str) and isinstance(status, str) and isinstance(error, str | None)):
+        raise ValueError("a row has no path, no status, or an error that is not text")
+    if label and label not in classes:
+        raise ValueError(f"the label of {path} is {label}, which is not a class of the file")
+    if numbers.count(None) == len(numbers):
+        return Prediction(path, status, label or None, error=error or "")
+    if not all(isinstance(number, float) and 0 <= number <= 1 for number in numbers):
+        raise ValueError(f"the probabilities of {path} are not all in 0…1")
+    return Prediction(path, status, label or None, numbers[0], tuple(numbers[1:]), error or "")
+
+
+@dataclass(frozen=True)
+class PredictionsFormat:
+    """A file format of predictions.
+
+    Attributes:
+        suffix: how file names of this format end.
+        first_bytes: how every file of this format starts.
+        appendable: rows can be added to a file that others already read.
+        writer: opens a writer for a binary file and the classes.
+        read: reads a file; raises ValueError for content that is not predictions.
+    """
+
+    suffix: str
+    first_bytes: bytes
+    appendable: bool
+    writer: Callable[[ByteWriter, Sequence[str]], PredictionsWriter]
+    read: Callable[[Path], Predictions]
+
+
+CSV = PredictionsFormat(".csv", b"path,status,label,", True, CsvWriter, _read_csv)
+JSON_LINES = PredictionsFormat(".jsonl", b'{"path": ', True, JsonLinesWriter, _read_json_lines)
+PARQUET = PredictionsFormat(".parquet", b"PAR1", False, ParquetWriter, _read_parquet)
+FORMATS = {kind.suffix: kind for kind in (CSV, JSON_LINES, PARQUET)}
+
+
+def format_of(path: Path) -> PredictionsFormat:
+    """The format that a file name stands for.
+
+    Raises EdgelungError for another suffix, and for Parquet if pyarrow is not installed.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        *names, last = FORMATS
+        raise EdgelungError(
+            f"{path.name} is no name for predictions: expected one that ends in "
+            f"{', '.join(names)} or {last}"
+        )
+    if kind is PARQUET:
+        _import_pyarrow()
+    return kind
+
+
+def is_predictions(path: Path) -> bool:
+    """True if the file was written by `edgelung infer`, as far as its first bytes tell."""
+    kind = format_of(path)
+    with path.open("rb") as file:
+        if file.read(len(kind.first_bytes)) != kind.first_bytes:
+            return False
+    if kind is not PARQUET:
+        return True
+    try:
+        metadata = _import_pyarrow()[1].read_schema(path).metadata or {}
+    except Exception:  # damaged: nobody can tell who wrote it
+        return False
+    return all(metadata.get(key.encode()) == text.encode() for key, text in MADE_BY.items())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read the rows that `edgelung infer` wrote: CSV, JSON Lines or Parquet, by the file's name.
+
+    Raises EdgelungError for a file that cannot be read or does not hold predictions.
+    """
+    kind = format_of(path)
+    try:
+        return kind.read(path)
+    except OSError as error:
+        raise EdgelungError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+    except (ValueError, csv.Error) as error:
+        raise EdgelungError(
+            f"{path} holds no predictions: {one_line(error)}; expected a file that "
+            "`edgelung infer` wrote"
+        ) from error

@@ -1,12 +1,20 @@
 """The summary of an `infer` run: its audit record, a JSON file beside the rows."""
 
+import os
+from pathlib import Path
+
 from msgspec import Struct
 
 from edgelung.artifacts.results import LabelledMetrics
+from edgelung.core import typed_json
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.system import Host
 from edgelung.core.typed_json import Json
 
+SCHEMA_VERSION = 1  # summaries without a version are read as version 1
 KIND = "edgelung infer"  # marks the file, so that only a summary is ever overwritten
+MAX_BYTES = 1 << 26  # a summary has a few kilobytes; a large file at its place is something else
+REMEDY = "expected the summary that `edgelung infer` wrote"
 
 
 class Latency(Struct, frozen=True, kw_only=True):
@@ -34,13 +42,27 @@ class Verification(Struct, frozen=True, kw_only=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a run did and with what. Times are UTC, ISO 8601.
+    """What a run did and with what.
 
-    `resumed`: when the run was gone on with. `labelled`: metrics of the tiles that lie in folders
-    named after classes. `milliseconds`: by step. `waiting`: files that a watch left without a row.
+    Attributes:
+        started, ended, resumed: UTC, ISO 8601; `resumed` has one entry per `--resume`.
+        precision, floating_point: of the graph, and what the engine computes floating point in.
+        choice: why this engine and variant ran.
+        golden_difference: largest |Δ probability| on the bundle's golden tiles.
+        files, failed: rows, and those that have no prediction although they should.
+        labels: class → files that were labelled with it.
+        labelled: metrics of the tiles that lie in folders named after classes.
+        verify: the comparison with full precision; None without `--verify`.
+        exit_code: see `edgelung.core.errors.ExitCode`.
+        out, out_sha256: the rows ('-' is standard output) and their hash.
+        options, options_sha256: all that the rows depend on, and its hash as sorted JSON.
+        seconds, tiles_per_second: of the last session, without loading the engine.
+        milliseconds: durations by step.
+        waiting: files that a watch left without a row; None for other runs.
     """
 
     kind: str
+    schema_version: int
     note: str
     started: str
     resumed: list[str]
@@ -70,3 +92,41 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     threads: int
     host: Host
     waiting: int | None = None
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write the summary as JSON, atomically."""
+    typed_json.write(path, summary)
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a summary. Raises EdgelungError that names the file and what is wrong with it."""
+    content = _content_of(path)
+    if content is None:
+        raise EdgelungError(f"{path} is no summary of a run; {REMEDY}")
+    version = content.setdefault("schema_version", 1)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise EdgelungError(
+            f"{path} has schema version {version}; this edgelung reads up to {SCHEMA_VERSION}: "
+            "update edgelung"
+        )
+    try:
+        return typed_json.convert(content, Summary)
+    except ValueError as error:
+        raise EdgelungError(f"cannot read {path}: {one_line(error)}; {REMEDY}") from error
+
+
+def rows_name_of(path: Path) -> str | None:
+    """File name of the rows that the summary at `path` describes; None if it is no summary."""
+    content = _content_of(path)
+    return None if content is None else os.path.basename(str(content.get("out")))
+
+
+def _content_of(path: Path) -> dict[str, Json] | None:
+    """The JSON object in the file if it is a summary, of whichever version."""
+    try:
+        with path.open("rb") as file:
+            content = typed_json.parse(file.read(MAX_BYTES))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("kind") == KIND else None

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,11 @@ from edgelung.cli.options import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from edgelung.artifacts.bundle import Bundle
+    from edgelung.artifacts.results import LabelledMetrics
+    from edgelung.artifacts.summary import Summary
+    from edgelung.core.precision import Precision
 
 
 logger = logging.getLogger(__name__)
@@ -164,13 +169,12 @@ def infer(
     from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
-    from edgelung.inference.listing import describe_source, gather
+    from edgelung.core.typed_json import plain
+    from edgelung.inference.destination import STANDARD_OUTPUT, Destination
     from edgelung.inference.session import Options, infer_folder
-    from edgelung.inference.summary import summary_path
-    from edgelung.inference.writer import STANDARD_OUTPUT
+    from edgelung.inference.source import Source
+    from edgelung.inference.watch import watch_folder
 
-    if out.is_symlink():  # rows take their name in one step, which would replace the link
-        out = Path(os.path.realpath(out))
     if as_json and out == STANDARD_OUTPUT:
         raise typer.BadParameter("--json and the rows would share standard output; use --summary")
     if watch and files:
@@ -180,8 +184,8 @@ def infer(
     if model is None:
         logger.info(STARTER_NOTE)
     bundle = open_bundle(model or starter_bundle())
-    also_written = [summary_path(out, summary)]
-    found = None if watch else gather(folder, files, subset, out, also_written)
+    source = Source(tuple(folder), files, subset)
+    destination = Destination.parse(out, summary)
     options = Options(
         unless_auto(engine or defaults.engine),
         unless_auto(precision or defaults.precision),
@@ -191,74 +195,75 @@ def infer(
         verify,
         verify_every,
         defaults.min_confidence if min_confidence is None else min_confidence,
-        describe_source(folder, files, subset),
     )
-    variant = bundle.variants.get(options.precision) if options.precision else None
+    _warn_of_gate(bundle, options.precision)
+    with progress("infer") as advance:
+        run = watch_folder if watch else infer_folder
+        result = run(
+            source,
+            bundle,
+            destination,
+            options,
+            resume=resume,
+            on_rows=advance,
+            on_stopped=_print_resume_command,
+        )
+    try:
+        if as_json:
+            print(json.dumps(plain(result), indent=2), flush=True)
+        else:
+            print_summary(result)
+    except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
+    logger.info(RESEARCH_USE_ONLY)
+    raise typer.Exit(result.exit_code)
+
+
+def _warn_of_gate(bundle: "Bundle", precision: "Precision | None") -> None:
+    variant = bundle.variants.get(precision) if precision else None
     if variant and not variant.passed:
         logger.info(
             "the %s variant did not pass its gate (%s); used as asked",
             *(variant.precision, variant.gate.verdict),
         )
 
-    def on_kept(rows: int) -> None:
-        words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
-        command = shlex.join(["edgelung", *words, "--resume"])
-        logger.info(
-            "stopped: %d rows are kept in %s.edgelung-journal. To continue:\n%s",
-            *(rows, out.name, command),
-        )
 
-    how: dict[str, Any] = {"resume": resume, "summary": summary, "on_kept": on_kept}
-    with progress("infer") as advance:
-        if found is None:
-            from edgelung.inference.watch import watch_folder
-
-            result = watch_folder(
-                folder, bundle, out, options, on_rows=advance, say=logger.info, **how
-            )
-        else:
-            result = infer_folder(found, bundle, out, options, on_rows=advance, **how)
-    try:
-        if as_json:
-            print(json.dumps(result, indent=2), flush=True)
-        else:
-            print_summary(result)
-    except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
-    logger.info(RESEARCH_USE_ONLY)
-    raise typer.Exit(result["exit_code"])
+def _print_resume_command(rows: int, journal: Path) -> None:
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
+    command = shlex.join(["edgelung", *words, "--resume"])
+    logger.info(
+        "stopped: %d rows are kept in %s. To continue:\n%s", *(rows, journal.name, command)
+    )
 
 
-def print_summary(summary: dict[str, Any]) -> None:
-    """The run for people, on standard output; on standard error where the rows have that."""
+def print_summary(summary: "Summary") -> None:
+    """Print the run for people: on standard output, or on standard error if the rows go there."""
     from edgelung.core.terminal import err, out
 
-    console = err() if summary["out"] == "-" else out()
-
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary["statuses"].items()))
-    labels = ", ".join(f"{name} {n}" for name, n in summary["labels"].items())
+    console = err() if summary.out == "-" else out()
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
+    labels = ", ".join(f"{name} {n}" for name, n in summary.labels.items())
     lines = [
-        f"{summary['files']} files → {summary['out']} ({counts})",
-        f"engine    {summary['engine']} {summary['precision']} on {summary['device']} "
-        f"({summary['choice']})",
-        f"speed     {summary['tiles_per_second']} tiles/s, {summary['seconds']} s",
+        f"{summary.files} files → {summary.out} ({counts})",
+        f"engine    {summary.engine} {summary.precision} on {summary.device} ({summary.choice})",
+        f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",
         f"labels    {labels}",
     ]
-    if labelled := summary["labelled"]:
+    if labelled := summary.labelled:
         lines.append(
-            f"accuracy  {_percent(labelled['accuracy'])}, balanced "
-            f"{_percent(labelled['balanced_accuracy'])} on {labelled['tiles']} labelled tiles"
+            f"accuracy  {_percent(labelled.accuracy)}, balanced "
+            f"{_percent(labelled.balanced_accuracy)} on {labelled.tiles} labelled tiles"
         )
-    if verify := summary["verify"]:
+    if verify := summary.verify:
         lines.append(
-            f"verify    agreement {_percent(verify['agreement'])} on {verify['tiles']} tiles, "
-            f"largest probability difference {verify['max_probability_difference']:.4f}"
-            + ("" if verify["passed"] else f"  BELOW {_percent(verify['min_agreement'])}")
+            f"verify    agreement {_percent(verify.agreement)} on {verify.tiles} tiles, "
+            f"largest probability difference {verify.max_probability_difference:.4f}"
+            + ("" if verify.passed else f"  BELOW {_percent(verify.min_agreement)}")
         )
-        if (variant := verify["variant"]) and (reference := verify["reference"]):
+        if verify.variant and verify.reference:
             lines.append(
-                f"          accuracy on them {_percent(variant['accuracy'])}, full precision "
-                f"{_percent(reference['accuracy'])}"
+                f"          accuracy on them {_percent(verify.variant.accuracy)}, full precision "
+                f"{_percent(verify.reference.accuracy)}"
             )
     for line in lines:
         console.print(line, markup=False)
@@ -268,13 +273,13 @@ def print_summary(summary: dict[str, Any]) -> None:
         sys.stdout.flush()
 
 
-def _print_confusion(labelled: dict[str, Any], console: "Console") -> None:
+def _print_confusion(labelled: "LabelledMetrics", console: "Console") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("truth ↓  predicted →", *labelled["classes"], "recall", title="confusion matrix")
-    for name, row, recall in zip(
-        labelled["classes"], labelled["confusion"], labelled["recall"], strict=True
-    ):
+    names = [escape(name) for name in labelled.classes]
+    table = Table("truth ↓  predicted →", *names, "recall", title="confusion matrix")
+    for name, row, recall in zip(names, labelled.confusion, labelled.recall, strict=True):
         table.add_row(name, *map(str, row), "–" if recall is None else _percent(recall))
     console.print(table)
 

@@ -1,18 +1,18 @@
-"""The journal of a run: what is done, so that a killed run goes on where it stopped.
+"""The journal of a run: what is done, so that a killed run resumes where it stopped.
 
-A text file beside the output, only ever added to. First a line that says what run this is; then a
-line per batch, a JSON array of its records. A line counts when it is whole, so a run may be killed
-at any moment, and a batch is either done or not: the batches of the rest are those that an
-undisturbed run would have made, to the last bit of every probability.
+A text file beside the output to which lines are only added: first a JSON object with the identity
+of the run, then a JSON array of records per batch, and an object for every `--resume`. Only
+complete lines count. So a run may be killed at any moment: a batch is either done or not, and the
+remaining batches are those of an undisturbed run, to the last bit of every probability.
 
-The output is written from the journal when every row is in it, and takes its name in one step.
+The output is written from the journal when every row is in it (see `edgelung.inference.sinks`).
 """
 
 import json
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -21,43 +21,45 @@ from typing import Any
 
 import numpy as np
 
+from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import JOURNAL_SUFFIX, TEMPORARY_SUFFIX, locked
+from edgelung.core.files import JOURNAL_SUFFIX, locked
+from edgelung.core.typed_json import Json
+from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Stamp, stamp_of
 from edgelung.inference.record import Record, printable
 from edgelung.tiles.find import FoundFile
 
 VERSION = 1
-SYNC_SECONDS = 5.0  # how much work a power cut (not a kill) may cost
+SYNC_SECONDS = 5.0  # bounds the work lost by a power cut; a kill loses none
 _NO_STAMP = (-1, -1)
 
 
-def journal_of(out: Path) -> Path:
-    """Where the journal of the run that writes `out` lies."""
-    return out.with_name(out.name + JOURNAL_SUFFIX)
-
-
 class Journal:
-    """An open journal; one process at a time has it (a lock, where the file system knows locks).
+    """An open journal. A lock gives it to one process at a time, where the file system has locks.
 
-    `identity` is what the run must still be in order to go on; `batches` and `rows` count what is
-    in it; `sessions` when it was begun and gone on with; `met` how many files `without_done` saw.
+    Attributes:
+        path: the file.
+        sessions: when the run was begun and resumed.
+        batches, rows: how many are in it.
+        files_seen: how many files `remaining` has gone through.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.path = journal_of(out)
-        self.identity: Mapping[str, Any] | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.sessions: list[str] = []
-        self.batches = self.rows = self.met = 0
-        self._superseded: set[int] = set()
-        self._synced = monotonic()
+        self.batches = self.rows = self.files_seen = 0
+        self._identity: dict[str, Json] | None = None
+        self._superseded: set[int] = set()  # indices of records that a later record replaces
+        self._last_sync = monotonic()
+        output = path.name.removesuffix(JOURNAL_SUFFIX)
         try:
-            busy = (
-                f"another run is writing {out.name} right now; wait for it or choose another --out"
+            self._handle = locked(
+                path,
+                f"another run is writing {output} right now; wait for it or choose another --out",
             )
-            self._handle = locked(self.path, busy)
         except OSError as error:
-            raise EdgelungError(f"cannot write {self.path}: {error.strerror}") from error
+            raise EdgelungError(f"cannot write {path}: {error.strerror}") from error
         try:
             self._scan()
         except BaseException:
@@ -65,54 +67,60 @@ class Journal:
             raise
 
     @property
-    def open(self) -> bool:
-        """Whether it is still this process's."""
-        return self._handle >= 0
+    def identity(self) -> RunIdentity | None:
+        """What run this is; None for a new journal.
 
-    def begin(self, identity: Mapping[str, Any], when: str) -> None:
-        """Start with no rows."""
+        Raises EdgelungError if it is the identity of a run that this edgelung does not know.
+        """
+        if self._identity is None:
+            return None
+        try:
+            return typed_json.convert(self._identity, RunIdentity)
+        except ValueError as error:
+            raise EdgelungError(
+                f"cannot resume {self.path}: another edgelung wrote it ({one_line(error)}); "
+                "resume with that version, or --restart to begin anew"
+            ) from error
+
+    def begin(self, identity: RunIdentity, when: str) -> None:
+        """Start a run without rows; what was in the journal is dropped."""
         os.ftruncate(self._handle, 0)
         os.lseek(self._handle, 0, os.SEEK_SET)
-        self.identity, self.sessions, self.batches, self.rows = identity, [when], 0, 0
+        self._identity, self.sessions = identity.to_json(), [when]
+        self.batches = self.rows = 0
         self._superseded = set()
-        self._add({"edgelung_journal": VERSION, "begun": when, "identity": identity})
+        self._add({"edgelung_journal": VERSION, "begun": when, "identity": self._identity})
 
-    def go_on(self, identity: Mapping[str, Any], when: str) -> None:
-        """Go on with the rows that are there; EdgelungError where it is another run now."""
-        for key in {**(self.identity or {}), **identity}:
-            now, before = identity.get(key), (self.identity or {}).get(key)
-            if json.loads(json.dumps(now)) != before:
-                raise EdgelungError(
-                    f"cannot resume: {key} was {before} and is {now} now, so the rows would not be "
-                    "of one run; give the same again, or --restart to begin anew"
-                )
+    def resume(self, identity: RunIdentity, when: str) -> None:
+        """Continue with the rows that are there. Raises EdgelungError if this is another run."""
+        identity.check_same(self._identity or {})
         self.sessions.append(when)
         self._add({"resumed": when})
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add the records of a batch; they survive the end of this process at once."""
+        """Add the records of a batch. They survive the end of this process from now on."""
         self._add(records)
         self.batches += 1
         self.rows += len(records)
-        if monotonic() - self._synced > SYNC_SECONDS:
+        if monotonic() - self._last_sync > SYNC_SECONDS:
             os.fsync(self._handle)
-            self._synced = monotonic()
+            self._last_sync = monotonic()
 
     def records(self) -> Iterator[Record]:
-        """Every file's record, in the order in which they came; the last where there are two."""
-        for place, record in enumerate(self._every()):
-            if place not in self._superseded:
+        """The record of every file, in the order they came; of a repeated file, the last."""
+        for index, record in enumerate(self._all_records()):
+            if index not in self._superseded:
                 yield record
 
-    def without_done(self, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
+    def remaining(self, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
         """Those of `files` that have no record yet, or have changed since it was made."""
-        done = _Index(self._every()) if self.rows else None
-        # A folder that could not be listed may be now; where it still cannot, it has its row again.
-        folders = done.folders if done else set()
+        index = _RecordIndex(self._all_records()) if self.rows else None
+        # A folder that could not be listed is tried again: it may be readable now.
+        folders = index.folders if index else set()
         self._superseded |= folders
         for file in files:
-            self.met += 1
-            found = done.find(file.path) if done else None
+            self.files_seen += 1
+            found = index.find(file.path) if index else None
             if found is None or found[0] in folders:
                 yield file
             elif found[1] != (stamp_of(file) or _NO_STAMP):
@@ -120,13 +128,13 @@ class Journal:
                 yield file
 
     def close(self) -> None:
-        """Keep the file, give back the lock."""
+        """Keep the file and release its lock."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
 
     def remove(self) -> None:
-        """The output is whole: nothing is left to go on with."""
+        """Delete the file: nothing is left to resume."""
         with suppress(FileNotFoundError):
             self.path.unlink()
         self.close()
@@ -141,41 +149,42 @@ class Journal:
             raise EdgelungError(f"cannot write {self.path}: {error.strerror}{kept}") from error
 
     def _scan(self) -> None:
-        """Read what is there, and cut off what a killed process left half-written."""
+        """Read what is there, and cut off what a killed process left incomplete."""
         size = 0
-        for end, line in self._lines():
+        for end, line in self._complete_lines():
             if size == 0:
-                if not isinstance(line, dict) or line.get("edgelung_journal") != VERSION:
+                if not _is_first_line(line):
                     break
-                self.identity = line["identity"]
-                self.sessions = [line["begun"]]
-            elif isinstance(line, dict):
-                self.sessions.append(line["resumed"])
-            else:
+                self._identity, self.sessions = line["identity"], [line["begun"]]
+            elif isinstance(line, list):
                 self.batches += 1
                 self.rows += len(line)
+            elif isinstance(line, dict) and "resumed" in line:
+                self.sessions.append(line["resumed"])
+            else:
+                break
             size = end
-        if size == 0 and os.fstat(self._handle).st_size and not self._torn_first_line():
+        if size == 0 and os.fstat(self._handle).st_size and not self._is_cut_first_line():
             raise EdgelungError(
                 f"{self.path} is no journal of this edgelung; move it away or choose another --out"
             )
         os.ftruncate(self._handle, size)
         os.lseek(self._handle, size, os.SEEK_SET)
         if len(self.sessions) > 1:
-            self._superseded = _Index(self._every()).earlier
+            self._superseded = _RecordIndex(self._all_records()).superseded
 
-    def _torn_first_line(self) -> bool:
+    def _is_cut_first_line(self) -> bool:
         start = os.pread(self._handle, 4096, 0)
         expected = b'{"edgelung_journal":'
         return b"\n" not in start and start[: len(expected)] == expected[: len(start)]
 
-    def _every(self) -> Iterator[Record]:
-        for _, line in self._lines():
+    def _all_records(self) -> Iterator[Record]:
+        for _, line in self._complete_lines():
             if isinstance(line, list):
-                yield from map(_record, line)
+                yield from map(_record_from, line)
 
-    def _lines(self) -> Iterator[tuple[int, Any]]:
-        """The whole lines and the place behind each; ends at the first that is not whole."""
+    def _complete_lines(self) -> Iterator[tuple[int, Json]]:
+        """The position behind each line, and the line; ends at the first incomplete one."""
         end = 0
         with self.path.open("rb") as file:
             for data in file:
@@ -189,24 +198,33 @@ class Journal:
                 yield end, line
 
 
-def _record(values: list[Any]) -> Record:
+def _is_first_line(line: Json) -> bool:
+    return (
+        isinstance(line, dict)
+        and line.get("edgelung_journal") == VERSION
+        and isinstance(line.get("identity"), dict)
+        and isinstance(line.get("begun"), str)
+    )
+
+
+def _record_from(values: list[Any]) -> Record:
     record = Record._make(values)
     stamp = record.stamp
     return record if stamp is None else record._replace(stamp=(stamp[0], stamp[1]))
 
 
-class _Index:
-    """Path → place of its last record and stamp, in 40 bytes a record.
+class _RecordIndex:
+    """Path → index of its last record and stamp, in 40 bytes per record.
 
-    Keys are 128-bit hashes of the paths, so that a million long names need not be held.
+    Keys are 128-bit hashes of the paths, so that a million long names need not be in memory.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
         high, low, sizes, times = array("Q"), array("Q"), array("q"), array("q")
-        self.folders: set[int] = set()  # places of what stands for a folder that was not listed
-        for place, record in enumerate(records):
+        self.folders: set[int] = set()  # records of folders that could not be listed
+        for index, record in enumerate(records):
             if record.path == "." or record.path.endswith("/"):
-                self.folders.add(place)
+                self.folders.add(index)
             first, second = _key(record.path)
             size, modified = record.stamp or _NO_STAMP
             high.append(first)
@@ -219,47 +237,23 @@ class _Index:
         self._order, self._sizes, self._times = order, sizes, times
 
     @property
-    def earlier(self) -> set[int]:
-        """Places of records that a later one of the same path replaces."""
+    def superseded(self) -> set[int]:
+        """Indices of the records that a later one of the same path replaces."""
         high, low = np.asarray(self._high), np.asarray(self._low)
-        again = (high[:-1] == high[1:]) & (low[:-1] == low[1:])
-        return {int(place) for place in self._order[:-1][again]}
+        same_as_next = (high[:-1] == high[1:]) & (low[:-1] == low[1:])
+        return {int(index) for index in self._order[:-1][same_as_next]}
 
     def find(self, path: str) -> tuple[int, Stamp] | None:
-        """Place of the last record of this path, and the stamp in it."""
+        """Index and stamp of the last record of this path; None without one."""
         first, second = _key(printable(path))
-        i, found = bisect_left(self._high, first), None
+        i, last = bisect_left(self._high, first), None
         while i < len(self._high) and self._high[i] == first:
             if self._low[i] == second:
-                found = int(self._order[i])
+                last = int(self._order[i])
             i += 1
-        return None if found is None else (found, (self._sizes[found], self._times[found]))
+        return None if last is None else (last, (self._sizes[last], self._times[last]))
 
 
 def _key(path: str) -> tuple[int, int]:
     digest = blake2b(path.encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-
-
-def write_whole(out: Path, write: Callable[[Any], None]) -> None:
-    """Write `out` in one step through a temporary sibling of a fixed name.
-
-    The name is fixed so that what a killed run left is written over, not left lying about; the
-    journal's lock keeps a second writer away.
-    """
-    part = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(out)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            raise EdgelungError(
-                f"cannot write {out}: {error.strerror or one_line(error)}; every row is kept: "
-                "make room, then --resume"
-            ) from error
-        raise

@@ -1,23 +1,30 @@
-"""One row as it is written down: in the journal, and from there in the output."""
+"""The record of one file: a line's worth of JSON in the journal, from which its row is written."""
 
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from edgelung.artifacts.predictions import DECIMALS, Prediction
 from edgelung.inference.pipeline import Row, Stamp
 from edgelung.tiles.find import class_of
 
-REVIEW = "review"  # predicted, but not surely enough to decide
-# Statuses that are no failure; 'skipped' was never meant to be a tile.
-HARMLESS = ("ok", REVIEW, "skipped")
+OK = "ok"
+REVIEW = "review"  # predicted, but not confidently enough to decide
+SKIPPED = "skipped"  # no image by its name and its first bytes
+NOT_FAILED = (OK, REVIEW, SKIPPED)
 
 
 class Record(NamedTuple):
-    """What stays of one file, in types that JSON keeps exactly.
+    """What is kept of one file, in types that JSON stores exactly.
 
-    `path` is printable (see there); `probabilities` and `reference` hold float32 values; `truth` is
-    the index of the class that a folder above the file is named after.
+    Attributes:
+        path: printable form of the file's path.
+        status, error: as in the row.
+        probabilities: float32 values, one per class; None without a prediction.
+        reference: the same from full precision; None where it did not run.
+        truth: index of the class that a folder above the file is named after; None without one.
+        stamp: the file's size and time before it was read; None if it could not be looked at.
     """
 
     path: str
@@ -29,32 +36,46 @@ class Record(NamedTuple):
     stamp: Stamp | None
 
     @property
-    def best(self) -> int | None:
-        """Index of the likeliest class, decided or not."""
-        chances = self.probabilities
-        return None if chances is None else chances.index(max(chances))
-
-    @property
     def decided(self) -> int | None:
-        """Index of the class that the row is labelled with; None where it was left to people."""
-        return self.best if self.status == "ok" else None
+        """Index of the class that the row is labelled with; None if it is left to people."""
+        if self.probabilities is None or self.status != OK:
+            return None
+        return self.probabilities.index(max(self.probabilities))
+
+    def prediction(self, classes: Sequence[str]) -> Prediction:
+        """The row of this file."""
+        if self.probabilities is None:
+            return Prediction(self.path, self.status, error=self.error)
+        decided = self.decided
+        return Prediction(
+            self.path,
+            self.status,
+            None if decided is None else classes[decided],
+            max(self.probabilities),
+            tuple(self.probabilities),
+            self.error,
+        )
 
 
 def record_of(row: Row, classes: Sequence[str], min_confidence: float | None) -> Record:
-    """The record of a row; less sure than `min_confidence` (0…1, of six decimals) is `review`."""
-    found, beside = row.probabilities, row.reference
-    chances = None if found is None else found.tolist()
+    """The record of a pipeline row.
+
+    A prediction less confident than `min_confidence` (0…1) becomes 'review'. The confidence is
+    rounded first, so that the rule holds for the number that is printed.
+    """
+    probabilities = None if row.probabilities is None else row.probabilities.tolist()
     status, error = row.status, row.error
-    if chances is not None and min_confidence is not None:
-        confidence = round(max(chances), 6)
+    if probabilities is not None and min_confidence is not None:
+        confidence = round(max(probabilities), DECIMALS)
         if confidence < min_confidence:
-            status, error = REVIEW, f"confidence {confidence:.6f} is under {min_confidence:g}"
+            status = REVIEW
+            error = f"confidence {confidence:.{DECIMALS}f} is under {min_confidence:g}"
     return Record(
         printable(row.file.path),
         status,
         error.encode("utf-8", "backslashreplace").decode(),
-        chances,
-        None if beside is None else beside.tolist(),
+        probabilities,
+        None if row.reference is None else row.reference.tolist(),
         _truth(os.path.dirname(row.file.location), tuple(classes)),
         row.stamp,
     )
@@ -68,6 +89,6 @@ def _truth(folder: str, classes: tuple[str, ...]) -> int | None:
 def printable(path: str) -> str:
     r"""The path as valid UTF-8, different for different names.
 
-    Bytes that are not UTF-8 are written \xNN, and a backslash of the name's own is doubled.
+    Bytes that are not UTF-8 are written \xNN; a backslash in the name is doubled.
     """
     return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")

@@ -20,13 +20,13 @@ from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import Bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
-from edgelung.core.system import available_cores
+from edgelung.core.system import available_cores, host
+from edgelung.core.typed_json import plain
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.choose import open_engine
 from edgelung.engines.fastest import batch_of
 from edgelung.engines.names import EngineName
 from edgelung.inference.pipeline import default_batch_size, predict_batch, predict_batches
-from edgelung.inference.summary import bundle_hash, host
 from edgelung.tiles.find import FoundFile, find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
@@ -111,7 +111,7 @@ def bench(
         "style": "MLPerf-style scenarios, shorter than MLPerf demands",
         "note": RESEARCH_USE_ONLY,
         "bundle": bundle.manifest.name,
-        "bundle_sha256": bundle_hash(bundle),
+        "bundle_sha256": bundle.sha256,
         "engine": many.name,
         "device": many.device,
         "precision": chosen.variant.precision,
@@ -126,7 +126,7 @@ def bench(
         | {"end_to_end_over_parts": round(single["end_to_end"]["p50_ms"] / parts, 3)},
         "server": server,
         "offline_tiles_per_second": {k: round(v, 1) for k, v in offline.items()},
-        "host": host(),
+        "host": plain(host()),
     }
 
 

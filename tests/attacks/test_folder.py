@@ -14,7 +14,12 @@ import pytest
 from PIL import Image
 
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
-from edgelung.inference.session import Options, gather, infer_folder
+from edgelung.artifacts.summary import Summary
+from edgelung.core.precision import Precision
+from edgelung.engines.names import CPU_ENGINES, EngineName
+from edgelung.inference.destination import Destination
+from edgelung.inference.session import Options, infer_folder
+from edgelung.inference.source import Source
 
 GOOD_ODD = {"alpha.png", "grey.jpg", "cmyk.jpg", "a,b\nc.jpg"}
 BAD = {
@@ -71,14 +76,13 @@ def check(bundle_folder: Path, clean: Path, sample: Path, tmp_path: Path, option
     shutil.copytree(clean, dirty)
     plant(dirty, sample)
 
-    def infer(folder: Path, out: Path) -> dict[str, object]:
-        files = gather([folder], None, None, out)
-        return infer_folder(files, bundle, out, options)
+    def infer(folder: Path, out: Path) -> Summary:
+        return infer_folder(Source((folder,)), bundle, Destination.parse(out), options)
 
     before = infer(clean, tmp_path / "clean.csv")
     after = infer(dirty, tmp_path / "dirty.csv")
-    assert before["exit_code"] == 0
-    assert after["exit_code"] == 3
+    assert before.exit_code == 0
+    assert after.exit_code == 3
     alone, mixed = rows_of(tmp_path / "clean.csv"), rows_of(tmp_path / "dirty.csv")
     files = [p for p in dirty.rglob("*") if not p.is_dir()]
     assert set(mixed) == {p.relative_to(dirty).as_posix() for p in files}
@@ -92,23 +96,23 @@ def check(bundle_folder: Path, clean: Path, sample: Path, tmp_path: Path, option
     assert {path: mixed[path] for path in alone} == alone
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_trouble_among_synthetic_tiles(
-    bundle_folder: Path, tiles: Path, tmp_path: Path, engine: str
+    bundle_folder: Path, tiles: Path, tmp_path: Path, engine: EngineName
 ) -> None:
     clean = tmp_path / "clean"
     clean.mkdir()
     for path in sorted(tiles.glob("*/*.jpeg"))[::3]:
         shutil.copy(path, clean)
     sample = next(iter(sorted(clean.iterdir())))
-    check(bundle_folder, clean, sample, tmp_path, Options(engine, "int8", batch_size=8))
+    check(bundle_folder, clean, sample, tmp_path, Options(engine, Precision.INT8, batch_size=8))
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
 def test_trouble_among_real_tiles(
-    real_tiles: Path, tmp_path: Path, engine: str, precision: str
+    real_tiles: Path, tmp_path: Path, engine: EngineName, precision: Precision
 ) -> None:
     """Bar 4: whatever shares a tile's batch, its row is the same to the last digit."""
     clean = tmp_path / "clean"

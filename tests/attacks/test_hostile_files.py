@@ -16,8 +16,11 @@ import pytest
 from samples import chunk, png, samples
 
 from edgelung.artifacts.bundle import Bundle
+from edgelung.core.precision import Precision
+from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import Row, predict_batches
-from edgelung.inference.session import Options, gather, infer_folder
+from edgelung.inference.session import Options, infer_folder
+from edgelung.inference.source import Source
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile
 
@@ -197,7 +200,8 @@ def test_through_the_engine_neighbours_rows_do_not_change(
 
     def infer(source: Path, name: str) -> dict[str, list[str]]:
         out = tmp_path / name
-        infer_folder(gather([source], None, None, out), bundle, out, Options(precision="int8"))
+        options = Options(precision=Precision.INT8)
+        infer_folder(Source((source,)), bundle, Destination.parse(out), options)
         with out.open(newline="") as file:
             return {line[0]: line for line in csv.reader(file)}
 

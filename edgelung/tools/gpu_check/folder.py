@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.predictions import CSV
 from edgelung.core.system import available_cores
 from edgelung.engines import choose
 from edgelung.engines.base import Tiles, resizes
 from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import predict_batches
 from edgelung.inference.record import record_of
-from edgelung.inference.session import gather, infer_folder
-from edgelung.inference.writer import format_of
+from edgelung.inference.session import infer_folder
+from edgelung.inference.source import Source
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import (
@@ -35,11 +37,9 @@ DECODE_BOUND = 2  # levels of 255 by which another JPEG decoder may differ to be
 def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     """Predict a folder from end to end, then time its stages one by one, in ms per tile."""
     cores = available_cores()
-    predictions = out / "predictions.csv"
+    destination = Destination.parse(out / "predictions.csv")
     start = time.perf_counter()
-    summary = infer_folder(
-        gather([folder], None, None, predictions), bundle, predictions, resume=False
-    )
+    summary = infer_folder(Source((folder,)), bundle, destination, resume=False)
     total = time.perf_counter() - start
     spec = bundle.reader
     tiles, paths = read_some(folder, 256, spec.size)
@@ -71,8 +71,8 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
 
     def write() -> None:
         with (out / "again.csv").open("wb") as file:
-            writer = format_of(out / "again.csv")(file, bundle.classes)
-            writer.write(records)
+            writer = CSV.writer(file, bundle.classes)
+            writer.write(record.prediction(bundle.classes) for record in records)
             writer.close()
 
     stages["write"] = 1e3 * float(np.median(time_calls(write, 5))) / len(records)
@@ -80,9 +80,9 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
         "engine": f"{chosen.engine.name} {chosen.variant.precision}",
         "choice": chosen.reason,
         "resize_in_the_folder_run": where,
-        "files": summary["files"],
+        "files": summary.files,
         "seconds_with_loading": total,
-        "tiles_per_second": summary["tiles_per_second"],
+        "tiles_per_second": summary.tiles_per_second,
         "decoders": cores,
         "ms_per_tile": stages,
     }

@@ -1,0 +1,57 @@
+"""What a run is: everything its rows depend on. A stopped run resumes only as the same run."""
+
+from msgspec import Struct, field
+
+from edgelung.core import typed_json
+from edgelung.core.errors import EdgelungError
+from edgelung.core.precision import Precision
+from edgelung.core.typed_json import Json
+from edgelung.engines.names import EngineName
+
+
+class RunIdentity(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The identity of a run, as it stands in its journal and in the options of its summary.
+
+    Attributes:
+        packages: versions of what decodes, resizes and computes.
+        bundle: SHA-256 of bundle.json.
+        floating_point: what the engine computes floating point in.
+        inputs: the folders, absolute.
+        listing: the list of files: its SHA-256, or where it came from; None without a list.
+        watch: True for a watch, else None.
+    """
+
+    edgelung: str
+    packages: dict[str, str]
+    bundle: str
+    engine: EngineName = field(name="--engine")
+    precision: Precision = field(name="--precision")
+    floating_point: str = field(name="floating point")
+    batch_size: int = field(name="--batch-size")
+    verify: bool = field(name="--verify")
+    verify_every: int = field(name="--verify-every")
+    min_confidence: float | None = field(name="--min-confidence")
+    prebuilt: str | None = field(name="--prebuilt")
+    inputs: list[str]
+    listing: str | None = field(name="--files")
+    subset: str | None = field(name="--subset")
+    watch: bool | None = field(name="--watch", default=None)
+
+    def to_json(self) -> dict[str, Json]:
+        """The identity as plain values, keyed as in the journal."""
+        content: dict[str, Json] = typed_json.plain(self)
+        return content
+
+    def check_same(self, before: dict[str, Json]) -> None:
+        """Raise EdgelungError that names the first difference to the journal's identity.
+
+        `before` is not typed: an older edgelung may have written other keys.
+        """
+        now = self.to_json()
+        for key in before | now:
+            if now.get(key) != before.get(key):
+                raise EdgelungError(
+                    f"cannot resume: {key} was {before.get(key)} and is {now.get(key)} now, so "
+                    "the rows would not be of one run; repeat the first command, or --restart to "
+                    "begin anew"
+                )

@@ -1,0 +1,106 @@
+"""Counts over the rows of a run: all that its summary says about the predictions."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelung.artifacts.results import LabelledMetrics
+from edgelung.artifacts.summary import Verification
+from edgelung.core.errors import EdgelungError
+from edgelung.evaluation.gate import LIMITS
+from edgelung.evaluation.metrics import labelled_metrics
+from edgelung.inference.record import NOT_FAILED, SKIPPED, Record
+
+Confusion = npt.NDArray[np.int64]  # (C, C); rows are the truth, columns the prediction
+
+
+class NoTilesError(EdgelungError):
+    """The folder holds nothing to predict."""
+
+
+class Tally:
+    """Counts of rows; a few numbers per class, nothing per file.
+
+    Attributes:
+        statuses: rows by status.
+        labels: rows by predicted class, decided ones only.
+        confusion: of decided rows whose class is known from a folder's name.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+        self.statuses: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
+        shape = (len(classes), len(classes))
+        self.confusion: Confusion = np.zeros(shape, np.int64)
+        # Of the tiles that full precision predicted too, decided or not:
+        self._variant_confusion: Confusion = np.zeros(shape, np.int64)
+        self._reference_confusion: Confusion = np.zeros(shape, np.int64)
+        self._compared = self._same_label = 0
+        self._max_difference = 0.0
+
+    def add(self, record: Record) -> None:
+        """Count one row."""
+        self.statuses[record.status] += 1
+        label, truth = record.decided, record.truth
+        if label is not None:
+            self.labels[self.classes[label]] += 1
+            if truth is not None:
+                self.confusion[truth, label] += 1
+        if record.reference is not None and record.probabilities is not None:
+            self._compare(record.probabilities, record.reference, truth)
+
+    def _compare(
+        self, probabilities: Sequence[float], reference: Sequence[float], truth: int | None
+    ) -> None:
+        variant_label = probabilities.index(max(probabilities))
+        reference_label = reference.index(max(reference))
+        self._compared += 1
+        self._same_label += variant_label == reference_label
+        difference = max(abs(a - b) for a, b in zip(reference, probabilities, strict=True))
+        self._max_difference = max(self._max_difference, difference)
+        if truth is not None:
+            self._variant_confusion[truth, variant_label] += 1
+            self._reference_confusion[truth, reference_label] += 1
+
+    @property
+    def files(self) -> int:
+        """Number of rows."""
+        return self.statuses.total()
+
+    @property
+    def failed(self) -> int:
+        """Rows without a prediction, apart from files that are no images."""
+        return sum(n for status, n in self.statuses.items() if status not in NOT_FAILED)
+
+    def check_tiles(self) -> None:
+        """Raise NoTilesError if there was no tile: the folder must be a mistake."""
+        if not self.statuses:
+            raise NoTilesError("found no file at all; expected a folder with tiles in it")
+        if set(self.statuses) == {SKIPPED}:
+            raise NoTilesError(f"found {self.files} files and no image among them; expected tiles")
+
+    def labelled(self) -> LabelledMetrics | None:
+        """Metrics of the rows whose class is known; None without one."""
+        return self._metrics(self.confusion)
+
+    def verification(self) -> Verification | None:
+        """The comparison with full precision; None where it did not run."""
+        if not self._compared:
+            return None
+        agreement = self._same_label / self._compared
+        return Verification(
+            tiles=self._compared,
+            agreement=agreement,
+            differing_labels=self._compared - self._same_label,
+            max_probability_difference=self._max_difference,
+            min_agreement=LIMITS.min_agreement,
+            passed=agreement >= LIMITS.min_agreement,
+            variant=self._metrics(self._variant_confusion),
+            reference=self._metrics(self._reference_confusion),
+        )
+
+    def _metrics(self, confusion: Confusion) -> LabelledMetrics | None:
+        return labelled_metrics(confusion, self.classes) if confusion.sum() else None
