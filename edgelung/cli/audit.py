@@ -77,10 +77,11 @@ def _print(audit: "Audit", folder: Path) -> None:
     for name, count in counts.items():
         out().print(f"{name:22}{count}")
     if known := audit.known:
+        recall, published = _percent(known.recall), _percent(known.precision_as_published)
         out().print(
-            f"against {known.groups} known groups, pairs of tiles: recall "
-            f"{_percent(known.recall)}, precision {_percent(known.precision_as_published)} ({_percent(known.precision)} if "
-            f"the strong ones of the {len(known.links)} links between known groups are right)"
+            f"against {known.groups} known groups, pairs of tiles: recall {recall}, precision "
+            f"{published} ({_percent(known.precision)} if the strong ones of the "
+            f"{len(known.links)} links between known groups are right)"
         )
     out().print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}", markup=False)
 

@@ -14,7 +14,7 @@ from edgelung.cli.options import (
     EngineOption,
     PrecisionOption,
     ThreadsOption,
-    unless_auto,
+    chosen,
 )
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def bench(
         result = measure(
             opened,
             folder,
-            engine=unless_auto(engine),
-            precision=unless_auto(precision),
+            engine=chosen(engine),
+            precision=chosen(precision),
             threads=threads,
             seconds=seconds,
             bound_ms=bound_ms,

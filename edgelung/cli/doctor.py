@@ -29,7 +29,7 @@ def doctor(
         bool, typer.Option("--json", help="Print the findings as JSON on standard output.")
     ] = False,
 ) -> None:
-    """What does this machine have for inference, and what does it lack?
+    """What can this machine infer with, and what does it lack?
 
     For what is missing it names the command that installs it. Exit code 4: an engine runs and does
     not reproduce the golden tiles.

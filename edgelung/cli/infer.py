@@ -20,8 +20,8 @@ from edgelung.cli.options import (
     EngineOption,
     PrecisionOption,
     ThreadsOption,
+    chosen,
     named_path,
-    unless_auto,
 )
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ def infer(
     source = Source(tuple(folder), files, subset)
     destination = Destination.parse(out, summary)
     options = Options(
-        unless_auto(engine or defaults.engine),
-        unless_auto(precision or defaults.precision),
+        chosen(engine, defaults.engine),
+        chosen(precision, defaults.precision),
         batch_size or defaults.batch_size,
         threads or defaults.threads,
         prebuilt,
@@ -231,9 +231,7 @@ def _warn_of_gate(bundle: "Bundle", precision: "Precision | None") -> None:
 def _print_resume_command(rows: int, journal: Path) -> None:
     words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
     command = shlex.join(["edgelung", *words, "--resume"])
-    logger.info(
-        "stopped: %d rows are kept in %s. To continue:\n%s", *(rows, journal.name, command)
-    )
+    logger.info("stopped: %d rows are kept in %s. To continue:\n%s", *(rows, journal.name, command))
 
 
 def print_summary(summary: "Summary") -> None:

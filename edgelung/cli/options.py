@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import typer
 
@@ -12,34 +13,35 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
 
+AUTO = "auto"  # the program chooses
 E = TypeVar("E", bound=StrEnum)
-T = TypeVar("T")
 
 
-class Auto(StrEnum):
-    """Said on the command line or in edgelung.toml: the program chooses."""
+@dataclass(frozen=True)
+class Choice(Generic[E]):
+    """What `--engine` or `--precision` says; the value is None for 'auto'."""
 
-    AUTO = "auto"
+    value: E | None
 
 
-def choice_or_auto(kind: type[E]) -> Callable[[str], E | Auto]:
+def choice_parser(kind: type[E]) -> Callable[[str], Choice[E]]:
     """Return a parser for one of the values of `kind`, or 'auto'."""
 
-    def parse(text: str) -> E | Auto:
-        if text == Auto.AUTO:
-            return Auto.AUTO
+    def parse(text: str) -> Choice[E]:
+        if text == AUTO:
+            return Choice(None)
         try:
-            return kind(text)
+            return Choice(kind(text))
         except ValueError as error:
-            names = ", ".join([*Auto, *kind])
+            names = ", ".join([AUTO, *kind])
             raise typer.BadParameter(f"{text!r} is unknown; expected one of {names}") from error
 
     return parse
 
 
-def unless_auto(value: T | Auto | None) -> T | None:
-    """Return the value; None for 'auto', which leaves the choice to the program."""
-    return None if isinstance(value, Auto) else value
+def chosen(choice: Choice[E] | None, default: E | None = None) -> E | None:
+    """Return what the command line chose, or the default if it says nothing."""
+    return default if choice is None else choice.value
 
 
 def named_path(text: str) -> Path:
@@ -63,9 +65,9 @@ def training_extra(command: str) -> Iterator[None]:
 MODEL, INPUT, OUTPUT, CHECKS, SPEED = "Model", "Input", "Output", "Checks", "Speed"
 
 EngineOption = Annotated[
-    EngineName | Auto | None,
+    Choice[EngineName] | None,
     typer.Option(
-        parser=choice_or_auto(EngineName),
+        parser=choice_parser(EngineName),
         metavar="NAME",
         rich_help_panel=MODEL,
         help="Engine that runs the model: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, "
@@ -73,9 +75,9 @@ EngineOption = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    Precision | Auto | None,
+    Choice[Precision] | None,
     typer.Option(
-        parser=choice_or_auto(Precision),
+        parser=choice_parser(Precision),
         metavar="NAME",
         rich_help_panel=MODEL,
         help="Variant of the bundle: auto, fp32, fp16, int8, int8-fp16 or fp8.  [default: auto]",
