@@ -87,7 +87,9 @@ def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] 
     try:
         return Defaults(path, msgspec.convert(table, kind))
     except msgspec.ValidationError as error:
-        raise EdgelungError(f"{path} [{section}]: {one_line(error)}") from error
+        raise EdgelungError(
+            f"{path} [{section}]: {one_line(error)}; expected what `edgelung {section}` takes"
+        ) from error
 
 
 def _check_keys(table: dict[str, object], known: tuple[str, ...], where: str) -> None:
