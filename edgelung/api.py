@@ -32,7 +32,6 @@ from edgelung.artifacts.predictions import Prediction, Predictions, read_predict
 from edgelung.artifacts.summary import Summary
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import Precision
-from edgelung.core.system import available_cores
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
 from edgelung.inference import session
@@ -97,6 +96,7 @@ def load(
     """
     engine_name = _member(EngineName, "engine", engine)
     precision_name = _member(Precision, "precision", precision)
+    _check_count("threads", threads)
     opened = open_bundle(Path(bundle) if bundle is not None else starter_bundle())
     return Classifier(opened, open_engine(opened, engine_name, precision_name, threads))
 
@@ -167,8 +167,7 @@ class Classifier:
                 f"found one array of {images.ndim} dimensions; expected several images: [array], "
                 "or an array uint8 [N, H, W, 3]"
             )
-        if batch_size is not None and batch_size < 1:
-            raise EdgelungError(f"batch_size is {batch_size}; expected 1 or more")
+        _check_count("batch_size", batch_size)
         return self._classify(images, batch_size or default_batch_size(self._engine))
 
     def classify_all(
@@ -295,6 +294,8 @@ def infer_folder(
     Raises:
         EdgelungError: if the folder, the list, the bundle or the output cannot be used.
     """
+    _check_count("batch_size", batch_size)
+    _check_count("threads", threads)
     folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise EdgelungError(f"min_confidence is {min_confidence}; expected 0…1")
@@ -302,7 +303,7 @@ def infer_folder(
         engine=_member(EngineName, "engine", engine),
         precision=_member(Precision, "precision", precision),
         batch_size=batch_size,
-        threads=threads or available_cores(),
+        threads=threads,
         verify=verify,
         min_confidence=min_confidence,
     )
@@ -351,6 +352,11 @@ def _member(kind: type[E], what: str, value: str | None) -> E | None:
     except ValueError as error:
         names = ", ".join([AUTO, *kind])
         raise EdgelungError(f"{what} {value!r} is unknown; expected one of {names}") from error
+
+
+def _check_count(what: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise EdgelungError(f"{what} is {value}; expected 1 or more")
 
 
 def _check_input(image: ImageInput) -> ImageInput:

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from edgelung.core.errors import one_line
 
 if TYPE_CHECKING:
+    from typer._click.core import Context
     from typer._click.formatting import HelpFormatter
 
 
@@ -19,20 +19,20 @@ class Command(TyperCommand):
     which takes longer to import than everything else that `--help` needs.
     """
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: "Context") -> Any:
         """Run the command; from here on, log records and progress are shown."""
         from edgelung.core.terminal import show_reports
 
         show_reports()
         return super().invoke(ctx)
 
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:
+    def collect_usage_pieces(self, ctx: "Context") -> list[str]:
         """Return the words of the usage line: `FOLDER...` instead of typer's `{FOLDER}...`."""
         return [
             piece.strip("{}").replace("}...", "...") for piece in super().collect_usage_pieces(ctx)
         ]
 
-    def format_options(self, ctx: typer.Context, formatter: "HelpFormatter") -> None:
+    def format_options(self, ctx: "Context", formatter: "HelpFormatter") -> None:
         """Write the arguments, then each group of options under its own heading."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):

@@ -278,9 +278,9 @@ def _print_confusion(labelled: "LabelledMetrics", console: "Console") -> None:
     names = [escape(name) for name in labelled.classes]
     table = Table("truth ↓  predicted →", *names, "recall", title="confusion matrix")
     for name, row, recall in zip(names, labelled.confusion, labelled.recall, strict=True):
-        table.add_row(name, *map(str, row), "–" if recall is None else _percent(recall))
+        table.add_row(name, *map(str, row), _percent(recall))
     console.print(table)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"

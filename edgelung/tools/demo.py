@@ -104,7 +104,7 @@ def run_demo(options: DemoOptions, folder: Path, json_path: Path | None = None) 
         RunFolder(run),
         open_bundle(bundle),
         results,
-        also=also and AlsoFigures.of(also),
+        also=None if also is None else AlsoFigures.of(also),
         seconds=steps.seconds,
         machine=describe_machine(),
     )

@@ -72,7 +72,7 @@ def gpu_check(bundle: Path, tiles: Path | None, out: Path, seconds: float = SECO
         for name in PARTS:
             start = time.monotonic()
             if has_gpu:
-                options = PartOptions(str(bundle), tiles and str(tiles), scratch)
+                options = PartOptions(str(bundle), None if tiles is None else str(tiles), scratch)
                 command = part_command(name, options)
                 figures = run_part(command, min(PART_SECONDS, end - start), environment)
             else:

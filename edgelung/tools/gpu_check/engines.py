@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from edgelung.core.system import available_cores
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError, Probabilities, Tiles
 from edgelung.engines.cuda import Device
-from edgelung.engines.names import EngineName
+from edgelung.engines.names import GPU_ENGINES, EngineName
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.tensorrt.build import Profile
 from edgelung.engines.tensorrt.engine import TensorRtEngine
@@ -24,7 +25,7 @@ from edgelung.tools.gpu_check.timing import CannotRunError, Figures, percentiles
 
 BATCHES = (1, 8, 32, 128)
 TENSORRT = ("tensorrt", "tensorrt-rtx")
-MEASURED = (*choose.GPU_ENGINES, EngineName.ONNXRUNTIME_TENSORRT)
+MEASURED = (*GPU_ENGINES, EngineName.ONNXRUNTIME_TENSORRT)
 # Dense FP16 TFLOP/s with FP32 accumulation and memory GB/s, from NVIDIA's data sheets.
 PEAKS = {
     "GH200": (989, 4000),
@@ -101,7 +102,7 @@ def _compare(name: EngineName, graph: Path, tiles: Tiles, expected: Probabilitie
     }
 
 
-def latency(graph: Path, precision: Precision, graphs: bool) -> Figures:
+def latency(graph: Path, precision: Precision, graphs: bool, size: int) -> Figures:
     """Measure the milliseconds of `infer` per batch size, on the TensorRT that is installed.
 
     Without TensorRT and without CUDA graphs: on ONNX Runtime's CUDA provider, which has no graphs.
@@ -121,20 +122,19 @@ def latency(graph: Path, precision: Precision, graphs: bool) -> Figures:
             raise CannotRunError(f"{error}; {one_line(other, 200)}") from other
     finally:
         del os.environ["EDGELUNG_CUDA_GRAPHS"]
-    size = tile_size(engine)
     result: Figures = {"engine": engine.name, "precision": precision, "cuda_graphs": graphs}
     result["seconds_to_build_or_load"] = time.perf_counter() - start
     if no_tensorrt:
         result["no_tensorrt"] = no_tensorrt
     for batch in BATCHES:
         tiles = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-        taken = time_calls(lambda t=tiles: engine.infer(t), 300 if batch <= 8 else 60)
+        taken = time_calls(partial(engine.infer, tiles), 300 if batch <= 8 else 60)
         result[f"batch {batch}"] = percentiles(taken)
     engine.close()
     return result
 
 
-def throughput(graph: Path, gflop: float) -> Figures:
+def throughput(graph: Path, gflop: float, size: int) -> Figures:
     """Measure MLPerf's SingleStream and Offline on every engine, as a share of the FP16 peak.
 
     Offline keeps as many batches in flight as the engine takes.
@@ -148,7 +148,7 @@ def throughput(graph: Path, gflop: float) -> Figures:
         try:
             engine = choose.ENGINES[name](graph, available_cores())
             try:
-                result[name] = scenarios(engine)
+                result[name] = scenarios(engine, size)
             finally:
                 engine.close()
         except Exception as error:
@@ -160,9 +160,9 @@ def throughput(graph: Path, gflop: float) -> Figures:
     return result
 
 
-def scenarios(engine: Engine, seconds: float = 4.0) -> Figures:
+def scenarios(engine: Engine, size: int, seconds: float = 4.0) -> Figures:
     """Measure the latency of one tile at a time, and tiles/s with the engine kept full."""
-    rng, size = np.random.default_rng(0), tile_size(engine)
+    rng = np.random.default_rng(0)
     one = rng.integers(0, 256, (1, size, size, 3), np.uint8)
     single = percentiles(time_calls(lambda: engine.infer(one), 1000, seconds))
     many = rng.integers(0, 256, (128, size, size, 3), np.uint8)
@@ -228,13 +228,6 @@ def first_tensorrt(graph: Path) -> TensorRtEngine:
         except Exception as error:
             reasons.append(f"{name}: {one_line(error, 200)}")
     raise CannotRunError("; ".join(reasons))
-
-
-def tile_size(engine: Engine) -> int:
-    """Return the side in pixels of the tiles that the engine takes."""
-    if isinstance(engine, OnnxRuntimeEngine):
-        return int(engine._session.get_inputs()[0].shape[1])
-    return int(getattr(engine, "infer_size", 224))
 
 
 def in_batches(engine: Engine, tiles: Tiles) -> Probabilities:

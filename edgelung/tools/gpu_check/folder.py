@@ -1,5 +1,6 @@
 """Parts that start from files: a folder from end to end by its stages, and JPEG decoding."""
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from edgelung.tiles.reader import (
     read_tile,
     resize,
 )
+from edgelung.tools.doctor import NVIMGCODEC
 from edgelung.tools.gpu_check.engines import in_batches
 from edgelung.tools.gpu_check.timing import CannotRunError, Figures, time_calls
 
@@ -92,6 +94,9 @@ def in_one_slot(engine: TensorRtEngine, tiles: Tiles, pixels: Sequence[Pixels]) 
     """Time the copy, the resize and the model of one batch, each alone, in ms per tile."""
     count = len(tiles)
     with engine._slot() as slot:
+        assert slot._in is not None  # held while the engine is open
+        assert slot._context is not None
+        device_tiles, context = slot._in, slot._context
 
         def timed(work: Callable[[], object]) -> float:
             def whole() -> None:
@@ -102,11 +107,12 @@ def in_one_slot(engine: TensorRtEngine, tiles: Tiles, pixels: Sequence[Pixels]) 
 
         slot._host_in[:count] = tiles
         stages = {
-            "copy alone": timed(lambda: slot._stream.copy_in(slot._in, slot._host_in[:count])),
-            "model alone": timed(lambda: slot._compute(slot._context, count)),
+            "copy alone": timed(lambda: slot._stream.copy_in(device_tiles, slot._host_in[:count])),
+            "model alone": timed(lambda: slot._compute(context, count)),
         }
         if engine.resizes:
             slot.resize(pixels)
+            assert slot._resize is not None
             stages["resize alone"] = 1e3 * slot._resize.seconds(20) / count
     return stages
 
@@ -114,7 +120,7 @@ def in_one_slot(engine: TensorRtEngine, tiles: Tiles, pixels: Sequence[Pixels]) 
 def jpeg_on_gpu(paths: Sequence[Path]) -> Figures:
     """Compare nvimgcodec's decoding, resized as the reader does, with the reader's pixels."""
     try:
-        from nvidia import nvimgcodec
+        nvimgcodec = importlib.import_module(NVIMGCODEC)
     except ImportError as error:
         raise CannotRunError("nvimgcodec is not installed: tiles are decoded on the CPU") from error
     decoder = nvimgcodec.Decoder()

@@ -22,6 +22,7 @@ from edgelung.tools.gpu_check.timing import CannotRunError, Figures
 
 NO_TILES = "no tiles: edgelung gpu-check --tiles FOLDER"
 DEIT_B = "deit_base_distilled_patch16_224"
+DEIT_B_SIZE = 224  # pixels
 
 
 class PartOptions(Struct, frozen=True):
@@ -62,17 +63,18 @@ def _parity(options: PartOptions) -> Figures:
 
 
 def _latency_of_deit_b(options: PartOptions, *, graphs: bool) -> Figures:
-    return engines.latency(options.random_deit_b(), Precision.FP16, graphs)
+    return engines.latency(options.random_deit_b(), Precision.FP16, graphs, DEIT_B_SIZE)
 
 
 def _latency_of_bundle(options: PartOptions, *, precision: Precision, graphs: bool) -> Figures:
-    variant = options.open_bundle().variant(precision)
-    return engines.latency(variant.path, precision, graphs)
+    bundle = options.open_bundle()
+    path = bundle.variant(precision).path
+    return engines.latency(path, precision, graphs, bundle.reader.size)
 
 
 def _throughput(options: PartOptions) -> Figures:
     gflop = engines.model_gflop(tokens=198, width=768, depth=12, patches=196)
-    return engines.throughput(options.random_deit_b(), gflop)
+    return engines.throughput(options.random_deit_b(), gflop, DEIT_B_SIZE)
 
 
 def _folder_run(options: PartOptions) -> Figures:
@@ -118,7 +120,7 @@ def write_random_graph(path: Path, architecture: str) -> None:
     heads = int(model.blocks[0].attn.num_heads)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     classes = ("lung_aca", "lung_n", "lung_scc")
-    student = Student(architecture, classes, 224, 16, heads, mean, std, weights)
+    student = Student(architecture, classes, DEIT_B_SIZE, 16, heads, mean, std, weights)
     onnx.save(build_graph(student, half=True), path)
 
 
