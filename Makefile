@@ -19,7 +19,7 @@ TILES ?=
 .PHONY: demo test lint types unit slow gpu-check gpu-test kernels clean
 
 demo: $(VENV)/.ready-demo
-	$(BIN)/python benchmarks/chain.py --out "$(OUT)" --recipe $(RECIPE) \
+	$(BIN)/edgelung demo --out "$(OUT)" --recipe $(RECIPE) \
 		$(if $(DATA),--data "$(DATA)") $(if $(GROUPS),--groups "$(GROUPS)")
 
 test: lint types unit
@@ -44,7 +44,7 @@ slow: $(VENV)/.ready
 
 # Offline: what is installed is taken as it is, however old.
 gpu-check: $(if $(wildcard $(VENV)/.ready),,$(VENV)/.ready)
-	$(BIN)/python benchmarks/gpu_check.py \
+	$(BIN)/edgelung gpu-check --out benchmarks/results \
 		$(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(TILES),--tiles "$(TILES)")
 
 # The tests that need a card; without one they say so.

@@ -41,10 +41,11 @@ SMALL = [
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own, for commands that they start too."""
+    """A cache for the tests alone and no edgelung.toml, also for the commands that they start."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGELUNG_CACHE", str(folder))
+        patch.setenv("EDGELUNG_CONFIG", "off")
         yield folder
 
 

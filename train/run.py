@@ -66,9 +66,6 @@ def train_run(
         metrics = _finish(run, modules)
         folder.lock_path.unlink(missing_ok=True)
         return metrics
-    except (KeyboardInterrupt, SystemExit):
-        logger.info("interrupted; --resume --out %s continues from the last checkpoint", out)
-        raise
     finally:
         os.close(handle)
 

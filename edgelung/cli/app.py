@@ -1,4 +1,4 @@
-"""The command line: composes the commands, nothing else."""
+"""The command line: puts the commands together and turns errors into lines and exit codes."""
 
 import io
 import signal
@@ -10,36 +10,35 @@ import typer.exceptions
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.cli.audit import audit
 from edgelung.cli.bench import bench
+from edgelung.cli.command import Command, usage_message
 from edgelung.cli.compare import compare
+from edgelung.cli.demo import demo
 from edgelung.cli.doctor import doctor
 from edgelung.cli.export import export
+from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
 from edgelung.cli.train import train
 from edgelung.core.errors import EdgelungError, ExitCode, one_line
-from edgelung.core.terminal import show_reports
 
 app = typer.Typer(
     name="edgelung",
-    help="Lung-histology tiles to a verified low-latency classifier on your own workstation. "
-    + RESEARCH_USE_ONLY,
+    help="From labelled lung-histology tiles to a verified low-latency classifier on your own "
+    "workstation. " + RESEARCH_USE_ONLY,
     epilog="Exit codes: 0 all well · 1 an internal error · 2 wrong usage or bad input · "
     "3 finished, but some files failed · 4 an accuracy gate failed or was inconclusive.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
 )
-app.command()(audit)
-app.command()(train)
-app.command()(compare)
-app.command()(export)
-app.command()(infer)
-app.command()(bench)
-app.command()(doctor)
+for command in (audit, train, compare, export, infer, bench, doctor, demo):
+    app.command(cls=Command)(command)
+app.command("gpu-check", cls=Command)(gpu_check)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"edgelung {__version__}")
         raise typer.Exit
 
@@ -47,7 +46,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     pass
@@ -55,24 +54,21 @@ def _options(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show an arrow is no error
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    if hasattr(signal, "SIGTERM"):  # leave as by sys.exit, so that temporary files go too
+            stream.reconfigure(errors="replace")  # the terminal may not be able to show an arrow
+    if hasattr(signal, "SIGTERM"):  # exit as by sys.exit, so that temporary files are removed
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    show_reports()
     try:
         code = app(standalone_mode=False)
     except typer.exceptions.TyperException as error:
-        text = error.format_message()
-        usage = "\n" in text  # the help page, where no command was given
-        print(text if usage else f"edgelung: {one_line(text)}; see --help", file=sys.stderr)
+        print(usage_message(error), file=sys.stderr)
         code = ExitCode.USAGE
     except EdgelungError as error:
         print(f"edgelung: {error}", file=sys.stderr)
         code = ExitCode.USAGE
-    except OSError as error:  # a full disk, a folder without permission, a share that went away
-        if error.errno is None:  # not the system's word: a bug of ours
+    except OSError as error:  # a full disk, a folder without permission, a lost network share
+        if error.errno is None:  # no errno: raised by our code, not by the OS
             raise
         print(f"edgelung: {one_line(error)}", file=sys.stderr)
         code = ExitCode.USAGE

@@ -6,36 +6,51 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgelung.cli.options import INPUT, OUTPUT, training_extra
+
 if TYPE_CHECKING:
     from edgelung.train.audit_report import Audit
 
 
 def audit(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders with tiles.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must be new.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of class folders with tiles.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", rich_help_panel=OUTPUT, help="New folder to write.")
+    ],
     groups: Annotated[
-        Path | None, typer.Option(help="CSV of known groups to compare with (path, group).")
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            rich_help_panel=INPUT,
+            help="Known groups to compare with: a CSV with the columns path and group.",
+        ),
     ] = None,
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", help="A folder name that is a class, where tiles lie deeper; repeatable."
+            "--class",
+            metavar="NAME",
+            rich_help_panel=INPUT,
+            help="A folder name that is a class, if tiles lie in folders below it; repeatable.",
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print audit.json on standard output.")
+        bool,
+        typer.Option("--json", rich_help_panel=OUTPUT, help="Print audit.json on standard output."),
     ] = False,
 ) -> None:
-    """Find near copies among labelled tiles, and what else is odd about them. Research use only."""
-    from edgelung.core.errors import EdgelungError, ExitCode
+    """What does a folder of labelled tiles hold? Which are copies?
+
+    Near copies are found by what the tiles show. Writes groups.csv for `edgelung train --groups`,
+    the links between tiles and a page with pictures of them. Research use only.
+    """
+    from edgelung.core.errors import ExitCode
     from edgelung.core.typed_json import plain
 
-    try:
+    with training_extra("audit"):
         from edgelung.train.audit import audit_folder
-    except ModuleNotFoundError as error:
-        raise EdgelungError(
-            f"audit needs {error.name}, which is not installed: pip install 'edgelung[train]'"
-        ) from error
     result = audit_folder(data, out, groups, classes or ())
     if as_json:
         print(json.dumps(plain(result), indent=2))
@@ -60,15 +75,15 @@ def _print(audit: "Audit", folder: Path) -> None:
         "files left out": len(audit.unreadable),
     }
     for name, count in counts.items():
-        out.print(f"{name:22}{count}")
+        out().print(f"{name:22}{count}")
     if known := audit.known:
-        published = _percent(known.precision_as_published)
-        out.print(
-            f"against {known.groups} known groups, pairs of tiles: recall {_percent(known.recall)},"
-            f" precision {published} ({_percent(known.precision)} if the strong ones of the "
+        recall, published = _percent(known.recall), _percent(known.precision_as_published)
+        out().print(
+            f"against {known.groups} known groups, pairs of tiles: recall {recall}, precision "
+            f"{published} ({_percent(known.precision)} if the strong ones of the "
             f"{len(known.links)} links between known groups are right)"
         )
-    out.print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}", markup=False)
+    out().print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}", markup=False)
 
 
 def _percent(share: float | None) -> str:

@@ -1,40 +1,77 @@
 """`edgelung bench`."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
-from edgelung.cli.options import EngineOption, PrecisionOption, Threads
+from edgelung.cli.options import (
+    OUTPUT,
+    SPEED,
+    EngineOption,
+    PrecisionOption,
+    ThreadsOption,
+    chosen,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def bench(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="Bundle that `edgelung export` wrote; the starter by default."),
+        typer.Argument(
+            metavar="BUNDLE", help="Bundle that `edgelung export` wrote.  [default: the starter]"
+        ),
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Argument(help="Tiles to measure with; the bundle's golden tiles by default."),
+        typer.Argument(
+            metavar="FOLDER", help="Tiles to measure with.  [default: the bundle's golden tiles]"
+        ),
     ] = None,
     engine: EngineOption = None,
     precision: PrecisionOption = None,
-    threads: Threads = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each run.")] = 10.0,
+    threads: ThreadsOption = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=3600, metavar="S", rich_help_panel=SPEED, help="Seconds of each scenario."
+        ),
+    ] = 10.0,
     bound_ms: Annotated[
-        float, typer.Option(min=0.1, help="Server: what 99 % of queries must stay under.")
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="MS",
+            rich_help_panel=SPEED,
+            help="Server scenario: milliseconds that 99 % of the queries must stay under.",
+        ),
     ] = 100.0,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON", rich_help_panel=OUTPUT, help="File to write the figures to as well."
+        ),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON on standard output.")
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=OUTPUT, help="Print the figures as JSON on standard output."
+        ),
     ] = False,
 ) -> None:
-    """Measure a bundle here: latency, a server's load, throughput. Research use only."""
+    """How fast is a bundle on this machine?
+
+    Measures latency, the load a server can take and throughput, as MLPerf's scenarios do but
+    shorter: of the model alone, and from file to row. Research use only.
+    """
     from edgelung.artifacts.bench_result import check_bench_path, write_bench
     from edgelung.artifacts.bundle import open_bundle, starter_bundle
-    from edgelung.core.terminal import note, progress
+    from edgelung.core.terminal import progress
     from edgelung.core.typed_json import plain
     from edgelung.tools.bench import bench as measure
 
@@ -45,8 +82,8 @@ def bench(
         result = measure(
             opened,
             folder,
-            engine=engine,
-            precision=precision,
+            engine=chosen(engine),
+            precision=chosen(precision),
             threads=threads,
             seconds=seconds,
             bound_ms=bound_ms,
@@ -58,7 +95,7 @@ def bench(
         print(json.dumps(plain(result), indent=2))
     else:
         _print(plain(result))
-    note(RESEARCH_USE_ONLY)
+    logger.info(RESEARCH_USE_ONLY)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -67,7 +104,7 @@ def _print(result: dict[str, Any]) -> None:
     from edgelung.core.terminal import out
 
     samples = result["samples"]
-    out.print(
+    out().print(
         f"{result['engine']} {result['precision']} on {result['device']}, {result['threads']} "
         f"threads, {samples['files']} tiles ({samples['origin']})",
         markup=False,
@@ -88,9 +125,9 @@ def _print(result: dict[str, Any]) -> None:
     )
     offline = result["offline_tiles_per_second"]
     table.add_row("Offline", *(f"{offline[kind]:.1f}/s" for kind in ("model", "end_to_end")))
-    out.print(table)
+    out().print(table)
     loop = single["fixed_loop"]
-    out.print(
-        f"a fixed loop on one thread has {loop['p99_ms'] / loop['p50_ms']:.2f}: what this machine "
-        "scatters by itself"
+    out().print(
+        f"a fixed loop on one thread has {loop['p99_ms'] / loop['p50_ms']:.2f}: how much this "
+        "machine's speed varies by itself"
     )

@@ -2,9 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgelung.tools.doctor import Examination
+
+MARKS = {"ok": "✓", "missing": "✗", "none": "–"}
 
 
 def doctor(
@@ -12,7 +17,8 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="BUNDLE",
-            help="With --selftest: the bundle whose golden tiles run; the starter by default.",
+            help="The bundle whose edgelung.toml is shown, and whose golden tiles --selftest runs."
+            "  [default: the starter]",
         ),
     ] = None,
     selftest: Annotated[
@@ -23,48 +29,48 @@ def doctor(
         bool, typer.Option("--json", help="Print the findings as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Say what this machine has for inference, what it lacks, and how to mend it.
+    """What can this machine infer with, and what does it lack?
 
-    Exit code 4: an engine runs and does not reproduce the golden tiles.
+    For what is missing it names the command that installs it. Exit code 4: an engine runs and does
+    not reproduce the golden tiles.
     """
     from edgelung.artifacts.bundle import open_bundle, starter_bundle
+    from edgelung.cli.defaults import describe_defaults
     from edgelung.core.errors import ExitCode
-    from edgelung.tools.doctor import as_json as to_json
-    from edgelung.tools.doctor import choice, examine
-    from edgelung.tools.doctor import selftest as run_selftest
+    from edgelung.core.typed_json import plain
+    from edgelung.tools.doctor import examine_machine, run_selftest
 
-    findings = examine()
-    tests = None
-    if selftest:
-        tests = run_selftest(open_bundle(model or starter_bundle()))
+    tests = run_selftest(open_bundle(model or starter_bundle())) if selftest else None
+    result = examine_machine(describe_defaults(model), tests)
     if as_json:
-        print(json.dumps(to_json(findings, tests), indent=2))
+        print(json.dumps(plain(result), indent=2))
     else:
-        _print(findings, choice(findings), tests)
-    if any(test["state"] == "wrong" for test in tests or []):
+        _print(result)
+    if any(test.state == "wrong" for test in tests or []):
         raise typer.Exit(ExitCode.GATE)
 
 
-def _print(findings: list[Any], choice: str, tests: list[dict[str, Any]] | None) -> None:
+def _print(result: "Examination") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from edgelung.core.terminal import out
 
-    mark = {"ok": "✓", "missing": "✗", "none": "–"}
-    table = Table("", "what", "found", "to mend it")
-    for finding in findings:
-        table.add_row(mark[finding.state], finding.what, finding.found, finding.mend)
-    out.print(table)
-    out.print(f"infer would run {choice}", markup=False)
-    if tests is None:
+    table = Table("", "what", "found", "to fix it")
+    for finding in result.findings:
+        cells = (finding.what, finding.found, finding.remedy)
+        table.add_row(MARKS[finding.state], *map(escape, cells))
+    out().print(table)
+    out().print(f"infer would run {result.choice}", markup=False)
+    if result.selftest is None:
         return
-    results = Table("engine", "variant", "golden tiles", "largest difference")
-    for test in tests:
-        difference = test.get("golden_difference")
-        results.add_row(
-            test["engine"],
-            test["precision"] if test["state"] != "unavailable" else "",
-            test["state"] if test["state"] == "ok" else f"{test['state']}: {test['reason']}",
+    tests = Table("engine", "variant", "golden tiles", "largest difference")
+    for test in result.selftest:
+        difference = test.golden_difference
+        tests.add_row(
+            test.engine,
+            test.precision if test.state != "unavailable" else "",
+            escape(test.state if test.state == "ok" else f"{test.state}: {test.reason}"),
             "" if difference is None else f"{difference:.2g}",
         )
-    out.print(results)
+    out().print(tests)

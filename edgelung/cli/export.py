@@ -1,68 +1,137 @@
 """`edgelung export`."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgelung.cli.options import INPUT, OUTPUT, training_extra
+
 if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle, Sensitivity, VariantEntry
     from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine
 
 
+logger = logging.getLogger(__name__)
+
+VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"
+
+
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder that `edgelung train` wrote.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write; must be new.")],
-    fp16: Annotated[bool, typer.Option("--fp16", help="Add a typed FP16 variant.")] = False,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder that `edgelung train` wrote.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="BUNDLE", rich_help_panel=OUTPUT, help="New bundle folder to write."),
+    ],
+    fp16: Annotated[
+        bool, typer.Option("--fp16", rich_help_panel=VARIANTS, help="Add an FP16 variant.")
+    ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Add an INT8 variant, calibrated on validation tiles.")
+        bool,
+        typer.Option(
+            "--int8",
+            rich_help_panel=VARIANTS,
+            help="Add INT8 variants, for CPUs and for GPUs, calibrated on validation tiles.",
+        ),
     ] = False,
     fp8: Annotated[
         bool,
-        typer.Option("--fp8", help="Add an FP8 (E4M3) variant, calibrated alike, for new GPUs."),
+        typer.Option(
+            "--fp8",
+            rich_help_panel=VARIANTS,
+            help="Add an FP8 (E4M3) variant for GPUs from SM 89 on, calibrated like INT8.",
+        ),
     ] = False,
     qat: Annotated[
         bool,
         typer.Option(
             "--qat",
-            help="Where INT8 does not pass its gate, train it on the training tiles.",
+            rich_help_panel=VARIANTS,
+            help="If INT8 does not pass its gate, train it on the training tiles.",
         ),
     ] = False,
     data: Annotated[
-        Path | None, typer.Option(help="The training tiles, if the folder has moved.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=INPUT,
+            help="The run's tiles.  [default: the folder that the run names]",
+        ),
     ] = None,
     outside: Annotated[
         Path | None,
-        typer.Option(help="Tiles of none of the classes: report how sure the model is of them."),
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=INPUT,
+            help="Tiles of none of the classes: report how confident the model is on them.",
+        ),
     ] = None,
     calibration: Annotated[
-        str, typer.Option(help="auto, min-max, percentile, entropy or mse.", metavar="METHOD")
+        str,
+        typer.Option(
+            metavar="METHOD",
+            rich_help_panel=JUDGING,
+            help="How INT8 ranges are found: auto, min-max, percentile, entropy or mse.",
+        ),
     ] = "auto",
     calibration_tiles: Annotated[
-        int, typer.Option(min=1, help="Validation tiles that calibrate INT8, whole groups.")
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=JUDGING,
+            help="Validation tiles that calibrate INT8, in whole groups.",
+        ),
     ] = 512,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Ask for 99.9 % of full precision's balanced accuracy."),
+        typer.Option(
+            "--strict",
+            rich_help_panel=JUDGING,
+            help="Require 99.9 % of full precision's balanced accuracy.",
+        ),
+    ] = False,
+    allow_drop: Annotated[
+        bool,
+        typer.Option(
+            "--allow-drop",
+            rich_help_panel=JUDGING,
+            help="Exit with code 0 even if a variant did not pass its gate.",
+        ),
     ] = False,
     engine: Annotated[
         str | None,
-        typer.Option(help="Also build engines ahead of time: tensorrt-rtx (needs no GPU)."),
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=AHEAD,
+            help="Also build engines, without a GPU: tensorrt-rtx.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="With --engine: architectures to build for, 'sm_86,sm_89'."),
+        typer.Option(
+            metavar="SM,SM",
+            rich_help_panel=AHEAD,
+            help="With --engine: architectures to build for, such as sm_86,sm_89.",
+        ),
     ] = None,
-    allow_drop: Annotated[
-        bool, typer.Option("--allow-drop", help="Exit 0 even if a variant did not pass its gate.")
-    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print bundle.json on standard output.")
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=OUTPUT, help="Print bundle.json on standard output."
+        ),
     ] = False,
 ) -> None:
-    """Write a verified bundle of a run: full precision, and FP16 and INT8 with their evidence."""
+    """Which variants of a run are as good as full precision?
+
+    Writes a bundle: full precision and the variants asked for, each judged against it, with the
+    evidence. Exit code 4: a variant did not pass its gate.
+    """
     from edgelung.core.errors import EdgelungError, ExitCode
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
@@ -71,12 +140,8 @@ def export(
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
     ahead = _ahead_of_time(engine, target, out)  # refused before the work, not after
 
-    try:
+    with training_extra("export"):
         from edgelung.export.build import export_run
-    except ModuleNotFoundError as error:
-        raise EdgelungError(
-            f"export needs {error.name}, which is not installed: pip install 'edgelung[train]'"
-        ) from error
 
     variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
     bundle = export_run(
@@ -104,7 +169,10 @@ def export(
 def _ahead_of_time(
     engine: str | None, target: str | None, out: Path
 ) -> Callable[["Bundle"], None] | None:
-    """What builds the engines of the finished bundle into `<out>.engines`, where asked for."""
+    """Check --engine and --target; return the function that builds a bundle's engines.
+
+    The engines go to `<out>.engines`. None if no engine was asked for.
+    """
     from edgelung.core.errors import EdgelungError
     from edgelung.core.files import new_folder
     from edgelung.engines.base import EngineUnavailableError
@@ -144,7 +212,7 @@ def _ahead_of_time(
     new_folder(folder, "engines")
 
     def build(bundle: "Bundle") -> None:
-        from edgelung.core.terminal import note, progress
+        from edgelung.core.terminal import progress
         from edgelung.engines.tensorrt.prebuilt import build_ahead, planned_builds
 
         with progress("build engines", len(planned_builds(bundle, targets))) as advance:
@@ -153,11 +221,15 @@ def _ahead_of_time(
         built = {(entry.variant, entry.target) for entry in entries}
         for variant in bundle.variants.values():
             if not variant.passed:
-                note(f"no engine of {variant.precision}: its gate says {variant.gate.verdict}")
+                logger.info(
+                    "no engine of %s: its gate says %s", variant.precision, variant.gate.verdict
+                )
                 continue
             for target in targets:
                 if (variant.precision, target) not in built:
-                    note(f"no engine of {variant.precision} for {target}, which has no FP8")
+                    logger.info(
+                        "no engine of %s for %s, which has no FP8", variant.precision, target
+                    )
 
     return build
 
@@ -165,17 +237,17 @@ def _ahead_of_time(
 def _print_engines(engines: list["PrebuiltEngine"], folder: Path) -> None:
     from rich.table import Table
 
-    from edgelung.core.terminal import err, note
+    from edgelung.core.terminal import err
 
     table = Table("engine", "MB", "batch", "linears by type")
     for engine in engines:
         types = ", ".join(f"{n} {name}" for name, n in engine.contents.types.items())
         table.add_row(engine.file, f"{engine.bytes / 1e6:.1f}", engine.profile, types)
-    err.print(table)
-    note(
-        f"engines {folder}: programs for the GPU, outside the bundle; run them with the "
-        f"TensorRT-RTX they were built by ({engines[0].version}): "
-        f"edgelung infer --engine tensorrt-rtx --prebuilt {folder}"
+    err().print(table)
+    logger.info(
+        "engines %s: programs for the GPU, outside the bundle; run them with the TensorRT-RTX that "
+        "built them (%s): edgelung infer --engine tensorrt-rtx --prebuilt %s",
+        *(folder, engines[0].version, folder),
     )
 
 
@@ -199,8 +271,8 @@ def _print_table(variants: dict[str, "VariantEntry"], folder: Path) -> None:
             _figure(test.expected_calibration_error if test else None),
             ", ".join(f"{k} {v:.0f}" for k, v in entry.tiles_per_second.items()),
         )
-    out.print(table)
-    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}", markup=False)
+    out().print(table)
+    out().print(f"bundle  {folder}\nreport  {folder / 'report.html'}", markup=False)
 
 
 def _figure(value: float | None) -> str:
@@ -212,7 +284,7 @@ def _print_sensitivity(ranking: "Sensitivity | None", most: int = 5) -> None:
 
     if ranking:
         worst = ", ".join(f"{p.name} {p.alone:.1e}" for p in ranking.linears[:most])
-        out.print(
+        out().print(
             f"most sensitive to INT8, of {len(ranking.linears)} parts (divergence in nats; "
             f"all together {ranking.everything:.1e}): {worst}",
             markup=False,

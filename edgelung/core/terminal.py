@@ -1,67 +1,88 @@
-"""What the commands print: results on standard output; log lines and progress on standard error.
+"""The terminal: results on standard output; log lines and progress on standard error.
 
 The rooms report through the standard `logging` module and through `progress`. Both are silent until
-the command line calls `show_reports`, so that a notebook that imports edgelung sees neither.
+the command line calls `show_reports`, so that a program that imports edgelung sees neither. rich is
+imported when something is printed: `edgelung --help` does without it.
 """
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Let the command decide: rich would exit with code 1, whatever the run's result."""
-        raise
-
-
-# Results go to standard output, everything else to standard error. Either may be closed.
-# A pipe has no width; 120 columns keep the cells of a table on one line.
-out = _Console(
-    highlight=False, soft_wrap=True, width=None if sys.stdout and sys.stdout.isatty() else 120
-)
-err = _Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-# Of the processes that torchrun starts for one run, only the first reports.
-FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+PIPE_WIDTH = 120  # a pipe has no width; 120 columns keep the cells of a table on one line
+# `torchrun` starts several processes for one run. Only the first one reports.
+IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 _reports_shown = False
 
 
-class _ConsoleHandler(logging.Handler):
-    """Prints the plain text of a record on standard error."""
+@cache
+def out() -> "Console":
+    """Return the console for results: standard output, which may be closed."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return _console(stderr=False, width=None if is_terminal else PIPE_WIDTH)
+
+
+@cache
+def err() -> "Console":
+    """Return the console for everything else: standard error, which may be closed."""
+    return _console(stderr=True, width=None)
+
+
+def _console(*, stderr: bool, width: int | None) -> "Console":
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Raise BrokenPipeError again: rich would exit with code 1, whatever the result is."""
+            raise
+
+    return PipeConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints the text of a log record on standard error, without markup."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(record.getMessage(), markup=False)
+        """Print one record."""
+        err().print(record.getMessage(), markup=False)
 
 
 def show_reports() -> None:
-    """Show log lines (level INFO and above) and progress bars. Called once, by the command line."""
+    """Show log records (level INFO and above) and progress bars. Called once, by the commands."""
     global _reports_shown
-    if not FIRST_PROCESS or _reports_shown:
+    if not IS_MAIN_PROCESS or _reports_shown:
         return
     _reports_shown = True
     logger = logging.getLogger("edgelung")
-    logger.addHandler(_ConsoleHandler())
+    logger.addHandler(ConsoleHandler())
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-def note(text: str) -> None:
-    """Print one line for people on standard error."""
-    if FIRST_PROCESS:
-        err.print(text, markup=False)
+class Advance(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, n: int = 1, note: str = "") -> None:
+        """Add `n` to what is done and show `note` beside the bar."""
 
 
 @contextmanager
-def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show a bar with rate and ETA on a terminal, nothing elsewhere.
+def progress(text: str, total: int | None = None) -> Iterator[Advance]:
+    """Show a bar with rate and remaining time on a terminal, nothing elsewhere.
 
-    Yields `advance(n, note)`, which adds `n` to what is done and shows `note` beside the bar.
+    Args:
+        text: what is done, shown in front of the bar.
+        total: how much there is to do; None: unknown.
+
+    Yields:
+        A function that moves the bar.
     """
     if not (_reports_shown and sys.stderr and sys.stderr.isatty()):
         yield lambda n=1, note="": None
@@ -84,9 +105,9 @@ def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err(), transient=True) as bar:
         task = bar.add_task(text, total=total, rate="", note="")
 
         def advance(n: int = 1, note: str = "") -> None:

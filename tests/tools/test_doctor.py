@@ -1,6 +1,7 @@
 """`edgelung doctor`: every row, what would mend it, and the golden tiles on every engine."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.engines import choose, cuda
+from edgelung.engines.names import EngineName
+from edgelung.engines.tensorrt.flavour import INSTALL
 from edgelung.tools import doctor
 from edgelung.tools.doctor import Finding
 
@@ -37,7 +40,7 @@ def test_every_row_in_json(cli, tmp_path: Path) -> None:
     result = cli("doctor", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert [f["what"] for f in report["findings"]] == ROWS
+    assert [f["what"] for f in report["findings"]] == [*ROWS, "user's edgelung.toml"]
     assert {f["state"] for f in report["findings"]} <= {"ok", "missing", "none"}
     assert report["selftest"] is None
     if not cuda.gpu_present():
@@ -77,8 +80,8 @@ def test_a_wrong_engine_fails_the_selftest(bundle: Bundle, monkeypatch: pytest.M
         def infer(self, tiles: Any) -> Any:
             return 1 - super().infer(tiles)
 
-    monkeypatch.setattr(choose, "ENGINES", {"onnxruntime": Wrong})
-    assert {test["state"] for test in doctor.selftest(bundle)} == {"wrong"}
+    monkeypatch.setattr(choose, "ENGINES", {EngineName.ONNXRUNTIME: Wrong})
+    assert {test.state for test in doctor.run_selftest(bundle)} == {"wrong"}
 
 
 def findings(**states: str) -> list[Finding]:
@@ -93,38 +96,43 @@ def findings(**states: str) -> list[Finding]:
         ({"ONNX Runtime": "ok"}, "onnxruntime on the CPU"),
         ({"ONNX Runtime": "ok", "OpenVINO": "ok"}, "openvino on the CPU"),
         ({"GPU": "ok", "OpenVINO": "ok"}, "openvino on the CPU, INT8 before FP32 (the GPU is here"),
-        ({"GPU": "ok", "TensorRT": "ok", "OpenVINO": "ok"}, "auto times tensorrt with"),
+        (
+            {"GPU": "ok", "TensorRT": "ok", "OpenVINO": "ok"},
+            "auto: at first use it times tensorrt with",
+        ),
         (
             {"GPU": "ok", "TensorRT-RTX": "ok", "ONNX Runtime CUDA": "ok"},
-            "auto times tensorrt-rtx, onnxruntime-cuda with",
+            "auto: at first use it times tensorrt-rtx, onnxruntime-cuda with",
         ),
         ({"TensorRT-RTX": "ok", "OpenVINO": "ok"}, "openvino on the CPU"),  # it only builds here
     ],
 )
 def test_which_engine_would_run(states: dict[str, str], says: str) -> None:
-    assert doctor.choice(findings(**states)).startswith(says)
+    assert doctor.choose_engine(findings(**states)).startswith(says)
 
 
 def test_a_look_up_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(here: bool) -> list[Finding]:
         raise RuntimeError("the library is broken")
 
-    monkeypatch.setattr(doctor, "_gpu", broken)
-    report = doctor.as_json(doctor.examine(), None)
-    assert any(f["found"] == "the library is broken" for f in report["findings"])
-    assert "on the CPU" in report["choice"]
+    look_ups = [broken if one is doctor._gpu else one for one in doctor.LOOK_UPS]
+    monkeypatch.setattr(doctor, "LOOK_UPS", look_ups)
+    result = doctor.examine_machine()
+    assert any(finding.found == "the library is broken" for finding in result.findings)
+    assert "on the CPU" in result.choice
 
 
-def test_with_a_gpu_what_is_missing_has_a_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_gpu_what_is_missing_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "gpu_present", lambda: True)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     rows = {finding.what: finding for finding in doctor.examine()}
     assert rows["GPU"].state == rows["TensorRT"].state == rows["pycuda"].state == "missing"
-    assert "pip install tensorrt" in rows["TensorRT"].mend
-    assert "edgelung[gpu]" in rows["pycuda"].mend
+    assert rows["TensorRT"].remedy == INSTALL["tensorrt"]
+    assert "…" not in rows["TensorRT"].found
+    assert "edgelung[gpu]" in rows["pycuda"].remedy
     for finding in rows.values():
-        assert finding.mend or finding.state != "missing", finding
+        assert finding.remedy or finding.state != "missing", finding
 
 
 def test_tensorrt_rtx_is_no_engine_of_a_card_it_does_not_know(
@@ -139,3 +147,41 @@ def test_tensorrt_rtx_is_no_engine_of_a_card_it_does_not_know(
         assert rows["TensorRT-RTX"].state == state
         unknown = "does not know this GPU (sm_90)" in rows["TensorRT-RTX"].found
         assert unknown == (state == "missing")
+
+
+def test_the_table_shows_brackets_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """rich takes [gpu] for markup: the command would lack the extra."""
+    from edgelung.cli import doctor as command
+    from edgelung.core import terminal
+
+    terminal.out.cache_clear()
+    finding = Finding("pycuda", "missing", "not [yet] installed", "pip install 'edgelung[gpu]'")
+    command._print(doctor.Examination([finding], "openvino", None))
+    terminal.out.cache_clear()
+    printed = capsys.readouterr().out
+    assert "pip install 'edgelung[gpu]'" in printed
+    assert "not [yet] installed" in printed
+
+
+def test_the_defaults_of_both_files_are_shown(cli, tmp_path: Path) -> None:
+    (tmp_path / "user.toml").write_text('[infer]\nengine = "onnxruntime"\n')
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "edgelung.toml").write_text("[infer]\nthreads = 3\n")
+    environment = os.environ | {"EDGELUNG_CONFIG": str(tmp_path / "user.toml")}
+    result = cli("doctor", "--model", tmp_path / "bundles" / "first", "--json", env=environment)
+    rows = {f["what"]: f for f in json.loads(result.stdout)["findings"]}
+    assert rows["user's edgelung.toml"]["found"] == (
+        f"{tmp_path / 'user.toml'}: engine = onnxruntime"
+    )
+    assert rows["bundle's edgelung.toml"]["found"].endswith("edgelung.toml: threads = 3")
+
+
+def test_a_wrong_key_in_edgelung_toml_is_a_row(cli, tmp_path: Path) -> None:
+    (tmp_path / "user.toml").write_text("[infer]\nthread = 3\n")
+    environment = os.environ | {"EDGELUNG_CONFIG": str(tmp_path / "user.toml")}
+    result = cli("doctor", "--json", env=environment)
+    row = json.loads(result.stdout)["findings"][-1]
+    assert row["state"] == "missing"
+    assert "'thread'" in row["found"]

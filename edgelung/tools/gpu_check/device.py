@@ -1,8 +1,6 @@
-"""What `gpu_check.py` measures of the card itself: its memory, streams, graphs and our kernels."""
+"""Parts that measure the GPU itself: memory, streams, CUDA graphs and edgelung's own kernels."""
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,12 +8,11 @@ from edgelung.core.errors import one_line
 from edgelung.engines.cuda import Device, DeviceError, Stream
 from edgelung.engines.resize import DeviceResize
 from edgelung.tiles.reader import resize_by_pillow
-
-Figures = dict[str, Any]
+from edgelung.tools.gpu_check.timing import Figures, percentiles, time_calls
 
 
 def resize_kernels() -> Figures:
-    """Parity with the reader, and bytes moved per second, for the sizes that occur."""
+    """Compare the resize kernels with the reader, and measure bytes per second, at three sizes."""
     device = Device()
     rng = np.random.default_rng(0)
     result: Figures = {}
@@ -44,7 +41,7 @@ def resize_kernels() -> Figures:
 
 
 def device_layer() -> Figures:
-    """Copies, streams and CUDA graphs as the engines use them, with the resize as the work."""
+    """Measure copies, streams and CUDA graphs as the engines use them, with the resize as work."""
     device = Device()
     rng = np.random.default_rng(0)
     result: Figures = {"card": device.name, "capability": device.architecture}
@@ -112,21 +109,3 @@ def device_layer() -> Figures:
         except DeviceError as error:
             result["asked for twice its memory"] = one_line(error, 120)
     return result
-
-
-def time_calls(work: Callable[[], object], repeats: int, most_seconds: float = 10.0) -> list[float]:
-    """Seconds of each call, after a tenth as many to warm up; fewer where they are slow."""
-    for _ in range(max(3, repeats // 10)):
-        work()
-    taken: list[float] = []
-    while len(taken) < repeats and (len(taken) < 3 or sum(taken) < most_seconds):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return taken
-
-
-def percentiles(seconds: Sequence[float]) -> Figures:
-    """p50, p90, p99 in milliseconds."""
-    p50, p90, p99 = np.percentile(seconds, (50, 90, 99)) * 1e3
-    return {"p50": float(p50), "p90": float(p90), "p99": float(p99)}

@@ -1,0 +1,375 @@
+"""The Python API: what `import edgelung` offers, loaded when it is first used.
+
+    with edgelung.load("bundle") as classifier:
+        for prediction in classifier.classify(["a.jpg", array, image]):
+            print(prediction.label, prediction.confidence)
+
+    edgelung.infer_folder("tiles/", out="rows.parquet")
+    edgelung.open_run("runs/first").predictions
+
+The commands call the same functions of the rooms below. Nothing is printed; progress and notes go
+to the logger `edgelung`.
+"""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct, to_builtins
+from PIL import Image
+
+from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
+from edgelung.artifacts.opened_run import Run
+from edgelung.artifacts.predictions import Prediction, Predictions, read_predictions
+from edgelung.artifacts.summary import Summary
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.precision import Precision
+from edgelung.engines.choose import Chosen, open_engine
+from edgelung.engines.names import EngineName
+from edgelung.inference import session
+from edgelung.inference.destination import Destination
+from edgelung.inference.pipeline import default_batch_size
+from edgelung.inference.source import Source
+from edgelung.tiles.images import check_array, tile_from_array, tile_from_image
+from edgelung.tiles.reader import Tile, TileError, read_tile
+
+__all__ = [
+    "Classifier",
+    "EdgelungError",
+    "ImageInput",
+    "Prediction",
+    "Predictions",
+    "Run",
+    "Summary",
+    "infer_folder",
+    "load",
+    "open_run",
+    "read_predictions",
+    "to_records",
+]
+
+PathInput = str | os.PathLike[str]
+ImageInput = PathInput | npt.NDArray[np.uint8] | Image.Image
+AUTO = "auto"
+E = TypeVar("E", bound=StrEnum)
+
+
+def load(
+    bundle: PathInput | None = None,
+    *,
+    engine: EngineName | str | None = None,
+    precision: Precision | str | None = None,
+    threads: int | None = None,
+) -> "Classifier":
+    """Open a bundle and load its model, ready to classify tiles.
+
+    Every file of the bundle is checked against its hash, and the engine has to reproduce the
+    bundle's golden tiles, before anything is classified. Research use only.
+
+        with edgelung.load("bundles/first") as classifier:
+            for prediction in classifier.classify(["a.jpg", "b.png"]):
+                print(prediction.path, prediction.label, prediction.confidence)
+
+    Args:
+        bundle: folder that `edgelung export` wrote. None: the starter that comes with edgelung, a
+            model for trying it out, trained on LC25000.
+        engine: 'openvino', 'onnxruntime', 'tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda' or
+            'onnxruntime-tensorrt'. None: the fastest on a GPU, else the first that works on the
+            CPU. A named engine is what runs, or an error says why it cannot.
+        precision: the variant of the bundle: 'fp32', 'fp16', 'int8', 'int8-fp16' or 'fp8'. None:
+            the preferred one for the engine of those that passed their gate.
+        threads: CPU threads. None: all cores that this process may use.
+
+    Returns:
+        A classifier. Close it, or use it in a `with` statement, to release the runtime.
+
+    Raises:
+        EdgelungError: if the bundle is damaged, a name is unknown, or no engine can run it.
+    """
+    engine_name = _member(EngineName, "engine", engine)
+    precision_name = _member(Precision, "precision", precision)
+    _check_count("threads", threads)
+    opened = open_bundle(Path(bundle) if bundle is not None else starter_bundle())
+    return Classifier(opened, open_engine(opened, engine_name, precision_name, threads))
+
+
+class Classifier:
+    """A bundle's model in an engine. Made by `edgelung.load`.
+
+    Attributes:
+        bundle: the opened bundle, with its classes, variants and evidence.
+        classes: names of the classes, in the order of `Prediction.probabilities`.
+        engine: name of the engine that runs.
+        precision: the variant that runs.
+        reason: why this engine and variant were chosen.
+    """
+
+    def __init__(self, bundle: Bundle, chosen: Chosen) -> None:
+        self.bundle = bundle
+        self.classes = bundle.classes
+        self.engine = EngineName(chosen.engine.name)
+        self.precision = chosen.variant.precision
+        self.reason = chosen.reason
+        self._engine = chosen.engine
+        self._is_closed = False
+
+    def classify(
+        self, images: Iterable[ImageInput], *, batch_size: int | None = None
+    ) -> Iterator[Prediction]:
+        """Classify images; yields one prediction per image, in their order.
+
+        Images are taken from the iterable as they are needed, a few batches ahead, so it may be
+        longer than memory. They are resized to the model's tile size (224 × 224 for most bundles)
+        as a whole: an image should be one tile, not a slide.
+
+        Args:
+            images: each one is
+
+                - a path (str or os.PathLike) of a JPEG, PNG, TIFF, BMP or WebP file;
+                - an array, uint8 [H, W, 3]: RGB in 0…255, H rows of W pixels;
+                - a PIL image of any mode that files may have; alpha goes over white.
+            batch_size: images per batch. None: 16, on a GPU 32.
+
+        Yields:
+            Predictions with
+
+            - `status`: 'ok', or the word for why there is no prediction, as in the rows of
+              `edgelung infer`: 'corrupt', 'truncated', 'unsupported', 'unreadable', 'too-large' …
+              A broken file is such a result and never an exception.
+            - `label`: the most probable class; None unless the status is 'ok'.
+            - `confidence`: its probability, 0…1; None unless the status is 'ok'.
+            - `probabilities`: one float per class, in the order of `classes`, with sum 1; None
+              unless the status is 'ok'.
+            - `path`: the path as given; '' for arrays and PIL images.
+            - `error`: the reason for the status, for people; '' for 'ok'.
+
+        Raises:
+            EdgelungError: for an array of another shape or type, and after `close`.
+            TypeError: for anything that is not an image, and for one image instead of several.
+
+        A large JPEG's path and its decoded array differ a little: the reader decodes the file at
+        the smallest scale that covers the tile (libjpeg's M/8), the array was decoded at full
+        size. Probabilities differ by up to 0.02. Use paths where results must equal those of
+        `edgelung infer`.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image):
+            raise TypeError(f"found one {type(images).__name__}; expected several images: [image]")
+        if isinstance(images, np.ndarray) and images.ndim < 4:
+            raise TypeError(
+                f"found one array of {images.ndim} dimensions; expected several images: [array], "
+                "or an array uint8 [N, H, W, 3]"
+            )
+        _check_count("batch_size", batch_size)
+        return self._classify(images, batch_size or default_batch_size(self._engine))
+
+    def classify_all(
+        self, images: Iterable[ImageInput], *, batch_size: int | None = None
+    ) -> Predictions:
+        """As `classify`, but all predictions at once, in memory.
+
+        For pandas: `pandas.DataFrame(classifier.classify_all(images).to_records())`, with the
+        columns path, status, label, confidence, p_<class>… and error.
+        """
+        return Predictions(self.classes, tuple(self.classify(images, batch_size=batch_size)))
+
+    def close(self) -> None:
+        """Release the runtime's resources. Calling it again does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._engine.close()
+
+    def __enter__(self) -> "Classifier":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.bundle.manifest.name!r}, {self.engine} {self.precision})"
+
+    def _classify(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Prediction]:
+        """Each engine thread decodes a batch and predicts it; a few batches are ahead."""
+        waiting: deque[Future[list[Prediction]]] = deque()
+        checked = map(_check_input, images)
+        with ThreadPoolExecutor(self._engine.concurrency, "classify") as pool:
+            try:
+                while batch := list(itertools.islice(checked, batch_size)):
+                    if len(waiting) > self._engine.concurrency:
+                        yield from waiting.popleft().result()
+                    waiting.append(pool.submit(self._classify_batch, batch))
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:  # an error, or the caller wants no more: drop what has not begun
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _classify_batch(self, images: Sequence[ImageInput]) -> list[Prediction]:
+        if self._is_closed:
+            raise EdgelungError("the classifier is closed; load it again")
+        decoded = [self._decode(image) for image in images]
+        tiles = [tile for tile in decoded if not isinstance(tile, TileError)]
+        # (N, classes)
+        probabilities = iter(self._engine.infer(np.stack(tiles)).tolist() if tiles else [])
+        return [
+            Prediction(_path_of(image), tile.status, error=tile.reason)
+            if isinstance(tile, TileError)
+            else self._prediction(_path_of(image), next(probabilities))
+            for image, tile in zip(images, decoded, strict=True)
+        ]
+
+    def _decode(self, image: ImageInput) -> Tile | TileError:
+        """Return the tile of an image, uint8 (size, size, 3), or why there is none."""
+        spec = self.bundle.reader
+        try:
+            if isinstance(image, np.ndarray):
+                return tile_from_array(image, spec)
+            if isinstance(image, Image.Image):
+                return tile_from_image(image, spec)
+            return read_tile(image, spec)
+        except TileError as error:
+            return error
+        except MemoryError:
+            return TileError("too-large", "not enough memory to decode it")
+        except Exception as error:  # decoders raise many types: a result, as in a folder run
+            return TileError("corrupt", one_line(error))
+
+    def _prediction(self, path: str, probabilities: list[float]) -> Prediction:
+        if not np.isfinite(probabilities).all():
+            return Prediction(path, "failed", error=f"{self.engine} gave no finite probabilities")
+        confidence = max(probabilities)
+        label = self.classes[probabilities.index(confidence)]
+        return Prediction(path, "ok", label, confidence, tuple(probabilities))
+
+
+def infer_folder(
+    folder: PathInput | Sequence[PathInput],
+    out: PathInput,
+    *,
+    model: PathInput | None = None,
+    files: PathInput | None = None,
+    subset: str | None = None,
+    engine: EngineName | str | None = None,
+    precision: Precision | str | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    min_confidence: float | None = None,
+    verify: bool = False,
+    resume: bool | None = None,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> Summary:
+    """Predict every tile of a folder: one row per file, as `edgelung infer` does.
+
+    The rows and their summary (`<out>.summary.json`) are written; a stopped run leaves a journal
+    and can be continued. Read the rows with `edgelung.read_predictions`. Research use only.
+
+    Args:
+        folder: folder of tiles, searched with all folders below; or several.
+        out: file for the rows: .csv, .jsonl or .parquet.
+        model: bundle that `edgelung export` wrote. None: the starter.
+        files: predict only the files of this list: a path per line, or a CSV with a column path.
+        subset: with `files`: only rows of this subset, such as 'test'.
+        engine, precision, threads: as for `edgelung.load`.
+        batch_size: tiles per batch. None: 16, on a GPU 32.
+        min_confidence: 0…1; less confident rows get the status 'review' and no label.
+        verify: run full precision on every tile as well, and compare.
+        resume: True continues a stopped run, False discards its rows, None refuses to do either.
+        on_rows: called with the number of rows that are done since the last call.
+
+    Returns:
+        The summary of the run: counts, speed, what ran, and metrics if the folders are named
+        after classes. `exit_code` is 3 if some files failed.
+
+    Raises:
+        EdgelungError: if the folder, the list, the bundle or the output cannot be used.
+    """
+    _check_count("batch_size", batch_size)
+    _check_count("threads", threads)
+    folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise EdgelungError(f"min_confidence is {min_confidence}; expected 0…1")
+    options = session.Options(
+        engine=_member(EngineName, "engine", engine),
+        precision=_member(Precision, "precision", precision),
+        batch_size=batch_size,
+        threads=threads,
+        verify=verify,
+        min_confidence=min_confidence,
+    )
+    return session.infer_folder(
+        Source(tuple(map(Path, folders)), None if files is None else Path(files), subset),
+        open_bundle(Path(model) if model is not None else starter_bundle()),
+        Destination.parse(Path(out)),
+        options,
+        resume=resume,
+        on_rows=on_rows,
+    )
+
+
+def open_run(path: PathInput) -> Run:
+    """Open a run folder that `edgelung train` wrote, to read what is in it.
+
+        run = edgelung.open_run("runs/first")
+        run.metrics.student.test.balanced_accuracy
+        pandas.DataFrame(run.predictions.to_records())
+        pandas.DataFrame(edgelung.to_records(run.history))
+
+    Args:
+        path: the run folder; the run may still be going on.
+
+    Returns:
+        An object with `config`, `split`, `history`, `metrics` and `predictions`, each read when it
+        is first used.
+
+    Raises:
+        EdgelungError: if the folder is not a run; later, if a file in it is missing or damaged.
+    """
+    return Run(Path(path))
+
+
+def to_records(rows: Iterable[Struct]) -> list[dict[str, object]]:
+    """Return one dict per row, for `pandas.DataFrame`: of `run.history` or `run.split`."""
+    return [to_builtins(row) for row in rows]
+
+
+def _member(kind: type[E], what: str, value: str | None) -> E | None:
+    """Return the member of an enum by its value; None for None and 'auto'."""
+    if value is None or value == AUTO:
+        return None
+    try:
+        return kind(value)
+    except ValueError as error:
+        names = ", ".join([AUTO, *kind])
+        raise EdgelungError(f"{what} {value!r} is unknown; expected one of {names}") from error
+
+
+def _check_count(what: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise EdgelungError(f"{what} is {value}; expected 1 or more")
+
+
+def _check_input(image: ImageInput) -> ImageInput:
+    """Return the input. Raises EdgelungError or TypeError if it can be no image."""
+    if isinstance(image, np.ndarray):
+        check_array(image)
+    elif not isinstance(image, str | os.PathLike | Image.Image):
+        raise TypeError(
+            f"found {type(image).__name__}; expected a path, an array uint8 [H, W, 3] or a PIL "
+            "image"
+        )
+    return image
+
+
+def _path_of(image: ImageInput) -> str:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else ""

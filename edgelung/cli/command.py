@@ -1,0 +1,63 @@
+"""The form of a command: help with groups of options, and usage errors of one line."""
+
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
+
+from edgelung.core.errors import one_line
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
+    from typer._click.formatting import HelpFormatter
+
+
+class Command(TyperCommand):
+    """A command whose help shows its options in groups, without importing rich.
+
+    The group of an option is its `rich_help_panel`; typer itself shows groups only through rich,
+    which takes longer to import than everything else that `--help` needs.
+    """
+
+    def invoke(self, ctx: "Context") -> Any:
+        """Run the command; from here on, log records and progress are shown."""
+        from edgelung.core.terminal import show_reports
+
+        show_reports()
+        return super().invoke(ctx)
+
+    def collect_usage_pieces(self, ctx: "Context") -> list[str]:
+        """Return the words of the usage line: `FOLDER...` instead of typer's `{FOLDER}...`."""
+        return [
+            piece.strip("{}").replace("}...", "...") for piece in super().collect_usage_pieces(ctx)
+        ]
+
+    def format_options(self, ctx: "Context", formatter: "HelpFormatter") -> None:
+        """Write the arguments, then each group of options under its own heading."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is None:
+                continue
+            name, text = record
+            if parameter.param_type_name == "argument":
+                heading, name = "Arguments", name.partition(" <")[0]
+            else:
+                heading = getattr(parameter, "rich_help_panel", None) or "Options"
+            groups.setdefault(heading, []).append((name, text))
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def usage_message(error: TyperException) -> str:
+    """Return the message of a usage error; the help page where no command was given."""
+    text = error.format_message()
+    if "\n" in text:
+        return text
+    context = getattr(error, "ctx", None)
+    see = f"see `{context.command_path if context else 'edgelung'} --help`"
+    message = one_line(text)
+    message = message[0].lower() + message[1:].removesuffix(".")
+    return f"edgelung: {message}" + (
+        f" {see.capitalize()}" if message.endswith("?") else f"; {see}"
+    )

@@ -1,0 +1,105 @@
+"""`edgelung demo`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgelung.cli.options import INPUT, MODEL, OUTPUT, training_extra
+
+if TYPE_CHECKING:
+    from edgelung.tools.demo import DemoOptions
+
+
+def demo(
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Folder to write; if it exists, a number is added to its name.",
+        ),
+    ] = Path("demo"),
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=INPUT,
+            help="Labelled tiles, in class folders.  [default: synthetic ones, drawn by edgelung]",
+        ),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            rich_help_panel=INPUT,
+            help="With --data: a CSV with the columns path and group (or cluster).",
+        ),
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=INPUT,
+            help="A further labelled folder to predict at the end; repeatable.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=MODEL,
+            help="Recipe of `edgelung train`.  [default: demo; with --data quick]",
+        ),
+    ] = "",
+    json_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="File for the figures.  [default: results.json in --out]",
+        ),
+    ] = None,
+) -> None:
+    """Does the whole chain work here, from tiles to predictions?
+
+    Trains, exports with INT8, predicts the test tiles in both CPU engines and compares. Every step
+    is an `edgelung` command, which is printed. Takes about five minutes on two cores. Needs
+    `pip install 'edgelung[train]'`. Research use only.
+    """
+    from edgelung.core.errors import EdgelungError
+    from edgelung.tools.demo import DemoOptions, run_demo
+
+    if groups and data is None:
+        raise EdgelungError("--groups needs --data, the tiles that the groups are of")
+    with training_extra("demo"):
+        import timm  # noqa: F401 (asked for now, not when minutes of work are done)
+
+        from edgelung.train.synthetic import write_dataset  # noqa: F401
+    folder = _new_folder(out)
+    if data is None:
+        options = _synthetic(folder, recipe or "demo", also or [])
+    else:
+        options = DemoOptions(data, groups, recipe or "quick", also=also or [])
+    run_demo(options, folder, json_path)
+
+
+def _synthetic(folder: Path, recipe: str, also: list[Path]) -> "DemoOptions":
+    """Draw the tiles that the demo runs on without --data."""
+    from edgelung.core.terminal import out
+    from edgelung.tools.demo import CALIBRATION_TILES, DemoOptions
+    from edgelung.train.synthetic import write_dataset
+
+    data = write_dataset(folder / "tiles", sources=64, tiles_per_source=10)
+    out().print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.", markup=False)
+    return DemoOptions(data, data / "groups.csv", recipe, CALIBRATION_TILES, also)
+
+
+def _new_folder(folder: Path) -> Path:
+    """Create `folder`, with a number behind its name if it exists."""
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    candidate.mkdir(parents=True)
+    return candidate

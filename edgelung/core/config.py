@@ -1,0 +1,104 @@
+"""edgelung.toml: the defaults of options, read from files that a user or a lab writes.
+
+Two files may give them: the one beside the bundle (in the folder that holds the bundle's folder)
+and the user's. The command line wins over the bundle's file, and that over the user's.
+EDGELUNG_CONFIG names another file instead of the user's, or is 'off': then no file is read.
+
+This module finds and reads the files; which keys a section has is the caller's type.
+"""
+
+import os
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from edgelung.core.errors import EdgelungError, one_line
+
+ENVIRONMENT = "EDGELUNG_CONFIG"
+OFF = "off"
+NAME = "edgelung.toml"
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class Defaults(Generic[T]):
+    """The section of one file: where it was read and its typed values."""
+
+    path: Path
+    values: T
+
+
+def user_config() -> Path | None:
+    """Return the user's file, which may not exist; None if it is switched off.
+
+    Raises:
+        EdgelungError: if EDGELUNG_CONFIG names a file that does not exist.
+    """
+    named = os.environ.get(ENVIRONMENT)
+    if named == OFF:
+        return None
+    if named:
+        if not Path(named).is_file():
+            raise EdgelungError(
+                f"{ENVIRONMENT} names {named}, which is not a file; name an {NAME}, or 'off'"
+            )
+        return Path(named)
+    try:
+        return _user_folder() / "edgelung" / NAME
+    except RuntimeError:  # no home folder: no file of the user's
+        return None
+
+
+def bundle_config(bundle: Path) -> Path | None:
+    """Return the file beside the bundle `bundle`, which may not exist; None if switched off."""
+    if os.environ.get(ENVIRONMENT) == OFF:
+        return None
+    return bundle.absolute().parent / NAME
+
+
+def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] | None:
+    """Read the table `[section]` of a file as `kind`, whose fields are the known keys.
+
+    Returns:
+        None if there is no file, or no such table in it.
+
+    Raises:
+        EdgelungError: if the file is not TOML, or has a key or a value that `kind` does not have.
+    """
+    if path is None or not path.is_file():
+        return None
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise EdgelungError(f"{path} is not TOML: {one_line(error)}") from error
+    _check_keys(content, (section,), str(path))
+    if (table := content.get(section)) is None:
+        return None
+    if not isinstance(table, dict):
+        raise EdgelungError(f"{path}: {section} is a value; expected a table, [{section}]")
+    _check_keys(table, kind.__struct_fields__, f"{path} [{section}]")
+    try:
+        return Defaults(path, msgspec.convert(table, kind))
+    except msgspec.ValidationError as error:
+        raise EdgelungError(
+            f"{path} [{section}]: {one_line(error)}; expected what `edgelung {section}` takes"
+        ) from error
+
+
+def _check_keys(table: dict[str, object], known: tuple[str, ...], where: str) -> None:
+    if unknown := [key for key in table if key not in known]:
+        raise EdgelungError(f"{where} has {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def _user_folder() -> Path:
+    """The folder for the settings of the user's programs. Raises RuntimeError without a home."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")

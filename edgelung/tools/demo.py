@@ -1,0 +1,118 @@
+"""`edgelung demo`: the whole chain as a user runs it; every step is a command that is printed.
+
+train ─► export ─► infer on the test tiles, in every CPU engine and precision ─► one table, one JSON
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgelung.artifacts.bundle import open_bundle
+from edgelung.artifacts.predictions import read_predictions
+from edgelung.artifacts.run import RunFolder
+from edgelung.artifacts.summary import Summary, read_summary
+from edgelung.core import typed_json
+from edgelung.core.errors import EdgelungError, ExitCode
+from edgelung.core.precision import Precision
+from edgelung.core.system import describe_machine
+from edgelung.core.terminal import out as console
+from edgelung.engines.names import EngineName
+from edgelung.tools.demo_figures import AlsoFigures, DemoFigures, Labels, collect_figures, show
+
+# Engine and precision of each `infer` over the test tiles.
+INFER_RUNS = (
+    (EngineName.ONNXRUNTIME, Precision.FP32),
+    (EngineName.OPENVINO, Precision.FP32),
+    (EngineName.ONNXRUNTIME, Precision.INT8),
+    (EngineName.OPENVINO, Precision.INT8),
+)
+# Of the synthetic tiles: the gate needs the others, about 200 a class.
+CALIBRATION_TILES = 240
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo runs on.
+
+    Attributes:
+        data: folder of labelled tiles.
+        groups: CSV with path and group or cluster; None: `edgelung train` finds near copies.
+        recipe: of `edgelung train`.
+        calibration_tiles: of `edgelung export`; None: its default.
+        also: further labelled folders to predict.
+    """
+
+    data: Path
+    groups: Path | None
+    recipe: str
+    calibration_tiles: int | None = None
+    also: Sequence[Path] = ()
+
+
+@dataclass
+class Steps:
+    """Runs `edgelung` commands, prints each one and remembers how long it took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, *words: object, allowed: Sequence[ExitCode] = (ExitCode.OK,)) -> None:
+        """Run one command; raises EdgelungError for an exit code that is not allowed."""
+        command = [str(word) for word in words]
+        console().print(f"\n$ edgelung {' '.join(command)}", markup=False)
+        start = time.perf_counter()
+        code = subprocess.run([sys.executable, "-m", "edgelung", *command], check=False).returncode
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        if code not in allowed:
+            raise EdgelungError(f"`edgelung {command[0]}` ended with exit code {code}, see above")
+
+
+def run_demo(options: DemoOptions, folder: Path, json_path: Path | None = None) -> DemoFigures:
+    """Run the chain in `folder`; a variant that does not pass its gate is shown, not an error.
+
+    Args:
+        options: tiles, groups and recipe.
+        folder: an existing folder for the run, the bundle, the rows and results.json.
+        json_path: the file for the figures; None: results.json in `folder`.
+    """
+    run, bundle = folder / "run", folder / "bundle"
+    steps = Steps()
+    groups = ["--groups", options.groups] if options.groups else []
+    steps.run("train", "train", options.data, "--out", run, "--recipe", options.recipe, *groups)
+    few = ["--calibration-tiles", options.calibration_tiles] if options.calibration_tiles else []
+    gate = (ExitCode.OK, ExitCode.GATE)
+    steps.run("export", "export", run, "--out", bundle, "--fp16", "--int8", *few, allowed=gate)
+
+    def infer(name: str, *words: object, allowed: Sequence[ExitCode] = (ExitCode.OK,)) -> Summary:
+        rows = folder / f"{name}.csv"
+        words = ("infer", *words, "--model", bundle, "--out", rows)
+        steps.run(f"infer {name}", *words, allowed=allowed)
+        return read_summary(rows.with_suffix(".summary.json"))
+
+    results: list[tuple[Summary, Labels]] = []
+    for engine, precision in INFER_RUNS:
+        name = f"{engine}-{precision}"
+        test_tiles = [options.data, "--files", RunFolder(run).split_path, "--subset", "test"]
+        summary = infer(name, *test_tiles, "--engine", engine, "--precision", precision)
+        rows = read_predictions(folder / f"{name}.csv").rows
+        results.append((summary, {row.path: row.label for row in rows}))
+    also = infer("also", *options.also, "--verify", allowed=gate) if options.also else None
+
+    figures = collect_figures(
+        RunFolder(run),
+        open_bundle(bundle),
+        results,
+        also=None if also is None else AlsoFigures.of(also),
+        seconds=steps.seconds,
+        machine=describe_machine(),
+    )
+    path = json_path or folder / "results.json"
+    typed_json.write(path, figures)
+    show(figures, has_groups=options.groups is not None)
+    reports = (RunFolder(run).report_path, open_bundle(bundle).folder / "report.html")
+    console().print(
+        f"reports   {reports[0]}\n          {reports[1]}\nfigures   {path}", markup=False
+    )
+    return figures

@@ -1,0 +1,133 @@
+"""The parts of the GPU check: what the project's bars ask for first, comparisons last.
+
+As a program (`python -m edgelung.tools.gpu_check.parts NAME OPTIONS`) it runs one part and prints
+its figures as JSON.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.core.precision import Precision
+from edgelung.core.typed_json import convert, parse
+from edgelung.tiles.reader import read_tile
+from edgelung.tools.gpu_check import device, engines, folder
+from edgelung.tools.gpu_check.timing import CannotRunError, Figures
+
+NO_TILES = "no tiles: edgelung gpu-check --tiles FOLDER"
+DEIT_B = "deit_base_distilled_patch16_224"
+DEIT_B_SIZE = 224  # pixels
+
+
+class PartOptions(Struct, frozen=True):
+    """What every part gets: the bundle, the folder of tiles, and a folder for graphs."""
+
+    bundle: str
+    tiles: str | None
+    scratch: str
+
+    def open_bundle(self) -> Bundle:
+        """Open the bundle."""
+        return open_bundle(Path(self.bundle))
+
+    def tile_folder(self) -> Path:
+        """Return the folder of tiles; raises CannotRunError without one."""
+        if self.tiles is None:
+            raise CannotRunError(NO_TILES)
+        return Path(self.tiles)
+
+    def random_deit_b(self) -> Path:
+        """Return DeiT-B's graph with random weights: right for speed, worthless for accuracy."""
+        path = Path(self.scratch) / f"{DEIT_B}.fp16.onnx"
+        if not path.exists():
+            write_random_graph(path, DEIT_B)
+        return path
+
+
+Part = Callable[[PartOptions], Figures]
+
+
+def _parity(options: PartOptions) -> Figures:
+    bundle = options.open_bundle()
+    if options.tiles:
+        tiles, _ = folder.read_some(Path(options.tiles), 512, bundle.reader.size)
+    else:
+        tiles = np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
+    return engines.parity(bundle, tiles)
+
+
+def _latency_of_deit_b(options: PartOptions, *, graphs: bool) -> Figures:
+    return engines.latency(options.random_deit_b(), Precision.FP16, graphs, DEIT_B_SIZE)
+
+
+def _latency_of_bundle(options: PartOptions, *, precision: Precision, graphs: bool) -> Figures:
+    bundle = options.open_bundle()
+    path = bundle.variant(precision).path
+    return engines.latency(path, precision, graphs, bundle.reader.size)
+
+
+def _throughput(options: PartOptions) -> Figures:
+    gflop = engines.model_gflop(tokens=198, width=768, depth=12, patches=196)
+    return engines.throughput(options.random_deit_b(), gflop, DEIT_B_SIZE)
+
+
+def _folder_run(options: PartOptions) -> Figures:
+    return folder.folder_run(options.open_bundle(), options.tile_folder(), Path(options.scratch))
+
+
+def _jpeg(options: PartOptions) -> Figures:
+    return folder.jpeg_on_gpu(folder.read_some(options.tile_folder(), 64, 224)[1])
+
+
+PARTS: dict[str, Part] = {
+    "resize kernels": lambda options: device.resize_kernels(),
+    "memory, streams, graphs": lambda options: device.device_layer(),
+    "DeiT-B FP16 latency, CUDA graphs": partial(_latency_of_deit_b, graphs=True),
+    "DeiT-B FP16 latency, no graphs": partial(_latency_of_deit_b, graphs=False),
+    "DeiT-B FP16 throughput": _throughput,
+    "parity with ONNX Runtime CPU": _parity,
+    **{
+        f"bundle {precision} latency{'' if graphs else ', no graphs'}": partial(
+            _latency_of_bundle, precision=precision, graphs=graphs
+        )
+        for precision in Precision
+        for graphs in (True, False)
+    },
+    "folder run": _folder_run,
+    "JPEG decode by nvimgcodec": _jpeg,
+    "DeiT-B torch FP16": lambda options: engines.torch_models(DEIT_B),
+}
+
+
+def write_random_graph(path: Path, architecture: str) -> None:
+    """Write the graph of an untrained model in FP16, as `edgelung export` would."""
+    import onnx
+    import timm
+    import torch
+
+    from edgelung.export.graph import build_graph
+    from edgelung.export.student import Student
+
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=3).eval()
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    heads = int(model.blocks[0].attn.num_heads)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    classes = ("lung_aca", "lung_n", "lung_scc")
+    student = Student(architecture, classes, DEIT_B_SIZE, 16, heads, mean, std, weights)
+    onnx.save(build_graph(student, half=True), path)
+
+
+def main(name: str, options: str) -> None:
+    """Run one part and print its figures."""
+    print(json.dumps(PARTS[name](convert(parse(options), PartOptions))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
