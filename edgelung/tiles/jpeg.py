@@ -1,0 +1,276 @@
+"""JPEG → uint8 RGB by simplejpeg, and by Pillow what simplejpeg cannot convert.
+
+simplejpeg decodes strictly: every warning of libjpeg-turbo is an error, so half a picture is never
+taken for a whole one. Segments that the pixels do not need (a broken ICC profile, stray bytes) are
+dropped and the decode is repeated before a file is called damaged.
+"""
+
+import io
+import itertools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from edgelung.tiles.colour import exif_orientation, to_rgb, upright
+from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.resize import Tile
+from edgelung.tiles.table import Kind, check_size, decide
+from edgelung.tiles.tiff_directory import first_directory
+
+MAX_SCANS = 500  # ten are usual; each costs a pass over all pixels
+MARK = b"\xff\xd8\xff"
+
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\1-\4]")  # marker, length, components
+_SOF = {  # start of frame → the coding, in the standard's terms
+    0xC0: "sequential Huffman",
+    0xC1: "sequential Huffman",
+    0xC2: "progressive Huffman",
+    0xC3: "lossless Huffman",
+    0xC5: "hierarchical sequential Huffman",
+    0xC6: "hierarchical progressive Huffman",
+    0xC7: "hierarchical lossless Huffman",
+    0xC9: "sequential arithmetic",
+    0xCA: "progressive arithmetic",
+    0xCB: "lossless arithmetic",
+    0xCD: "hierarchical sequential arithmetic",
+    0xCE: "hierarchical progressive arithmetic",
+    0xCF: "hierarchical lossless arithmetic",
+    0xF7: "JPEG-LS",
+}
+_COLOURS = {1: "grey", 3: "RGB or YCbCr", 4: "CMYK or YCCK"}
+_NEEDED = frozenset([*_SOF, 0xC4, 0xCC, 0xDB, 0xDD])  # and Huffman, arithmetic, quantization, DRI
+_JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+_APP14 = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: the colour transform
+_MP_IMAGES = 0xB002  # MP entries of 16 bytes; the low 24 bits of the first word are the type
+_MP_THUMBNAIL = 1  # the class of a type: 1 thumbnail, 2 several views, 3 the primary picture
+_GAIN_MAPS = (b"hdrgm:", b"HDRGainMap", b"hdr-gain-map", b"urn:iso:std:iso:ts:21496")
+# Not a marker, and no run of it decodes to nothing: it shows where entropy-coded data is missing.
+_FILL = bytes(b for b in range(1, 240)) * 16
+
+
+@dataclass(slots=True)
+class Header:
+    """The segments of a JPEG up to its first scan."""
+
+    coding: str = ""
+    bits: int = 0
+    width: int = 0
+    height: int = 0
+    components: int = 0
+    exif: bytes = b""
+    multi_picture: bytes = b""
+    jfif: bool = False
+    adobe: int | None = None  # its colour transform
+    needed: tuple[tuple[int, int, int], ...] = ()  # marker, start, end of what decoding needs
+    scan: int = 0  # where the first SOS stands
+
+    @property
+    def kind(self) -> Kind:
+        """The row of the decision table that is asked for."""
+        colour = _COLOURS.get(self.components, f"of {self.components} components")
+        return Kind("JPEG", self.coding, colour, self.bits)
+
+
+def read_header(data: bytes) -> Header:
+    """Walk over the segments as libjpeg does, past stray bytes; raises TileError."""
+    header, needed, at = Header(), [], 2
+    while True:
+        at = data.find(b"\xff", at)
+        while 0 <= at < len(data) - 1 and data[at + 1] == 0xFF:
+            at += 1
+        if at < 0 or at + 4 > len(data):
+            raise TileError("truncated", "the JPEG ends within its header")
+        marker = data[at + 1]
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stray, or without a length
+            at += 2
+            continue
+        if marker == 0xD9:
+            raise TileError("truncated", "the JPEG ends before its first scan")
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xDA:
+            break
+        if marker in _NEEDED:
+            needed.append((marker, at, end))
+            if marker in _SOF:
+                _read_frame(header, marker, data[at + 4 : end])
+        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            header.exif += data[at + 10 : end]  # a long block goes on in the next segment
+        elif marker == 0xE0 and data[at + 4 : at + 9] == b"JFIF\0":
+            header.jfif = True
+        elif marker == 0xE2 and data[at + 4 : at + 8] == b"MPF\0":
+            header.multi_picture = data[at + 8 : end]
+        elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe" and end >= at + 16:
+            header.adobe = data[at + 15]
+        at = end
+    if not header.coding:
+        raise TileError("corrupt", "the JPEG has no frame header before its first scan")
+    header.needed, header.scan = tuple(needed), at
+    return header
+
+
+def _read_frame(header: Header, marker: int, frame: bytes) -> None:
+    if header.coding or len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+        raise TileError("corrupt", "the JPEG frame header cannot be read")
+    header.coding, header.bits, header.components = _SOF[marker], frame[0], frame[5]
+    header.height = int.from_bytes(frame[1:3])
+    header.width = int.from_bytes(frame[3:5])
+
+
+def decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
+    """Decode a JPEG file, scaled by the smallest M/8 that covers `size`; raises TileError."""
+    header = read_header(data)
+    _check_frames(data, header)
+    pixels = _decode(data, header, size)
+    return upright(pixels, exif_orientation(header.exif)) if header.exif else pixels
+
+
+def decode_segment(tables: bytes, segment: bytes, transform: bool) -> Tile:
+    """Decode one strip or tile of a TIFF: uint8 (H, W) or RGB (H, W, 3); raises TileError.
+
+    `tables`: the TIFF's JPEGTables, or empty. `transform`: whether the TIFF says that three
+    components are YCbCr and not RGB.
+    """
+    if not segment.startswith(MARK[:2]):
+        raise TileError("corrupt", "JPEG data in the TIFF does not begin as a JPEG")
+    header = read_header(segment)
+    if header.components == 3:
+        says_ycc = header.jfif if header.adobe is None else header.adobe == 1
+        says_rgb = header.adobe == 0 and not header.jfif
+        if says_rgb if transform else says_ycc:
+            names = ("YCbCr", "RGB") if transform else ("RGB", "YCbCr")
+            reason = "the TIFF says {} and the JPEG data in it {}".format(*names)
+            raise TileError("unsupported", reason)
+    if header.components not in (1, 3):
+        raise TileError("unsupported", f"JPEG data of {header.components} components in a TIFF")
+    header.jfif, header.adobe = False, int(transform)
+    whole = b"\xff\xd8" + _tables(tables) + _without_extras(segment, header)[2:]
+    pixels = np.asarray(_decode(whole, read_header(whole), 0))
+    return pixels[..., 0] if header.components == 1 else pixels
+
+
+def _tables(data: bytes) -> bytes:
+    """The quantization and Huffman tables of an abbreviated stream of tables only."""
+    if not data:
+        return b""
+    frame = b"\xff\xc0\0\x08\x08\0\0\0\0\0\xff\xda\0\0"  # `read_header` asks for a frame, a scan
+    header = read_header(data.removesuffix(b"\xff\xd9") + frame)
+    return b"".join(data[start:end] for marker, start, end in header.needed if marker not in _SOF)
+
+
+def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
+    if header.height == 0 and header.width:
+        raise TileError("unsupported", "a JPEG whose height stands behind its pixels (DNL)")
+    decide(header.kind)
+    check_size(header.width, header.height, size)
+    if data.count(b"\xff\xda") > MAX_SCANS and _has_many_scans(data):
+        raise TileError("too-large", f"a JPEG of more than {MAX_SCANS} scans")
+    try:
+        return _decode_strictly(data, header, size)
+    except TileError as error:
+        needed = _without_extras(data, header)
+        if needed == data or error.status == "unsupported":
+            raise
+        return _decode_strictly(needed, read_header(needed), size)
+
+
+def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Image:
+    """Decode; any warning of libjpeg-turbo is an error."""
+    four_inks = header.components == 4
+    try:
+        pixels: Tile = simplejpeg.decode_jpeg(
+            data,
+            "CMYK" if four_inks else "RGB",
+            min_height=size,
+            min_width=size,
+            min_factor=1,
+        )
+    except Exception as error:  # ValueError; KeyError for a sampling that it does not know
+        if isinstance(error, KeyError) or "subsampling" in str(error):
+            return _decode_odd_sampling(data, header)
+        if "rithmetic" in str(error):
+            raise TileError("unsupported", "an arithmetic-coded JPEG is not read") from error
+        raise damaged(error) from error
+    # The data is whole, but libjpeg-turbo converts no CMYK. Pillow does, and inverts Adobe's.
+    return _decode_by_pillow(data) if four_inks else pixels
+
+
+def _decode_by_pillow(data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as source:
+            source.load()
+            return to_rgb(source)
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
+        raise damaged(error) from error
+
+
+def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
+    """Decode sampling factors that TurboJPEG has no name for.
+
+    Pillow ignores libjpeg's warnings. Missing data shows because filling up the end of each scan
+    then changes pixels, while a decoder that has all it needs skips the filling.
+    """
+    pixels = _decode_by_pillow(data)
+    filled = bytearray(data[: header.scan])
+    start = header.scan
+    for end in _scan_ends(data, header.scan):
+        filled += data[start:end] + _FILL
+        start = end
+    if _decode_by_pillow(bytes(filled + data[start:])).tobytes() != pixels.tobytes():
+        raise TileError("truncated", "the JPEG lacks some of its pixels")
+    return pixels
+
+
+def _scan_ends(data: bytes, at: int) -> list[int]:
+    """Where entropy-coded data stops: before each restart marker and after each scan."""
+    ends = []
+    while data[at : at + 2] != b"\xff\xd9" and at + 4 <= len(data):
+        if data[at] != 0xFF:
+            break
+        in_scan = data[at + 1] == 0xDA or 0xD0 <= data[at + 1] <= 0xD7
+        restart = 0xD0 <= data[at + 1] <= 0xD7
+        at += 2 if restart else 2 + int.from_bytes(data[at + 2 : at + 4])
+        if in_scan:
+            found = re.compile(rb"\xff[^\x00\xff]").search(data, at)
+            if found is None:
+                break
+            at = found.start()
+            ends.append(at)
+    return ends
+
+
+def _without_extras(data: bytes, header: Header) -> bytes:
+    """The same picture without the segments and stray bytes that decoding does not need."""
+    scan = bytearray(data[header.scan :])
+    if header.coding.startswith("sequential") and len(scan) > 4:
+        end = 2 + int.from_bytes(scan[2:4])
+        scan[end - 3 : end] = b"\0\x3f\0"  # of no meaning here, and some encoders leave them out
+    adobe = b"" if header.adobe is None else _APP14 + bytes([header.adobe])
+    jfif = _JFIF if header.jfif else b""
+    return b"\xff\xd8" + jfif + adobe + b"".join(data[a:b] for _, a, b in header.needed) + scan
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """By their headers: the marker alone can occur by chance in what is no picture."""
+    return next(itertools.islice(_SCAN.finditer(data), MAX_SCANS, None), None) is not None
+
+
+def _check_frames(data: bytes, header: Header) -> None:
+    """Raise TileError `several-pages` for an MPO of several views.
+
+    Thumbnails and the gain map of a phone belong to the primary picture, which is the one read.
+    """
+    if not header.multi_picture:
+        return
+    try:
+        directory = first_directory(header.multi_picture)
+        entries = directory.raw(_MP_IMAGES)
+    except TileError:
+        return  # a broken segment names no further picture
+    order = "little" if directory.order == "<" else "big"
+    types = [int.from_bytes(entries[at : at + 4], order) for at in range(0, len(entries), 16)]
+    views = 1 + sum((t & 0xFFFFFF) >> 16 != _MP_THUMBNAIL for t in types[1:])
+    if views > 1 and not any(mark in data for mark in _GAIN_MAPS):
+        raise TileError("several-pages", f"a JPEG of {views} pictures (MPO)")
