@@ -54,7 +54,7 @@ def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
 
 def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None:
     """Raise TileError `slide` for a slide's name, or for a slide of more than MAX_BYTES."""
-    suffix = os.path.splitext(os.fsdecode(path))[1].lower()
+    suffix = "." + os.fsdecode(path).rpartition(".")[2].lower()
     named = suffix in SLIDE_SUFFIXES
     if not length or not (named or length > MAX_BYTES):
         return

@@ -8,7 +8,8 @@ dropped and the decode is repeated before a file is called damaged.
 import io
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import simplejpeg
@@ -23,6 +24,7 @@ from edgelung.tiles.tiff_directory import first_directory
 MAX_SCANS = 500  # ten are usual; each costs a pass over all pixels
 MARK = b"\xff\xd8\xff"
 
+_ENTROPY_END = re.compile(rb"\xff[^\x00\xff]")
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\1-\4]")  # marker, length, components
 _SOF = {  # start of frame → the coding, in the standard's terms
     0xC0: "sequential Huffman",
@@ -41,7 +43,8 @@ _SOF = {  # start of frame → the coding, in the standard's terms
     0xF7: "JPEG-LS",
 }
 _COLOURS = {1: "grey", 3: "RGB or YCbCr", 4: "CMYK or YCCK"}
-_NEEDED = frozenset([*_SOF, 0xC4, 0xCC, 0xDB, 0xDD])  # and Huffman, arithmetic, quantization, DRI
+_TABLES = frozenset([0xC4, 0xCC, 0xDB, 0xDD])  # Huffman, arithmetic, quantization, DRI
+_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA), 0xFF])  # stray, fill, or without a segment
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _APP14 = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: the colour transform
 _MP_IMAGES = 0xB002  # MP entries of 16 bytes; the low 24 bits of the first word are the type
@@ -64,51 +67,61 @@ class Header:
     multi_picture: bytes = b""
     jfif: bool = False
     adobe: int | None = None  # its colour transform
-    needed: tuple[tuple[int, int, int], ...] = ()  # marker, start, end of what decoding needs
+    segments: list[tuple[int, int, int]] = field(default_factory=list)  # marker, start, end
     scan: int = 0  # where the first SOS stands
 
-    @property
-    def kind(self) -> Kind:
-        """The row of the decision table that is asked for."""
-        colour = _COLOURS.get(self.components, f"of {self.components} components")
-        return Kind("JPEG", self.coding, colour, self.bits)
+
+@lru_cache(maxsize=64)
+def _check_kind(coding: str, components: int, bits: int) -> None:
+    """Ask the decision table; raises TileError `unsupported`."""
+    colour = _COLOURS.get(components, f"of {components} components")
+    decide(Kind("JPEG", coding, colour, bits))
 
 
 def read_header(data: bytes) -> Header:
     """Walk over the segments as libjpeg does, past stray bytes; raises TileError."""
-    header, needed, at = Header(), [], 2
-    while True:
-        at = data.find(b"\xff", at)
-        while 0 <= at < len(data) - 1 and data[at + 1] == 0xFF:
-            at += 1
-        if at < 0 or at + 4 > len(data):
-            raise TileError("truncated", "the JPEG ends within its header")
-        marker = data[at + 1]
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stray, or without a length
-            at += 2
-            continue
-        if marker == 0xD9:
-            raise TileError("truncated", "the JPEG ends before its first scan")
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        if marker == 0xDA:
-            break
-        if marker in _NEEDED:
-            needed.append((marker, at, end))
+    header, at = Header(), 2
+    try:
+        while True:
+            if data[at] != 0xFF or data[at + 1] in _ALONE:
+                at = _next_marker(data, at)
+            marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
+            if marker == 0xDA:
+                break
+            header.segments.append((marker, at, end))
             if marker in _SOF:
                 _read_frame(header, marker, data[at + 4 : end])
-        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            header.exif += data[at + 10 : end]  # a long block goes on in the next segment
-        elif marker == 0xE0 and data[at + 4 : at + 9] == b"JFIF\0":
-            header.jfif = True
-        elif marker == 0xE2 and data[at + 4 : at + 8] == b"MPF\0":
-            header.multi_picture = data[at + 8 : end]
-        elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe" and end >= at + 16:
-            header.adobe = data[at + 15]
-        at = end
+            elif marker >= 0xE0:
+                _read_application_data(header, marker, data[at + 4 : end])
+            at = end
+    except IndexError:
+        raise TileError("truncated", "the JPEG ends within its header") from None
     if not header.coding:
         raise TileError("corrupt", "the JPEG has no frame header before its first scan")
-    header.needed, header.scan = tuple(needed), at
+    header.scan = at
     return header
+
+
+def _next_marker(data: bytes, at: int) -> int:
+    """Where the next marker with a segment stands; IndexError where there is none."""
+    while data[at] != 0xFF or data[at + 1] in _ALONE:
+        if data[at] == 0xFF and data[at + 1] == 0xD9:
+            raise TileError("truncated", "the JPEG ends before its first scan")
+        at = data.find(b"\xff", at + 1)
+        if at < 0:
+            raise IndexError
+    return at
+
+
+def _read_application_data(header: Header, marker: int, content: bytes) -> None:
+    if marker == 0xE0 and content.startswith(b"JFIF\0"):
+        header.jfif = True
+    elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
+        header.exif += content[6:]  # a long block goes on in the next segment
+    elif marker == 0xE2 and content.startswith(b"MPF\0"):
+        header.multi_picture = content[4:]
+    elif marker == 0xEE and content.startswith(b"Adobe") and len(content) >= 12:
+        header.adobe = content[11]
 
 
 def _read_frame(header: Header, marker: int, frame: bytes) -> None:
@@ -157,13 +170,13 @@ def _tables(data: bytes) -> bytes:
         return b""
     frame = b"\xff\xc0\0\x08\x08\0\0\0\0\0\xff\xda\0\0"  # `read_header` asks for a frame, a scan
     header = read_header(data.removesuffix(b"\xff\xd9") + frame)
-    return b"".join(data[start:end] for marker, start, end in header.needed if marker not in _SOF)
+    return b"".join(data[a:b] for marker, a, b in header.segments if marker in _TABLES)
 
 
 def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
     if header.height == 0 and header.width:
         raise TileError("unsupported", "a JPEG whose height stands behind its pixels (DNL)")
-    decide(header.kind)
+    _check_kind(header.coding, header.components, header.bits)
     check_size(header.width, header.height, size)
     if data.count(b"\xff\xda") > MAX_SCANS and _has_many_scans(data):
         raise TileError("too-large", f"a JPEG of more than {MAX_SCANS} scans")
@@ -179,6 +192,8 @@ def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
 def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Image:
     """Decode; any warning of libjpeg-turbo is an error."""
     four_inks = header.components == 4
+    if four_inks and header.adobe is None:
+        raise TileError("unsupported", "a CMYK JPEG that does not say whether its inks are inverted")
     try:
         pixels: Tile = simplejpeg.decode_jpeg(
             data,
@@ -215,7 +230,7 @@ def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
     pixels = _decode_by_pillow(data)
     filled = bytearray(data[: header.scan])
     start = header.scan
-    for end in _scan_ends(data, header.scan):
+    for end in _check_scans(data, header):
         filled += data[start:end] + _FILL
         start = end
     if _decode_by_pillow(bytes(filled + data[start:])).tobytes() != pixels.tobytes():
@@ -223,22 +238,46 @@ def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
     return pixels
 
 
-def _scan_ends(data: bytes, at: int) -> list[int]:
-    """Where entropy-coded data stops: before each restart marker and after each scan."""
-    ends = []
-    while data[at : at + 2] != b"\xff\xd9" and at + 4 <= len(data):
-        if data[at] != 0xFF:
-            break
-        in_scan = data[at + 1] == 0xDA or 0xD0 <= data[at + 1] <= 0xD7
-        restart = 0xD0 <= data[at + 1] <= 0xD7
-        at += 2 if restart else 2 + int.from_bytes(data[at + 2 : at + 4])
-        if in_scan:
-            found = re.compile(rb"\xff[^\x00\xff]").search(data, at)
+def _check_scans(data: bytes, header: Header) -> list[int]:
+    """Where entropy-coded data ends: at each restart marker and after each scan.
+
+    Raises TileError `truncated` if a component or a restart interval is missing.
+    """
+    frame = next(data[a + 4 : b] for marker, a, b in header.segments if marker in _SOF)
+    factors = {frame[i]: divmod(frame[i + 1], 16) for i in range(6, 6 + 3 * frame[5], 3)}
+    intervals = [data[a + 4 : b] for marker, a, b in header.segments if marker == 0xDD]
+    interval = int.from_bytes(intervals[-1]) if intervals else 0
+    ends, missing, at, last = [], set(factors), header.scan, 0
+    while at + 4 <= len(data) and data[at + 1] != 0xD9:
+        marker, next_at = data[at + 1], at + 2
+        if not 0xD0 <= marker <= 0xD7:
+            next_at += int.from_bytes(data[at + 2 : at + 4])
+            last = 0
+        if marker == 0xDA:
+            scan = data[at + 5 : at + 5 + 2 * data[at + 4] : 2]
+            missing -= set(scan)
+            last = -(-_units(scan, factors, header) // interval) - 1 if interval else 0
+        elif 0xD0 <= marker <= 0xD7:
+            last -= 1
+        if marker == 0xDA or 0xD0 <= marker <= 0xD7:
+            found = _ENTROPY_END.search(data, next_at)
             if found is None:
                 break
-            at = found.start()
-            ends.append(at)
+            next_at = found.start()
+            ends.append(next_at)
+            if last > 0 and not 0xD0 <= data[next_at + 1] <= 0xD7:
+                raise TileError("truncated", "the JPEG lacks some of its restart intervals")
+        at = next_at
+    if missing:
+        raise TileError("truncated", "the JPEG lacks the scan of a component")
     return ends
+
+
+def _units(scan: bytes, factors: dict[int, tuple[int, int]], header: Header) -> int:
+    """Number of MCUs in a scan of these components."""
+    wide, high = (max(factor[i] for factor in factors.values()) for i in (0, 1))
+    h, v = factors.get(scan[0], (1, 1)) if len(scan) == 1 else (1, 1)
+    return -(-header.width * h // (8 * wide)) * -(-header.height * v // (8 * high))
 
 
 def _without_extras(data: bytes, header: Header) -> bytes:
@@ -249,7 +288,9 @@ def _without_extras(data: bytes, header: Header) -> bytes:
         scan[end - 3 : end] = b"\0\x3f\0"  # of no meaning here, and some encoders leave them out
     adobe = b"" if header.adobe is None else _APP14 + bytes([header.adobe])
     jfif = _JFIF if header.jfif else b""
-    return b"\xff\xd8" + jfif + adobe + b"".join(data[a:b] for _, a, b in header.needed) + scan
+    kept = (data[a:b] for marker, a, b in header.segments if marker in _TABLES or marker in _SOF)
+    needed = b"".join(kept)
+    return b"\xff\xd8" + jfif + adobe + needed + scan
 
 
 def _has_many_scans(data: bytes) -> bool:

@@ -90,7 +90,8 @@ class Directory:
         codes = _INTEGERS | {6: "b", 8: "h", 9: "i", 11: "f", 12: "d"}
         if kind not in codes:
             return ()
-        return struct.unpack(f"{self.order}{count}{codes[kind]}", self.raw(tag))
+        values = struct.unpack(f"{self.order}{count}{codes[kind]}", self.raw(tag))
+        return tuple(map(float, values))
 
     def text(self, tag: int) -> str:
         """The text of a tag up to its first NUL; damaged UTF-8 is replaced."""
