@@ -158,7 +158,8 @@ def _decode_rle(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
     width, height, half = header.width, header.height, header.bits == 4
     if len(data) - header.pixels > MAX_RLE_BYTES:
         raise TileError("too-large", f"a run-length encoded BMP of more than {MAX_RLE_BYTES} bytes")
-    out, written = bytearray(width * height), bytearray(width * height)
+    stride = -(-width // 8) * 8 if half else -(-width // 4) * 4  # some writers' runs pad the rows
+    out, written = bytearray(stride * height), bytearray(stride * height)
     x = y = 0
     at = header.pixels
     while True:
@@ -186,12 +187,12 @@ def _decode_rle(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
                 raise TileError("truncated", "the BMP ends within its runs")
             run = bytes(n for b in run for n in (b >> 4, b & 15))[:value] if half else run
             at += length + length % 2
-        if y >= height or x + len(run) > width:
+        if y >= height or x + len(run) > stride:
             raise TileError("corrupt", "a run of the BMP passes the end of its row")
-        start = y * width + x
+        start = y * stride + x
         out[start : start + len(run)] = run
         written[start : start + len(run)] = b"\1" * len(run)
         x += len(run)
-    if not all(written):
+    if not np.frombuffer(written, np.uint8).reshape(height, stride)[:, :width].all():
         raise TileError("unsupported", "a run-length encoded BMP that leaves pixels undefined")
-    return np.frombuffer(out, np.uint8).reshape(height, width)
+    return np.frombuffer(out, np.uint8).reshape(height, stride)[:, :width]

@@ -1,5 +1,7 @@
 """Samples of any depth → 8-bit RGB, alpha over white, and the EXIF orientation."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -8,7 +10,7 @@ from edgelung.tiles.errors import TileError
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.tiff_directory import first_directory
 
-Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Samples = npt.NDArray[np.unsignedinteger[Any]]  # uint8 or uint16
 
 # Cameras store 10, 12 or 14 bits in 16. A file that does not say so and whose largest sample stays
 # below this could be one of them, and would come out almost black.
@@ -43,7 +45,8 @@ def to_8_bits(samples: Samples, bits: int) -> Tile:
     if bits > 8:
         return (samples >> (bits - 8)).astype(np.uint8)
     scale = np.arange(2**bits) * 255 / (2**bits - 1)
-    return np.round(scale).astype(np.uint8)[samples]
+    pixels: Tile = np.round(scale).astype(np.uint8)[samples]
+    return pixels
 
 
 def over_white(rgba: Tile) -> Image.Image:
@@ -55,7 +58,8 @@ def over_white(rgba: Tile) -> Image.Image:
 def premultiplied_over_white(rgba: Tile) -> Tile:
     """Composite RGBA whose colours are already multiplied by alpha (H, W, 4) over white."""
     white = 255 - rgba[..., 3:].astype(np.uint16)
-    return np.minimum(rgba[..., :3] + white, 255).astype(np.uint8)
+    pixels: Tile = np.minimum(rgba[..., :3] + white, 255).astype(np.uint8)
+    return pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -10,6 +10,7 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -193,7 +194,7 @@ def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Ima
     """Decode; any warning of libjpeg-turbo is an error."""
     four_inks = header.components == 4
     if four_inks and header.adobe is None:
-        raise TileError("unsupported", "a CMYK JPEG that does not say whether its inks are inverted")
+        raise TileError("unsupported", "a CMYK JPEG without Adobe's mark: inverted inks or not")
     try:
         pixels: Tile = simplejpeg.decode_jpeg(
             data,
@@ -310,7 +311,7 @@ def _check_frames(data: bytes, header: Header) -> None:
         entries = directory.raw(_MP_IMAGES)
     except TileError:
         return  # a broken segment names no further picture
-    order = "little" if directory.order == "<" else "big"
+    order: Literal["little", "big"] = "little" if directory.order == "<" else "big"
     types = [int.from_bytes(entries[at : at + 4], order) for at in range(0, len(entries), 16)]
     views = 1 + sum((t & 0xFFFFFF) >> 16 != _MP_THUMBNAIL for t in types[1:])
     if views > 1 and not any(mark in data for mark in _GAIN_MAPS):

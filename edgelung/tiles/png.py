@@ -68,6 +68,8 @@ def _read_chunks(data: bytes) -> _Chunks:
             raise TileError("corrupt", "a checksum of the PNG is not that of its bytes")
         kind = data[place + 4 : content]
         if kind == b"IEND":
+            if b"IDAT" not in chunks.order:
+                raise TileError("corrupt", "the PNG holds no pixels")
             return chunks
         chunks.order.append(kind)
         if kind in (b"PLTE", b"tRNS", b"sBIT", b"acTL", b"eXIf"):

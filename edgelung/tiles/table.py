@@ -58,8 +58,12 @@ GREY = ("BlackIsZero", "WhiteIsZero")
 PLAIN = ("none", "LZW", "Deflate", "PackBits")
 EXTRA = ("LZMA", "Zstandard")
 PICTURES = ("JPEG 2000", "JPEG XL", "PNG", "WebP")
-JPEG_CODES = ("sequential Huffman", "progressive Huffman", "sequential arithmetic")
-JPEG_CODES += ("progressive arithmetic",)
+JPEG_CODES = (
+    "sequential Huffman",
+    "progressive Huffman",
+    "sequential arithmetic",
+    "progressive arithmetic",
+)
 
 TABLE = (
     Row("JPEG", JPEG_CODES, ("grey", "RGB or YCbCr"), (8,), NO_ALPHA, INTERLEAVED, "simplejpeg"),

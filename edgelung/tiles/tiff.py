@@ -40,7 +40,7 @@ def decode_tiff(data: bytes, size: int) -> Tile | Image.Image:
             raise TileError("several-pages", "a TIFF whose channels differ in size or kind")
         if one.integer(_ORIENTATION, 1) != orientation:
             raise TileError("several-pages", "a TIFF whose channels differ in orientation")
-    channels = np.dstack([_read_samples(data, layout) for layout in layouts])
+    channels: Samples = np.dstack([_read_samples(data, layout) for layout in layouts])
     return upright(_to_8_bits(channels, first), orientation)
 
 
@@ -116,7 +116,10 @@ def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
         part = decode_segment(layout.tables, data, kind.colour == "YCbCr")
         return _check_shape(part, expected)
     if kind.compression in _PICTURES:
-        return _check_shape(decode_picture(kind.compression, data), expected, kind.bits)
+        part = decode_picture(kind.compression, data)
+        if kind.compression == "WebP" and (channels, part.shape[-1]) == (4, 3):
+            part = np.dstack([part, np.full_like(part[..., 0], 255)])  # WebP drops an opaque alpha
+        return _check_shape(part, expected, kind.bits)
     across = layout.segment_width * channels
     stride = (across * kind.bits + 7) // 8
     length = stride * expected[0]
@@ -134,7 +137,7 @@ def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
     stored = np.frombuffer(decoded, np.uint8, length).reshape(expected[0], stride)
     samples = _unpack(stored, layout, across).reshape(expected)
     if layout.predictor == 2:  # each sample is stored as its difference from the one before it
-        samples = np.cumsum(samples, axis=1, dtype=samples.dtype)
+        return np.cumsum(samples, axis=1, dtype=samples.dtype)
     return samples
 
 
@@ -148,9 +151,7 @@ def _unpack(stored: npt.NDArray[np.uint8], layout: Layout, count: int) -> Sample
     return unpacked.astype(np.uint8) if bits < 8 else unpacked
 
 
-def _check_shape(
-    part: npt.NDArray[np.uint8 | np.uint16], expected: tuple[int, int, int], bits: int = 8
-) -> Samples:
+def _check_shape(part: Samples, expected: tuple[int, int, int], bits: int = 8) -> Samples:
     part = part[..., None] if part.ndim == 2 else part
     # A last strip may be stored whole.
     if part.shape[0] < expected[0] or part.shape[1:] != expected[1:]:

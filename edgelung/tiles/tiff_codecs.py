@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung.core.errors import one_line
+from edgelung.tiles.colour import Samples
 from edgelung.tiles.errors import TileError, damaged
 
 NAMES = {  # tag 259 → name; those of the decision table and those that only a refusal needs
@@ -159,7 +160,7 @@ def decompress(name: str, data: bytes, size: int) -> bytes:
         raise damaged(error) from error
 
 
-def decode_picture(name: str, data: bytes) -> npt.NDArray[np.uint8 | np.uint16]:
+def decode_picture(name: str, data: bytes) -> Samples:
     """Decode a strip or tile that is a JPEG 2000, JPEG XL, PNG or WebP; raises TileError."""
     library = _need_imagecodecs(name)
     try:

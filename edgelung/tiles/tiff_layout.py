@@ -152,11 +152,13 @@ def _read_segments(page: Directory, number: int) -> tuple[tuple[int, ...], tuple
             "corrupt", f"{len(offsets)} offsets and {len(counts)} lengths of {number} TIFF segments"
         )
     end = len(page.data)
-    if any(at + count > end for at, count in zip(offsets, counts, strict=True)):
+    if any(at >= end for at in offsets):
         raise TileError("truncated", "TIFF pixels lie beyond the end of the file")
     if 0 in counts:
         raise TileError("unsupported", "a TIFF with parts that are not stored (sparse)")
-    return offsets, counts
+    # A count may be too large by mistake; that data is missing shows when it is decoded.
+    within = (min(count, end - at) for at, count in zip(offsets, counts, strict=True))
+    return offsets, tuple(within)
 
 
 def _bits_used(page: Directory, bits: int, stated: int | None) -> int | None:

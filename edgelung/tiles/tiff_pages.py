@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 from xml.etree import ElementTree
 
 from edgelung.tiles.errors import TileError
@@ -220,7 +221,7 @@ def _is_rgb_composite(page: Directory) -> bool:
     if _IJ_METADATA not in page:
         return True
     counts, block = page.integers(_IJ_COUNTS), bytes(page.raw(_IJ_METADATA))
-    order = "little" if block[:4] == b"JIJI" else "big"
+    order: Literal["little", "big"] = "little" if block[:4] == b"JIJI" else "big"
     kinds: list[bytes] = []
     for at in range(4, counts[0], 8):
         name = block[at : at + 4] if order == "big" else block[at : at + 4][::-1]
