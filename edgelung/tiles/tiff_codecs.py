@@ -88,21 +88,27 @@ def unlzw(data: bytes, size: int) -> bytes:
     words = stream[:-3] << 24 | stream[1:-2] << 16 | stream[2:-1] << 8 | stream[3:]
     out, bit, total = bytearray(), 0, 8 * len(data)
     while bit + 9 <= total and len(out) < size:
-        ends = bit + _LZW_ENDS
-        starts = (ends - _LZW_WIDTHS)[ends <= total]
-        widths = _LZW_WIDTHS[: len(starts)]
-        codes = words[starts >> 3] << (starts & 7).astype(np.uint32) >> (32 - widths)
-        stops = np.flatnonzero((codes == _CLEAR) | (codes == _END))
-        count = int(stops[0]) if len(stops) else len(codes)
-        _append_strings(out, codes[:count].tolist(), size)
-        if not len(stops):
-            if len(out) < size and len(starts) == len(_LZW_WIDTHS):
-                raise TileError("corrupt", "LZW data without the code that clears its full table")
+        codes, stop = _cut_codes(words, bit, total, _LZW_WIDTHS)
+        if stop is None and len(codes) == len(_LZW_WIDTHS):  # a full table is kept without a clear
+            rest = np.full(total // 12, 12)
+            codes, stop = _cut_codes(words, bit, total, np.concatenate([_LZW_WIDTHS, rest]))
+        _append_strings(out, codes[:stop].tolist(), size)
+        if stop is None or codes[stop] == _END:
             break
-        if codes[count] == _END:
-            break
-        bit = int(ends[count])
+        bit += int(_LZW_WIDTHS[: stop + 1].sum()) + 12 * max(0, stop + 1 - len(_LZW_WIDTHS))
     return bytes(out[:size])
+
+
+def _cut_codes(
+    words: npt.NDArray[np.uint32], bit: int, total: int, widths: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], int | None]:
+    """Codes of these widths from `bit` on, and the number of the first that clears or ends."""
+    ends = bit + np.cumsum(widths)
+    widths = widths[ends <= total]
+    starts = ends[: len(widths)] - widths
+    codes = words[starts >> 3] << (starts & 7).astype(np.uint32) >> (32 - widths)
+    stops = np.flatnonzero((codes == _CLEAR) | (codes == _END))
+    return codes, int(stops[0]) if len(stops) else None
 
 
 def _append_strings(out: bytearray, codes: list[int], size: int) -> None:
@@ -130,12 +136,11 @@ def _append_strings(out: bytearray, codes: list[int], size: int) -> None:
 
 def _lzw_widths() -> npt.NDArray[np.int64]:
     """Bits of each code after a clear code; TIFF changes the width one code early."""
-    sizes = np.arange(258, 258 + 3838)  # entries of the table once the code is read
+    sizes = np.arange(258, 4098)  # entries of the table once the code is read
     return np.select([sizes < 512, sizes < 1024, sizes < 2048], [9, 10, 11], 12)
 
 
 _LZW_WIDTHS = _lzw_widths()
-_LZW_ENDS = np.cumsum(_LZW_WIDTHS)
 
 _BYTES: dict[str, Callable[[bytes, int], bytes]] = {
     "none": lambda data, size: data,
