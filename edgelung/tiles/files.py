@@ -7,19 +7,11 @@ from contextlib import closing
 
 from edgelung.core.errors import one_line
 from edgelung.tiles.errors import TileError
+from edgelung.tiles.find import SLIDE_SUFFIXES
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
 from edgelung.tiles.tiff_pages import describe_slide
 
 MAX_BYTES = 512 * 2**20
-
-# Whole slides by their names: what these hold is no tile, even where it opens as an image (a .mrxs
-# is the JPEG of a thumbnail). DICOM (.dcm) is told by its content.
-SLIDE_SUFFIXES = frozenset(
-    (
-        *(".svs", ".svslide", ".ndpi", ".ndpis", ".scn", ".mrxs", ".vms", ".vmu", ".vsi", ".bif"),
-        *(".czi", ".isyntax", ".qptiff", ".afi"),
-    )
-)
 
 
 def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:

@@ -57,7 +57,7 @@ BLENDED = ("straight", "premultiplied")
 GREY = ("BlackIsZero", "WhiteIsZero")
 PLAIN = ("none", "LZW", "Deflate", "PackBits")
 EXTRA = ("LZMA", "Zstandard")
-PICTURES = ("JPEG 2000", "JPEG XL", "PNG", "WebP")
+PICTURES = ("JPEG 2000", "WebP")
 JPEG_CODES = (
     "sequential Huffman",
     "progressive Huffman",
@@ -90,8 +90,8 @@ TABLE = (
     Row("TIFF", EXTRA, ("palette",), (1, 2, 4, 8), NO_ALPHA, ANY_PLANES, "imagecodecs"),
     Row("TIFF", EXTRA, ("CMYK",), (8, 16), NO_ALPHA, ANY_PLANES, "imagecodecs"),
     Row("TIFF", PICTURES, ("RGB",), (8,), ("none", "straight"), INTERLEAVED, "imagecodecs"),
-    Row("TIFF", PICTURES[:3], ("RGB",), (16,), NO_ALPHA, INTERLEAVED, "imagecodecs"),
-    Row("TIFF", PICTURES[:3], ("BlackIsZero",), (8, 16), NO_ALPHA, INTERLEAVED, "imagecodecs"),
+    Row("TIFF", PICTURES[:1], ("RGB",), (16,), NO_ALPHA, INTERLEAVED, "imagecodecs"),
+    Row("TIFF", PICTURES[:1], ("BlackIsZero",), (8, 16), NO_ALPHA, INTERLEAVED, "imagecodecs"),
 )
 
 # In the order in which a reason is looked for: the first field that no row allows is named.

@@ -16,13 +16,13 @@ from edgelung.tiles.colour import (
 from edgelung.tiles.errors import TileError
 from edgelung.tiles.jpeg import decode_segment
 from edgelung.tiles.resize import Tile
+from edgelung.tiles.table import PICTURES
 from edgelung.tiles.tiff_codecs import decode_picture, decompress
 from edgelung.tiles.tiff_directory import Directory
 from edgelung.tiles.tiff_layout import Layout, read_layout
 from edgelung.tiles.tiff_pages import find_picture
 
 _ORIENTATION, _COLOR_MAP = 274, 320
-_PICTURES = ("JPEG 2000", "JPEG XL", "PNG", "WebP")
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 
 
@@ -115,8 +115,8 @@ def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
     if kind.compression == "JPEG":
         part = decode_segment(layout.tables, data, kind.colour == "YCbCr")
         return _check_shape(part, expected)
-    if kind.compression in _PICTURES:
-        part = decode_picture(kind.compression, data)
+    if kind.compression in PICTURES:
+        part = decode_picture(kind.compression, data, layout.segment_width, layout.segment_height)
         if kind.compression == "WebP" and (channels, part.shape[-1]) == (4, 3):
             part = np.dstack([part, np.full_like(part[..., 0], 255)])  # WebP drops an opaque alpha
         return _check_shape(part, expected, kind.bits)

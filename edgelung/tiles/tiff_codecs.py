@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgelung.core.errors import one_line
 from edgelung.tiles.colour import Samples
 from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.webp import webp_sizes
 
 NAMES = {  # tag 259 → name; those of the decision table and those that only a refusal needs
     1: "none",
@@ -149,7 +150,7 @@ _BYTES: dict[str, Callable[[bytes, int], bytes]] = {
     "PackBits": unpack_bits,
 }
 _EXTRA = {"LZW": "lzw", "LZMA": "lzma", "Zstandard": "zstd"}
-_PICTURES = {"JPEG 2000": "jpeg2k", "JPEG XL": "jpegxl", "PNG": "png", "WebP": "webp"}
+_PICTURES = {"JPEG 2000": "jpeg2k", "WebP": "webp"}
 
 
 def decompress(name: str, data: bytes, size: int) -> bytes:
@@ -165,13 +166,30 @@ def decompress(name: str, data: bytes, size: int) -> bytes:
         raise damaged(error) from error
 
 
-def decode_picture(name: str, data: bytes) -> Samples:
-    """Decode a strip or tile that is a JPEG 2000, JPEG XL, PNG or WebP; raises TileError."""
+def decode_picture(name: str, data: bytes, width: int, height: int) -> Samples:
+    """Decode a strip or tile that is a JPEG 2000 or a WebP; raises TileError.
+
+    Its own header must say the size that the TIFF says, or less: a decoder allocates what it says.
+    """
     library = _need_imagecodecs(name)
+    sizes = webp_sizes(data) if name == "WebP" else _jpeg2000_sizes(data)
+    if not sizes or any(w > width or h > height for w, h in sizes):
+        raise TileError(
+            "corrupt", f"{name} data of {sizes} px in a TIFF segment of {width}×{height}"
+        )
     try:
         return np.asarray(getattr(library, f"{_PICTURES[name]}_decode")(data))
     except Exception as error:  # every codec raises a type of its own
         raise damaged(error) from error
+
+
+def _jpeg2000_sizes(data: bytes) -> list[tuple[int, int]]:
+    """Width and height from the SIZ marker of the codestream, with or without the boxes of JP2."""
+    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at < 0 or len(data) < at + 24:
+        return []
+    right, lower, left, top = (int.from_bytes(data[n : n + 4]) for n in range(at + 8, at + 24, 4))
+    return [(right - left, lower - top)]
 
 
 _library: list[ModuleType | None] = []  # imported once; None where it is not installed

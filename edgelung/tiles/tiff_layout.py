@@ -126,7 +126,7 @@ def _read_kind(page: Directory) -> tuple[Kind, int]:
 
 def _is_read(code: int) -> bool:
     """Whether some row of the decision table allows the compression."""
-    return code in (1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 34933, 50000, 50001, 50002)
+    return code in (1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 50000, 50001)
 
 
 def _read_grid(page: Directory, width: int, height: int) -> tuple[int, tuple[int, int]]:

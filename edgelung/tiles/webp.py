@@ -28,7 +28,7 @@ def decode_webp(data: bytes, size: int) -> Tile | Image.Image:
         raise TileError("corrupt", "the WebP holds no picture")
     has_alpha = b"ALPH" in chunks or bool(extended and extended[0] & _ALPHA)
     decide(Kind("WebP", coding.strip(), "RGB", 8, "straight" if has_alpha else "none"))
-    for width, height in _sizes(chunks):
+    for width, height in webp_sizes(data):
         check_size(width, height, size)
     try:
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as source:
@@ -49,9 +49,9 @@ def _read_chunks(data: bytes) -> dict[bytes, bytes]:
     return chunks
 
 
-def _sizes(chunks: dict[bytes, bytes]) -> list[tuple[int, int]]:
+def webp_sizes(data: bytes) -> list[tuple[int, int]]:
     """Width and height by each of the headers, before a decoder allocates them."""
-    sizes = []
+    chunks, sizes = _read_chunks(data), []
     if len(canvas := chunks.get(b"VP8X", b"")) >= 10:
         width = 1 + int.from_bytes(canvas[4:7], "little")
         sizes.append((width, 1 + int.from_bytes(canvas[7:10], "little")))
