@@ -86,7 +86,8 @@ def unlzw(data: bytes, size: int) -> bytes:
     it and one byte more, both already in the output: the table holds offsets.
     """
     stream = np.frombuffer(data + bytes(4), np.uint8).astype(np.uint32)
-    words = stream[:-3] << 24 | stream[1:-2] << 16 | stream[2:-1] << 8 | stream[3:]
+    joined = stream[:-3] << 24 | stream[1:-2] << 16 | stream[2:-1] << 8 | stream[3:]
+    words = joined.astype(np.uint32, copy=False)  # the 32 bits from each byte on
     out, bit, total = bytearray(), 0, 8 * len(data)
     while bit + 9 <= total and len(out) < size:
         codes, stop = _cut_codes(words, bit, total, _LZW_WIDTHS)
