@@ -118,7 +118,8 @@ def _calibrate(student: Student, tiles: TileSet, reader: TileReader, method: str
 
 
 def _serialized(student: Student) -> bytes:
-    return build_graph(student).SerializeToString()
+    data: bytes = build_graph(student).SerializeToString()
+    return data
 
 
 def _distance(probabilities: Probabilities, reference: Probabilities) -> float:

@@ -8,9 +8,9 @@ from edgelung.artifacts.run import (
     RunConfig,
     RunFolder,
     RunMetrics,
-    RunPredictions,
     SplitRow,
 )
+from edgelung.artifacts.run_predictions import RunPredictions
 from edgelung.core.errors import EdgelungError
 
 

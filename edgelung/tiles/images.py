@@ -4,16 +4,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from edgelung.core.errors import EdgelungError
-from edgelung.tiles.reader import (
-    ReaderSpec,
-    Tile,
-    _check_pixels,
-    _damaged,
-    _to_rgb,
-    _upright,
-    resize,
-)
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.tiles.colour import check_peak, to_8_bits, to_rgb, upright
+from edgelung.tiles.errors import TileError
+from edgelung.tiles.resize import Tile, resize
+from edgelung.tiles.spec import ReaderSpec
+from edgelung.tiles.table import check_size
+
+_EXIF_ORIENTATION = 0x0112
 
 
 def tile_from_array(pixels: npt.NDArray[np.uint8], spec: ReaderSpec) -> Tile:
@@ -24,7 +22,7 @@ def tile_from_array(pixels: npt.NDArray[np.uint8], spec: ReaderSpec) -> Tile:
     """
     check_array(pixels)
     height, width, _ = pixels.shape
-    _check_pixels(width, height, spec.size)
+    check_size(width, height, spec.size)
     return resize(pixels, spec.size)
 
 
@@ -38,12 +36,24 @@ def tile_from_image(image: Image.Image, spec: ReaderSpec) -> Tile:
     Raises:
         TileError: if the image cannot be decoded, has too many pixels, or has no defined white.
     """
-    _check_pixels(*image.size, spec.size)
+    check_size(*image.size, spec.size)
     try:
         image.load()  # Pillow decodes at the first use
     except Exception as error:  # plugins raise OSError, SyntaxError, struct.error and others
-        raise _damaged(error) from error
-    return resize(_upright(_to_rgb(image), image), spec.size)
+        raise TileError("corrupt", one_line(error)) from error
+    orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    return resize(upright(_in_8_bits(image), orientation), spec.size)
+
+
+def _in_8_bits(image: Image.Image) -> Tile | Image.Image:
+    """8-bit RGB of a loaded image."""
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image).astype(np.uint16)
+        check_peak(int(samples.max()))
+        return np.repeat(to_8_bits(samples, 16)[..., None], 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise TileError("unsupported", f"pixels of type {image.mode} have no defined white")
+    return to_rgb(image)
 
 
 def check_array(pixels: npt.NDArray[np.generic]) -> None:

@@ -51,7 +51,7 @@ def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
             first = _first_line(source, b"")
             if first.lower().startswith((b"sep=", codecs.BOM_UTF8 + b"sep=")):  # Excel's own line
                 first = _first_line(source, first.partition(b"\n")[2])
-            stream = io.BufferedReader(_Prefixed(first, source))
+            stream: io.BufferedReader = io.BufferedReader(_Prefixed(first, source))
             yield from _rows(stream, first, name, wanted)
     except OSError as error:
         raise EdgelungError(f"cannot read the list {name}: {error.strerror}") from error

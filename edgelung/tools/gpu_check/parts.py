@@ -111,6 +111,7 @@ def write_random_graph(path: Path, architecture: str) -> None:
     import timm
     import torch
 
+    from edgelung.core.precision import Precision
     from edgelung.export.graph import build_graph
     from edgelung.export.student import Student
 
@@ -121,7 +122,7 @@ def write_random_graph(path: Path, architecture: str) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     classes = ("lung_aca", "lung_n", "lung_scc")
     student = Student(architecture, classes, DEIT_B_SIZE, 16, heads, mean, std, weights)
-    onnx.save(build_graph(student, half=True), path)
+    onnx.save(build_graph(student, precision=Precision.FP16), path)
 
 
 def main(name: str, options: str) -> None:
