@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 
 from edgelung.core.files import atomic_folder, write_json
+from edgelung.core.own_folders import AUDIT_FIGURES, AUDIT_LINKS
 from edgelung.report.pages import audit_page
 from edgelung.train.audit_pictures import AuditPictures
 from edgelung.train.groups.grouping import Link
 from edgelung.train.index import IndexedTile
 
-AUDIT, GROUPS, LINKS, REPORT = "audit.json", "groups.csv", "links.csv", "report.html"
+AUDIT, GROUPS, LINKS, REPORT = AUDIT_FIGURES, "groups.csv", AUDIT_LINKS, "report.html"
 
 
 class ClassSummary(msgspec.Struct, frozen=True):

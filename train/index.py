@@ -1,22 +1,20 @@
 """The tiles of a folder of class folders: path, class, size, hash."""
 
-import csv
-import io
-import posixpath
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-
-from PIL import Image
 
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
-from edgelung.tiles.reader import FORMATS, TileError, looks_like_image, read_bytes
+from edgelung.tiles.names import find, lookup, match_key
+from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
+from edgelung.tiles.tables import read_rows
 
 # Folders with one of these words in their names may hold the same classes each.
 SUBSET_WORDS = frozenset(
@@ -42,33 +40,87 @@ def index_tiles(
     on_tile: Callable[[int], None] = lambda n: None,
     on_error: Callable[[str, str], None] | None = None,
 ) -> list[IndexedTile]:
-    """Every image below `data`, labelled by the folder it lies in, in path order.
+    """Index every image below `data`, labelled by the folder it lies in, in path order.
 
-    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) are passed over. With `classes` only
-    folders of those names give a label, the nearest above a tile, as `infer` reads it. Raises
-    EdgelungError where the folders do not say plainly what the classes are, where there are fewer
-    than two, where one is missing or empty, or where a file cannot be read: training data is
-    mended, not skipped over. With `on_error` a file that cannot be read or lies in no class folder
-    is told to it, by path and reason, and left out; one class and empty ones will do then.
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) and what systems leave in folders
+    are passed over. With `classes`, only folders of those names give a label, the nearest above a
+    tile, as `infer` reads it.
+
+    Args:
+        data: folder of class folders.
+        classes: names of the class folders; none: every folder that holds tiles is a class.
+        on_tile: called with the number of tiles done since the last call.
+        on_error: called with path and reason of a file that cannot be read or lies in no class
+            folder, which is then left out; a single class and empty ones are accepted then.
+
+    Raises:
+        EdgelungError: the folders do not say clearly what the classes are, a class is missing or
+            empty, there are fewer than two, or (without `on_error`) a file cannot be read:
+            training data is repaired, not skipped.
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
+    files = _readable(_find_images(data), on_error)
+    labels = {file.path: label_of(file.path, classes) for file in files}
+    files = _labelled(data, files, labels, classes, on_error)
+    _check_classes(data, files, labels, classes, complete=on_error is None)
+
+    def index(file: FoundFile) -> IndexedTile | None:
+        on_tile(1)
+        try:
+            data_bytes = read_bytes(file.location)
+            width, height = image_size(data_bytes)
+        except TileError as error:
+            if error.status == "skipped":
+                return None
+            if on_error is None:
+                raise EdgelungError(
+                    f"cannot read the training tile {file.location}: {error.reason}; "
+                    "mend or remove it (`edgelung audit` lists all such)"
+                ) from error
+            on_error(printable(file.path), error.reason)
+            return None
+        label = labels[file.path]
+        return IndexedTile(file.path, label, width, height, sha256_bytes(data_bytes))
+
+    with ThreadPoolExecutor() as pool:
+        return [tile for tile in pool.map(index, files) if tile is not None]
+
+
+def _find_images(data: Path) -> list[FoundFile]:
     files = [
         file
         if file.reason or _is_utf8(file.path)
         else replace(file, reason="its name is not UTF-8")
         for file in find_files(data)
         if not _is_hidden(file.path)
+        and not file.leftover_of
         and (file.reason or file.is_image or looks_like_image(file.location))
     ]
     if not files:
         raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")
+    return files
+
+
+def _readable(
+    files: Sequence[FoundFile], on_error: Callable[[str, str], None] | None
+) -> list[FoundFile]:
+    """Those files that could be listed."""
     for file in (file for file in files if file.reason):
         if on_error is None:
             raise EdgelungError(f"cannot read {printable(file.location)}: {file.reason}; mend it")
         on_error(printable(file.path), file.reason)
-    files = [file for file in files if not file.reason]
-    labels = {file.path: label_of(file.path, classes) for file in files}
+    return [file for file in files if not file.reason]
+
+
+def _labelled(
+    data: Path,
+    files: Sequence[FoundFile],
+    labels: dict[str, str],
+    classes: Sequence[str],
+    on_error: Callable[[str, str], None] | None,
+) -> list[FoundFile]:
+    """Those files that lie in a class folder."""
     loose = [path for path, label in labels.items() if not label]
     if loose and not classes and (on_error is None or len(loose) == len(files)):
         raise EdgelungError(
@@ -78,40 +130,50 @@ def index_tiles(
     if on_error:
         for path in loose:
             on_error(printable(path), "lies in no class folder")
-    files = [file for file in files if labels[file.path]]
-    found = Counter(labels[file.path] for file in files)
-    missing = [name for name in classes if name not in found]
-    if missing:
+    return [file for file in files if labels[file.path]]
+
+
+def _check_classes(
+    data: Path,
+    files: Sequence[FoundFile],
+    labels: dict[str, str],
+    classes: Sequence[str],
+    *,
+    complete: bool,
+) -> None:
+    """Raise EdgelungError where the classes are not clear; `complete`: or where one is empty."""
+    found = {labels[file.path] for file in files}
+    if missing := [name for name in classes if name not in found]:
+        folders = sorted({entry.name for entry in data.rglob("*") if entry.is_dir()})
+        there = ", ".join(folders[:20]) + (", …" if len(folders) > 20 else "")
         raise EdgelungError(
-            f"no tiles of class {missing[0]} below {data}; found "
-            f"{', '.join(sorted(found)) or 'none of the classes asked for'}"
+            f"no tiles of class {missing[0]} below {data}; the folders there are {there or 'none'}"
         )
     if not classes:
+        _check_spelling(data, found)
         _check_folders(data, files)
-        if on_error is None:
+        if complete:
             _check_none_is_empty(data, files)
-    if len(found) < 2 and on_error is None:
+    if len(found) < 2 and complete:
         raise EdgelungError(
             f"{data} holds one class ({', '.join(found)}); expected two or more class folders: "
             "is it the folder above that you mean?"
         )
 
-    def index(file: FoundFile) -> IndexedTile | None:
-        on_tile(1)
-        try:
-            width, height, digest = _inspect(file)
-        except TileError as error:
-            if on_error is None:
-                raise EdgelungError(
-                    f"cannot read the training tile {file.location}: {error.reason}; "
-                    "mend or remove it (`edgelung audit` lists all such)"
-                ) from error
-            on_error(printable(file.path), error.reason)
-            return None
-        return IndexedTile(file.path, labels[file.path], width, height, digest)
 
-    with ThreadPoolExecutor() as pool:
-        return [tile for tile in pool.map(index, files) if tile is not None]
+def _check_spelling(data: Path, classes: Collection[str]) -> None:
+    """Raise EdgelungError for two class folders that mean one name."""
+    spelled: dict[str, str] = {}
+    for name in sorted(classes):
+        key = unicodedata.normalize("NFC", name).casefold().strip()
+        other = spelled.setdefault(key, name)
+        if other != name:
+            form = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+            how = "only in how accents are stored (NFC, NFD)" if form else "only in case or blanks"
+            raise EdgelungError(
+                f"{data} has the class folders {other!a} and {name!a}, which differ {how}"
+                "; move their tiles into one, or rename one"
+            )
 
 
 def label_of(path: str, classes: Sequence[str]) -> str:
@@ -176,60 +238,27 @@ def _is_utf8(path: str) -> bool:
     return True
 
 
-def _inspect(file: FoundFile) -> tuple[int, int, str]:
-    try:
-        data = read_bytes(file.location)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return *image.size, sha256_bytes(data)
-    except TileError:
-        raise
-    except Exception as error:  # Pillow's plugins raise types of their own
-        raise TileError("corrupt", "not an image") from error
-
-
 def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
-    """The group of each tile from a CSV `path,…,cluster` (or `group`), paths as in the data folder.
+    """Read the group of each tile from a CSV with a path and a `group` or `cluster`.
 
-    Where one of them begins further up (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), the
-    part that both have is matched, `<class>/<file>` at least.
+    Paths are as in the data folder. Where one of them begins further up
+    (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), `<class>/<file>` must be the same. See
+    `edgelung.tiles.tables` for the forms that a list may have. Raises EdgelungError if a tile has
+    no group, or two.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark in front
-            rows = csv.DictReader(file)
-            fields = rows.fieldnames or []
-            column = next((name for name in ("group", "cluster") if name in fields), None)
-            if "path" not in fields or column is None:
-                raise EdgelungError(
-                    f"{path} has the columns {', '.join(fields) or '(none)'}; "
-                    "expected path and group (or cluster)"
-                )
-            groups: dict[str, str] = {}
-            for row in rows:
-                key = posixpath.normpath(_with_slashes(row["path"] or ""))
-                group = (row[column] or "").strip()  # "s1 " and "s1" would leak into each other
-                if groups.setdefault(key, group) != group:
-                    raise EdgelungError(
-                        f"{path} puts {key} into two groups, {groups[key]} and {group}"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EdgelungError(f"cannot read the groups in {path}: {error}") from error
-    short: dict[str, list[str]] = {}
-    for key in groups:
-        short.setdefault(_last_two(key), []).append(key)
+    groups: dict[str, str] = {}
+    for row in read_rows(path, ("group|cluster",)):
+        group = (row.get("group") or row.get("cluster") or "").strip()  # "s1 " and "s1" are one
+        key = match_key(row["path"])
+        if groups.setdefault(key, group) != group:
+            raise EdgelungError(f"{path} puts {key} into two groups, {groups[key]} and {group}")
+    table = lookup(groups)
 
-    def group_of(path: str) -> str | None:
-        if path in groups:
-            return groups[path]
-        # The same tile where one of the two names begins further up.
-        keys = [
-            key
-            for key in short.get(_last_two(path), [])
-            if key.endswith(f"/{path}") or path.endswith(f"/{key}")
-        ]
-        answers = {groups[key] for key in keys}
-        return answers.pop() if len(answers) == 1 else None  # two: no answer
+    def group_of(tile: IndexedTile) -> str | None:
+        names = {groups[name] for name in find(tile.path, table)}
+        return names.pop() if len(names) == 1 else None  # two: no answer
 
-    found = [group_of(tile.path) for tile in tiles]
+    found = [group_of(tile) for tile in tiles]
     without = [tile.path for tile, group in zip(tiles, found, strict=True) if not group]
     if without:
         raise EdgelungError(
@@ -237,12 +266,3 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
             f"{without[0]} for one; add them or leave those tiles out of the folder"
         )
     return [str(group) for group in found]
-
-
-def _with_slashes(path: str) -> str:
-    """A path as Windows writes it, too."""
-    return path if "/" in path else path.replace("\\", "/")
-
-
-def _last_two(path: str) -> str:
-    return "/".join(PurePosixPath(path).parts[-2:])

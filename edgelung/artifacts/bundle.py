@@ -21,13 +21,13 @@ from msgspec import Struct, field
 from edgelung.artifacts.results import GateResult, SetSize, VariantTest
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.typed_json import Json, convert, parse, plain
 from edgelung.tiles.reader import ReaderSpec
 
 SCHEMA_VERSION = 1
-MANIFEST = "bundle.json"
-SEAL = f"{MANIFEST}.sha256"
+MANIFEST, SEAL = BUNDLE_MANIFEST, BUNDLE_SEAL
 GOLDEN_FOLDER = "golden"
 REPORT = "report.html"
 MODEL_CARD = "MODEL_CARD.md"

@@ -28,6 +28,7 @@ from edgelung.artifacts.run_predictions import RunPredictions, from_rows
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, sha256_file
+from edgelung.core.own_folders import RUN_CONFIG, RUN_SPLIT
 from edgelung.core.typed_json import Json
 
 SCHEMA_VERSION = 2  # 1, unnumbered, is that of edgelung 0.1; its folders are read as they are
@@ -130,12 +131,12 @@ class RunFolder:
     @property
     def config_path(self) -> Path:
         """run.json."""
-        return self.path / "run.json"
+        return self.path / RUN_CONFIG
 
     @property
     def split_path(self) -> Path:
         """split.csv."""
-        return self.path / "split.csv"
+        return self.path / RUN_SPLIT
 
     @property
     def metrics_path(self) -> Path:

@@ -130,7 +130,12 @@ class Watcher:
         with contextlib.suppress(EdgelungError, OSError):
             for file in self._source.files(self._destination, missing_ok=True):
                 # Only image names: an unfinished file often has another name.
-                if not file.is_image or file.reason or _key(printable(file.path)) in self._done:
+                if (
+                    not file.is_image
+                    or file.leftover_of
+                    or file.reason
+                    or _key(printable(file.path)) in self._done
+                ):
                     continue
                 stamp = stamp_of(file)
                 if stamp is None:

@@ -1,12 +1,18 @@
 """Find the files of a folder, each once, in a fixed order, and the class a folder name gives."""
 
+import logging
 import os
+import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import OWN_SUFFIXES
+from edgelung.core.own_folders import own_kind
+
+logger = logging.getLogger(__name__)
 
 # Whole slides by their names: what these hold is no tile, even where it opens as an image (a .mrxs
 # is the JPEG of a thumbnail). DICOM (.dcm) is told by its content.
@@ -21,6 +27,13 @@ IMAGE_SUFFIXES = SLIDE_SUFFIXES | frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"),
         *(".btf", ".tf8", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".avif", ".heic", ".dcm"),
+    )
+)
+# Folders that systems add to data: archives made by macOS, recycle bins, thumbnails, old copies.
+LEFTOVER_FOLDERS = frozenset(
+    (
+        *("__MACOSX", ".AppleDouble", ".Trashes", "$RECYCLE.BIN", "System Volume Information"),
+        *("@eaDir", ".ipynb_checkpoints", "lost+found"),
     )
 )
 
@@ -43,6 +56,14 @@ class FoundFile:
     def is_image(self) -> bool:
         """Whether the name is that of an image; the content is checked when it is read."""
         return self.listed or os.path.splitext(self.path)[1].lower() in IMAGE_SUFFIXES
+
+    @property
+    def leftover_of(self) -> str:
+        """Name of the folder that a system made and this file lies in; '' for other files."""
+        if self.listed:
+            return ""
+        folders = self.path.split("/")[:-1]
+        return next((name for name in folders if name in LEFTOVER_FOLDERS), "")
 
 
 def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Iterator[FoundFile]:
@@ -90,12 +111,21 @@ def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile 
     except OSError as error:
         yield FoundFile(folder.prefix or ".", folder.location, error.strerror or one_line(error))
         return
+    if folder.prefix and (kind := own_kind(lambda name: _has(found, os.fsencode(name)))):
+        logger.info("%s holds edgelung's own %s: passed over", folder.location, kind)
+        return
     for name in map(os.fsdecode, found):
         if name.endswith("\0"):
             name = name[:-1]
             yield _Folder(f"{folder.prefix}{name}/", os.path.join(folder.location, name))
         elif not name.endswith(OWN_SUFFIXES):
             yield FoundFile(folder.prefix + name, os.path.join(folder.location, name))
+
+
+def _has(names: Sequence[bytes], name: bytes) -> bool:
+    """Whether a sorted list holds a name."""
+    place = bisect_left(names, name)
+    return place < len(names) and names[place] == name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -106,8 +136,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def class_of(location: str | PurePath, classes: Sequence[str]) -> int | None:
-    """Return the index of the class named by the nearest folder above the file, or None."""
-    for name in reversed(PurePath(location).parts[:-1]):
-        if name in classes:
-            return classes.index(name)
+    """Return the index of the class named by the nearest folder above the file, or None.
+
+    Names are compared in their composed form (NFC): macOS writes letters with accents decomposed.
+    """
+    names = [unicodedata.normalize("NFC", name) for name in classes]
+    for folder in reversed(PurePath(location).parts[:-1]):
+        name = unicodedata.normalize("NFC", folder)
+        if name in names:
+            return names.index(name)
     return None

@@ -46,6 +46,12 @@ def decode_png(data: bytes, size: int) -> Tile | Image.Image:
         raise damaged(error) from error
 
 
+def stored_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a PNG, from its header; raises TileError."""
+    width, height, _, _ = _read_header(data)
+    return width, height
+
+
 def _read_header(data: bytes) -> tuple[int, int, int, int]:
     """Width, height, bits and colour type; raises TileError."""
     if len(data) < 33:

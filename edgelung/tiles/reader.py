@@ -19,9 +19,9 @@ from edgelung.tiles.bmp import decode_bmp, looks_like_bmp
 from edgelung.tiles.errors import TileError
 from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes
 from edgelung.tiles.jpeg import MARK as JPEG_MARK
-from edgelung.tiles.jpeg import decode_jpeg
+from edgelung.tiles.jpeg import decode_jpeg, read_header
 from edgelung.tiles.png import MARK as PNG_MARK
-from edgelung.tiles.png import decode_png
+from edgelung.tiles.png import decode_png, stored_size
 from edgelung.tiles.resize import Tile, resize, resize_by_pillow, resize_rgb
 from edgelung.tiles.spec import ReaderSpec
 from edgelung.tiles.table import MAX_PIXELS
@@ -37,6 +37,7 @@ __all__ = [
     "Tile",
     "TileError",
     "decode_tile",
+    "image_size",
     "looks_like",
     "looks_like_image",
     "read_bytes",
@@ -66,6 +67,7 @@ _OTHERS = (
     (0, b"ZISRAWFILE", "a Zeiss CZI file"),
     (128, b"DICM", "a DICOM file"),
 )
+_APPLE_DOUBLE = b"\0\5\x16\7"
 _DICOM_SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class: VL Whole Slide Microscopy Image
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS replaces Pillow's warning
@@ -91,6 +93,21 @@ def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:
     return resize(_decode(data, spec), spec.size, out)
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels of an encoded image; raises TileError.
+
+    The size of a JPEG or PNG is read from its header, before any rotation; others are decoded.
+    """
+    decoder = _decoder(data)
+    if decoder is decode_jpeg:
+        header = read_header(data)
+        return header.width, header.height
+    if decoder is decode_png:
+        return stored_size(data)
+    height, width, _ = np.asarray(decoder(data, 1)).shape
+    return width, height
+
+
 def _decode(data: bytes, spec: ReaderSpec) -> Tile | Image.Image:
     return _decoder(data)(data, spec.size)
 
@@ -109,6 +126,8 @@ def _decoder(data: bytes) -> Callable[[bytes, int], Tile | Image.Image]:
         return decode_bmp
     if data[128:132] == b"DICM" and _DICOM_SLIDE in data[:4096]:
         raise TileError("slide", "a whole slide (DICOM), not a tile; cut tiles from it first")
+    if data.startswith(_APPLE_DOUBLE):
+        raise TileError("skipped", "what macOS keeps beside a file (AppleDouble), not an image")
     for offset, mark, name in _OTHERS:
         if data.startswith(mark, offset):
             raise TileError("unsupported", f"{name}; convert it to PNG or TIFF")

@@ -38,9 +38,9 @@ def list_name(path: Path) -> str:
 def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the rows of a list; every row has the key `path`.
 
-    A CSV needs one of `PATH_COLUMNS`; its other columns keep their names, in lower case. Anything
-    else is a plain list with a path per line, or per NUL as `find -print0` writes it, and may only
-    be read where no other column is `wanted`.
+    A CSV needs one of `PATH_COLUMNS`; its other columns keep their names, in lower case. `wanted`
+    names columns that must be there, `a|b` either of two. Anything else is a plain list with a path
+    per line, or per NUL as `find -print0` writes it, if no other column is `wanted`.
 
     Raises:
         EdgelungError: the list cannot be read, is a spreadsheet, or lacks a wanted column.
@@ -87,7 +87,7 @@ def _rows(
     elif wanted:
         found = ", ".join(split_header(header)) or "(none)"
         raise EdgelungError(
-            f"{name} has the columns {found}; expected {' and '.join(['path', *wanted])} in its "
+            f"{name} has the columns {found}; expected {_spoken(['path', *wanted])} in its "
             "first line"
         )
     elif encoding == "utf-8-sig" and b"\0" in first:
@@ -105,6 +105,10 @@ def split_header(line: str) -> list[str]:
     """Names of the columns of a header line, in lower case."""
     fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
     return [field.strip().lower() for field in fields]
+
+
+def _spoken(columns: Sequence[str]) -> str:
+    return " and ".join(names.replace("|", " or ") for names in columns)
 
 
 def _delimiter(line: str) -> str:
@@ -132,9 +136,10 @@ def _table(
     columns = split_header(header)
     column = path_column(columns)
     assert column is not None
-    if missing := [other for other in wanted if other not in columns]:
+    missing = [names for names in wanted if not any(n in columns for n in names.split("|"))]
+    if missing:
         raise EdgelungError(
-            f"{name} has the columns {', '.join(columns)}; expected {' and '.join(missing)} too"
+            f"{name} has the columns {', '.join(columns)}; expected {_spoken(missing)} too"
         )
     # Bytes of a name that are not UTF-8 go through unchanged.
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"

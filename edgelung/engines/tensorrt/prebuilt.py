@@ -16,11 +16,12 @@ from edgelung.artifacts.bundle import Bundle, Variant
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file
+from edgelung.core.own_folders import ENGINES_MANIFEST
 from edgelung.core.precision import Precision
 from edgelung.engines.tensorrt.build import NetworkSummary, Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour
 
-MANIFEST = "engines.json"
+MANIFEST = ENGINES_MANIFEST
 SCHEMA_VERSION = 1
 REMEDY = "expected a folder that edgelung export --engine tensorrt-rtx wrote"
 
