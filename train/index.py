@@ -1,4 +1,4 @@
-"""The tiles of a folder of class folders: path, class, size, hash."""
+"""The index of a folder of class folders: path, class, size and hash of each tile."""
 
 import csv
 import io
@@ -18,16 +18,16 @@ from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
 from edgelung.tiles.reader import FORMATS, TileError, looks_like_image, read_bytes
 
-# Folders with one of these words in their names may hold the same classes each.
+# Folders with one of these words in their names are parts of a split: each holds all classes.
 SUBSET_WORDS = frozenset(
     ["train", "training", "val", "valid", "validation", "test", "testing", "dev"]
 )
-SAY_CLASSES = """--set 'classes=["a", "b"]' (audit: --class a --class b)"""
+CLASSES_OPTION = """--set 'classes=["a", "b"]' (audit: --class a --class b)"""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedTile:
-    """One labelled tile; `path` relative to the data folder, size in pixels."""
+    """One labelled tile: path relative to the data folder, size in pixels, hash of the file."""
 
     path: str
     label: str
@@ -42,14 +42,22 @@ def index_tiles(
     on_tile: Callable[[int], None] = lambda n: None,
     on_error: Callable[[str, str], None] | None = None,
 ) -> list[IndexedTile]:
-    """Every image below `data`, labelled by the folder it lies in, in path order.
+    """List every image below `data` in path order, labelled by the folder that contains it.
 
-    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) are passed over. With `classes` only
-    folders of those names give a label, the nearest above a tile, as `infer` reads it. Raises
-    EdgelungError where the folders do not say plainly what the classes are, where there are fewer
-    than two, where one is missing or empty, or where a file cannot be read: training data is
-    mended, not skipped over. With `on_error` a file that cannot be read or lies in no class folder
-    is told to it, by path and reason, and left out; one class and empty ones will do then.
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) are ignored.
+
+    Args:
+        data: the folder.
+        classes: if given, only folders of these names are classes; a tile's label is the nearest
+            one above it, as in `infer`.
+        on_tile: called with 1 for each file.
+        on_error: if given, files that cannot be read or lie in no class folder are reported to it,
+            by path and reason, and left out. A single class and empty ones are accepted then.
+
+    Raises:
+        EdgelungError: if it is not clear from the folders what the classes are, if there are fewer
+            than two, if one is missing or empty, or if a file cannot be read (without `on_error`:
+            training data is corrected, not skipped).
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
@@ -79,20 +87,20 @@ def index_tiles(
         for path in loose:
             on_error(printable(path), "lies in no class folder")
     files = [file for file in files if labels[file.path]]
-    found = Counter(labels[file.path] for file in files)
-    missing = [name for name in classes if name not in found]
+    tiles_of = Counter(labels[file.path] for file in files)
+    missing = [name for name in classes if name not in tiles_of]
     if missing:
         raise EdgelungError(
             f"no tiles of class {missing[0]} below {data}; found "
-            f"{', '.join(sorted(found)) or 'none of the classes asked for'}"
+            f"{', '.join(sorted(tiles_of)) or 'none of these classes'}"
         )
     if not classes:
         _check_folders(data, files)
         if on_error is None:
             _check_none_is_empty(data, files)
-    if len(found) < 2 and on_error is None:
+    if len(tiles_of) < 2 and on_error is None:
         raise EdgelungError(
-            f"{data} holds one class ({', '.join(found)}); expected two or more class folders: "
+            f"{data} holds one class ({', '.join(tiles_of)}); expected two or more class folders: "
             "is it the folder above that you mean?"
         )
 
@@ -115,44 +123,46 @@ def index_tiles(
 
 
 def label_of(path: str, classes: Sequence[str]) -> str:
-    """The class that the folders above a tile name; '' for none."""
+    """The class that the folders above a tile name; '' if none does."""
     if not classes:
         return PurePosixPath(path).parent.name
-    place = class_of(path, classes)
-    return "" if place is None else classes[place]
+    index = class_of(path, classes)
+    return "" if index is None else classes[index]
 
 
 def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
-    """Raise EdgelungError where the folders do not say plainly what the classes are."""
+    """Raise EdgelungError if it is not clear from the folders what the classes are."""
     folders = {PurePosixPath(file.path).parent for file in files}
     above: dict[PurePosixPath, set[str]] = {}  # folder → the class folders in it
     for folder in folders:
         above.setdefault(folder.parent, set()).add(folder.name)
-    both = min(folders & set(above), default=None)
-    if both is not None:
-        inner = min(above[both])
+    ambiguous = min(folders & set(above), default=None)
+    if ambiguous is not None:
+        inner = min(above[ambiguous])
         raise EdgelungError(
-            f"{data / both} holds tiles and a folder of tiles, {inner}: which of the two is the "
-            f"class? Move them into one, or say which are the classes: {SAY_CLASSES}"
+            f"{data / ambiguous} holds tiles and a folder of tiles, {inner}: which of the two is "
+            f"the class? Move them into one, or say which are the classes: {CLASSES_OPTION}"
         )
-    # train/a, train/b, val/a, val/b is one set of classes twice; a/p1, b/p1 is not.
+    # train/a, train/b, val/a, val/b hold the same classes twice; a/p1, b/p1 do not.
     if len(above) > 1 and all(_is_subset(folder.name) for folder in above):
         return
     named = Counter(name for names in above.values() for name in names)
     shared = min((name for name, count in named.items() if count > 1), default=None)
     if shared is not None:
-        places = sorted(str(folder) for folder, names in above.items() if shared in names)
+        parents = sorted(str(folder) for folder, names in above.items() if shared in names)
+        more = ", …" if len(parents) > 3 else ""
         raise EdgelungError(
-            f"{data} has folders named {shared} in several places ({', '.join(places[:3])}"
-            f"{', …' if len(places) > 3 else ''}): which are the classes, those or the ones above? "
-            f"Say so: {SAY_CLASSES}"
+            f"{data} has folders named {shared} in several places "
+            f"({', '.join(parents[:3])}{more}): "
+            "which are the classes, those or the ones above? "
+            f"Say so: {CLASSES_OPTION}"
         )
 
 
 def _check_none_is_empty(data: Path, files: Sequence[FoundFile]) -> None:
-    """Raise EdgelungError for an empty folder beside class folders: a class without tiles."""
+    """Raise EdgelungError for an empty folder next to class folders: a class without tiles."""
     classes = {data / PurePosixPath(file.path).parent for file in files}
-    for folder in sorted({place.parent for place in classes}):
+    for folder in sorted({path.parent for path in classes}):
         for entry in sorted(folder.iterdir()):
             other = entry not in classes and not entry.name.startswith(".")
             if other and entry.is_dir() and not any(entry.iterdir()):
@@ -160,7 +170,7 @@ def _check_none_is_empty(data: Path, files: Sequence[FoundFile]) -> None:
 
 
 def _is_subset(name: str) -> bool:
-    """Whether a folder is one part of a split by its name: `val`, `Train and Validation Set`."""
+    """True if the name is that of a part of a split: `val`, `Train and Validation Set`."""
     return not SUBSET_WORDS.isdisjoint(re.split(r"[\W_]+", name.lower()))
 
 
@@ -183,18 +193,20 @@ def _inspect(file: FoundFile) -> tuple[int, int, str]:
             return *image.size, sha256_bytes(data)
     except TileError:
         raise
-    except Exception as error:  # Pillow's plugins raise types of their own
+    except Exception as error:  # Pillow's plugins raise their own exception types
         raise TileError("corrupt", "not an image") from error
 
 
 def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
-    """The group of each tile from a CSV `path,…,cluster` (or `group`), paths as in the data folder.
+    """Read the group of each tile from a CSV with the columns `path` and `group` (or `cluster`).
 
-    Where one of them begins further up (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), the
-    part that both have is matched, `<class>/<file>` at least.
+    Paths are relative to the data folder. If the CSV's paths or the tiles' paths start further up
+    (`lung_image_sets/lung_aca/1.jpeg` and `lung_aca/1.jpeg`), their common end is matched, at least
+    `<class>/<file>`. Raises EdgelungError for a CSV that cannot be read, has other columns, puts a
+    tile into two groups, or names none for a tile.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark in front
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
             rows = csv.DictReader(file)
             fields = rows.fieldnames or []
             column = next((name for name in ("group", "cluster") if name in fields), None)
@@ -206,7 +218,7 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
             groups: dict[str, str] = {}
             for row in rows:
                 key = posixpath.normpath(_with_slashes(row["path"] or ""))
-                group = (row[column] or "").strip()  # "s1 " and "s1" would leak into each other
+                group = (row[column] or "").strip()  # "s1 " and "s1" are one group
                 if groups.setdefault(key, group) != group:
                     raise EdgelungError(
                         f"{path} puts {key} into two groups, {groups[key]} and {group}"
@@ -220,27 +232,27 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
     def group_of(path: str) -> str | None:
         if path in groups:
             return groups[path]
-        # The same tile where one of the two names begins further up.
+        # One of the two paths starts further up.
         keys = [
             key
             for key in short.get(_last_two(path), [])
             if key.endswith(f"/{path}") or path.endswith(f"/{key}")
         ]
-        answers = {groups[key] for key in keys}
-        return answers.pop() if len(answers) == 1 else None  # two: no answer
+        names = {groups[key] for key in keys}
+        return names.pop() if len(names) == 1 else None  # ambiguous if several
 
-    found = [group_of(tile.path) for tile in tiles]
-    without = [tile.path for tile, group in zip(tiles, found, strict=True) if not group]
+    group_names = [group_of(tile.path) for tile in tiles]
+    without = [tile.path for tile, group in zip(tiles, group_names, strict=True) if not group]
     if without:
         raise EdgelungError(
             f"{path} names no group, or more than one, for {len(without)} of {len(tiles)} tiles, "
             f"{without[0]} for one; add them or leave those tiles out of the folder"
         )
-    return [str(group) for group in found]
+    return [str(group) for group in group_names]
 
 
 def _with_slashes(path: str) -> str:
-    """A path as Windows writes it, too."""
+    """Replace the backslashes of a Windows path."""
     return path if "/" in path else path.replace("\\", "/")
 
 
