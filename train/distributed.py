@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,7 @@ def run_on_main(work: Callable[[], T]) -> T:
     result, error_text = message
     if error_text is not None:
         raise EdgelungError(str(error_text))
-    return result  # type: ignore[return-value]  # of rank 0's `work`
+    return cast(T, result)
 
 
 def run_main_first(work: Callable[[], T]) -> T:

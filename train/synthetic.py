@@ -31,13 +31,13 @@ NOTICE = (
 
 
 class _Style:
-    """What the tiles of one source share, like the tiles of one slide."""
+    """What the tiles of one source have in common, as those of one slide do."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         blue, hue = rng.uniform(-1, 1, 2)
         haematoxylin = (0.74 + 0.16 * blue, 0.92, 0.42 - 0.10 * blue)
         eosin = (0.13 + 0.07 * hue, 0.62, 0.30 - 0.12 * hue)
-        self.stains = np.array([haematoxylin, eosin], np.float32)  # optical density a unit
+        self.stains = np.array([haematoxylin, eosin], np.float32)  # optical density per unit
         self.load = rng.uniform([0.16, 0.28], [0.36, 0.66])  # mean concentrations to aim for
         self.light = rng.uniform(0.80, 1.0) * rng.uniform(0.93, 1.0, 3)  # colour of empty glass
         self.nucleus = rng.uniform(0.88, 1.12)  # factor on nuclear radius
@@ -52,7 +52,7 @@ def _stretch(coarse: Floats, side: int) -> Floats:
 
 
 def _noise(rng: np.random.Generator, cells: int, side: int = GRID) -> Floats:
-    """Smooth noise of about unit variance with ``cells`` bumps a side: float32 [side, side]."""
+    """Smooth noise of about unit variance with ``cells`` bumps per side: float32 [side, side]."""
     return _stretch(rng.normal(0, 1.2, (cells, cells)), side)
 
 
@@ -71,7 +71,7 @@ def _walls(rng: np.random.Generator, rows: int) -> Floats:
     """
     y, x = np.mgrid[0:GRID, 0:GRID].astype(np.float32) * (PLANE / GRID)
     x, y = x + 6 * _noise(rng, 7), y + 6 * _noise(rng, 7)
-    # One more row all round, so that the cells at the border are cut by the tile and not by it.
+    # One more row on each side, so that the tile's edge cuts through cells as in real tissue.
     cells = np.mgrid[-1 : rows + 1, -1 : rows + 1].reshape(2, -1, 1, 1) + 0.5
     cells = cells + rng.uniform(-0.42, 0.42, cells.shape) + rng.uniform(-0.5, 0.5, (2, 1, 1, 1))
     cx, cy = (cells * PLANE / rows).astype(np.float32)
@@ -108,13 +108,13 @@ class _Canvas:
         self.pens = [ImageDraw.Draw(image) for image in self.images]
 
     def ground(self, haematoxylin: Floats, eosin: Floats) -> None:
-        """Cover all with two coarse maps."""
+        """Fill the whole canvas with two coarse maps."""
         for image, coarse in zip(self.images, (haematoxylin, eosin), strict=True):
             level = np.clip(_stretch(coarse * UNIT, self.side), 0, 255)
             image.paste(Image.fromarray(level.astype(np.uint8)))
 
     def fill(self, shapes: Floats, haematoxylin: Floats | float, eosin: Floats | float) -> None:
-        """Fill polygons [n, k, 2] with one concentration each, or one for all."""
+        """Fill polygons [n, k, 2] with one concentration each, or with one for all."""
         corners = (shapes * (self.side / PLANE)).reshape(-1, 2 * shapes.shape[1]).tolist()
         for pen, level in zip(self.pens, (haematoxylin, eosin), strict=True):
             levels = np.clip(np.broadcast_to(level, len(shapes)) * UNIT, 0, 255).astype(int)
@@ -178,7 +178,7 @@ def _adenocarcinoma(canvas: _Canvas) -> None:
         canvas.fill(_towards(centre, outline, 1.05), 0.02, 0.25)
         canvas.fill(outline, 0.20, 0.50)
         canvas.fill(_towards(centre, outline, 1 - wall), mucin, style.fluid)
-        # Walk the outline at an even pace, and set one tall nucleus a step, near the base.
+        # Place tall nuclei at equal steps along the outline, near the base.
         ring = np.vstack([outline[0], outline[0, :1]])
         travelled = np.r_[0, np.cumsum(np.hypot(*np.diff(ring, axis=0).T))]
         steps = np.arange(0, travelled[-1] - 3, 6.6 * style.nucleus)
@@ -191,10 +191,10 @@ def _adenocarcinoma(canvas: _Canvas) -> None:
 
 
 def _normal(canvas: _Canvas) -> None:
-    """A net of thin curved walls around air, with small sparse nuclei on the walls."""
+    """A net of thin curved walls around air, with few small nuclei on the walls."""
     rng, style = canvas.rng, canvas.style
     distance = _walls(rng, 4 if style.space < 0.6 else 3)
-    # Where the noise takes the width below nothing the wall is open, as towards a duct.
+    # Where the noise makes the width negative the wall is open, as towards a duct.
     width = 5.5 - 2.2 * style.space + 1.5 * _noise(rng, 9)
     wall = np.clip((width - distance) / 1.5, 0, 1)
     canvas.ground(0.10 * wall, wall * (0.72 + 0.15 * _noise(rng, 30)) + (1 - wall) * style.fluid)
@@ -216,9 +216,9 @@ def _normal(canvas: _Canvas) -> None:
 def _squamous(canvas: _Canvas) -> None:
     """Solid nests of crowded, large, uneven nuclei, with keratin pearls and thin stroma bands."""
     rng, style = canvas.rng, canvas.style
-    # The distance counts from the edge of the stroma band, inwards into the nest.
+    # Distance from the edge of the stroma band into the nest.
     depth = _walls(rng, 2) - rng.uniform(3, 6) - 2.0 * _noise(rng, 5)
-    # Nests shrink away from their stroma in processing, and leave clefts.
+    # Processing shrinks the nests away from their stroma and leaves clefts.
     gap = np.clip(8 * style.space + 2.0 * _noise(rng, 6), 0, 14)
     cleft = np.clip(np.minimum(depth, gap - depth), 0, 1)
     cytoplasm = 0.62 + 0.10 * _noise(rng, 9)
@@ -231,7 +231,7 @@ def _squamous(canvas: _Canvas) -> None:
     cells = _lattice(rng, 14.5 * style.nucleus, 0.24)
     cells = cells[_at(depth - gap, cells) > 3]
     n = len(cells)
-    # Paler borders part the cells, like the bridges of a squamous sheet.
+    # Paler borders separate the cells, like the bridges of a squamous sheet.
     spin = rng.uniform(0, np.pi, (2, n))
     body = canvas.blobs(cells, 8.0 * style.nucleus, rng.uniform(1, 1.3, n), spin[0])
     canvas.fill(body, 0.05, 0.35)
@@ -261,10 +261,10 @@ def draw_tile(
     ``label`` is one of ``CLASSES``. Tiles of one ``source`` share a stain and a style; ``index``
     tells them apart. The same arguments give the same pixels.
     """
-    place = CLASSES.index(label)
-    # Tiles count from 1: numpy pads a seed with zeros, so 0 is the source's own stream.
-    style = _Style(np.random.default_rng((seed, place, source, 0)))
-    rng = np.random.default_rng((seed, place, source, index + 1))
+    class_index = CLASSES.index(label)
+    # Tile streams start at 1: numpy pads seeds with zeros, so 0 is the stream of the source.
+    style = _Style(np.random.default_rng((seed, class_index, source, 0)))
+    rng = np.random.default_rng((seed, class_index, source, index + 1))
     canvas = _Canvas(rng, style, 2 * size)  # drawn at twice the size, for smooth edges
     _PAINTERS[label](canvas)
 
@@ -272,8 +272,8 @@ def draw_tile(
     grain = 1 + 0.10 * _noise(rng, size // 2, size) + 0.06 * _noise(rng, 12, size)
     for image, stain, load in zip(canvas.images, style.stains, style.load, strict=True):
         stained = np.asarray(image.reduce(2), np.float32) * grain / np.float32(UNIT)
-        # Thin tissue is stained harder and dense tissue less, so that the amount of stain, and
-        # with it the mean colour, follows the source more than the class.
+        # Scale the stain so that its amount, and with it the mean colour, depends more on the
+        # source than on the class.
         stained *= np.float32((load / stained.mean()) ** 0.7)
         density += stained[..., None] * stain
     colour = 255 * style.light.astype(np.float32) * np.exp(-density)
@@ -286,7 +286,7 @@ def draw_tile(
 def write_dataset(
     folder: Path, sources: int = 30, tiles_per_source: int = 6, size: int = 224, seed: int = 0
 ) -> Path:
-    """Write a synthetic data set, with ``sources`` sources a class, and return ``folder``.
+    """Write a synthetic data set with ``sources`` sources per class; returns ``folder``.
 
     Tiles go to ``<class>/<class>_s<source>_<index>.jpeg``. ``groups.csv`` gives the path, class
     and cluster (the source) of each; ``SYNTHETIC.txt`` says what the tiles are.

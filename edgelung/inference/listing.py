@@ -48,8 +48,8 @@ def _check(folder: Path, listing: Path, subset: str | None) -> None:
         any_there = any_there or os.path.lexists(_location(folder, resolve(folder, name)))
     if first is not None and not any_there:
         logger.warning(
-            "none of the files that %s names%s is there, %s for one; expected paths relative to %s, "
-            "or absolute ones",
+            "none of the files that %s names%s is there, %s for one; expected paths relative to "
+            "%s, or absolute ones",
             *(listing, _in_subset(subset), first, folder),
         )
 

@@ -69,7 +69,7 @@ def test_an_audit_names_identical_files_and_shows_links_across_classes(
     assert "<img" in across
 
 
-def test_a_refused_pair_is_told_once(folder: Path, tmp_path: Path) -> None:
+def test_a_refused_pair_is_reported_once(folder: Path, tmp_path: Path) -> None:
     paths = sorted(folder.rglob("*.png"))
     tiles = [np.asarray(Image.open(path)) for path in paths]
     refused = group_tiles(len(tiles), lambda i: tiles[i], paths).refused

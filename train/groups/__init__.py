@@ -1,1 +1,1 @@
-"""Near-duplicate tiles: candidates from an index of keypoints, proof from geometry."""
+"""Near-copies: an index of keypoints proposes pairs of tiles, geometry proves them."""

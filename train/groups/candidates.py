@@ -1,9 +1,9 @@
-"""Which pairs of tiles are worth a look: votes of keypoints for their nearest in an index.
+"""Candidate pairs of tiles: keypoints vote for their nearest neighbours in an index.
 
-A bag of single keypoints, not of words. A vote also says how far one tile is turned against the
-other, and only votes that say the same count (weak geometric consistency, Jégou et al. 2008). So
-pairs that share a strip of their fields come before those that merely look alike, and the geometry
-has little left to refuse.
+The index holds single keypoints, not visual words. A vote also gives the rotation between the two
+tiles, and only votes for the same rotation are counted together (weak geometric consistency, Jégou
+et al. 2008). So pairs that share a strip of tissue rank before pairs that only look alike, and few
+candidates fail the geometric proof.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from edgelung.train.groups.keypoints import MIRROR, Bytes, Floats, Keypoints, unit
 
-NEAR = 0.25  # squared distance of descriptors that may vote
-STRETCH = 1.6  # factor by which the sizes of the two keypoints of a vote may differ
-TURNS = 30  # directions that are told apart …
-SHIFTS = (0.0, 0.5)  # … twice, half a step apart: no turn is at the edge both times
-DIMENSIONS = 48  # left of 128: distances survive, and everything is three times as fast
-EXACT = 1e9  # descriptors times those that ask, up to which the index is searched in full
-_CHUNK = 50_000
+NEAR = 0.25  # largest squared distance of descriptors that vote
+STRETCH = 1.6  # largest ratio of the sizes of the two keypoints of a vote
+ROTATION_BINS = 30  # rotations that are told apart …
+SHIFTS = (0.0, 0.5)  # … in two histograms, half a bin apart: no rotation is at an edge in both
+DIMENSIONS = 48  # of 128, by PCA: distances are kept well enough, and search is three times faster
+EXACT = 1e9  # descriptors times queries, up to which the search is exhaustive
+_CHUNK = 50_000  # queries at once; bounds memory
 
 Ints = npt.NDArray[np.int64]
 _LOWER = np.flatnonzero(np.arange(128) < MIRROR)  # mirroring swaps these bins with the rest
@@ -29,10 +29,10 @@ _LOWER = np.flatnonzero(np.arange(128) < MIRROR)  # mirroring swaps these bins w
 
 @dataclass(frozen=True)
 class Voting:
-    """How many of a tile's keypoints can be found, how many ask, and for how many each votes."""
+    """How many keypoints of a tile are indexed, how many are queries, and the votes of each."""
 
     indexed: int
-    asking: int
+    queries: int
     neighbours: int
 
 
@@ -40,7 +40,7 @@ class Voting:
 class Candidates:
     """Pairs of tiles, first < second, most votes first: int64 (n,) each.
 
-    A pair can be here twice, with the second tile as it is and `mirrored` (bool).
+    A pair can occur twice: with the second tile as it is, and `mirrored` (bool).
     """
 
     first: Ints
@@ -50,66 +50,70 @@ class Candidates:
 
 
 def find_candidates(tiles: Sequence[Keypoints], voting: Voting) -> Candidates:
-    """Every pair of tiles of which a keypoint of one has one of the other among its nearest.
+    """Find the pairs of tiles whose keypoints are among each other's nearest neighbours.
 
-    The index is inverted lists (faiss IVF), √n of them, so the work grows with n·√n.
+    Large sets are searched in about √n inverted lists (faiss IVF), so the work grows with n·√n.
     """
     counts = [min(len(tile), voting.indexed) for tile in tiles]
     owner = np.repeat(np.arange(len(tiles)), counts)
     rank = np.concatenate([np.arange(count) for count in counts])
-    place = np.concatenate([tile.place[: voting.indexed] for tile in tiles])
+    geometry = np.concatenate([tile.geometry[: voting.indexed] for tile in tiles])
     descriptors = np.concatenate([tile.descriptors[: voting.indexed] for tile in tiles])
-    asking = np.flatnonzero(rank < voting.asking)
-    index, reduce = _build(descriptors, len(descriptors) * len(asking) <= EXACT)
-    found, counted = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    step = max(1, _CHUNK // voting.asking)  # whole tiles: all of one's keypoints vote at once
+    queries = np.flatnonzero(rank < voting.queries)
+    index, reduce = _build(descriptors, len(descriptors) * len(queries) <= EXACT)
+    all_keys, all_votes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    step = max(1, _CHUNK // voting.queries)  # whole tiles: all keypoints of one vote together
     for start in range(0, len(tiles), step):
-        ask = asking[slice(*np.searchsorted(owner[asking], (start, start + step)))]
-        if not len(ask):
+        query = queries[slice(*np.searchsorted(owner[queries], (start, start + step)))]
+        if not len(query):
             continue
-        answers = min(voting.neighbours, len(owner))
-        distance, nearest = index.search(reduce(descriptors[ask]), answers)
+        neighbours = min(voting.neighbours, len(owner))
+        distance, nearest = index.search(reduce(descriptors[query]), neighbours)
         near = (nearest >= 0) & (distance < NEAR)
-        asked = np.repeat(ask, near.sum(axis=1))
-        keys, votes = _count(len(tiles), owner, place, asked, nearest[near])
-        found.append(keys)
-        counted.append(votes)
-    # Each tile of a pair has asked; what either found adds up.
-    keys, same = np.unique(np.concatenate(found), return_inverse=True)
-    votes = np.bincount(same, np.concatenate(counted), len(keys)).astype(np.int64)
+        voters = np.repeat(query, near.sum(axis=1))
+        keys, votes = _count(len(tiles), owner, geometry, voters, nearest[near])
+        all_keys.append(keys)
+        all_votes.append(votes)
+    # Both tiles of a pair were queried: add up their votes.
+    keys, same = np.unique(np.concatenate(all_keys), return_inverse=True)
+    votes = np.bincount(same, np.concatenate(all_votes), len(keys)).astype(np.int64)
     order = np.argsort(-votes, kind="stable")
     pairs, mirrored = np.divmod(keys[order], 2)
     return Candidates(*np.divmod(pairs, len(tiles)), mirrored.astype(bool), votes[order])
 
 
-def _count(tiles: int, owner: Ints, place: Floats, asking: Ints, answer: Ints) -> tuple[Ints, Ints]:
-    """The pairs that keypoints vote for, and the most votes of each that agree on the turn.
+def _count(
+    tiles: int, owner: Ints, geometry: Floats, voters: Ints, neighbours: Ints
+) -> tuple[Ints, Ints]:
+    """Pairs of tiles and the largest number of their votes that agree on the rotation.
 
-    A pair's key is 2 · (first · tiles + second), one more with the second tile turned over.
+    `voters` and `neighbours` (n,) are keypoints that match. The key of a pair is
+    2 · (first · tiles + second), plus one if the second tile is mirrored.
     """
-    size, angle = place[:, 2], place[:, 3]
-    fits = np.abs(np.log(size[asking] / size[answer])) < np.log(STRETCH)
-    fits &= owner[asking] != owner[answer]
-    asking, answer = asking[fits], answer[fits]
-    pairs, pair = np.unique(owner[asking] * tiles + owner[answer], return_inverse=True)
-    here, there = np.divmod(pairs, tiles)
-    pairs = np.minimum(here, there) * tiles + np.maximum(here, there)
+    size, angle = geometry[:, 2], geometry[:, 3]
+    valid = np.abs(np.log(size[voters] / size[neighbours])) < np.log(STRETCH)
+    valid &= owner[voters] != owner[neighbours]
+    voters, neighbours = voters[valid], neighbours[valid]
+    pairs, pair = np.unique(owner[voters] * tiles + owner[neighbours], return_inverse=True)
+    one, other = np.divmod(pairs, tiles)
+    pairs = np.minimum(one, other) * tiles + np.maximum(one, other)
     keys, counts = [], []
-    for mirrored, other in enumerate((angle[answer], 180 - angle[answer])):  # Keypoints.mirrored
-        turn = (angle[asking] - other) % 360 * (TURNS / 360)
+    angles = (angle[neighbours], 180 - angle[neighbours])  # as it is, and as Keypoints.mirrored
+    for mirrored, neighbour_angle in enumerate(angles):
+        rotation = (angle[voters] - neighbour_angle) % 360 * (ROTATION_BINS / 360)
         most = np.zeros(len(pairs), np.int64)
         for shift in SHIFTS:
-            bins = pair * TURNS + (turn + shift).astype(np.int64) % TURNS
-            agreeing = np.bincount(bins, minlength=len(pairs) * TURNS).reshape(-1, TURNS)
-            np.maximum(most, agreeing.max(axis=1), out=most)
-        keys.append((2 * pairs + mirrored)[most > 1])  # one alone agrees with nobody
+            bins = pair * ROTATION_BINS + (rotation + shift).astype(np.int64) % ROTATION_BINS
+            histogram = np.bincount(bins, minlength=len(pairs) * ROTATION_BINS)
+            np.maximum(most, histogram.reshape(-1, ROTATION_BINS).max(axis=1), out=most)
+        keys.append((2 * pairs + mirrored)[most > 1])  # a single vote agrees with no other
         counts.append(most[most > 1])
     return np.concatenate(keys), np.concatenate(counts)
 
 
-def _build(descriptors: Bytes, in_full: bool) -> tuple[faiss.Index, Callable[[Bytes], Floats]]:
-    """An index of all descriptors, and what makes a descriptor fit it."""
-    if in_full:
+def _build(descriptors: Bytes, exhaustive: bool) -> tuple[faiss.Index, Callable[[Bytes], Floats]]:
+    """An index of all descriptors, and the function that converts descriptors for it."""
+    if exhaustive:
         exact = faiss.IndexFlatL2(128)
         exact.add(fold(descriptors))
         return exact, fold
@@ -134,8 +138,9 @@ def _build(descriptors: Bytes, in_full: bool) -> tuple[faiss.Index, Callable[[By
 def fold(descriptors: Bytes) -> Floats:
     """Descriptors float32 (n, 128) that are the same for a patch and its mirror image.
 
-    Of each two bins that mirroring swaps, the sum and the size of the difference, both over √2: the
-    distance is never more than that of the descriptors or of one and the mirrored other.
+    For each two bins that mirroring swaps: their sum and their absolute difference, divided by √2.
+    The distance of two folded descriptors is at most the distance of the descriptors, and at most
+    that of one and the mirrored other.
     """
     values = unit(descriptors)
     a, b = values[:, _LOWER], values[:, MIRROR[_LOWER]]

@@ -1,4 +1,4 @@
-"""Groups of tiles that show one piece of tissue: candidates, proofs, and what they connect."""
+"""Group tiles that show one piece of tissue: propose pairs, prove them, join what they connect."""
 
 import os
 from collections import Counter
@@ -10,26 +10,27 @@ from functools import lru_cache
 from threadpoolctl import threadpool_limits
 
 from edgelung.train.groups.candidates import Voting, find_candidates
-from edgelung.train.groups.coverage import furthest, lay_out
+from edgelung.train.groups.coverage import cover, lay_out
 from edgelung.train.groups.disjoint_set import DisjointSet
 from edgelung.train.groups.geometry import Proof, prove
 from edgelung.train.groups.keypoints import CLOSE, FEW, MANY, Bytes, Keypoints, find_keypoints
 
-LINK = 12  # inliers that connect two tiles; of 12,000 pairs refused none had over 5
-DOUBT = 6  # inliers from which more keypoints are asked …
-SURE = 20  # … up to these
+LINK = 12  # inliers that connect two tiles; none of 12,000 refused pairs had more than 5
+DOUBT = 6  # from this number of inliers a pair is tried again with more keypoints …
+SURE = 20  # … up to this number
 MIN_VOTES = 4
-# A tile's neighbours in the first round are the twenty of its source; in the second there are none.
-VOTING = Voting(indexed=128, asking=64, neighbours=32)
+# In the first round a tile's nearest neighbours are the twenty of its source; in the second round
+# there are none.
+VOTING = Voting(indexed=128, queries=64, neighbours=32)
 NEIGHBOURS = 16
-# In the second round all of MANY vote, fewer where there are thousands of groups: memory and time.
-MOST_VOTERS = 2_500_000
-TRIES = (4, 24)  # failed proofs that a tile may ask for in either round
-REPRESENTATIVES = 2  # tiles that stand for a group in the second round
-_BATCH = 64
+# In the second round all MANY keypoints vote; fewer with thousands of groups, to bound memory.
+MAX_VOTERS = 2_500_000
+TRIES = (4, 24)  # failed proofs per tile in the first and in the second round
+REPRESENTATIVES = 2  # tiles per group in the second round
+_BATCH = 64  # pairs that are proven in parallel
 
 Groups = tuple[int, int]
-Pair = tuple[int, int, bool]  # places of two tiles, and whether the second is turned over
+Pair = tuple[int, int, bool]  # positions of two tiles, and whether the second is mirrored
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,14 @@ class Link:
     proof: Proof
 
 
-@dataclass
+@dataclass(frozen=True)
 class Grouping:
-    """`group[i]`: number of tile i's group, in order of first tiles; `links` connect each group.
+    """The groups of tiles and why they are so.
 
-    `refused`: pairs that looked alike and fell short, the nearest to a link first. `plain`: tiles
-    with too few keypoints to prove anything; only identical files can join them.
+    `group[i]` is the number of tile i's group; groups are numbered in order of their first tiles.
+    `links` connect each group. `refused` are pairs that looked alike but were not proven, most
+    inliers first. `plain` are tiles with too few keypoints to prove anything; only identical files
+    can join them.
     """
 
     group: list[int] = field(default_factory=list)
@@ -61,21 +64,26 @@ def group_tiles(
     identical: Sequence[object],
     advance: Callable[..., None] = lambda n=1, note="": None,
 ) -> Grouping:
-    """Group `count` tiles; `read(i)` gives tile i as uint8 [224, 224, 3], from any thread.
+    """Group `count` tiles by what they show.
 
-    Tiles with equal `identical[i]` (a hash) are one group from the start. Two rounds: every tile
-    with few keypoints, then a few tiles of each group with many, which finds what the neighbours
-    within a group kept out of sight.
+    The first round compares all tiles, with few keypoints each. The second compares a few tiles of
+    each group, with many keypoints: it finds overlaps of groups that were hidden in the first round
+    because the nearest neighbours of a tile all came from its own group.
+
+    Args:
+        count: number of tiles.
+        read: returns tile i as uint8 (224, 224, 3); called from several threads.
+        identical: a hash of each tile; tiles with equal hashes are one group from the start.
+        advance: called once for each tile in the first round.
     """
-    found = Grouping()
     if not count:
-        return found
+        return Grouping()
     sets = DisjointSet(count)
     first: dict[object, int] = {}
     for i, key in enumerate(identical):
         sets.union(first.setdefault(key, i), i)
-    search = _Search(read, sets, found)
-    alone = sorted({sets.find(i) for i in range(count)})
+    search = _Search(read, sets)
+    distinct = sorted({sets.find(i) for i in range(count)})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def keypoints(tile: int) -> Keypoints:
@@ -83,30 +91,26 @@ def group_tiles(
             advance(1)
             return points
 
-        few = list(pool.map(keypoints, alone))
-        found.plain = [i for i, points in zip(alone, few, strict=True) if len(points) < LINK]
-        search.connect(pool, alone, few, VOTING, TRIES[0])
+        few = list(pool.map(keypoints, distinct))
+        plain = [i for i, points in zip(distinct, few, strict=True) if len(points) < LINK]
+        search.connect(pool, distinct, few, VOTING, TRIES[0])
         del few
-        chosen = _representatives([sets.find(i) for i in range(count)], found.links)
-        each = min(MANY, max(FEW, MOST_VOTERS // len(chosen)))
-        many = list(pool.map(lambda tile: search.many(tile).strongest(each), chosen))
-        search.connect(pool, chosen, many, Voting(each, each, NEIGHBOURS), TRIES[1])
+        selected = _representatives([sets.find(i) for i in range(count)], search.links)
+        limit = min(MANY, max(FEW, MAX_VOTERS // len(selected)))
+        many = list(pool.map(lambda tile: search.many(tile).strongest(limit), selected))
+        search.connect(pool, selected, many, Voting(limit, limit, NEIGHBOURS), TRIES[1])
     numbers: dict[int, int] = {}
-    found.group = [numbers.setdefault(sets.find(i), len(numbers)) for i in range(count)]
-    found.refused.sort(key=lambda link: -link.proof.inliers)
-    best: dict[Groups, Link] = {}  # of a pair that was tried more than once
-    for link in found.refused:
-        best.setdefault((min(link.first, link.second), max(link.first, link.second)), link)
-    found.refused = list(best.values())
-    return found
+    group = [numbers.setdefault(sets.find(i), len(numbers)) for i in range(count)]
+    return Grouping(group, search.links, _best_of_each_pair(search.refused), plain)
 
 
 class _Search:
-    """Proves candidates, most votes first, and joins what they connect."""
+    """Proves candidate pairs, those with most votes first, and joins the sets they connect."""
 
-    def __init__(self, read: Callable[[int], Bytes], sets: DisjointSet, found: Grouping) -> None:
+    def __init__(self, read: Callable[[int], Bytes], sets: DisjointSet) -> None:
         self._sets = sets
-        self._found = found
+        self.links: list[Link] = []
+        self.refused: list[Link] = []
         self.many = lru_cache(maxsize=2048)(lambda tile: find_keypoints(read(tile), MANY))
         self._close = lru_cache(maxsize=128)(lambda tile: find_keypoints(read(tile), CLOSE))
 
@@ -120,89 +124,106 @@ class _Search:
     ) -> None:
         """Join the groups of `tiles` that are proven to show one piece of tissue.
 
-        A pair is looked at while either tile has failed less than `tries` times, so that the work
-        is bounded by the number of tiles, however much they look alike.
+        A pair is tried while either of its tiles has failed less than `tries` times. So the work is
+        bounded by the number of tiles, however much they look alike.
         """
         candidates = find_candidates(keypoints, voting)
         enough = candidates.votes >= MIN_VOTES
         columns = (candidates.first, candidates.second, candidates.mirrored)
         pairs = zip(*(column[enough].tolist() for column in columns), strict=True)
-        failed: Counter[int] = Counter()
+        failures: Counter[int] = Counter()
 
-        def between(pair: Pair) -> Groups:
+        def groups_of(pair: Pair) -> Groups:
             low, high = sorted(self._sets.find(tiles[i]) for i in pair[:2])
             return low, high
 
         def is_open(pair: Pair) -> bool:
-            low, high = between(pair)
-            return low != high and min(failed[pair[0]], failed[pair[1]]) < tries
+            low, high = groups_of(pair)
+            return low != high and min(failures[pair[0]], failures[pair[1]]) < tries
 
-        def proof(pair: Pair) -> Proof | None:
-            i, j, mirrored = pair
-            found = prove(keypoints[i], keypoints[j], mirrored)
-            for closer in (self.many, self._close):
-                if found is None or not DOUBT <= found.inliers < SURE:
-                    break
-                again = prove(closer(tiles[i]), closer(tiles[j]), mirrored)
-                found = max(found, again or found, key=lambda proof: proof.inliers)
-            return found
+        def try_proof(pair: Pair) -> Proof | None:
+            return self._prove(tiles, keypoints, pair)
 
-        # Threads share the work pair by pair; numpy's own within a pair would be in their way.
+        # The threads share the pairs; BLAS threads within a pair would compete with them.
         with threadpool_limits(1, "blas"):
-            for batch in _batches(pairs, is_open, between):
-                for pair, result in zip(batch, pool.map(proof, batch), strict=True):
+            for batch in _batches(pairs, is_open, groups_of):
+                for pair, proof in zip(batch, pool.map(try_proof, batch), strict=True):
                     i, j, _ = pair
-                    if result is not None and result.inliers >= LINK:
-                        low, high = between(pair)
+                    if proof is not None and proof.inliers >= LINK:
+                        low, high = groups_of(pair)
                         if low != high:
-                            self._found.links.append(Link(tiles[i], tiles[j], result))
+                            self.links.append(Link(tiles[i], tiles[j], proof))
                         self._sets.union(tiles[i], tiles[j])
                         continue
-                    failed.update((i, j))
-                    if result is not None:
-                        self._found.refused.append(Link(tiles[i], tiles[j], result))
+                    failures.update((i, j))
+                    if proof is not None:
+                        self.refused.append(Link(tiles[i], tiles[j], proof))
+
+    def _prove(
+        self, tiles: Sequence[int], keypoints: Sequence[Keypoints], pair: Pair
+    ) -> Proof | None:
+        """Prove a pair; a doubtful result is tried again with more keypoints."""
+        i, j, mirrored = pair
+        proof = prove(keypoints[i], keypoints[j], mirrored)
+        for more_keypoints in (self.many, self._close):
+            if proof is None or not DOUBT <= proof.inliers < SURE:
+                break
+            again = prove(more_keypoints(tiles[i]), more_keypoints(tiles[j]), mirrored)
+            proof = max(proof, again or proof, key=lambda p: p.inliers)
+        return proof
 
 
 def _batches(
-    pairs: Iterable[Pair], is_open: Callable[[Pair], bool], between: Callable[[Pair], Groups]
+    pairs: Iterable[Pair], is_open: Callable[[Pair], bool], groups_of: Callable[[Pair], Groups]
 ) -> Iterator[list[Pair]]:
-    """Pairs to be proven side by side, one of each two groups: the others wait for its answer."""
+    """Batches of pairs to prove in parallel, at most one for each two groups.
+
+    The other pairs of two groups wait for the result of the first.
+    """
     source, waiting, more = iter(pairs), list[Pair](), True
     while more or waiting:
         batch: dict[Groups, Pair] = {}
-        still: list[Pair] = []
+        postponed: list[Pair] = []
         for pair in waiting:
             if is_open(pair):
-                if len(batch) < _BATCH and between(pair) not in batch:
-                    batch[between(pair)] = pair
+                if len(batch) < _BATCH and groups_of(pair) not in batch:
+                    batch[groups_of(pair)] = pair
                 else:
-                    still.append(pair)
-        waiting = still
+                    postponed.append(pair)
+        waiting = postponed
         while len(batch) < _BATCH and (new := next(source, None)) is not None:
             if is_open(new):
-                if between(new) in batch:
+                if groups_of(new) in batch:
                     waiting.append(new)
                 else:
-                    batch[between(new)] = new
+                    batch[groups_of(new)] = new
         more = len(batch) == _BATCH
         if batch:
             yield list(batch.values())
 
 
+def _best_of_each_pair(refused: Sequence[Link]) -> list[Link]:
+    """Refused pairs, most inliers first; of a pair that was tried several times the best one."""
+    best: dict[Groups, Link] = {}
+    for link in sorted(refused, key=lambda link: -link.proof.inliers):
+        best.setdefault((min(link.first, link.second), max(link.first, link.second)), link)
+    return list(best.values())
+
+
 def _representatives(roots: Sequence[int], links: Sequence[Link]) -> list[int]:
-    """A few tiles of every group, those that show most of it; all of a small one."""
+    """A few tiles of every group: those that together cover most of it; all of a small group."""
     members: dict[int, list[int]] = {}
     for tile, root in enumerate(roots):
         members.setdefault(root, []).append(tile)
-    within: dict[int, list[tuple[int, int, Proof]]] = {root: [] for root in members}
+    links_of: dict[int, list[tuple[int, int, Proof]]] = {root: [] for root in members}
     for link in links:
-        within[roots[link.first]].append((link.first, link.second, link.proof))
-    chosen: list[int] = []
+        links_of[roots[link.first]].append((link.first, link.second, link.proof))
+    selected: list[int] = []
     for root, tiles in members.items():
-        # A group joined of many fields needs more to stand for it.
-        most = max(REPRESENTATIVES, len(tiles) // 15)
-        if within[root]:
-            linked = {tile for first, second, _ in within[root] for tile in (first, second)}
-            tiles = furthest(lay_out(sorted(linked), within[root]), most)
-        chosen += tiles[:most]
-    return sorted(chosen)
+        # A group that joins many fields needs more representatives.
+        limit = max(REPRESENTATIVES, len(tiles) // 15)
+        if links_of[root]:
+            linked = {tile for first, second, _ in links_of[root] for tile in (first, second)}
+            tiles = cover(lay_out(sorted(linked), links_of[root]), limit)
+        selected += tiles[:limit]
+    return sorted(selected)

@@ -6,7 +6,7 @@ import pytest
 
 from edgelung.train.groups import grouping
 from edgelung.train.groups.candidates import Voting, find_candidates, fold
-from edgelung.train.groups.coverage import furthest, lay_out
+from edgelung.train.groups.coverage import cover, lay_out
 from edgelung.train.groups.geometry import Proof, prove
 from edgelung.train.groups.grouping import LINK, VOTING, group_tiles
 from edgelung.train.groups.keypoints import MANY, MIRROR, SIZE, find_keypoints
@@ -17,7 +17,7 @@ def test_a_mirrored_patch_permutes_its_descriptor(sources) -> None:
     turned = find_keypoints(np.ascontiguousarray(sources[0][:, ::-1])).mirrored()
     cosine = plain.descriptors.astype(float) @ turned.descriptors.astype(float).T
     nearest = cosine.argmax(axis=1)
-    there = np.hypot(*(plain.place[:, :2] - turned.place[nearest, :2]).T) < 2
+    there = np.hypot(*(plain.geometry[:, :2] - turned.geometry[nearest, :2]).T) < 2
     assert there.mean() > 0.7
     np.testing.assert_array_equal(MIRROR[MIRROR], np.arange(128))
 
@@ -78,7 +78,7 @@ def test_a_strip_in_common_is_enough(sources, changed, seed: int) -> None:
     assert found.group == [max(0, i // 6 - 1) for i in range(len(tiles))]
 
 
-def test_what_shows_most_of_a_field_stands_for_it() -> None:
+def test_the_tiles_that_cover_most_of_a_field_represent_it() -> None:
     """Crops of one field, one of them mirrored, and a neighbour half a tile to the right."""
 
     def crop(x: float, y: float, scale: float, mirrored: bool = False) -> Proof:
@@ -90,9 +90,9 @@ def test_what_shows_most_of_a_field_stands_for_it() -> None:
     # 6 in pixels of 5: x' = 1.6 · (223 − x) − 60; in those of 3: 20 + x' / 2.
     assert fields[6][:, 0] == pytest.approx([168.4, -10.8, -10.8, 168.4])
     assert fields[6][:, 1] == pytest.approx([0, 0, 179.2, 179.2])
-    assert sorted(furthest(fields, 2)) == [3, 9]
-    assert sorted(furthest(fields, 4)) == [3, 5, 6, 9]
-    assert sorted(furthest(fields, 9)[:2]) == [3, 9]
+    assert sorted(cover(fields, 2)) == [3, 9]
+    assert sorted(cover(fields, 4)) == [3, 5, 6, 9]
+    assert sorted(cover(fields, 9)[:2]) == [3, 9]
     roots = [0, 1, 0, 3, 4, 3, 3, 0, 0, 3]  # 3, 5, 6, 9 and others without a link
     found = grouping._representatives(roots, [grouping.Link(*link) for link in links])
     assert found == [0, 1, 2, 3, 4, 9]
@@ -114,11 +114,11 @@ def test_large_fields_are_covered_in_good_time() -> None:
     square = np.array([[0, 0], [224, 0], [224, 224], [0, 224]], float)
     places = [(168 * column, 168 * row) for row in range(20) for column in range(100)]
     fields = {tile: square + place for tile, place in enumerate(places)}
-    chosen = furthest(fields, 133)
+    chosen = cover(fields, 133)
     assert len(set(chosen)) == 133
     assert len({tile // 100 for tile in chosen}) >= 10
     far = {tile: field * (1e6 if tile else 1) for tile, field in fields.items()}
-    assert len(set(furthest(far, 133))) == 133  # links that err: spread over the list
+    assert len(set(cover(far, 133))) == 133  # links that err: spread over the list
 
 
 def test_plain_tiles_join_only_identical_files() -> None:
