@@ -165,6 +165,7 @@ def random_graph(folder: Path, architecture: str, half: bool) -> Path:
     import timm
     import torch
 
+    from edgelung.core.precision import Precision
     from edgelung.export.graph import build_graph
     from edgelung.export.student import Student
 
@@ -177,7 +178,8 @@ def random_graph(folder: Path, architecture: str, half: bool) -> Path:
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         classes = ("lung_aca", "lung_n", "lung_scc")
         student = Student(architecture, classes, 224, 16, heads, mean, std, weights)
-        onnx.save(build_graph(student, half=half), path)
+        precision = Precision.FP16 if half else Precision.FP32
+        onnx.save(build_graph(student, precision=precision), path)
     return path
 
 

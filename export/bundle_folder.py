@@ -122,7 +122,8 @@ def _pixels(inputs: ExportInputs, path: str) -> npt.NDArray[np.uint8]:
     """The pixels of a gate or test tile, uint8 (H, W, 3)."""
     for tiles in inputs.judging_sets.values():
         if path in (paths := tiles.paths):
-            return inputs.reader.read(tiles.take([paths.index(path)]))[0]
+            pixels: npt.NDArray[np.uint8] = inputs.reader.read(tiles.take([paths.index(path)]))[0]
+            return pixels
     raise KeyError(path)
 
 

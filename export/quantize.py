@@ -117,7 +117,8 @@ def _calibrate(student: Student, tiles: TileSet, reader: TileReader, method: str
 
 
 def _serialized(student: Student) -> bytes:
-    return build_graph(student).SerializeToString()
+    graph: bytes = build_graph(student).SerializeToString()
+    return graph
 
 
 def _distance(probabilities: Probabilities, reference: Probabilities) -> float:
