@@ -30,6 +30,8 @@ from quantizers import TOOLS, peak_mb
 from rich.console import Console
 from rich.table import Table
 
+from edgelung.artifacts.run import RunFolder
+from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
 from edgelung.engines.base import Engine
 from edgelung.engines.choose import ENGINES
@@ -39,9 +41,9 @@ from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import evaluate
 from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import build_graph, linear_names
-from edgelung.export.quantize import observe_tiles, plan_int8
+from edgelung.export.quantize import collect_tile_stats, plan_int8
 from edgelung.export.student import Student, read_student
-from edgelung.export.tiles import TileSet, read_split, set_aside
+from edgelung.export.tiles import TileReader, TileSet, read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
 
 JUDGES = ("onnxruntime", "openvino")
@@ -49,6 +51,7 @@ OWN, STRESSED, STRESSED_PLAIN = "edgelung", "edgelung, stressed", "min-max alone
 LINEARS = "edgelung, linears alone"
 PLAIN = "min-max alone"
 BF16 = "full precision, OpenVINO in BF16"
+BATCH = 32
 ROUNDS = 8  # that a speed is the best of
 GROWTH = (256, 512, 2048)  # calibration tiles that time and memory are measured at
 
@@ -70,35 +73,35 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["EDGELUNG_CACHE"] = str(options.out / "no-cache" / str(time.time_ns()))
 
-    student = read_student(options.run)
-    config = json.loads((options.run / "run.json").read_text())
-    subsets = read_split(options.run, options.data or Path(config["data"]), student.classes)
-    spec = ReaderSpec(size=student.size)
+    run = RunFolder(options.run)
+    student, config = read_student(run), run.read_config()
+    subsets = read_split(run, options.data or Path(config.data), student.classes)
+    reader = TileReader(ReaderSpec(size=student.size))
     if options.calibrate:
         some = subsets["train"].every(options.calibrate)
-        _, about = edgelung(student, some, spec, options.out / "growth.onnx")
+        _, about = edgelung(student, some, reader, options.out / "growth.onnx")
         print(json.dumps({"tiles": len(some), **about, "peak_mb": peak_mb()}))
         return
-    few, _ = set_aside(subsets["val"], options.calibration_tiles, config["seed"])
+    few, _ = set_aside(subsets["val"], options.calibration_tiles, config.seed)
     test = subsets["test"].every(options.tiles)
 
     files = {"full precision": (options.out / "full.onnx", {})}
     onnx.save(build_graph(student), files["full precision"][0])
-    files[OWN] = edgelung(student, few, spec, options.out / "edgelung.onnx")
-    files[LINEARS] = linears_alone(student, few, spec, options.out / "linears.onnx")
-    files[PLAIN] = min_max(student, few, spec, options.out / "plain.onnx")
+    files[OWN] = edgelung(student, few, reader, options.out / "edgelung.onnx")
+    files[LINEARS] = linears_alone(student, few, reader, options.out / "linears.onnx")
+    files[PLAIN] = min_max(student, few, reader, options.out / "plain.onnx")
     if options.stress:
         harder = stressed(student)
-        files[STRESSED] = edgelung(harder, few, spec, options.out / "stressed.onnx")
-        files[STRESSED_PLAIN] = min_max(harder, few, spec, options.out / "stressed-plain.onnx")
-    np.save(options.out / "calibration.npy", np.concatenate(list(few.batches(spec, 2))))
+        files[STRESSED] = edgelung(harder, few, reader, options.out / "stressed.onnx")
+        files[STRESSED_PLAIN] = min_max(harder, few, reader, options.out / "stressed-plain.onnx")
+    np.save(options.out / "calibration.npy", np.concatenate(list(reader.batches(few))))
     for tool in options.only:
         files[tool] = other(tool, options.out)
 
     calibrations = [growth(tiles) for tiles in GROWTH]
     files[OWN][1]["peak_mb"] = calibrations[1]["peak_mb"]
     rows = {name: {"file_mb": _mb(path), **about} for name, (path, about) in files.items()}
-    judge({name: path for name, (path, _) in files.items()}, test, spec, rows)
+    judge({name: path for name, (path, _) in files.items()}, test, reader, rows)
     result = {
         "student": student.architecture,
         "calibration_tiles": len(few),
@@ -114,24 +117,24 @@ def main() -> None:
 
 
 def edgelung(
-    student: Student, tiles: TileSet, spec: ReaderSpec, out: Path
+    student: Student, tiles: TileSet, reader: TileReader, out: Path
 ) -> tuple[Path, dict[str, Any]]:
     """The default path: `--calibration auto`."""
     start = time.perf_counter()
-    plan = plan_int8(student, tiles, spec, "auto")
+    plan = plan_int8(student, tiles, reader, "auto")
     onnx.save(plan.graph(), out)
-    onnx.save(plan.graph(half=True), out.with_suffix(".fp16.onnx"))
+    onnx.save(plan.graph(Precision.INT8_FP16), out.with_suffix(".fp16.onnx"))
     seconds = round(time.perf_counter() - start, 1)
-    return out, {"seconds": seconds, "method": plan.about["method"]}
+    return out, {"seconds": seconds, "method": plan.calibration.method}
 
 
 def linears_alone(
-    student: Student, tiles: TileSet, spec: ReaderSpec, out: Path
+    student: Student, tiles: TileSet, reader: TileReader, out: Path
 ) -> tuple[Path, dict[str, Any]]:
     """The same plan without the scores of attention."""
-    plan = plan_int8(student, tiles, spec, "auto")  # from the cache
+    plan = plan_int8(student, tiles, reader, "auto")  # from the cache
     scores = frozenset(plan.scales) - set(linear_names(student))
-    onnx.save(plan.graph(given_back=scores), out)
+    onnx.save(plan.graph(kept_in_float=scores), out)
     return out, {}
 
 
@@ -146,12 +149,12 @@ def growth(tiles: int) -> dict[str, Any]:
 
 
 def min_max(
-    student: Student, tiles: TileSet, spec: ReaderSpec, out: Path
+    student: Student, tiles: TileSet, reader: TileReader, out: Path
 ) -> tuple[Path, dict[str, Any]]:
     """The linears without migration or choice of method."""
-    observed = observe_tiles(student, tiles, spec, "min-max")
-    scales = {name: input_scales(observed, "min-max")[name] for name in linear_names(student)}
-    onnx.save(build_graph(student, input_scales=scales), out)
+    stats = collect_tile_stats(student, tiles, reader, "min-max")
+    scales = {name: input_scales(stats, "min-max")[name] for name in linear_names(student)}
+    onnx.save(build_graph(student, precision=Precision.INT8, input_scales=scales), out)
     return out, {}
 
 
@@ -192,12 +195,12 @@ def other(tool: str, out: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def judge(
-    files: dict[str, Path], test: TileSet, spec: ReaderSpec, rows: dict[str, dict[str, Any]]
+    files: dict[str, Path], test: TileSet, reader: TileReader, rows: dict[str, dict[str, Any]]
 ) -> None:
     """Labels, probabilities and speed of every file in both engines, into `rows`."""
     truth, groups = test.labels, [tile.group for tile in test.tiles]
     classes = int(truth.max()) + 1
-    pixels = list(test.batches(spec, available_cores()))
+    pixels = list(reader.batches(test, BATCH))
     reference = None
     for name, path in files.items():
         row, found = rows[name], {}
@@ -218,16 +221,16 @@ def judge(
         before, after = reference.argmax(axis=1), own.argmax(axis=1)
         row |= {
             "agreement": float((before == after).mean()),
-            "accuracy": metrics["accuracy"],
-            "balanced_accuracy": metrics["balanced_accuracy"],
-            "balanced_accuracy_change": metrics["balanced_accuracy"]
-            - evaluate(reference, truth)["balanced_accuracy"],
-            "change_interval": paired_intervals(before, after, truth, groups, classes)[
-                "balanced_accuracy"
-            ],
-            "calibration_error": metrics["expected_calibration_error"],
+            "accuracy": metrics.accuracy,
+            "balanced_accuracy": metrics.balanced_accuracy,
+            "balanced_accuracy_change": metrics.balanced_accuracy
+            - evaluate(reference, truth).balanced_accuracy,
+            "change_interval": paired_intervals(
+                before, after, truth, groups, classes
+            ).balanced_accuracy,
+            "calibration_error": metrics.expected_calibration_error,
             "mean_probability_difference": float(np.abs(own - reference).mean()),
-            "gate_on_test": gate(own, reference, truth, groups)["verdict"],
+            "gate_on_test": gate(own, reference, truth, groups).verdict,
         }
         if len(found) == 2:
             both = [p.argmax(axis=1) for p in found.values()]

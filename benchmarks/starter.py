@@ -11,7 +11,8 @@ import json
 import shutil
 from pathlib import Path
 
-from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_bundle
+from edgelung.artifacts.bundle import MANIFEST, BundleManifest, open_bundle, write_bundle
+from edgelung.core.typed_json import convert
 from edgelung.report.pages import model_card
 
 KEPT = ("fp32", "int8")
@@ -35,9 +36,9 @@ def main() -> None:
     for key in ("schema_version", "files"):
         del manifest[key]
     (STARTER / "report.html").unlink()  # it speaks of all variants
-    card = model_card(manifest)
+    card = model_card(convert(manifest, BundleManifest))
     (STARTER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    write_bundle(STARTER, manifest)
+    write_bundle(STARTER, convert(manifest, BundleManifest))
     starter = open_bundle(STARTER)
     size = sum(path.stat().st_size for path in STARTER.rglob("*") if path.is_file())
     if size > LIMIT:

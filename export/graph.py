@@ -55,7 +55,12 @@ def build_graph(
         input_means: linear name → mean of its input (D,), of the patch embedding (P·P·3,). The
             linear's bias then compensates the mean error that rounding its weights causes.
         statistics: add the outputs that calibration reads (see `statistics_outputs`).
+
+    Raises:
+        ValueError: if there are `input_scales` and the precision has no 8-bit type.
     """
+    if input_scales and precision.about.weights == precision.about.base:
+        raise ValueError(f"{precision} has no 8-bit type for the inputs in input_scales")
     writer = ModelWriter(student, precision, input_scales or {}, input_means or {}, statistics)
     tokens = writer.embed("tiles")
     for i in range(student.depth):

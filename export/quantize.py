@@ -118,8 +118,8 @@ def _calibrate(student: Student, tiles: TileSet, reader: TileReader, method: str
 
 
 def _serialized(student: Student) -> bytes:
-    data: bytes = build_graph(student).SerializeToString()
-    return data
+    graph: bytes = build_graph(student).SerializeToString()
+    return graph
 
 
 def _distance(probabilities: Probabilities, reference: Probabilities) -> float:

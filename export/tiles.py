@@ -1,6 +1,6 @@
 """The labelled tiles of a run, read again for export: checked, decoded once, in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class TileSet:
         indices = np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).astype(int))
         return self.take(indices)
 
-    def take(self, indices: npt.NDArray[np.int64] | list[int]) -> "TileSet":
+    def take(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> "TileSet":
         """The tiles at these indices, in their order."""
         return TileSet(self.data, tuple(self.tiles[i] for i in indices))
 

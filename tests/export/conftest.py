@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edgelung.artifacts.bundle import Calibration
 from edgelung.export.student import Student
 
 
@@ -49,3 +50,18 @@ def student() -> Student:
 def pixels() -> np.ndarray:
     """uint8 (20, 64, 64, 3)."""
     return np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def calibration_record() -> Calibration:
+    """A calibration record, for plans that are made by hand."""
+    return Calibration(
+        asked="min-max",
+        method="min-max",
+        tiles=20,
+        groups=1,
+        scores={},
+        scored_tiles=20,
+        bias_correction=False,
+        migration_strength={},
+    )

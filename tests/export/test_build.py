@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 
 from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_file
+from edgelung.core.precision import Precision
 from edgelung.evaluation.intervals import written
-from edgelung.export.build import compare_confidence, export_run
+from edgelung.export.build import export_run
+from edgelung.export.bundle_folder import choose_golden
+from edgelung.export.outside import compare_confidence
 from edgelung.export.student import read_student
-from edgelung.export.tiles import Labelled, TileSet, read_split, set_aside
+from edgelung.export.tiles import LabelledTile, TileSet, read_split, set_aside
+
+INT8 = frozenset({Precision.INT8})
 
 
 @pytest.fixture
@@ -26,11 +32,11 @@ def test_what_a_bundle_holds(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert bundle.classes == ("lung_aca", "lung_n", "lung_scc")
     assert set(bundle.variants) == {"fp32", "fp16", "int8", "int8-fp16", "fp8"}
-    assert "Research use only" in manifest["notice"]
+    assert "Research use only" in manifest.notice
     assert "Research use only" in (bundle.folder / "report.html").read_text()
-    for name, entry in manifest["files"].items():
-        assert sha256_file(bundle.folder / name) == entry["sha256"]
-    listed = set(manifest["files"]) | {"bundle.json", "bundle.json.sha256"}
+    for name, entry in manifest.files.items():
+        assert sha256_file(bundle.folder / name) == entry.sha256
+    listed = set(manifest.files) | {"bundle.json", "bundle.json.sha256"}
     files = {
         p.relative_to(bundle.folder).as_posix() for p in bundle.folder.rglob("*") if p.is_file()
     }
@@ -39,16 +45,14 @@ def test_what_a_bundle_holds(bundle: Bundle) -> None:
     for tile in bundle.golden:
         for values in tile.probabilities.values():
             assert sum(values) == pytest.approx(1, abs=1e-4)
-    sizes = {name: entry["bytes"] for name, entry in manifest["variants"].items()}
+    sizes = {name: entry.bytes for name, entry in manifest.variants.items()}
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
     assert max(sizes[name] for name in ("int8", "int8-fp16", "fp8")) < 0.35 * sizes["fp32"]
-    about = {
-        name: (entry["base"], entry["meant_for"]) for name, entry in manifest["variants"].items()
-    }
+    about = {name: (entry.base, entry.meant_for) for name, entry in manifest.variants.items()}
     assert about["int8"] == ("fp32", "CPU")
     assert about["int8-fp16"] == about["fp8"] == ("fp16", "GPU")
-    for entry in manifest["variants"].values():
-        assert entry["test"]["tiles"] == 18
+    for entry in manifest.variants.values():
+        assert entry.test.tiles == 18
 
 
 def test_no_path_of_this_machine_travels(bundle: Bundle, run: Path, tiles: Path) -> None:
@@ -58,8 +62,8 @@ def test_no_path_of_this_machine_travels(bundle: Bundle, run: Path, tiles: Path)
 
 
 def test_calibration_and_gate_share_no_group(run: Path, tiles: Path) -> None:
-    student = read_student(run)
-    subsets = read_split(run, tiles, student.classes)
+    folder = RunFolder(run)
+    subsets = read_split(folder, tiles, read_student(folder).classes)
     first, second = set_aside(subsets["val"], 1000, 0)
     groups = [{tile.group for tile in half.tiles} for half in (first, second)]
     assert groups[0].isdisjoint(groups[1])
@@ -72,27 +76,28 @@ def test_calibration_and_gate_share_no_group(run: Path, tiles: Path) -> None:
 
 def test_no_more_tiles_calibrate_than_were_asked_for(run: Path, tiles: Path) -> None:
     """All others judge; a group is never cut, so a class may be over by less than one."""
-    subsets = read_split(run, tiles, read_student(run).classes)
+    folder = RunFolder(run)
+    subsets = read_split(folder, tiles, read_student(folder).classes)
     few, rest = set_aside(subsets["val"], 6, 0)
     assert np.bincount(few.labels).tolist() == [3, 3, 3]
     assert len(few) + len(rest) == len(subsets["val"])
 
 
 def test_full_precision_alone_needs_no_calibration(run: Path, tmp_path: Path) -> None:
-    bundle = export_run(run, tmp_path / "bundle", half=False, int8=False)
+    bundle = export_run(run, tmp_path / "bundle")
     assert set(bundle.variants) == {"fp32"}
 
 
 def test_nothing_is_written_over(run: Path, bundle_folder: Path) -> None:
     before = sha256_file(bundle_folder / "bundle.json")
     with pytest.raises(EdgelungError, match="already exists"):
-        export_run(run, bundle_folder, half=False, int8=False)
+        export_run(run, bundle_folder)
     assert sha256_file(bundle_folder / "bundle.json") == before
 
 
 def refused(run: Path, tmp_path: Path, message: str, **options: object) -> None:
     with pytest.raises(EdgelungError, match=message):
-        export_run(run, tmp_path / "new" / "bundle", half=False, int8=True, **options)
+        export_run(run, tmp_path / "new" / "bundle", precisions=INT8, **options)
     left = list((tmp_path / "new").iterdir()) if (tmp_path / "new").exists() else []
     assert left == []
 
@@ -136,41 +141,61 @@ def test_an_inconclusive_gate_exits_4_unless_allowed(run: Path, tmp_path: Path, 
 
 def test_the_card_says_what_was_measured(bundle: Bundle, tiles: Path) -> None:
     card = (bundle.folder / "MODEL_CARD.md").read_text()
-    test = bundle.manifest["variants"]["fp32"]["test"]
-    low, high = test["intervals"]["balanced_accuracy"]
-    assert low <= test["balanced_accuracy"] <= high
-    assert f"{100 * test['balanced_accuracy']:.2f} % ({written((low, high))})" in card
+    test = bundle.manifest.variants["fp32"].test
+    low, high = test.intervals.balanced_accuracy
+    assert low <= test.balanced_accuracy <= high
+    assert f"{100 * test.balanced_accuracy:.2f} % ({written((low, high))})" in card
     assert "Research use only" in card
     assert "each group is in one set only" in card
     assert "tissue that it does not know was not measured" in card
     assert str(tiles) not in card
 
 
+def test_golden_tiles_are_the_least_certain_of_each_class() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    first = np.array([0.9, 0.6, 0.99, 0.7, 0.1, 0.45, 0.2, 0.3], np.float32)
+    probabilities = np.stack([first, 1 - first], axis=1)
+    assert choose_golden(labels, probabilities) == [1, 3, 0, 5, 7, 6]
+
+
+def test_every_tile_is_decoded_once(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """36 validation and 18 test tiles; what was proven on how many is logged with it."""
+    caplog.set_level("INFO", logger="edgelung")
+    export_run(run, tmp_path / "bundle", precisions=frozenset({Precision.FP16}))
+    (line,) = [text for text in caplog.messages if text.startswith("decoded")]
+    assert line == (
+        "decoded 54 tiles 54 times; proofs: the graph on 36 validation tiles; "
+        "fp32, fp16 on 36 gate tiles; 2 variants on 18 test tiles"
+    )
+
+
 def test_tissue_of_no_class_is_reported(run: Path, tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgelungError, match="holds no tile"):
-        export_run(run, tmp_path / "none", half=False, int8=False, outside=tmp_path)
+        export_run(run, tmp_path / "none", outside=tmp_path)
     folder = tmp_path / "bundle"
-    bundle = export_run(run, folder, half=False, int8=False, outside=tiles / "lung_n")
-    outside = bundle.manifest["outside"]
-    assert outside["tiles"] == 36
+    bundle = export_run(run, folder, outside=tiles / "lung_n")
+    outside = bundle.manifest.outside
+    assert outside.tiles == 36
     assert "On 36 tiles of other tissue" in (folder / "MODEL_CARD.md").read_text()
 
 
 def test_confidence_that_tells_and_confidence_that_does_not() -> None:
     sure, unsure = np.array([0.99, 0.95, 0.9]), np.array([0.5, 0.6])
     found = compare_confidence(sure, unsure)
-    assert found["roc_auc"] == 1
-    assert found["median_confidence_on_test"] == 0.95
-    assert found["median_confidence"] == pytest.approx(0.55)
-    assert found["share_above_0.9_on_test"] == pytest.approx(2 / 3)
-    assert found["share_above_0.9"] == 0
-    assert compare_confidence(sure, sure)["roc_auc"] == 0.5
-    assert compare_confidence(unsure, sure)["roc_auc"] == 0
+    assert found.roc_auc == 1
+    assert found.median_confidence_on_test == 0.95
+    assert found.median_confidence == pytest.approx(0.55)
+    assert found.share_above_09_on_test == pytest.approx(2 / 3)
+    assert found.share_above_09 == 0
+    assert compare_confidence(sure, sure).roc_auc == 0.5
+    assert compare_confidence(unsure, sure).roc_auc == 0
 
 
 def test_a_class_that_only_stands_in_groups_of_others_reaches_the_gate() -> None:
     rows = [("a", 0, "g1"), ("b", 2, "g1"), ("c", 0, "g2"), ("d", 1, "g3"), ("e", 1, "g4")]
-    whole = TileSet(Path(), tuple(Labelled(p, label, group, "") for p, label, group in rows))
+    whole = TileSet(Path(), tuple(LabelledTile(p, label, group, "") for p, label, group in rows))
     for seed in range(10):
         few, rest = set_aside(whole, 100, seed)
         assert set(rest.labels.tolist()) == {0, 1, 2}
@@ -183,7 +208,7 @@ def test_one_large_group_does_not_leave_the_gate_empty_handed(sizes: list[int]) 
     whole = TileSet(
         Path(),
         tuple(
-            Labelled(f"{label}/{group}/{i}", label, f"{label}/{group}", "")
+            LabelledTile(f"{label}/{group}/{i}", label, f"{label}/{group}", "")
             for label in range(2)
             for group, size in enumerate(sizes)
             for i in range(size)

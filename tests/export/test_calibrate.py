@@ -1,4 +1,4 @@
-"""Calibration: streamed counts that no batch size changes, four thresholds, a cache by content."""
+"""Calibration: histograms that no batch size changes, four thresholds, a cache by content."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,14 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.export import quantize
 from edgelung.export.calibrate import METHODS, input_scales
 from edgelung.export.graph import quantizable
 from edgelung.export.quantize import plan_int8
-from edgelung.export.stats import BINS, Seen, centres, count, observe
+from edgelung.export.stats import (
+    BINS,
+    ActivationStats,
+    CalibrationStats,
+    bin_centres,
+    collect_stats,
+    count,
+)
 from edgelung.export.student import Student, read_student
-from edgelung.export.tiles import TileSet, read_split, set_aside
+from edgelung.export.tiles import TileReader, TileSet, read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
 
 
@@ -26,19 +34,19 @@ def test_the_batch_size_never_changes_a_scale(
     student: Student, pixels: np.ndarray, size: int
 ) -> None:
     """Bit by bit: the tiles are put into batches of one size before the graph sees them."""
-    whole = observe(student, [pixels], 1, nothing, samples=True)
+    whole = collect_stats(student, [pixels], 1, nothing, samples=True)
     cut = [pixels[i : i + size] for i in range(0, 20, size)]
-    parts = observe(student, cut, 1, nothing, samples=True)
+    parts = collect_stats(student, cut, 1, nothing, samples=True)
     np.testing.assert_allclose(whole.patch, parts.patch, atol=1e-12)
     for method in METHODS:
         assert input_scales(whole, method) == input_scales(parts, method)
-    for name, seen in whole.inputs.items():
-        assert (seen.mean == parts.inputs[name].mean).all()
-        assert (seen.tokens == parts.inputs[name].tokens).all()
+    for name, stats in whole.inputs.items():
+        assert (stats.mean == parts.inputs[name].mean).all()
+        assert (stats.tokens == parts.inputs[name].tokens).all()
 
 
 def test_every_input_is_seen_whole(student: Student, pixels: np.ndarray) -> None:
-    found = observe(student, [pixels], 1, nothing, samples=True)
+    found = collect_stats(student, [pixels], 1, nothing, samples=True)
     names = quantizable(student)
     assert list(found.inputs) == names[1:]
     assert list(input_scales(found, "min-max")) == names
@@ -49,26 +57,26 @@ def test_every_input_is_seen_whole(student: Student, pixels: np.ndarray) -> None
                     "neither queries nor keys are clipped"
                 )
     width, tokens = student.width, 2 + 4  # class tokens and every fourth of 16 patches
-    for name, seen in found.inputs.items():
+    for name, stats in found.inputs.items():
         channels = {"fc2": 4, "scores": 2}.get(name.split(".")[-1], 1) * width
         only_class = name.startswith("blocks.2.") and not name.endswith(".kv")
-        assert seen.counts.sum() == 20 * channels * (2 if only_class else tokens)
-        assert seen.largest.shape == seen.mean.shape == (channels,)
-        assert seen.range >= np.abs(seen.tokens).max()
-    assert found.peak >= max(seen.range for seen in found.inputs.values())
+        assert stats.counts.sum() == 20 * channels * (2 if only_class else tokens)
+        assert stats.largest.shape == stats.mean.shape == (channels,)
+        assert stats.range >= np.abs(stats.tokens).max()
+    assert found.peak >= max(entry.range for entry in found.inputs.values())
 
 
 def test_the_peak_sees_the_residual_stream(student: Student, pixels: np.ndarray) -> None:
     """An outlier that no linear gets to see, since LayerNorm comes between, still counts."""
-    calm = observe(student, [pixels[:4]], 1, nothing)
+    calm = collect_stats(student, [pixels[:4]], 1, nothing)
     name = "blocks.1.mlp.fc2.bias"
     bias = student.weights[name].copy()
     bias[5] = 1e5
     wild = replace(student, weights=student.weights | {name: bias})
-    seen = observe(wild, [pixels[:4]], 1, nothing)
+    stats = collect_stats(wild, [pixels[:4]], 1, nothing)
     assert calm.peak < 1000
-    assert seen.peak > 0.9e5
-    assert max(entry.range for entry in seen.inputs.values()) < 1000
+    assert stats.peak > 0.9e5
+    assert max(entry.range for entry in stats.inputs.values()) < 1000
 
 
 def test_counts_are_of_magnitudes_and_add_up() -> None:
@@ -76,7 +84,7 @@ def test_counts_are_of_magnitudes_and_add_up() -> None:
     counts = count(values)
     assert counts.sum() == 8
     assert counts[0] == 2
-    middle = centres()
+    middle = bin_centres()
     assert sorted(counts[counts > 0].tolist()) == [1, 1, 1, 2, 3]
     place = int(np.flatnonzero(counts == 3)[0])
     assert middle[place] == pytest.approx(1.0, rel=0.008)
@@ -84,19 +92,19 @@ def test_counts_are_of_magnitudes_and_add_up() -> None:
     assert (halves == counts).all()
 
 
-def seen_of(values: np.ndarray) -> Seen:
+def stats_of(values: np.ndarray) -> ActivationStats:
     values = values.astype(np.float32)
-    return Seen(count(values), np.array([np.abs(values).max()]), np.zeros(1))
+    return ActivationStats(count(values), np.array([np.abs(values).max()]), np.zeros(1))
 
 
 def test_min_max_clips_nothing_and_the_others_drop_an_outlier() -> None:
     values = np.random.default_rng(0).normal(size=200_000)
     values[0] = 30
-    seen = seen_of(values)
-    assert METHODS["min-max"](seen) == 30
-    assert METHODS["percentile"](seen) == pytest.approx(3.9, rel=0.03)
+    stats = stats_of(values)
+    assert METHODS["min-max"](stats) == 30
+    assert METHODS["percentile"](stats) == pytest.approx(3.9, rel=0.03)
     for method in ("mse", "entropy"):
-        assert METHODS[method](seen) < 20, method
+        assert METHODS[method](stats) < 20, method
 
 
 def error(values: np.ndarray, threshold: float) -> float:
@@ -111,68 +119,65 @@ def test_mse_finds_the_best_threshold_of_the_values_themselves(shape: str) -> No
     if shape == "mostly zero":
         values *= rng.random(50_000) > 0.9
     best = min(error(values, t) for t in np.linspace(1, np.abs(values).max(), 200))
-    assert error(values, METHODS["mse"](seen_of(values))) <= 1.03 * best
+    assert error(values, METHODS["mse"](stats_of(values))) <= 1.03 * best
 
 
 def test_entropy_keeps_a_plain_distribution_almost_whole() -> None:
     values = np.random.default_rng(2).uniform(-1, 1, 100_000)
-    assert METHODS["entropy"](seen_of(values)) > 0.9
+    assert METHODS["entropy"](stats_of(values)) > 0.9
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_an_input_of_zeros_has_a_step(method: str) -> None:
-    from edgelung.export.stats import Observed
-
-    zeros = Seen(count(np.zeros(5, np.float32)), np.zeros(1, np.float32), np.zeros(1))
+    zeros = ActivationStats(count(np.zeros(5, np.float32)), np.zeros(1, np.float32), np.zeros(1))
     assert len(zeros.counts) == BINS
-    step = input_scales(Observed({"x": zeros}, np.zeros((3, 16, 16)), 0.0), method)["x"]
+    step = input_scales(CalibrationStats({"x": zeros}, np.zeros((3, 16, 16)), 0.0), method)["x"]
     assert 0 < np.float16(step) < 1e-4  # nothing to divide by would be no step
-
-
-# ---- the plan and its cache -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def calibration(run: Path, tiles: Path) -> TileSet:
-    classes = read_student(run).classes
-    return set_aside(read_split(run, tiles, classes)["val"], 9, 0)[0]
+    folder = RunFolder(run)
+    classes = read_student(folder).classes
+    return set_aside(read_split(folder, tiles, classes)["val"], 9, 0)[0]
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """How often tiles were observed, with an empty cache."""
+    """The titles of the passes that collected statistics, with an empty cache."""
     monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
     calls: list[str] = []
-    own = quantize.observe_tiles
+    collect = quantize.collect_tile_stats
 
-    def observing(*words: object, **more: object) -> object:
+    def counting(*words: object, **more: object) -> object:
         calls.append(str(words[3]))
-        return own(*words, **more)  # type: ignore[arg-type]
+        return collect(*words, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(quantize, "observe_tiles", observing)
+    monkeypatch.setattr(quantize, "collect_tile_stats", counting)
     return calls
 
 
 def test_a_plan_is_made_once_and_never_of_other_content(
     run: Path, calibration: TileSet, counted: list[str], tmp_path: Path
 ) -> None:
-    own, spec = read_student(run), ReaderSpec(size=64)
-    first = plan_int8(own, calibration, spec, "mse")
-    assert counted == ["observe", "calibrate"]
-    again = plan_int8(own, calibration, spec, "mse")
-    assert counted == ["observe", "calibrate"]
+    own, spec = read_student(RunFolder(run)), ReaderSpec(size=64)
+    reader = TileReader(spec)
+    first = plan_int8(own, calibration, reader, "mse")
+    assert counted == ["activations", "calibration"]
+    again = plan_int8(own, calibration, reader, "mse")
+    assert counted == ["activations", "calibration"]
     assert again.scales == first.scales
-    assert again.about == first.about
+    assert again.calibration == first.calibration
     assert again.graph() == first.graph()
 
     fewer = TileSet(calibration.data, calibration.tiles[:-1])
     bias = own.weights["norm.bias"] + np.float32(1e-3)
     changed = replace(own, weights=own.weights | {"norm.bias": bias})
     for words in (
-        (own, fewer, spec, "mse"),
-        (own, calibration, replace(spec, resize="another"), "mse"),
-        (own, calibration, spec, "min-max"),
-        (changed, calibration, spec, "mse"),
+        (own, fewer, reader, "mse"),
+        (own, calibration, TileReader(replace(spec, resize="another")), "mse"),
+        (own, calibration, reader, "min-max"),
+        (changed, calibration, reader, "mse"),
     ):
         before = len(counted)
         plan_int8(*words)
@@ -181,39 +186,42 @@ def test_a_plan_is_made_once_and_never_of_other_content(
     for path in (tmp_path / "cache" / "calibration").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     before = len(counted)
-    assert plan_int8(own, calibration, spec, "mse").scales == first.scales
+    assert plan_int8(own, calibration, reader, "mse").scales == first.scales
     assert len(counted) == before + 2, "a damaged entry is made again"
 
 
 def test_auto_takes_what_moves_labels_and_probabilities_least(
     run: Path, calibration: TileSet, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ruined = {name: (lambda seen: 500 * seen.range) for name in METHODS}
+    ruined = {name: (lambda stats: 500 * stats.range) for name in METHODS}
     monkeypatch.setattr(quantize, "METHODS", METHODS)
     for name, method in (ruined | {"entropy": METHODS["min-max"]}).items():
         monkeypatch.setitem(METHODS, name, method)
     monkeypatch.setattr("edgelung.export.quantize.input_scales", unclipped)
-    plan = plan_int8(read_student(run), calibration, ReaderSpec(size=64), "auto")
-    assert plan.about["method"] == "entropy"
-    assert set(METHODS) < set(plan.about["scores"])
+    reader = TileReader(ReaderSpec(size=64))
+    plan = plan_int8(read_student(RunFolder(run)), calibration, reader, "auto")
+    assert plan.calibration.method == "entropy"
+    assert set(METHODS) < set(plan.calibration.scores)
 
 
-def unclipped(observed, method: str) -> dict[str, float]:
+def unclipped(stats: CalibrationStats, method: str) -> dict[str, float]:
     """`input_scales` without its cap at the range, so that a method can be ruined."""
-    scales = {name: METHODS[method](seen) / 127 for name, seen in observed.inputs.items()}
+    scales = {name: METHODS[method](entry) / 127 for name, entry in stats.inputs.items()}
     return {"patch_embed.proj": 1 / 64} | scales
 
 
 def test_an_unknown_method_is_named(run: Path, calibration: TileSet) -> None:
     with pytest.raises(EdgelungError, match="expected auto, min-max"):
-        plan_int8(read_student(run), calibration, ReaderSpec(size=64), "best")
+        plan_int8(
+            read_student(RunFolder(run)), calibration, TileReader(ReaderSpec(size=64)), "best"
+        )
 
 
 def test_the_mean_patch_is_what_the_embedding_sees_on_average(
     student: Student, pixels: np.ndarray
 ) -> None:
     """Its mean output is the kernel times the mean patch, plus the bias."""
-    found = observe(student, [pixels], 1, nothing)
+    found = collect_stats(student, [pixels], 1, nothing)
     size = student.patch
     n, height, width, _ = pixels.shape
     by_hand = [

@@ -10,17 +10,14 @@ import timm
 import torch
 from onnx import numpy_helper
 
+from edgelung.artifacts.run import RunFolder
+from edgelung.core.precision import Precision
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import (
-    FP8,
-    OPSET,
-    build_graph,
-    linear_names,
-    quantizable,
-    quantize_weight,
-)
-from edgelung.export.stats import observe
+from edgelung.export.eight_bit import FP8, quantize_weight
+from edgelung.export.graph import build_graph, linear_names, quantizable
+from edgelung.export.graph_writer import OPSET
+from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student, read_student
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,11 +73,13 @@ def run_graph(graph: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> np.nd
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize(("half", "tolerance"), [(False, 2e-6), (True, 5e-3)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [(Precision.FP32, 2e-6), (Precision.FP16, 5e-3)]
+)
 def test_torch_and_the_graph_agree(
-    model, pixels, tmp_path: Path, temperature: float, half: bool, tolerance: float
+    model, pixels, tmp_path: Path, temperature: float, precision: Precision, tolerance: float
 ) -> None:
-    graph = build_graph(student_of(model), temperature=temperature, half=half)
+    graph = build_graph(student_of(model), temperature=temperature, precision=precision)
     expected = torch_probabilities(model, pixels, temperature)
     assert expected.std() > 0.03, "the comparison needs probabilities that differ"
     np.testing.assert_allclose(run_graph(graph, pixels, tmp_path), expected, atol=tolerance)
@@ -114,7 +113,7 @@ def constants(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def test_half_precision_is_typed_and_its_weights_are_normal_numbers(model) -> None:
-    graph = build_graph(student_of(model), half=True)
+    graph = build_graph(student_of(model), precision=Precision.FP16)
     found = constants(graph)
     floats = {name: value for name, value in found.items() if value.dtype.kind == "f"}
     assert {n for n, v in floats.items() if v.dtype != np.float16} == {"head.weight", "head.bias"}
@@ -132,8 +131,9 @@ def test_half_precision_is_typed_and_its_weights_are_normal_numbers(model) -> No
 
 @pytest.fixture(scope="module")
 def quantized(model, pixels) -> onnx.ModelProto:
-    seen = observe(student_of(model), [pixels], 1, lambda n: None)
-    return build_graph(student_of(model), input_scales=input_scales(seen, "min-max"))
+    stats = collect_stats(student_of(model), [pixels], 1, lambda n: None)
+    scales = input_scales(stats, "min-max")
+    return build_graph(student_of(model), precision=Precision.INT8, input_scales=scales)
 
 
 def test_int8_stays_close(model, pixels, quantized, tmp_path: Path) -> None:
@@ -141,19 +141,22 @@ def test_int8_stays_close(model, pixels, quantized, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, torch_probabilities(model, pixels), atol=0.05)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_q_dq_stands_on_linears_and_scores_and_nowhere_else(model, pixels, half: bool) -> None:
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_FP16])
+def test_q_dq_stands_on_linears_and_scores_and_nowhere_else(
+    model, pixels, precision: Precision
+) -> None:
     student = student_of(model)
-    seen = observe(student, [pixels], 1, lambda n: None)
-    scales = input_scales(seen, "min-max")
-    quantized = build_graph(student, half=half, input_scales=scales)
+    stats = collect_stats(student, [pixels], 1, lambda n: None)
+    scales = input_scales(stats, "min-max")
+    quantized = build_graph(student, precision=precision, input_scales=scales)
     nodes = {output: node for node in quantized.graph.node for output in node.output}
     found = constants(quantized)
     names, scores = linear_names(student), 2
     assert len(names) == 1 + 2 * 4 + 5
     assert len(quantizable(student)) == len(names) + scores == len(scales)
     # On a CPU a linear that is split is a product a part.
-    parts = {} if half else {"qkv": 3, "kv": 2}
+    on_fp16 = precision is Precision.INT8_FP16
+    parts = {} if on_fp16 else {"qkv": 3, "kv": 2}
     products = [
         f"{name}.{i}" if several else name
         for name in names
@@ -179,7 +182,7 @@ def test_q_dq_stands_on_linears_and_scores_and_nowhere_else(model, pixels, half:
         expected = "DequantizeLinear" if i < scores else "Transpose"
         assert queries.op_type == keys.op_type == expected
         assert i == scores or queries.input[1:] == keys.input[1:], "one step for both"
-    assert kinds["Split"] == (3 if half else 0)
+    assert kinds["Split"] == (3 if on_fp16 else 0)
     for name, value in found.items():
         if value.dtype == np.int8 and not name.endswith(".weight"):
             assert (value == 0).all(), "symmetric: TensorRT takes no other zero point"
@@ -199,10 +202,10 @@ def test_quantized_pixels_are_exact(quantized) -> None:
 
 def test_fp8_stays_close(model, pixels, tmp_path: Path) -> None:
     student = student_of(model)
-    seen = observe(student, [pixels], 1, lambda n: None)
-    scales = {name: input_scales(seen, "min-max")[name] for name in linear_names(student)[1:]}
-    means = {name: entry.mean for name, entry in seen.inputs.items()}
-    graph = build_graph(student, half=True, input_scales=scales, input_means=means, eight_bit=FP8)
+    stats = collect_stats(student, [pixels], 1, lambda n: None)
+    scales = {name: input_scales(stats, "min-max")[name] for name in linear_names(student)[1:]}
+    means = {name: entry.mean for name, entry in stats.inputs.items()}
+    graph = build_graph(student, precision=Precision.FP8, input_scales=scales, input_means=means)
     types = Counter(t.data_type for t in graph.graph.initializer if t.name.endswith(".weight"))
     assert types[onnx.TensorProto.FLOAT8E4M3FN] == len(scales)
     found = run_graph(graph, pixels, tmp_path)
@@ -220,6 +223,11 @@ def test_fp8_keeps_four_bits_of_a_weight_however_small() -> None:
     np.testing.assert_allclose(back[1], weight[1], atol=2000 / 448 / 512, rtol=1 / 16)
 
 
+def test_input_scales_need_a_precision_of_eight_bits(model) -> None:
+    with pytest.raises(ValueError, match="fp16 has no 8-bit type"):
+        build_graph(student_of(model), precision=Precision.FP16, input_scales={"head": 0.1})
+
+
 def test_weights_are_rounded_per_channel() -> None:
     weight = np.array([[1.0, 0.5, -0.25], [-100.0, 50.0, 0.0]])
     integers, steps = quantize_weight(weight)
@@ -232,7 +240,7 @@ def test_weights_are_rounded_per_channel() -> None:
 
 
 def test_a_run_is_read_without_torch(run: Path) -> None:
-    student = read_student(run)
+    student = read_student(RunFolder(run))
     assert (student.size, student.patch, student.heads) == (64, 16, 3)
     assert (student.width, student.depth, student.tokens) == (192, 12, 18)
     assert student.classes == ("lung_aca", "lung_n", "lung_scc")

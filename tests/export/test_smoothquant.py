@@ -8,10 +8,12 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from edgelung.core.precision import Precision
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import build_graph, quantize_weight
-from edgelung.export.smoothquant import choose_migration, migrate, places
-from edgelung.export.stats import observe
+from edgelung.export.eight_bit import quantize_weight
+from edgelung.export.graph import build_graph
+from edgelung.export.smoothquant import choose_migration, migrate, migration_sites
+from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student
 
 FACTOR = np.float32(30)
@@ -21,6 +23,12 @@ PROVIDER = "CPUExecutionProvider"
 def run(graph, pixels: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(graph.SerializeToString(), providers=[PROVIDER])
     return session.run(["probs"], {"tiles": pixels})[0]
+
+
+def quantized_graph(student: Student, scales: dict[str, float], means: dict | None = None):
+    return build_graph(
+        student, precision=Precision.INT8, input_scales=scales, input_means=means or {}
+    )
 
 
 def stressed(student: Student) -> Student:
@@ -39,21 +47,21 @@ def stressed(student: Student) -> Student:
 
 
 def repaired(student: Student, pixels: np.ndarray):
-    seen = observe(student, [pixels], 1, lambda n: None, samples=True)
-    migration, strengths = choose_migration(student, seen)
+    stats = collect_stats(student, [pixels], 1, lambda n: None, samples=True)
+    migration, strengths = choose_migration(student, stats)
     return migrate(student, migration), strengths
 
 
 def int8(student: Student, pixels: np.ndarray, means: bool = False) -> np.ndarray:
-    seen = observe(student, [pixels], 1, lambda n: None, samples=True)
-    mean = {name: entry.mean for name, entry in seen.inputs.items()} if means else {}
-    scales = input_scales(seen, "min-max")
-    return run(build_graph(student, input_scales=scales, input_means=mean), pixels)
+    stats = collect_stats(student, [pixels], 1, lambda n: None, samples=True)
+    mean = {name: entry.mean for name, entry in stats.inputs.items()} if means else {}
+    scales = input_scales(stats, "min-max")
+    return run(quantized_graph(student, scales, mean), pixels)
 
 
 def test_migration_changes_nothing_in_full_precision(student: Student, pixels) -> None:
     migrated, strengths = repaired(student, pixels)
-    assert set(strengths) <= set(places(student))
+    assert set(strengths) <= set(migration_sites(student))
     assert strengths, "random weights leave something to migrate"
     expected = run(build_graph(student), pixels)
     np.testing.assert_allclose(run(build_graph(migrated), pixels), expected, atol=2e-6)
@@ -87,8 +95,8 @@ def test_each_place_is_found_out_by_itself(student: Student, pixels, place: str)
 
 
 def test_queries_and_keys_get_the_same_range(student: Student, pixels) -> None:
-    seen = observe(repaired(student, pixels)[0], [pixels], 1, lambda n: None)
-    scores = {n: s for n, s in seen.inputs.items() if n.endswith("scores")}
+    stats = collect_stats(repaired(student, pixels)[0], [pixels], 1, lambda n: None)
+    scores = {n: s for n, s in stats.inputs.items() if n.endswith("scores")}
     assert len(scores) == student.depth - 1
     for entry in scores.values():
         queries, keys = np.split(entry.largest, 2)
@@ -122,9 +130,9 @@ def test_unequal_queries_and_keys_are_mended(student: Student, pixels) -> None:
     expected = run(build_graph(student), pixels)
 
     def distance(other: Student) -> float:
-        seen = observe(other, [pixels], 1, lambda n: None)
-        scales = {k: v for k, v in input_scales(seen, "min-max").items() if k.endswith("scores")}
-        return float(np.abs(run(build_graph(other, input_scales=scales), pixels) - expected).mean())
+        stats = collect_stats(other, [pixels], 1, lambda n: None)
+        scales = {k: v for k, v in input_scales(stats, "min-max").items() if k.endswith("scores")}
+        return float(np.abs(run(quantized_graph(other, scales), pixels) - expected).mean())
 
     assert distance(unequal) > 20 * distance(repaired(unequal, pixels)[0]) > 0
 
@@ -132,14 +140,11 @@ def test_unequal_queries_and_keys_are_mended(student: Student, pixels) -> None:
 def test_a_corrected_bias_takes_up_the_mean_of_the_rounding(student: Student, pixels) -> None:
     """Of one linear with coarse weights, fed by a mean far from zero."""
     name = "blocks.0.mlp.fc1"
-    seen = observe(student, [pixels], 1, lambda n: None, samples=True).inputs[name]
+    stats = collect_stats(student, [pixels], 1, lambda n: None, samples=True).inputs[name]
     weight = student.weights[f"{name}.weight"]
     integers, steps = quantize_weight(weight)
-    shift = (integers * steps[:, None] - weight) @ seen.mean
-    graphs = [
-        build_graph(student, input_scales={name: 1.0}, input_means=means)
-        for means in ({}, {name: seen.mean})
-    ]
+    shift = (integers * steps[:, None] - weight) @ stats.mean
+    graphs = [quantized_graph(student, {name: 1.0}, means) for means in ({}, {name: stats.mean})]
     plain, corrected = (
         next(numpy_helper.to_array(t) for t in g.graph.initializer if t.name == f"{name}.bias")
         for g in graphs
@@ -151,10 +156,10 @@ def test_a_corrected_bias_takes_up_the_mean_of_the_rounding(student: Student, pi
 def test_the_patch_embedding_has_its_bias_corrected_too(student: Student, pixels) -> None:
     """Of the mean output over the patches: what rounding shifts it by is gone."""
     name = "patch_embed.proj"
-    seen = observe(student, [pixels], 1, lambda n: None)
+    stats = collect_stats(student, [pixels], 1, lambda n: None)
     outputs = []
-    for scales, means in (({}, {}), ({name: 1 / 64}, {}), ({name: 1 / 64}, {name: seen.patch})):
-        graph = build_graph(student, input_scales=scales, input_means=means)
+    for scales, means in (({}, {}), ({name: 1 / 64}, {}), ({name: 1 / 64}, {name: stats.patch})):
+        graph = quantized_graph(student, scales, means)
         add = next(n for n in graph.graph.node if n.op_type == "Add").output[0]  # (N, 16, D)
         graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(add))
         session = ort.InferenceSession(graph.SerializeToString(), providers=[PROVIDER])

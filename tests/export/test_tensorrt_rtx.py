@@ -3,27 +3,35 @@
 import numpy as np
 import pytest
 
+from edgelung.artifacts.bundle import Calibration
+from edgelung.core.precision import Precision
 from edgelung.export.calibrate import input_scales
-from edgelung.export.graph import FP8, INT8, EightBit
-from edgelung.export.quantize import Plan
-from edgelung.export.stats import observe
+from edgelung.export.plan import Plan
+from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
-    ("half", "kind", "card"), [(False, INT8, "SM86"), (True, INT8, "SM86"), (True, FP8, "SM120")]
+    ("precision", "card"),
+    [(Precision.INT8, "SM86"), (Precision.INT8_FP16, "SM86"), (Precision.FP8, "SM120")],
 )
 def test_it_builds_with_every_intended_linear_in_eight_bits(
-    student: Student, pixels: np.ndarray, half: bool, kind: EightBit, card: str
+    student: Student,
+    pixels: np.ndarray,
+    calibration_record: Calibration,
+    precision: Precision,
+    card: str,
 ) -> None:
-    seen = observe(student, [pixels[:8]], 1, lambda n: None)
-    scales = input_scales(seen, "min-max")
-    means = {name: entry.mean for name, entry in seen.inputs.items()}
-    graph = Plan(student, scales, means, 1.0, 1.0, {}).graph(half=half, eight_bit=kind)
+    stats = collect_stats(student, [pixels[:8]], 1, lambda n: None)
+    scales = input_scales(stats, "min-max")
+    means = {name: entry.mean for name, entry in stats.inputs.items()}
+    graph = Plan(student, scales, means, 1.0, 1.0, calibration_record).graph(precision)
+    on_fp16 = precision.about.base is Precision.FP16
+    fp8 = precision is Precision.FP8
     # Of two blocks the scores, on a CPU's file; of FP8 the patch embedding stays FP16.
-    intended = len(scales) - (student.depth - 1) * half - (kind is FP8)
+    intended = len(scales) - (student.depth - 1) * on_fp16 - fp8
 
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -45,11 +53,11 @@ def test_it_builds_with_every_intended_linear_in_eight_bits(
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
     eight = [p for p in products if dequantized(p.get_input(0)) and dequantized(p.get_input(1))]
     # On an FP32 base, which is meant for CPUs, queries, keys and values are products of their own.
-    more = 0 if half else 2 * (student.depth - 1) + 1
+    more = 0 if on_fp16 else 2 * (student.depth - 1) + 1
     assert len(eight) == intended + more
     # The other products of activations, and the head; of FP8 the patch embedding.
-    activations = 2 * student.depth - (0 if half else student.depth - 1)
-    assert len(products) - len(eight) == activations + 1 + (kind is FP8)
+    activations = 2 * student.depth - (0 if on_fp16 else student.depth - 1)
+    assert len(products) - len(eight) == activations + 1 + fp8
 
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
