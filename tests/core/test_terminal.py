@@ -132,7 +132,7 @@ except BrokenPipeError:
 
 def test_standard_error_may_be_closed() -> None:
     done = subprocess.run(
-        f'exec {sys.executable} -c \'{SHOW_PROGRESS.replace(chr(39), chr(34))}\' 2>&-',
+        f"exec {sys.executable} -c '{SHOW_PROGRESS.replace(chr(39), chr(34))}' 2>&-",
         shell=True,
         check=False,
     )

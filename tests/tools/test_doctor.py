@@ -96,7 +96,10 @@ def findings(**states: str) -> list[Finding]:
         ({"ONNX Runtime": "ok"}, "onnxruntime on the CPU"),
         ({"ONNX Runtime": "ok", "OpenVINO": "ok"}, "openvino on the CPU"),
         ({"GPU": "ok", "OpenVINO": "ok"}, "openvino on the CPU, INT8 before FP32 (the GPU is here"),
-        ({"GPU": "ok", "TensorRT": "ok", "OpenVINO": "ok"}, "auto: at first use it times tensorrt with"),
+        (
+            {"GPU": "ok", "TensorRT": "ok", "OpenVINO": "ok"},
+            "auto: at first use it times tensorrt with",
+        ),
         (
             {"GPU": "ok", "TensorRT-RTX": "ok", "ONNX Runtime CUDA": "ok"},
             "auto: at first use it times tensorrt-rtx, onnxruntime-cuda with",
