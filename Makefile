@@ -27,6 +27,7 @@ test: lint types unit
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 # The rooms map into one package only once installed, so types are checked on the built wheel.
 types: $(VENV)/.ready
@@ -36,7 +37,7 @@ types: $(VENV)/.ready
 	cd build/installed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p edgelung
 
 unit: $(VENV)/.ready
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu" --cov --cov-report=term:skip-covered
 
 slow: $(VENV)/.ready
 	$(BIN)/pytest -m "slow and not gpu"

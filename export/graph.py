@@ -1,85 +1,107 @@
 """Write the deployed graph: uint8 tiles in, probabilities out, the precision inside the file.
 
 The graph is written operator by operator from the weights rather than traced, because every
-runtime has to take it: `LayerNormalization` and `Gelu` stay whole (decomposed, FP16 overflows in
-the variance), Q/DQ stands on inputs of linears and on queries and keys only, and every linear has
-its timm name (its parts with a number behind), so that calibration and sensitivity can speak of it.
+runtime has to accept it:
+
+- `LayerNormalization` and `Gelu` stay single operators (decomposed, FP16's variance overflows);
+- Q/DQ pairs stand only on the inputs of linears and on queries and keys;
+- every linear has its timm name (its parts with a number behind it), so that calibration and
+  sensitivity can refer to it.
 
 Exact rewrites, all checked against torch in the tests:
-- normalisation folds into the patch embedding, over pixels as (p − 128)/64: exact in FP16 and in
-  INT8, and the weights grow by about 1.1 instead of shrinking by 58 into FP16's subnormals;
-- 1/√d of attention folds into the query weights;
-- the patch embedding is a linear over pixels as they lie in memory, not a convolution;
-- the mean of the two heads and the temperature fold into one linear;
-- only the two class tokens leave the last block, so its queries and MLP run for those alone.
+
+- Normalisation folds into the patch embedding, over pixels as (p − 128)/64. These are exact in FP16
+  and INT8, and the weights grow by about 1.1 instead of shrinking by 58 into FP16's subnormals.
+- 1/√d of attention folds into the query weights.
+- The patch embedding is a linear over pixels as they lie in memory, not a convolution.
+- The mean of the two heads and the temperature fold into one linear.
+- Only the two class tokens leave the last block, so its queries and its MLP run for those alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
+from edgelung.core.precision import Precision
+from edgelung.export.eight_bit import INT8, Array, eight_bit_type, quantize_weight
+from edgelung.export.graph_writer import GraphWriter, float_info, pixels_info, switches_info
 from edgelung.export.student import Student
 
-OPSET = 20  # Gelu as an operator; Q/DQ of FP16
-IR_VERSION = 9  # what opset 20 came with: old runtimes refuse newer files
 EPSILON = 1e-6  # timm's LayerNorm in vision transformers
 PIXEL_OFFSET, PIXEL_STEP = 128.0, 64.0
 SCORES = "scores"
-TOKEN_STRIDE = 4  # of the patches that calibration looks at; neighbours say much the same
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class EightBit:
-    """A type of one byte: its largest number, and the one that the end of a range is written as."""
-
-    dtype: type[np.generic]
-    largest: float
-    end_of_range: float
-
-
-# −128 stays unused, so that a negated weight has a negated integer.
-INT8 = EightBit(np.int8, 127, 127)
-# E4M3 has the same relative precision over 14 binades: an octave of headroom costs nothing.
-FP8 = EightBit(ml_dtypes.float8_e4m3fn, 448, 224)
+TOKEN_STRIDE = 4  # calibration samples every fourth patch; neighbouring patches are much alike
 
 
 def build_graph(
     student: Student,
     *,
     temperature: float = 1.0,
-    half: bool = False,
+    precision: Precision = Precision.FP32,
     input_scales: Mapping[str, float] | None = None,
     input_means: Mapping[str, Array] | None = None,
-    eight_bit: EightBit = INT8,
-    observe: bool = False,
-    switches: bool = False,
+    statistics: bool = False,
 ) -> onnx.ModelProto:
-    """The graph `tiles` uint8 [N, size, size, 3] → `probs` float32 [N, classes].
+    """Build the graph `tiles` uint8 [N, size, size, 3] → `probs` float32 [N, classes].
 
-    `half`: FP16 weights and activations (the head stays FP32). `input_scales`: name (one of
-    `quantizable`) → INT8 step of its input; those get Q/DQ, symmetric, and the linears INT8 weights
-    per output channel; or the same in another type of `eight_bit`.
-    `input_means`: linear name → mean of its input (D,), of the patch embedding (P·P·3,); its bias
-    then takes up what rounding its weights shifts the mean output by.
-    `observe`: further outputs, float32, for calibration (see `observed_outputs`).
-    `switches`: a second input, `quantized` bool [len(input_scales)]: which of them are quantized,
-    in the order of `input_scales`.
+    Args:
+        student: the trained model.
+        temperature: divides the logits.
+        precision: its base is the type of weights and activations (the head is always FP32), its
+            weights the 8-bit type of the inputs named in `input_scales`.
+        input_scales: name (one of `quantizable`) → INT8 step of its input. These inputs get Q/DQ,
+            symmetric, and the linears 8-bit weights with a step per output channel.
+        input_means: linear name → mean of its input (D,), of the patch embedding (P·P·3,). The
+            linear's bias then compensates the mean error that rounding its weights causes.
+        statistics: add the outputs that calibration reads (see `statistics_outputs`).
     """
-    scales, means = input_scales or {}, input_means or {}
-    writer = _Writer(student, half, scales, means, eight_bit, observe, switches)
+    writer = ModelWriter(student, precision, input_scales or {}, input_means or {}, statistics)
     tokens = writer.embed("tiles")
     for i in range(student.depth):
-        tokens = writer.block(f"blocks.{i}", tokens, last=i == student.depth - 1)
+        tokens = writer.block(i, tokens)
     writer.classify(tokens, temperature)
-    return writer.model()
+    outputs = [float_info("probs", ["N", len(student.classes)])]
+    if statistics:
+        outputs += writer.collected_statistics()
+    return writer.model(student.architecture, [pixels_info("tiles", student.size)], outputs)
+
+
+def build_switched_stages(
+    student: Student, input_scales: Mapping[str, float]
+) -> list[onnx.ModelProto]:
+    """Build the INT8 graph in stages whose 8-bit parts can be switched off: embedding, blocks.
+
+    The stages run one after the other compute the same as the whole graph. The first takes `tiles`
+    and the others `tokens` float32 [N, T, D]; the last returns `probs`, the others `tokens`. Each
+    has a second input `quantized`, bool: which of its parts are quantized, in the order of
+    `stage_parts`; a stage without parts has no such input.
+    """
+    parts = stage_parts(student, input_scales)
+    stages = []
+    for stage, names in enumerate(parts):
+        scales = {name: input_scales[name] for name in names}
+        writer = ModelWriter(student, Precision.INT8, scales, {}, switched=True)
+        if stage == 0:
+            inputs, out = [pixels_info("tiles", student.size)], writer.embed("tiles")
+        else:
+            inputs = [float_info("tokens", ["N", student.tokens, student.width])]
+            out = writer.block(stage - 1, "tokens")
+        if stage == student.depth:
+            writer.classify(out, temperature=1.0)
+            outputs = [float_info("probs", ["N", len(student.classes)])]
+        else:
+            outputs = [float_info(out, ["N", student.tokens, student.width])]
+        if names:
+            inputs.append(switches_info("quantized", len(names)))
+        stages.append(writer.model(f"stage {stage}", inputs, outputs))
+    return stages
+
+
+def stage_parts(student: Student, input_scales: Mapping[str, float]) -> list[list[str]]:
+    """The names in `input_scales` by stage: the patch embedding, then each block."""
+    prefixes = ["patch_embed.", *(f"blocks.{i}." for i in range(student.depth))]
+    return [[name for name in input_scales if name.startswith(p)] for p in prefixes]
 
 
 def linear_names(student: Student) -> list[str]:
@@ -88,10 +110,11 @@ def linear_names(student: Student) -> list[str]:
 
 
 def quantizable(student: Student) -> list[str]:
-    """What can be quantized, in the order of the graph: linears, and the scores of attention.
+    """What can be quantized, in the order of the graph: linears and the scores of attention.
 
-    The scores are the product of queries and keys, which share a step (`export.repair` gives both
-    one range). Not the last block's: two class tokens ask there, it would gain nothing.
+    The scores are the product of queries and keys, which share a step (`export.smoothquant` gives
+    both the same range). The last block's scores are left out: only two class tokens query there,
+    so quantizing them would gain nothing.
     """
     names = ["patch_embed.proj"]
     for i in range(student.depth):
@@ -101,45 +124,52 @@ def quantizable(student: Student) -> list[str]:
     return names
 
 
-def observed_outputs(student: Student) -> dict[str, tuple[str, str, str]]:
-    """The outputs that `observe` adds for all that is quantizable but the patch embedding, float32.
+def statistics_outputs(student: Student) -> dict[str, tuple[str, str, str]]:
+    """The outputs that `statistics` adds for every quantizable part but the patch embedding.
 
-    Name → some tokens of its input [N, t, D] (class tokens and every fourth patch), and of all its
-    tokens the largest magnitude and the mean of each channel, [N, D] each. Scores have queries and
-    keys side by side, 2D channels. `peaks` [N, places] besides: the largest magnitude of what the
-    linears give, of the residual stream and of the scores. Pixels need no observation.
+    Returns:
+        Name → three float32 outputs: sampled tokens of its input [N, t, D] (the class tokens and
+        every fourth patch), and over all tokens the largest magnitude and the mean of each channel,
+        [N, D] each. Scores have queries and keys side by side, 2D channels. There is one further
+        output, `peaks` [N, places]: the largest magnitude of the outputs of the linears, of the
+        residual stream and of the scores. Pixels need no statistics.
     """
     names = quantizable(student)[1:]
     return {name: (f"{name}.some", f"{name}.largest", f"{name}.mean") for name in names}
 
 
-class _Writer:
+def quantized_products(graph: onnx.ModelProto) -> int:
+    """Count the products with 8-bit weights, which a runtime should find when it reads the file.
+
+    There are more of them than quantized linears where those are split (`ModelWriter.linears`).
+    """
+    return sum(tensor.name.endswith(".weight_scale") for tensor in graph.graph.initializer)
+
+
+class ModelWriter(GraphWriter):
+    """Writes the parts of the student; N is the batch, T the tokens, D the width."""
+
     def __init__(
         self,
         student: Student,
-        half: bool,
+        precision: Precision,
         input_scales: Mapping[str, float],
         input_means: Mapping[str, Array],
-        eight_bit: EightBit,
-        observe: bool,
-        switches: bool,
+        statistics: bool = False,
+        switched: bool = False,
     ) -> None:
+        super().__init__(np.float16 if precision.about.base is Precision.FP16 else np.float32)
         self.student = student
         self.weights = student.weights
-        self.dtype = np.float16 if half else np.float32
         self.input_scales = input_scales
         self.input_means = input_means
-        self.eight_bit = eight_bit
-        self.observe = observe
-        self.switches = dict.fromkeys(input_scales) if switches else {}
+        self.eight_bit = eight_bit_type(precision)
+        self.statistics = statistics
+        self.switches = list(input_scales) if switched else []
         self.peaks: list[str] = []
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-
-    # ---- the model --------------------------------------------------------------------------
 
     def embed(self, tiles: str) -> str:
-        """Pixels to tokens with their positions."""
+        """Pixels to tokens with their positions: uint8 (N, size, size, 3) → (N, T, D)."""
         s, w = self.student, self.weights
         std = np.array(s.std).reshape(1, 3, 1, 1)
         centre = PIXEL_OFFSET / 255 - np.array(s.mean).reshape(1, 3, 1, 1)
@@ -153,24 +183,26 @@ class _Writer:
         x = self.cast(tiles, self.dtype)  # before the transpose: TensorRT transposes no uint8
         x = self.op("Sub", [x, self.real("pixel_offset", np.array(PIXEL_OFFSET))])
         x = self.op("Mul", [x, self.real("pixel_scale", np.array(1 / PIXEL_STEP))])
-        x = self.rounded("patch_embed.proj", x)  # and so is this: bytes are cheaper to move
+        # Also before the transpose: bytes are cheaper to move.
+        x = self.quantize_input("patch_embed.proj", x)
         x = self.op("Transpose", [self.op("Reshape", [x, rows])], perm=[0, 1, 3, 2, 4])
-        x = self.op("Reshape", [x, patches])  # (N, 196, P·P·3)
-        x = self.product("patch_embed.proj", "patch_embed.proj", x, kernel, bias)  # (N, 196, D)
-        # Two zero tokens in front, then one sum brings class tokens and positions: no op needs N.
-        x = self.op("Pad", [x, self.integers("two_in_front", [0, 2, 0, 0, 0, 0])])  # (N, 198, D)
-        positions = w["pos_embed"].copy()  # (1, 198, D)
+        x = self.op("Reshape", [x, patches])  # (N, T − 2, P·P·3)
+        x = self.product("patch_embed.proj", "patch_embed.proj", x, kernel, bias)  # (N, T − 2, D)
+        # Two zero tokens in front, then one sum adds class tokens and positions: no op needs N.
+        x = self.op("Pad", [x, self.integers("two_in_front", [0, 2, 0, 0, 0, 0])])  # (N, T, D)
+        positions = w["pos_embed"].copy()  # (1, T, D)
         positions[:, 0] += w["cls_token"][:, 0]
         positions[:, 1] += w["dist_token"][:, 0]
-        return self.watch(self.op("Add", [x, self.real("positions", positions)]))
+        return self.record_peak(self.op("Add", [x, self.real("positions", positions)]))
 
-    def block(self, name: str, x: str, last: bool) -> str:
+    def block(self, index: int, x: str) -> str:
         """One pre-norm transformer block; the last one returns only the two class tokens."""
+        name, last = f"blocks.{index}", index == self.student.depth - 1
         y = self.attention(f"{name}.attn", self.layer_norm(f"{name}.norm1", x), last)
-        x = self.watch(self.op("Add", [self.class_tokens(x) if last else x, y]))
+        x = self.record_peak(self.op("Add", [self.class_tokens(x) if last else x, y]))
         y = self.linear(f"{name}.mlp.fc1", self.layer_norm(f"{name}.norm2", x))
         y = self.linear(f"{name}.mlp.fc2", self.op("Gelu", [y]))
-        return self.watch(self.op("Add", [x, y]))
+        return self.record_peak(self.op("Add", [x, y]))
 
     def attention(self, name: str, x: str, last: bool) -> str:
         """Multi-head self-attention (N, T, D) → (N, T, D), or (N, 2, D) in the last block."""
@@ -185,15 +217,15 @@ class _Writer:
             k, v = self.linears(f"{name}.kv", x, weight[width:], bias[width:], parts=2)
         else:
             q, k, v = self.linears(f"{name}.qkv", x, weight, bias, parts=3)
-            self.look(f"{name}.{SCORES}", q, k)
+            self.record_input(f"{name}.{SCORES}", q, k)
         split_heads = self.integers("split_heads", [0, 0, heads, width // heads])
         q, k, v = (
             self.op("Transpose", [self.op("Reshape", [part, split_heads])], perm=[0, 2, 1, 3])
             for part in (q, k, v)
         )  # (N, heads, T, d)
-        q, k = (self.rounded(f"{name}.{SCORES}", part) for part in (q, k))
+        q, k = (self.quantize_input(f"{name}.{SCORES}", part) for part in (q, k))
         k = self.op("Transpose", [k], perm=[0, 1, 3, 2])
-        scores = self.watch(self.op("MatMul", [q, k]))  # (N, heads, T, T)
+        scores = self.record_peak(self.op("MatMul", [q, k]))  # (N, heads, T, T)
         attention = self.op("Softmax", [scores], axis=-1)
         x = self.op("Transpose", [self.op("MatMul", [attention, v])], perm=[0, 2, 1, 3])
         x = self.op("Reshape", [x, self.integers("join_heads", [0, 0, width])])
@@ -205,7 +237,7 @@ class _Writer:
         x = self.op("Reshape", [self.layer_norm("norm", x), self.integers("join_tokens", [0, -1])])
         if self.dtype != np.float32:
             x = self.cast(x, np.float32)
-        share = 0.5 / temperature  # the mean of both heads; the temperature of the confidence
+        share = 0.5 / temperature  # 0.5: the mean of both heads
         weight = np.concatenate([w["head.weight"], w["head_dist.weight"]], axis=1) * share
         bias = (w["head.bias"] + w["head_dist.bias"]) * share
         parameters = [
@@ -215,24 +247,22 @@ class _Writer:
         x = self.op("Gemm", [x, *parameters], name="head")
         self.op("Softmax", [x], outputs=["probs"], axis=-1)
 
-    # ---- pieces -----------------------------------------------------------------------------
-
     def linear(
         self, name: str, x: str, weight: Array | None = None, bias: Array | None = None
     ) -> str:
-        """x · Wᵀ + b, with W (out, in) as torch keeps it; quantized where it has an input step."""
+        """x · Wᵀ + b, with W (out, in) as torch stores it; quantized if it has an input step."""
         weight = self.weights[f"{name}.weight"] if weight is None else weight
         bias = self.weights[f"{name}.bias"] if bias is None else bias
         return self.linears(name, x, weight, bias, parts=1)[0]
 
     def linears(self, name: str, x: str, weight: Array, bias: Array, parts: int) -> list[str]:
-        """A linear whose output is wanted in equal parts.
+        """A linear whose output is split into equal parts.
 
-        A GPU wants one wide product, split where it lies; a CPU copies what is split, so it gets a
-        product for each part, all of them of the same (quantized) input.
+        A GPU is fastest with one wide product that is split in place. A CPU would copy the parts,
+        so it gets one product per part, all with the same (quantized) input.
         """
-        self.look(name, x)
-        x = self.rounded(name, x)
+        self.record_input(name, x)
+        x = self.quantize_input(name, x)
         if parts > 1 and self.dtype == np.float16:
             whole = self.product(name, name, x, weight, bias)
             outputs = [f"{whole}.{i}" for i in range(parts)]
@@ -242,8 +272,8 @@ class _Writer:
         split = zip(names, np.split(weight, parts), np.split(bias, parts), strict=True)
         return [self.product(name, part, x, w, b) for part, w, b in split]
 
-    def rounded(self, name: str, x: str) -> str:
-        """An input, through Q/DQ where it is quantized."""
+    def quantize_input(self, name: str, x: str) -> str:
+        """Pass an input through Q/DQ if it is quantized."""
         if name not in self.input_scales:
             return x
         kind = self.eight_bit
@@ -254,12 +284,12 @@ class _Writer:
         return self.switch(name, self.op("DequantizeLinear", [rounded, step, zero]), x)
 
     def product(self, name: str, part: str, x: str, weight: Array, bias: Array) -> str:
-        """x · Wᵀ + b for `part` of the linear `name`; W (out, in) in INT8 where that is."""
+        """x · Wᵀ + b for `part` of the linear `name`; W (out, in) in 8 bits if it is quantized."""
         if name in self.input_scales:
             eight, steps = quantize_weight(weight, self.eight_bit)
             if name in self.input_means:
-                shift = eight.astype(np.float32) * steps[:, None] - weight
-                bias = bias - shift @ self.input_means[name]
+                error = eight.astype(np.float32) * steps[:, None] - weight
+                bias = bias - error @ self.input_means[name]
             w = self.op(
                 "DequantizeLinear",
                 [
@@ -274,39 +304,18 @@ class _Writer:
         else:
             w = self.real(f"{part}.weight", weight.T)
         x = self.op("MatMul", [x, w], name=part)
-        return self.watch(self.op("Add", [x, self.real(f"{part}.bias", bias)]))
+        return self.record_peak(self.op("Add", [x, self.real(f"{part}.bias", bias)]))
 
     def switch(self, name: str, quantized: str, exact: str) -> str:
-        """`quantized`, or `exact` where its switch is off."""
+        """`quantized`, or `exact` if the part's switch is off."""
         if name not in self.switches:
             return quantized
-        place = self.integers(f"place_{name}", [list(self.switches).index(name)])
-        on = self.op("Gather", ["quantized", place], axis=0)  # (1,)
+        index = self.integers(f"switch_{name}", [self.switches.index(name)])
+        on = self.op("Gather", ["quantized", index], axis=0)  # (1,)
         return self.op("Where", [on, quantized, exact])
 
-    def watch(self, x: str) -> str:
-        """Note the largest magnitude of an activation in each tile, (N, 1), if asked for."""
-        if self.observe:
-            flat = self.op("Flatten", [self.op("Abs", [x])], axis=1)
-            self.peaks.append(self.op("ReduceMax", [flat, self.integers("axis", [1])]))
-        return x
-
-    def look(self, name: str, *inputs: str) -> None:
-        """Give what calibration wants to know of an input (N, T, D) or several, if asked for."""
-        if not self.observe:
-            return
-        x = self.op("Concat", inputs, axis=-1) if len(inputs) > 1 else inputs[0]
-        some, largest, mean = observed_outputs(self.student)[name]
-        axis = self.integers("axis", [1])
-        self.op("ReduceMax", [self.op("Abs", [x]), axis], outputs=[largest], keepdims=0)
-        self.op("ReduceMean", [x, axis], outputs=[mean], keepdims=0)
-        last = name.startswith(f"blocks.{self.student.depth - 1}.")
-        # The last block reads all tokens for keys and values only.
-        tokens = 2 if last and not name.endswith(".kv") else self.student.tokens
-        kept = self.integers(f"some_{tokens}", [0, 1, *range(2, tokens, TOKEN_STRIDE)])
-        self.op("Gather", [x, kept], outputs=[some], axis=1)
-
     def layer_norm(self, name: str, x: str) -> str:
+        """LayerNorm over the channels."""
         scale = self.real(f"{name}.weight", self.weights[f"{name}.weight"])
         bias = self.real(f"{name}.bias", self.weights[f"{name}.bias"])
         return self.op("LayerNormalization", [x, scale, bias], axis=-1, epsilon=EPSILON)
@@ -316,84 +325,33 @@ class _Writer:
         bounds = [self.integers(n, [v]) for n, v in (("first", 0), ("second", 2), ("axis", 1))]
         return self.op("Slice", [x, *bounds])
 
-    def cast(self, x: str, dtype: type[np.generic]) -> str:
-        return self.op("Cast", [x], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    def record_peak(self, x: str) -> str:
+        """Record the largest magnitude of an activation per tile, (N, 1), for calibration."""
+        if self.statistics:
+            flat = self.op("Flatten", [self.op("Abs", [x])], axis=1)
+            self.peaks.append(self.op("ReduceMax", [flat, self.integers("axis", [1])]))
+        return x
 
-    # ---- onnx -------------------------------------------------------------------------------
+    def record_input(self, name: str, *inputs: str) -> None:
+        """Add the outputs of `statistics_outputs` for an input (N, T, D), or several."""
+        if not self.statistics:
+            return
+        x = self.op("Concat", inputs, axis=-1) if len(inputs) > 1 else inputs[0]
+        some, largest, mean = statistics_outputs(self.student)[name]
+        axis = self.integers("axis", [1])
+        self.op("ReduceMax", [self.op("Abs", [x]), axis], outputs=[largest], keepdims=0)
+        self.op("ReduceMean", [x, axis], outputs=[mean], keepdims=0)
+        last = name.startswith(f"blocks.{self.student.depth - 1}.")
+        # The last block reads all tokens for keys and values only.
+        tokens = 2 if last and not name.endswith(".kv") else self.student.tokens
+        kept = self.integers(f"some_{tokens}", [0, 1, *range(2, tokens, TOKEN_STRIDE)])
+        self.op("Gather", [x, kept], outputs=[some], axis=1)
 
-    def op(
-        self,
-        kind: str,
-        inputs: Sequence[str],
-        name: str = "",
-        outputs: Sequence[str] = (),
-        **attributes: Any,
-    ) -> str:
-        name = name or f"{kind}_{len(self.nodes)}"
-        outputs = outputs or [f"{name}.out"]
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name, **attributes))
-        return outputs[0]
-
-    def real(self, name: str, value: Array) -> str:
-        """A constant in the graph's floating type."""
-        return self.constant(name, np.asarray(value).astype(self.dtype))
-
-    def integers(self, name: str, value: list[int]) -> str:
-        return self.constant(name, np.array(value, np.int64))
-
-    def constant(self, name: str, value: Array) -> str:
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
-        return name
-
-    def model(self) -> onnx.ModelProto:
-        s = self.student
-        outputs = [helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(s.classes)])]
-        if self.observe:
-            self.op("Concat", self.peaks, outputs=["peaks"], axis=1)
-            names = [name for group in observed_outputs(s).values() for name in group]
-            for name in ("peaks", *names):
-                shape = ["N", None, None] if name.endswith(".some") else ["N", None]
-                outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        inputs = [
-            helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", s.size, s.size, 3])
+    def collected_statistics(self) -> list[onnx.ValueInfoProto]:
+        """Join the recorded peaks; returns the description of all statistics outputs."""
+        self.op("Concat", self.peaks, outputs=["peaks"], axis=1)
+        names = [name for group in statistics_outputs(self.student).values() for name in group]
+        return [
+            float_info(name, ["N", None, None] if name.endswith(".some") else ["N", None])
+            for name in ("peaks", *names)
         ]
-        if self.switches:
-            count = [len(self.switches)]
-            inputs.append(helper.make_tensor_value_info("quantized", TensorProto.BOOL, count))
-        graph = helper.make_graph(
-            self.nodes,
-            s.architecture,
-            inputs,
-            outputs,
-            initializer=list(self.constants.values()),
-        )
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="edgelung",
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return model
-
-
-def quantized_products(graph: onnx.ModelProto) -> int:
-    """How many products have weights in INT8: what a runtime should find when it reads the file.
-
-    More than the quantized linears where those are split (`_Writer.linears`).
-    """
-    return sum(tensor.name.endswith(".weight_scale") for tensor in graph.graph.initializer)
-
-
-def quantize_weight(weight: Array, kind: EightBit = INT8) -> tuple[Array, Array]:
-    """Symmetric, with one step per output: (rounded (out, in) of that kind, steps (out,) float32).
-
-    `weight` is (out, in).
-    """
-    largest = np.abs(weight).max(axis=1)
-    steps = np.where(largest > 0, largest / kind.largest, 1.0).astype(np.float32)
-    scaled = np.clip(weight / steps[:, None], -kind.largest, kind.largest)
-    if kind is INT8:
-        scaled = np.rint(scaled)
-    return scaled.astype(kind.dtype), steps

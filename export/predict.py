@@ -1,65 +1,73 @@
-"""Probabilities of a tile set under a graph, in the runtime that judges."""
+"""Probabilities of a tile set under a graph, in the runtime that judges, on all cores."""
 
 import tempfile
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
-from edgelung.engines.base import Engine, EngineFactory, Tiles
+from edgelung.engines.base import Engine, Probabilities, Tiles
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
-from edgelung.export.tiles import TileSet
-from edgelung.tiles.reader import ReaderSpec
+from edgelung.export.parallel import map_in_order
+from edgelung.export.tiles import TileReader, TileSet
 
-Probabilities = npt.NDArray[np.float32]  # (N, classes)
-
-
-def predict(
-    graph: Path | onnx.ModelProto, tiles: TileSet, spec: ReaderSpec, what: str
-) -> Probabilities:
-    """float32 (N, classes) in ONNX Runtime on the CPU; `what` names the progress bar."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = graph if isinstance(graph, Path) else Path(folder) / "graph.onnx"
-        if isinstance(graph, onnx.ModelProto):
-            onnx.save(graph, path)
-        engine = OnnxRuntimeEngine(path, available_cores(), latency=True)  # one batch at a time
-    return predict_in(engine, tiles, spec, what)
+Loader = Callable[[Path], Engine]
 
 
-def predict_in(engine: Engine, tiles: TileSet, spec: ReaderSpec, what: str) -> Probabilities:
-    """float32 (N, classes) in an engine, which is closed thereafter."""
-    found = []
-    with progress(what, len(tiles)) as advance:
-        for batch in tiles.batches(spec, available_cores()):
-            found.append(engine.infer(batch))
-            advance(len(batch))
-    engine.close()
-    return np.concatenate(found)
+def load_engine(graph: bytes, load: Loader) -> Engine:
+    """Load a graph that is in memory into an engine, which the caller closes."""
+    with tempfile.TemporaryDirectory() as folder:  # engines load files
+        path = Path(folder) / "graph.onnx"
+        path.write_bytes(graph)
+        return load(path)
 
 
-def speeds(graph: Path, tiles: Tiles, bf16: bool, repeats: int = 3) -> dict[str, float]:
-    """Tiles/s in each CPU engine that takes the graph, median of `repeats` after one to warm up.
+def predict(graph: bytes, tiles: TileSet, reader: TileReader, title: str) -> Probabilities:
+    """Predict the tiles in ONNX Runtime on the CPU, one batch per core at a time.
 
-    The network alone, no reading of files; of this machine with whatever else it was doing. `bf16`:
-    whether OpenVINO may use it.
+    Returns:
+        Probabilities float32 (N, classes). They depend neither on the number of cores nor on the
+        batch: each batch is computed by one thread.
     """
-    found = {}
-    factories: dict[str, EngineFactory] = {
-        "openvino": partial(OpenVinoEngine, bf16=bf16),
-        "onnxruntime": OnnxRuntimeEngine,
+    load = partial(OnnxRuntimeEngine, threads=available_cores())
+    with closing(load_engine(graph, load)) as engine:
+        return predict_with(engine, tiles, reader, title)
+
+
+def predict_with(engine: Engine, tiles: TileSet, reader: TileReader, title: str) -> Probabilities:
+    """Predict the tiles in a loaded engine: float32 (N, classes). `title` names the bar."""
+    results = []
+    with progress(title, len(tiles)) as advance:
+        for rows in map_in_order(engine.infer, reader.batches(tiles), engine.concurrency):
+            results.append(rows)
+            advance(len(rows))
+    return np.concatenate(results)
+
+
+def tiles_per_second(graph: bytes, tiles: Tiles, bf16: bool, repeats: int = 3) -> dict[str, float]:
+    """Measure each CPU engine that loads the graph, with all cores on one batch.
+
+    The median of `repeats` batches after one to warm up: of the network alone, without reading
+    files, and with whatever else this machine is doing. `bf16`: OpenVINO may use BF16.
+    """
+    threads = available_cores()
+    loaders: dict[str, Loader] = {
+        "openvino": partial(OpenVinoEngine, threads=threads, latency=True, bf16=bf16),
+        "onnxruntime": partial(OnnxRuntimeEngine, threads=threads, latency=True),
     }
-    for name, factory in factories.items():
+    speeds = {}
+    for name, load in loaders.items():
         try:
-            engine = factory(graph, available_cores(), latency=True)
-        except Exception:  # not installed, or too old for the graph: each has types of its own
+            engine = load_engine(graph, load)
+        except Exception:  # not installed or too old for the graph; runtimes raise their own types
             continue
-        seconds = seconds_per_batch(engine, tiles, warm_up=1, repeats=repeats)
-        engine.close()
-        found[name] = round(len(tiles) / seconds, 1)
-    return found
+        with closing(engine):
+            seconds = seconds_per_batch(engine, tiles, warm_up=1, repeats=repeats)
+        speeds[name] = round(len(tiles) / seconds, 1)
+    return speeds

@@ -1,44 +1,47 @@
-"""Quantization-aware distillation: weights that allow for their rounding, taught by full precision.
+"""Quantization-aware distillation: train the weights of an INT8 student to match full precision.
 
-For a student that no calibration brings through the gate. It runs in torch with the inputs and
-weights of its linears, queries and keys rounded as the graph rounds them, and learns to give full
-precision's class tokens and probabilities on training tiles. Gradients pass straight through the
-rounding (Bengio et al. 2013) and stop where a value is clipped; the steps of the inputs stay those
-of the plan. Labels are not asked for: what is learnt is to be the same model.
+For a student that passes the gate with no calibration. It runs in torch, with the inputs and
+weights of its linears and the queries and keys rounded as in the graph, and learns to reproduce the
+class tokens and probabilities of full precision on training tiles. Gradients pass straight through
+the rounding (Bengio et al. 2013) and stop where a value is clipped. The input steps stay those of
+the plan. Labels are not used: the result shall be the same model.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgelung.core.system import available_cores
+from edgelung.artifacts.bundle import QatRecord
 from edgelung.core.terminal import progress
 from edgelung.engines.base import Tiles
 from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP, SCORES
-from edgelung.export.quantize import MIGRATION_TILES, Plan, observe_tiles
+from edgelung.export.plan import Plan
+from edgelung.export.quantize import MIGRATION_TILES, collect_tile_stats
 from edgelung.export.student import Student
-from edgelung.export.tiles import TileSet
-from edgelung.tiles.reader import ReaderSpec
+from edgelung.export.tiles import TileReader, TileSet
 
-STEPS = 256  # of a batch each, the training set over and over if it holds fewer
-LEARNING_RATE = 1e-4  # of AdamW, to nothing by a cosine
+STEPS = 256  # one batch each; the training set is repeated if it is smaller
+BATCH = 32
+LEARNING_RATE = 1e-4  # of AdamW, decayed to zero by a cosine schedule
 
 
-def refine(plan: Plan, tiles: TileSet, calibration: TileSet, spec: ReaderSpec) -> Plan:
-    """The plan with weights trained for its INT8 on `tiles` of the training set.
+def refine(plan: Plan, tiles: TileSet, calibration: TileSet, reader: TileReader) -> Plan:
+    """Return the plan with weights trained for its INT8 on `tiles` of the training set.
 
-    Its largest activation is looked for anew, on the calibration tiles.
+    The peak is measured again on the calibration tiles.
     """
+    reader.keep(tiles, "decode training tiles")
     with progress("quantization-aware distillation", STEPS) as advance:
-        trained = distill(plan, _endless(tiles, spec), STEPS, lambda tiles: advance(1))
-    seen = observe_tiles(trained.student, calibration.every(MIGRATION_TILES), spec, "observe")
-    return replace(trained, peak=max(seen.peak, plan.peak))
+        trained = distill(plan, _shuffled_batches(tiles, reader), STEPS, lambda n: advance(1))
+    few = calibration.every(MIGRATION_TILES)
+    stats = collect_tile_stats(trained.student, few, reader, "activations")
+    return replace(trained, peak=max(stats.peak, plan.peak))
 
 
 def distill(
@@ -48,10 +51,17 @@ def distill(
     on_batch: Callable[[int], None] = lambda n: None,
     learning_rate: float = LEARNING_RATE,
 ) -> Plan:
-    """Train for `steps` of the uint8 batches (N, size, size, 3).
+    """Train the weights of a plan.
 
-    The mean squared error of the class tokens plus the Kullback-Leibler divergence of the
-    probabilities, both from the plan's own student in full precision.
+    The loss is the mean squared error of the class tokens plus the Kullback-Leibler divergence of
+    the probabilities, both from the plan's own student in full precision.
+
+    Args:
+        plan: its student is not changed.
+        batches: uint8 (N, size, size, 3), at least `steps` of them.
+        steps: optimizer steps, one per batch.
+        on_batch: called with the number of tiles after each step.
+        learning_rate: of the first step.
     """
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,16 +70,16 @@ def distill(
     parameters = [w.requires_grad_() for w in rounded.weights.values()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses, seen = [], 0
+    losses, tiles_used = [], 0
     for tiles in islice(batches, steps):
-        pixels = _turned(torch.from_numpy(tiles).to(device))
+        pixels = _augment(torch.from_numpy(tiles).to(device))
         with torch.no_grad():
-            goal = exact.tokens(pixels)
-            target = exact.logits(goal)
-        found = rounded.tokens(pixels)
-        loss = F.mse_loss(found, goal) + F.kl_div(
-            rounded.logits(found).log_softmax(1),
-            target.log_softmax(1),
+            target_tokens = exact.tokens(pixels)
+            target_logits = exact.logits(target_tokens)
+        tokens = rounded.tokens(pixels)
+        loss = F.mse_loss(tokens, target_tokens) + F.kl_div(
+            rounded.logits(tokens).log_softmax(1),
+            target_logits.log_softmax(1),
             log_target=True,
             reduction="batchmean",
         )
@@ -78,18 +88,21 @@ def distill(
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
-        seen += len(tiles)
+        tiles_used += len(tiles)
         on_batch(len(tiles))
     weights = {name: w.detach().cpu().numpy() for name, w in rounded.weights.items()}
-    trained = {"tiles": seen, "loss_before": losses[0], "loss_after": losses[-1]}
+    record = structs.replace(
+        plan.calibration,
+        # The bias corrections belonged to the weights before training, which corrects biases too.
+        bias_correction=False,
+        qat=QatRecord(tiles=tiles_used, loss_before=losses[0], loss_after=losses[-1]),
+    )
     student = replace(plan.student, weights=weights)
-    # The bias corrections were of other weights; training has corrected what there was to correct.
-    about: dict[str, Any] = {**plan.about, "bias_correction": False, "qat": trained}
-    return replace(plan, student=student, means={}, about=about)
+    return replace(plan, student=student, means={}, calibration=record)
 
 
 class Network:
-    """The deployed graph in torch, up to its temperature: the same roundings at the same places."""
+    """The deployed graph in torch, without its temperature, with the same roundings."""
 
     def __init__(self, student: Student, scales: dict[str, float], device: torch.device) -> None:
         self.student, self.scales = student, scales
@@ -127,7 +140,7 @@ class Network:
         y = self.norm(f"{name}.norm1", x)
         weight, bias = (self.weights[f"{name}.attn.qkv.{part}"] for part in ("weight", "bias"))
         width = self.student.width
-        if last:  # only the class tokens leave it
+        if last:  # only the class tokens leave the last block
             q = self.linear(f"{name}.attn.q", y[:, :2], weight[:width], bias[:width])
             k, v = self.linear(f"{name}.attn.kv", y, weight[width:], bias[width:]).chunk(2, dim=-1)
             x = x[:, :2]
@@ -139,7 +152,7 @@ class Network:
         )
         q = q * q.shape[-1] ** -0.5  # (N, heads, t, d)
         if (scores := f"{name}.attn.{SCORES}") in self.scales:
-            q, k = (_rounded(part, self.scales[scores]) for part in (q, k))
+            q, k = (_round(part, self.scales[scores]) for part in (q, k))
         y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         y = y.transpose(1, 2).flatten(2)  # (N, t, D)
         x = x + self.linear(f"{name}.attn.proj", y)
@@ -152,7 +165,7 @@ class Network:
         weight = self.weights[f"{name}.weight"] if weight is None else weight
         bias = self.weights[f"{name}.bias"] if bias is None else bias
         if name in self.scales:
-            x = _rounded(x, self.scales[name])
+            x = _round(x, self.scales[name])
             steps = weight.detach().abs().amax(dim=1) / 127
             steps = torch.where(steps > 0, steps, torch.ones_like(steps))
             zeros = torch.zeros_like(steps, dtype=torch.int32)
@@ -164,21 +177,20 @@ class Network:
         return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
 
 
-def _rounded(x: Tensor, step: float) -> Tensor:
+def _round(x: Tensor, step: float) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, step, 0, -128, 127)
 
 
-def _endless(tiles: TileSet, spec: ReaderSpec) -> Iterator[Tiles]:
-    """Batches of the tiles in ever new orders."""
+def _shuffled_batches(tiles: TileSet, reader: TileReader) -> Iterator[Tiles]:
+    """Yield batches indefinitely, reshuffled every epoch."""
     rng = np.random.default_rng(0)
     while True:
-        order = rng.permutation(len(tiles))
-        shuffled = TileSet(tiles.data, tuple(tiles.tiles[i] for i in order))
-        yield from shuffled.batches(spec, available_cores())
+        shuffled = tiles.take(rng.permutation(len(tiles)))
+        yield from reader.batches(shuffled, BATCH)
 
 
-def _turned(pixels: Tensor) -> Tensor:
-    """A batch (N, H, W, 3) mirrored and turned by right angles at random: tissue has no up."""
+def _augment(pixels: Tensor) -> Tensor:
+    """Mirror and rotate a batch (N, H, W, 3) by right angles at random: tissue has no up."""
     if torch.rand(()) < 0.5:
         pixels = pixels.flip(2)
     return torch.rot90(pixels, int(torch.randint(4, ())), (1, 2))

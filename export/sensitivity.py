@@ -1,84 +1,161 @@
-"""Which parts the output suffers from in INT8: each linear (and the scores of each attention)
-alone, and all but it; blocks likewise."""
+"""Measure which parts of the graph the output suffers from in INT8.
 
-from collections.abc import Callable
+Every part (a linear, the scores of an attention, a block) is measured alone in INT8, and in full
+precision with everything else in INT8. The graph is run in stages, one per block: what comes before
+the part's stage is the same for all parts of the stage, and is computed once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgelung.engines.base import Tiles
-from edgelung.export.graph import build_graph
-from edgelung.export.predict import Probabilities
-from edgelung.export.quantize import Plan
+from edgelung.artifacts.bundle import PartSensitivity, Sensitivity
+from edgelung.engines.base import Probabilities, Tiles
+from edgelung.export.graph import build_switched_stages, stage_parts
+from edgelung.export.parallel import map_in_order
+from edgelung.export.plan import Plan
 
-TILES = 16  # the change is a mean over a smooth measure: a few tiles rank it
+TILES = 16  # the divergence is a mean of a smooth measure: a few tiles rank the parts
+
+# What passes between stages: uint8 tiles first, float32 tokens (N, T, D), float32 probabilities.
+Tokens = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """One question: the divergence with the parts `quantized` of a stage in INT8, and all other
+    stages in INT8 (`others`) or in full precision."""
+
+    stage: int
+    quantized: frozenset[str]
+    others: bool
 
 
 def sensitivity(
     plan: Plan, tiles: Tiles, threads: int, on_step: Callable[[int], None] = lambda n: None
-) -> dict[str, Any]:
-    """How much the output changes by quantizing parts of the graph, most harmful first.
+) -> Sensitivity:
+    """Measure how much the output changes by quantizing parts of the graph.
 
-    The change is the Kullback-Leibler divergence of the probabilities from full precision's, in
-    nats, mean over the tiles. For every linear, the scores of every attention (among `linears`) and
-    every block: `alone` with only it in INT8, `all_but` with everything else in INT8; `all` with
-    everything. One graph measures it all: its parts are switched by an input. Biases are those
-    before any correction.
+    The change is the Kullback-Leibler divergence of the probabilities from those of full precision,
+    in nats, mean over `tiles` uint8 (N, H, W, 3). Biases are those before any correction. On
+    `threads` threads; `on_step` is called after every measurement.
     """
-    import onnxruntime as ort
+    stages = _Stages(plan)
+    # The inputs of every stage with all stages before it in full precision, and in INT8.
+    exact, rounded = stages.inputs(tiles, quantized=False), stages.inputs(tiles, quantized=True)
+    reference = exact[-1]
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # No rewriting: optimizers fuse Q/DQ with what they must not reach across the switches.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    graph = build_graph(plan.student, input_scales=plan.scales, switches=True)
-    session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = list(plan.scales)
-    blocks = {name: _block(name) for name in names}
+    def measure(question: _Measurement) -> float:
+        start = (rounded if question.others else exact)[question.stage]
+        probabilities = stages.finish(question, start)
+        return divergence(probabilities, reference)
 
-    def run(quantized: np.ndarray[Any, np.dtype[np.bool_]]) -> Probabilities:
+    parts = _parts(stages.parts)
+    questions = [q for part in parts for q in (part.alone, part.all_but)]
+    changes = []
+    for change in map_in_order(measure, questions, threads):
+        changes.append(change)
         on_step(1)
-        found = session.run(["probs"], {"tiles": tiles, "quantized": quantized})[0]
-        return np.asarray(found, np.float32)
-
-    reference = run(np.zeros(len(names), bool))
-
-    def change(members: set[str]) -> float:
-        return divergence(run(np.array([name in members for name in names])), reference)
-
-    everything = set(names)
-    parts: list[dict[str, Any]] = [{"name": name, "linears": [name]} for name in names]
-    parts += [
-        {"name": block, "linears": [n for n in names if blocks[n] == block]}
-        for block in dict.fromkeys(blocks.values())
-        if block != "patch_embed"
+    results = [
+        PartSensitivity(name=part.name, linears=list(part.members), alone=alone, all_but=all_but)
+        for part, alone, all_but in zip(parts, changes[::2], changes[1::2], strict=True)
     ]
-    for part in parts:
-        members = set(part["linears"])
-        part |= {"alone": change(members), "all_but": change(everything - members)}
-    parts.sort(key=lambda part: -part["alone"])
-    return {
-        "all": change(everything),
-        "linears": [part for part in parts if part["name"] in everything],
-        "blocks": [part for part in parts if part["name"] not in everything],
-        "tiles": len(tiles),
-    }
+    results.sort(key=lambda part: -part.alone)
+    names = set(plan.scales)
+    return Sensitivity(
+        everything=divergence(rounded[-1], reference),
+        linears=[part for part in results if part.name in names],
+        blocks=[part for part in results if part.name not in names],
+        tiles=len(tiles),
+    )
 
 
-def runs(plan: Plan) -> int:
-    """How often `sensitivity` runs the graph, for a progress bar."""
-    blocks = {_block(name) for name in plan.scales} - {"patch_embed"}
-    return 2 + 2 * (len(plan.scales) + len(blocks))
+def measurements(plan: Plan) -> int:
+    """How often `sensitivity` calls `on_step`."""
+    return 2 * len(_parts(stage_parts(plan.student, plan.scales)))
 
 
-def divergence(found: Probabilities, reference: Probabilities) -> float:
+def divergence(probabilities: Probabilities, reference: Probabilities) -> float:
     """Mean Kullback-Leibler divergence in nats of probabilities (N, classes) from a reference."""
-    p, q = (np.maximum(rows.astype(np.float64), 1e-12) for rows in (reference, found))
+    p, q = (np.maximum(rows.astype(np.float64), 1e-12) for rows in (reference, probabilities))
     return float((p * np.log(p / q)).sum(axis=1).mean())
 
 
-def _block(name: str) -> str:
-    return name.split(".attn")[0].split(".mlp")[0].removesuffix(".proj")
+@dataclass(frozen=True)
+class _Part:
+    """A linear, the scores of an attention, or a block with all of these in it."""
+
+    name: str
+    members: tuple[str, ...]
+    stage: int
+    stage_members: tuple[str, ...]
+
+    @property
+    def alone(self) -> _Measurement:
+        return _Measurement(self.stage, frozenset(self.members), others=False)
+
+    @property
+    def all_but(self) -> _Measurement:
+        rest = frozenset(self.stage_members) - frozenset(self.members)
+        return _Measurement(self.stage, rest, others=True)
+
+
+def _parts(by_stage: Sequence[Sequence[str]]) -> list[_Part]:
+    """All parts: the quantized ones, then the blocks (every stage but the patch embedding)."""
+    single = [
+        _Part(name, (name,), stage, tuple(names))
+        for stage, names in enumerate(by_stage)
+        for name in names
+    ]
+    blocks = [
+        _Part(f"blocks.{stage - 1}", tuple(names), stage, tuple(names))
+        for stage, names in enumerate(by_stage)
+        if stage > 0 and names
+    ]
+    return single + blocks
+
+
+class _Stages:
+    """The INT8 graph in stages, loaded; every run uses one thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        # No rewriting: optimizers fuse Q/DQ across the switches, which changes what is measured.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.parts = stage_parts(plan.student, plan.scales)
+        self._sessions = [
+            ort.InferenceSession(
+                stage.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            for stage in build_switched_stages(plan.student, plan.scales)
+        ]
+
+    def inputs(self, tiles: Tiles, quantized: bool) -> list[Tokens]:
+        """The input of every stage with all parts switched alike; last, the probabilities."""
+        values: list[Tokens] = [tiles]
+        for stage, names in enumerate(self.parts):
+            values.append(self._run(stage, values[-1], frozenset(names if quantized else ())))
+        return values
+
+    def finish(self, question: _Measurement, tokens: Tokens) -> Probabilities:
+        """Run from the stage in question to the probabilities float32 (N, classes)."""
+        tokens = self._run(question.stage, tokens, question.quantized)
+        for stage in range(question.stage + 1, len(self.parts)):
+            names = self.parts[stage] if question.others else ()
+            tokens = self._run(stage, tokens, frozenset(names))
+        return tokens
+
+    def _run(self, stage: int, tokens: Tokens, quantized: frozenset[str]) -> Tokens:
+        names = self.parts[stage]
+        inputs: dict[str, Tokens] = {"tokens" if stage else "tiles": tokens}
+        if names:
+            inputs["quantized"] = np.array([name in quantized for name in names])
+        result: Tokens = self._sessions[stage].run(None, inputs)[0]
+        return result

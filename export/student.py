@@ -1,13 +1,12 @@
 """Read a run's student: safetensors weights and config.json, without torch."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -31,7 +30,7 @@ class Student:
 
     @property
     def width(self) -> int:
-        """D, the length of a token."""
+        """D, the number of channels of a token."""
         return int(self.weights["pos_embed"].shape[-1])
 
     @property
@@ -41,44 +40,55 @@ class Student:
 
     @property
     def tokens(self) -> int:
-        """Class token, distillation token and patches."""
+        """T: class token, distillation token and patches."""
         return 2 + (self.size // self.patch) ** 2
 
 
-def read_student(run: Path) -> Student:
-    """Read the student of a run folder; raises EdgelungError where it is no distilled DeiT."""
-    config_path, weights_path = run / "config.json", run / "model.safetensors"
-    for path in (config_path, weights_path):
+def read_student(run: RunFolder) -> Student:
+    """Read the student of a finished run.
+
+    Raises:
+        EdgelungError: if the run is not finished, or its student is not a distilled DeiT.
+    """
+    for path in (run.model_config_path(), run.weights_path()):
         if not path.is_file():
             raise EdgelungError(
-                f"{run} is no finished run ({path.name} is missing); expected a folder that "
+                f"{run.path} is no finished run ({path.name} is missing); expected a folder that "
                 "`edgelung train` completed (continue it with --resume)"
             )
+    config = run.read_model_config()
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        weights = {k: v.astype(np.float32) for k, v in load_file(weights_path).items()}
-        pretrained, own = config["pretrained_cfg"], config["edgelung"]
-        student = Student(
-            architecture=config["architecture"],
-            classes=tuple(config["label_names"]),
-            size=int(pretrained["input_size"][-1]),
-            patch=int(own["patch_size"]),
-            heads=int(own["num_heads"]),
-            mean=tuple(pretrained["mean"]),
-            std=tuple(pretrained["std"]),
-            weights=weights,
-        )
-    except Exception as error:  # safetensors and json raise types of their own
-        raise EdgelungError(f"cannot read the student in {run}: {one_line(error)}") from error
-    if student.width % student.heads:
-        raise EdgelungError(f"{run}: {student.heads} heads do not divide {student.width} channels")
+        weights = {k: v.astype(np.float32) for k, v in load_file(run.weights_path()).items()}
+    except Exception as error:  # safetensors raises its own type
+        raise EdgelungError(f"cannot read {run.weights_path()}: {one_line(error)}") from error
     if "dist_token" not in weights or "head_dist.weight" not in weights:
         raise EdgelungError(
-            f"{student.architecture} in {run} has no distillation token; expected a distilled DeiT"
+            f"{config.architecture} in {run.path} has no distillation token; expected a distilled "
+            "DeiT"
+        )
+    shape, pretrained = config.edgelung, config.pretrained_cfg
+    if shape.patch_size is None or shape.num_heads is None:
+        raise EdgelungError(
+            f"{run.model_config_path()} lacks the patch size or the number of heads; "
+            "expected the config.json that `edgelung train` wrote"
+        )
+    student = Student(
+        architecture=config.architecture,
+        classes=tuple(config.label_names),
+        size=pretrained.input_size[-1],
+        patch=shape.patch_size,
+        heads=shape.num_heads,
+        mean=pretrained.mean,
+        std=pretrained.std,
+        weights=weights,
+    )
+    if student.width % student.heads:
+        raise EdgelungError(
+            f"{run.path}: {student.heads} heads do not divide {student.width} channels"
         )
     if weights["pos_embed"].shape[1] != student.tokens:
         raise EdgelungError(
-            f"{run}: {weights['pos_embed'].shape[1]} positions for {student.tokens} tokens of a "
-            f"{student.size} px tile; the weights and config.json do not belong together"
+            f"{run.path}: {weights['pos_embed'].shape[1]} positions for {student.tokens} tokens of "
+            f"a {student.size} px tile; the weights and config.json do not belong together"
         )
     return student

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.core.precision import Precision
 from edgelung.export.build import export_run
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
@@ -101,7 +102,7 @@ def bundle_folder(run: Path, shared_folder: Path) -> Path:
     """The bundle of `run` with all variants; tests that change it copy it first."""
     return make_once(
         shared_folder / "bundle",
-        lambda folder: export_run(run, folder, half=True, int8=True, fp8=True),
+        lambda folder: export_run(run, folder, precisions=frozenset(Precision)),
     )
 
 

@@ -18,7 +18,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.train.distributed import mean_over_processes
 from edgelung.train.models import Model
 from edgelung.train.preprocess import renormalise, resize_views
-from edgelung.train.student import StudentLogits, WindowedStudent
+from edgelung.train.student import StudentLogits, StudentModule
 
 STRIDES = (16, 32)  # teacher maps of these strides guide …
 DEPTHS = (2 / 3, 1)  # … the tokens at these fractions of the student's depth
@@ -50,7 +50,7 @@ class GuidedOutput(NamedTuple):
     grid: tuple[int, int]  # rows and columns of patches
 
 
-class GuidedStudent(WindowedStudent):
+class GuidedStudent(StudentModule):
     """A student with the projections from its tokens to the teacher's features."""
 
     def __init__(self, model: Model, features: FeatureModules) -> None:

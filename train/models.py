@@ -11,7 +11,8 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.deit import checkpoint_filter_fn as resample_positions
 from torch import Tensor, nn
 
-from edgelung.artifacts.run import ModelConfig, PretrainedConfig, RunFolder, StudentShape
+from edgelung.artifacts.model_config import ModelConfig, PretrainedConfig, StudentShape
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write
 from edgelung.train.recipe import Schedule, Student

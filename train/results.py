@@ -8,7 +8,8 @@ import torch
 from msgspec import UNSET, structs
 
 from edgelung.artifacts.results import ModelTest
-from edgelung.artifacts.run import ModelMetrics, RunMetrics, RunPredictions
+from edgelung.artifacts.run import ModelMetrics, RunMetrics
+from edgelung.artifacts.run_predictions import RunPredictions
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import (

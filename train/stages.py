@@ -16,7 +16,7 @@ from edgelung.train.lr_schedule import WarmRestart
 from edgelung.train.models import WEIGHT_SOURCES, Model, create_classifier, create_student
 from edgelung.train.recipe import Augment, Recipe, Schedule
 from edgelung.train.seeds import seed_weights
-from edgelung.train.student import WindowedStudent
+from edgelung.train.student import StudentModule, UnguidedStudent
 
 S = TypeVar("S", bound=Schedule)
 
@@ -52,7 +52,7 @@ class Stage:
 def timm_model(module: nn.Module) -> Model:
     """The timm model in a stage's module, which is evaluated and saved."""
     module = unwrap_model(module)
-    return module.model if isinstance(module, WindowedStudent) else module
+    return module.model if isinstance(module, StudentModule) else module
 
 
 def create_modules(recipe: Recipe, classes: int, fresh: list[str]) -> dict[str, nn.Module]:
@@ -102,14 +102,14 @@ def _check_model(schedule: Schedule, model: Model) -> None:
         ) from error
 
 
-def _trainable_student(model: Model, recipe: Recipe, teacher: Model | None) -> WindowedStudent:
+def _trainable_student(model: Model, recipe: Recipe, teacher: Model | None) -> StudentModule:
     """The module that trains the student; draws the weights of the projections, if it has any."""
     if teacher is None:
-        return WindowedStudent(model)
+        return UnguidedStudent(model)
     model.set_distilled_training(True)  # in training it returns the logits of both heads
     if recipe.distill.guidance:
         return GuidedStudent(model, feature_modules(teacher))
-    return WindowedStudent(model)
+    return UnguidedStudent(model)
 
 
 def create_stage(recipe: Recipe, role: str, module: nn.Module, teacher: Model | None) -> Stage:
@@ -124,7 +124,8 @@ def create_stage(recipe: Recipe, role: str, module: nn.Module, teacher: Model | 
             role, module, LabelLoss(criterion), schedule, recipe.augment, full_view=schedule.size
         )
     student, distill = recipe.student, recipe.distill
-    full_view, loss = student.size, LabelLoss(criterion)
+    full_view = student.size
+    loss: StageLoss = LabelLoss(criterion)
     if teacher is not None:
         features = feature_modules(teacher) if distill.guidance else None
         frozen = FrozenTeacher(teacher, recipe.teacher.size, timm_model(module), features)

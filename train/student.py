@@ -15,7 +15,7 @@ class StudentLogits(NamedTuple):
     distillation_token: Tensor
 
 
-class WindowedStudent(nn.Module):
+class StudentModule(nn.Module):
     """Holds a timm DeiT and treats a small view as a window of the tile, at the tile's scale.
 
     The window's patches get the position embeddings of a random place in the tile's grid. So every
@@ -50,11 +50,6 @@ class WindowedStudent(nn.Module):
         logits: Tensor | tuple[Tensor, Tensor] = self.model.forward_head(self.model.norm(tokens))
         return logits
 
-    def forward(self, images: Tensor) -> StudentLogits | Tensor:
-        """Logits of both heads in distillation, else their mean (B, classes)."""
-        logits = self.logits(self.block_outputs(images)[-1])
-        return StudentLogits(*logits) if isinstance(logits, tuple) else logits
-
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings (1, 2 + rows · columns, D) of a window at a random place."""
         positions: Tensor = self.model.pos_embed  # (1, 2 + all patches, D)
@@ -64,6 +59,15 @@ class WindowedStudent(nn.Module):
         top = int(torch.randint(grid_rows - rows + 1, ()))
         left = int(torch.randint(grid_columns - columns + 1, ()))
         count = self.model.num_prefix_tokens
-        grid = positions[:, count:].unflatten(1, (grid_rows, grid_columns))
+        grid = positions[:, count:].view(1, grid_rows, grid_columns, -1)
         window = grid[:, top : top + rows, left : left + columns].flatten(1, 2)
         return torch.cat([positions[:, :count], window], dim=1)
+
+
+class UnguidedStudent(StudentModule):
+    """A student that learns from labels, or from labels and a teacher's logits."""
+
+    def forward(self, images: Tensor) -> StudentLogits | Tensor:
+        """Logits of both heads in distillation, else their mean (B, classes)."""
+        logits = self.logits(self.block_outputs(images)[-1])
+        return StudentLogits(*logits) if isinstance(logits, tuple) else logits

@@ -204,8 +204,11 @@ def _read_csv(path: Path) -> Predictions:
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
         classes = _classes_from(next(lines, []))
+        width = len(columns(classes))
         rows = []
         for cells in lines:
+            if len(cells) != width:
+                raise ValueError(f"line {lines.line_num} has {len(cells)} cells, expected {width}")
             numbers = [float(cell) if cell else None for cell in cells[3:-1]]
             rows.append(_prediction([*cells[:3], *numbers, *cells[-1:]], classes))
     return Predictions(classes, tuple(rows))
@@ -252,8 +255,6 @@ def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
 
 def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
     """The row with these cells, in the order of `columns`. Raises ValueError for a wrong one."""
-    if len(cells) != len(columns(classes)):
-        raise ValueError(f"a row has {len(cells)} cells, expected {len(columns(classes))}")
     path, status, label, *numbers, error = cells
     if not (isinstance(path, str) and isinstance(status, str) and isinstance(error, str | None)):
         raise ValueError("a row has no path, no status, or an error that is not text")

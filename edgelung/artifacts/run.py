@@ -19,12 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from msgspec import UNSET, Struct, UnsetType
 
-from edgelung.artifacts.predictions import probability_column, probability_columns
+from edgelung.artifacts.model_config import ModelConfig
+from edgelung.artifacts.predictions import probability_columns
 from edgelung.artifacts.results import Metrics, ModelTest, SetSize
+from edgelung.artifacts.run_predictions import RunPredictions, from_rows
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, sha256_file
@@ -116,87 +116,6 @@ class RunMetrics(Struct, frozen=True, kw_only=True):
         """Metrics by role, in the order of training."""
         by_role = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
         return {role: metrics for role, metrics in by_role.items() if metrics is not UNSET}
-
-
-class PretrainedConfig(Struct, frozen=True, kw_only=True):
-    """timm's `pretrained_cfg`, as far as a run needs it. Mean and std of pixels in 0…1."""
-
-    input_size: tuple[int, int, int]  # channels, height, width
-    fixed_input_size: bool
-    interpolation: str
-    crop_pct: float
-    crop_mode: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    num_classes: int
-    pool_size: Json
-    first_conv: str | list[str]
-    classifier: str | list[str]
-
-
-class StudentShape(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the export needs and cannot read off the weights; None for other models."""
-
-    num_heads: int | None = None
-    patch_size: int | None = None  # pixels
-
-
-class ModelConfig(Struct, frozen=True, kw_only=True):
-    """config.json: `timm.create_model('local-dir:RUN')` reads it too."""
-
-    architecture: str
-    num_classes: int
-    num_features: int
-    label_names: list[str]
-    model_args: dict[str, int]
-    pretrained_cfg: PretrainedConfig
-    edgelung: StudentShape
-
-
-@dataclass(frozen=True)
-class RunPredictions:
-    """predictions.csv of one model: probabilities float64 (N, classes) of N tiles, in order.
-
-    `labels` are the true classes, by index into `classes`.
-    """
-
-    classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    groups: tuple[str, ...]
-    subsets: tuple[str, ...]
-    probabilities: npt.NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def subset(self, name: str) -> "RunPredictions":
-        """The rows of 'val' or 'test'."""
-        rows = [i for i, subset in enumerate(self.subsets) if subset == name]
-        return RunPredictions(
-            self.classes,
-            tuple(self.paths[i] for i in rows),
-            self.labels[rows],
-            tuple(self.groups[i] for i in rows),
-            tuple(self.subsets[i] for i in rows),
-            self.probabilities[rows],
-        )
-
-    def to_records(self) -> list[dict[str, str | float]]:
-        """One dict per tile with the columns of the CSV: for `pandas.DataFrame(...)`."""
-        return [
-            {
-                "path": path,
-                "class": self.classes[label],
-                "group": group,
-                "subset": subset,
-                **dict(zip(probability_columns(self.classes), shares.tolist(), strict=True)),
-            }
-            for path, label, group, subset, shares in zip(
-                *(self.paths, self.labels, self.groups, self.subsets, self.probabilities),
-                strict=True,
-            )
-        ]
 
 
 @dataclass(frozen=True)
@@ -367,7 +286,7 @@ class RunFolder:
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
-            return _predictions(rows)
+            return from_rows(rows)
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise EdgelungError(
                 f"cannot read the predictions in {path}: {one_line(error)}; {ANEW}"
@@ -410,22 +329,6 @@ def split_counts(rows: Sequence[SplitRow]) -> Counts:
 
 def _place(row: SplitRow) -> tuple[str, str, str]:
     return row.subset, row.label, row.group
-
-
-def _predictions(rows: Sequence[dict[str, str]]) -> RunPredictions:
-    """The rows of a predictions.csv. Raises KeyError or ValueError for a row that is not one."""
-    columns = list(rows[0]) if rows else []
-    prefix = probability_column("")
-    classes = tuple(name.removeprefix(prefix) for name in columns if name.startswith(prefix))
-    shares = [[float(row[name]) for name in probability_columns(classes)] for row in rows]
-    return RunPredictions(
-        classes,
-        tuple(row["path"] for row in rows),
-        np.array([classes.index(row["class"]) for row in rows], np.int64),
-        tuple(row["group"] for row in rows),
-        tuple(row["subset"] for row in rows),
-        np.array(shares, np.float64).reshape(len(rows), len(classes)),
-    )
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

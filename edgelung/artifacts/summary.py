@@ -13,7 +13,7 @@ from edgelung.core.typed_json import Json
 
 SCHEMA_VERSION = 1  # summaries without a version are read as version 1
 KIND = "edgelung infer"  # marks the file, so that only a summary is ever overwritten
-MAX_BYTES = 1 << 26  # a summary has a few kilobytes; a large file at its place is something else
+MAX_BYTES = 1 << 26  # a summary has a few kilobytes; a larger file is something else
 REMEDY = "expected the summary that `edgelung infer` wrote"
 
 
@@ -26,7 +26,7 @@ class Latency(Struct, frozen=True, kw_only=True):
 
 
 class Verification(Struct, frozen=True, kw_only=True):
-    """The variant that ran beside full precision, on the tiles that both predicted.
+    """The comparison of the variant with full precision, on the tiles that both predicted.
 
     `variant`, `reference`: their metrics on those of the tiles that lie in class folders.
     """

@@ -69,19 +69,14 @@ def bench(
     Measures latency, the load a server can take and throughput, as MLPerf's scenarios do but
     shorter: of the model alone, and from file to row. Research use only.
     """
+    from edgelung.artifacts.bench_result import check_bench_path, write_bench
     from edgelung.artifacts.bundle import open_bundle, starter_bundle
-    from edgelung.core.errors import EdgelungError
-    from edgelung.core.files import write_json
     from edgelung.core.terminal import progress
+    from edgelung.core.typed_json import plain
     from edgelung.tools.bench import bench as measure
 
-    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise EdgelungError(f"cannot write {out}; expected the name of a file in a folder")
-    if out and out.exists() and out.stat().st_size and not _is_bench(out):
-        raise EdgelungError(
-            f"{out} exists and is not a result of `edgelung bench`; it was left as it is: choose "
-            "another name"
-        )
+    if out:
+        check_bench_path(out)
     opened = open_bundle(bundle or starter_bundle())
     with progress("bench") as advance:
         result = measure(
@@ -95,19 +90,12 @@ def bench(
             on_step=lambda text: advance(0, text),
         )
     if out:
-        write_json(out, result)
+        write_bench(out, result)
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(plain(result), indent=2))
     else:
-        _print(result)
+        _print(plain(result))
     logger.info(RESEARCH_USE_ONLY)
-
-
-def _is_bench(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_bytes())["kind"] == "edgelung bench")
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
 
 
 def _print(result: dict[str, Any]) -> None:

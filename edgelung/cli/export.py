@@ -133,6 +133,7 @@ def export(
     evidence. Exit code 4: a variant did not pass its gate.
     """
     from edgelung.core.errors import EdgelungError, ExitCode
+    from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
 
     if qat and not int8:
@@ -141,19 +142,18 @@ def export(
 
     with training_extra("export"):
         from edgelung.export.build import export_run
+
+    variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
     bundle = export_run(
         run,
         out,
-        half=fp16,
-        int8=int8,
-        fp8=fp8,
+        precisions=frozenset(precision for precision, asked in variants.items() if asked),
         qat=qat,
         data=data,
         outside=outside,
         calibration=calibration,
         calibration_tiles=calibration_tiles,
         strict=strict,
-        say=logger.info,
     )
     if ahead:
         ahead(bundle)

@@ -9,7 +9,8 @@ import numpy as np
 from msgspec import Struct
 
 from edgelung.artifacts.results import Interval, ModelTest
-from edgelung.artifacts.run import RunFolder, RunPredictions
+from edgelung.artifacts.run import RunFolder
+from edgelung.artifacts.run_predictions import RunPredictions
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import Labels

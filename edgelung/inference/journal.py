@@ -17,7 +17,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,11 +120,11 @@ class Journal:
         self._superseded |= folders
         for file in files:
             self.files_seen += 1
-            found = index.find(file.path) if index else None
-            if found is None or found[0] in folders:
+            last = index.find(file.path) if index else None
+            if last is None or last.position in folders:
                 yield file
-            elif found[1] != (stamp_of(file) or _NO_STAMP):
-                self._superseded.add(found[0])
+            elif last.stamp != (stamp_of(file) or _NO_STAMP):
+                self._superseded.add(last.position)
                 yield file
 
     def close(self) -> None:
@@ -213,6 +213,13 @@ def _record_from(values: list[Any]) -> Record:
     return record if stamp is None else record._replace(stamp=(stamp[0], stamp[1]))
 
 
+class _LastRecord(NamedTuple):
+    """The position of a record in the journal, and the stamp in it."""
+
+    position: int
+    stamp: Stamp
+
+
 class _RecordIndex:
     """Path → index of its last record and stamp, in 40 bytes per record.
 
@@ -243,15 +250,17 @@ class _RecordIndex:
         same_as_next = (high[:-1] == high[1:]) & (low[:-1] == low[1:])
         return {int(index) for index in self._order[:-1][same_as_next]}
 
-    def find(self, path: str) -> tuple[int, Stamp] | None:
-        """Index and stamp of the last record of this path; None without one."""
+    def find(self, path: str) -> _LastRecord | None:
+        """The last record of this path; None without one."""
         first, second = _key(printable(path))
         i, last = bisect_left(self._high, first), None
         while i < len(self._high) and self._high[i] == first:
             if self._low[i] == second:
                 last = int(self._order[i])
             i += 1
-        return None if last is None else (last, (self._sizes[last], self._times[last]))
+        if last is None:
+            return None
+        return _LastRecord(last, (self._sizes[last], self._times[last]))
 
 
 def _key(path: str) -> tuple[int, int]:

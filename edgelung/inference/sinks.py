@@ -3,21 +3,18 @@
 `open_sink` makes the one that the destination needs. The session knows only the interface `Sink`.
 """
 
-import os
-import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Protocol
 
 from edgelung.artifacts.predictions import ByteWriter, PredictionsFormat
-from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import TEMPORARY_SUFFIX
+from edgelung.core.errors import EdgelungError
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.journal import Journal
+from edgelung.inference.output import UnbufferedWriter, temporary_sibling, write_whole
 from edgelung.inference.record import Record
 from edgelung.inference.tally import NoTilesError, Tally
 from edgelung.tiles.find import FoundFile
@@ -262,7 +259,7 @@ class LiveSink(JournalSink):
     def start(self, identity: RunIdentity, when: str) -> None:
         """See `Sink`. Writes the rows so far, then keeps the output open."""
         super().start(identity, when)
-        part = _temporary_sibling(self._output)
+        part = temporary_sibling(self._output)
         self._file = part.open("wb", buffering=0)
         try:
             live = UnbufferedWriter(self._file.fileno(), self._output.name)
@@ -296,60 +293,3 @@ class LiveSink(JournalSink):
     def _close_file(self) -> None:
         if self._file:
             self._file.close()
-
-
-def write_whole(output: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write `output` in one step, through a temporary sibling with a fixed name.
-
-    The fixed name lets the next run overwrite what a killed run left. The journal's lock keeps a
-    second writer away.
-    """
-    part = _temporary_sibling(output)
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(output)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            raise EdgelungError(
-                f"cannot write {output}: {error.strerror or one_line(error)}; every row is kept: "
-                "make room, then --resume"
-            ) from error
-        raise
-
-
-def _temporary_sibling(output: Path) -> Path:
-    return output.with_name(f".{output.name}{TEMPORARY_SUFFIX}")
-
-
-class UnbufferedWriter:
-    """Writes to a file descriptor without Python's buffer, so that an error shows at once."""
-
-    def __init__(self, handle: int | None, name: str) -> None:
-        self._handle, self._name = handle, name
-        self._bytes_written = 0
-
-    def write(self, data: bytes) -> int:
-        """Write all of `data`. Raises EdgelungError if the reader is gone or the disk is full."""
-        rest = memoryview(data)
-        try:
-            if self._handle is None:
-                raise BrokenPipeError
-            while rest:
-                try:
-                    rest = rest[os.write(self._handle, rest) :]
-                except BlockingIOError:  # the other end made the pipe non-blocking
-                    select.select([], [self._handle], [])
-        except BrokenPipeError as error:
-            raise EdgelungError(
-                f"{self._name} was closed after {self._bytes_written} bytes of rows; nothing more "
-                "was predicted"
-            ) from error
-        except OSError as error:
-            raise EdgelungError(f"cannot write to {self._name}: {error.strerror}") from error
-        self._bytes_written += len(data)
-        return len(data)

@@ -8,41 +8,30 @@ from pathlib import Path, PurePath
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import OWN_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset(
-    # What is read, and what is plainly an image but not read: that gets a row that says so.
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".dib",
-        ".webp",
-        ".gif",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".jxl",
-        ".avif",
-        ".heic",
-        ".svs",
-        ".ndpi",
-        ".mrxs",
-        ".scn",
-        ".dcm",
-    ]
+# Whole slides by their names: what these hold is no tile, even where it opens as an image (a .mrxs
+# is the JPEG of a thumbnail). DICOM (.dcm) is told by its content.
+SLIDE_SUFFIXES = frozenset(
+    (
+        *(".svs", ".svslide", ".ndpi", ".ndpis", ".scn", ".mrxs", ".vms", ".vmu", ".vsi", ".bif"),
+        *(".czi", ".isyntax", ".qptiff", ".afi"),
+    )
+)
+# What is read, and what is clearly an image but not read: that gets a row with the reason.
+IMAGE_SUFFIXES = SLIDE_SUFFIXES | frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"),
+        *(".btf", ".tf8", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".avif", ".heic", ".dcm"),
+    )
 )
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """One file of the folder: where it is and the name of its row.
+    """One file of a folder.
 
-    `path` is relative to the folder asked for, with forward slashes; `reason` is set where the
-    entry could not even be listed; `listed` where the user named this very file.
+    `path` is the name of its row: relative to the folder, with forward slashes. `location` is where
+    to open it. `reason` is set if the entry could not be listed; `listed` if the user named this
+    file directly.
     """
 
     path: str
@@ -52,16 +41,17 @@ class FoundFile:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is meant to be a tile, by its name; the content shows when it is read."""
+        """Whether the name is that of an image; the content is checked when it is read."""
         return self.listed or os.path.splitext(self.path)[1].lower() in IMAGE_SUFFIXES
 
 
 def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Iterator[FoundFile]:
-    """Every file below `folder`, sorted within each folder; links are followed.
+    """Yield every file below `folder`, sorted within each folder; links are followed.
 
-    Each real folder is entered once, by whatever name comes first, so links in a circle end. A
-    folder that cannot be listed is one entry with a reason, so that it is not lost in silence.
-    `entered` is shared by several that must not have a file twice.
+    Each real folder is entered once, under the first of its names, so circular links end. A folder
+    that cannot be listed becomes one entry with a reason. Share `entered` (device and inode of
+    folders) between calls that must not yield a file twice. Raises EdgelungError if `folder` does
+    not exist.
     """
     if not folder.exists():
         raise EdgelungError(f"{folder} does not exist; expected a folder of tiles or a tile")
@@ -69,7 +59,7 @@ def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Ite
         yield FoundFile(folder.name, str(folder), listed=True)
         return
     entered = set() if entered is None else entered
-    # A stack of its own: folders may nest deeper than Python's.
+    # An explicit stack: folders may nest deeper than Python's call stack.
     stack: list[Iterator[FoundFile | _Folder]] = [iter([_Folder("", str(folder))])]
     while stack:
         entry = next(stack[-1], None)
@@ -83,7 +73,7 @@ def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Ite
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    prefix: str  # of the rows below it: empty, or ends in a slash
+    prefix: str  # of the paths below it: empty, or ends in a slash
     location: str
 
 
@@ -94,8 +84,8 @@ def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile 
             return
         entered.add((info.st_dev, info.st_ino))
         with os.scandir(folder.location) as entries:
-            # Names alone, as bytes: a folder may hold a million. A folder's ends in NUL, which no
-            # name holds and which sorts as the name itself does.
+            # Names only, as bytes: a folder may hold a million. A folder's name gets a NUL at its
+            # end, which no name contains and which does not change the order.
             found = sorted(os.fsencode(e.name) + (b"\0" if _is_folder(e) else b"") for e in entries)
     except OSError as error:
         yield FoundFile(folder.prefix or ".", folder.location, error.strerror or one_line(error))
@@ -111,12 +101,12 @@ def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle: reading it will say so, on its own row
+    except OSError:  # a circular link: reading it fails, with the reason in its own row
         return False
 
 
 def class_of(location: str | PurePath, classes: Sequence[str]) -> int | None:
-    """Index of the class that the nearest folder above the file is named after, if any."""
+    """Return the index of the class named by the nearest folder above the file, or None."""
     for name in reversed(PurePath(location).parts[:-1]):
         if name in classes:
             return classes.index(name)

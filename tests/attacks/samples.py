@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+from encoders import page, tiff
 from PIL import Image
 
 
@@ -64,6 +65,11 @@ def ycck(image: Image.Image) -> bytes:
     return bytes(data)
 
 
+def deep(image: Image.Image) -> np.ndarray:
+    """16 bits a sample."""
+    return np.asarray(image.convert("RGB")).astype(np.uint16) * 257
+
+
 def samples() -> dict[str, bytes]:
     """Name with the usual suffix → bytes of a whole file."""
     image = picture()
@@ -91,6 +97,9 @@ def samples() -> dict[str, bytes]:
         "lzw.tif": encoded(image, "TIFF", compression="tiff_lzw"),
         "deflate.tif": encoded(image, "TIFF", compression="tiff_deflate"),
         "jpeg.tif": encoded(image, "TIFF", compression="jpeg"),
+        "planar.tif": tiff(
+            page(deep(image), 16, 2, planar=True, rows=9, order=">"), order=">", big=True
+        ),
         "plain.bmp": encoded(image, "BMP"),
         "lossy.webp": encoded(image, "WEBP"),
         "lossless.webp": encoded(image, "WEBP", lossless=True),

@@ -11,7 +11,7 @@ st = hypothesis.strategies
 
 SPEC = ReaderSpec(size=64)
 WHOLE = list(samples().values())
-STATUSES = {"unsupported", "corrupt", "truncated", "too-large"}
+STATUSES = {"unsupported", "several-pages", "slide", "corrupt", "truncated", "too-large"}
 
 
 @st.composite

@@ -29,6 +29,7 @@ SAMPLES: dict[str, bytes] = samples()
 CUTS = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 0.97)
 ENDS = (1, 2, 5, 13)  # bytes missing at the end
 STATUSES = {"unreadable", "empty", "unsupported", "corrupt", "truncated", "too-large", "skipped"}
+STATUSES |= {"several-pages", "slide"}
 
 
 class Fingerprint:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from edgelung.core.errors import EdgelungError
-from edgelung.inference.listing import describe_source, gather
+from edgelung.inference.destination import Destination
+from edgelung.inference.source import Source
 
-OUT = Path("predictions.csv")
+OUT = Destination.parse(Path("predictions.csv"))
 
 
 def paths(folder: Path, listing: Path | None, subset: str | None = None) -> list[str]:
-    return [file.path for file in gather([folder], listing, subset, OUT)]
+    return [file.path for file in Source((folder,), listing, subset).files(OUT)]
 
 
 def on_standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -43,7 +44,7 @@ def test_a_list_from_a_file_or_standard_input(
     (tmp_path / "list").write_bytes(data)
     on_standard_input(monkeypatch, data)
     for listing in (tmp_path / "list", Path("-")):
-        found = list(gather([tmp_path], listing, None, OUT))
+        found = list(Source((tmp_path,), listing).files(OUT))
         assert [file.path for file in found] == expected
         assert [file.location for file in found] == [str(tmp_path / path) for path in expected]
         assert all(file.is_image for file in found)
@@ -53,32 +54,35 @@ def test_a_bad_line_at_the_end_is_found_before_the_work(tmp_path: Path) -> None:
     listing = tmp_path / "list.csv"
     listing.write_text("path,subset\n" + "a.jpg,test\n" * 50 + ",test\n")
     with pytest.raises(EdgelungError, match="without a path"):
-        next(iter(gather([tmp_path], listing, None, OUT)))
+        next(iter(Source((tmp_path,), listing).files(OUT)))
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"PK\3\4rest", b"path,class\n"])
 def test_what_is_no_list(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "list").write_bytes(data)
     with pytest.raises(EdgelungError):
-        list(gather([tmp_path], tmp_path / "list", None, OUT))
+        list(Source((tmp_path,), tmp_path / "list").files(OUT))
 
 
 def test_what_the_run_writes_is_no_input(tmp_path: Path) -> None:
     for name in ("a.jpg", "p.csv", "p.summary.json", "p.csv.edgelung-journal", "deep/p.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    also = [tmp_path / "p.summary.json", None]
-    found = gather([tmp_path], None, None, tmp_path / "p.csv", also)
+    (tmp_path / "p.csv").write_text("path,status,label,confidence,p_a,error\r\n")
+    (tmp_path / "p.summary.json").write_text('{"kind": "edgelung infer", "out": "p.csv"}')
+    found = Source((tmp_path,)).files(Destination.parse(tmp_path / "p.csv"))
     assert [file.path for file in found] == ["a.jpg", "deep/p.csv"]
 
 
 def test_another_list_is_another_source(tmp_path: Path) -> None:
     listing = tmp_path / "list"
     listing.write_text("a.jpg\n")
-    before = describe_source([tmp_path], listing, None)
-    assert describe_source([tmp_path], listing, None) == before
+    source = Source((tmp_path,), listing)
+    before = source.listing_id
+    assert source.listing_id == before
     listing.write_text("b.jpg\n")
-    assert describe_source([tmp_path], listing, None) != before
+    assert source.listing_id != before
+    assert Source((tmp_path,)).listing_id is None
 
 
 def test_a_pipe_is_a_list(tmp_path: Path) -> None:
@@ -87,15 +91,15 @@ def test_a_pipe_is_a_list(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=("a.jpg\nb.jpg\n",), daemon=True)
     writer.start()
-    found = gather([tmp_path], pipe, None, tmp_path / "rows.csv")
+    found = Source((tmp_path,), pipe).files(OUT)
     assert [file.path for file in found] == ["a.jpg", "b.jpg"]
-    assert describe_source([tmp_path], pipe, None)["--files"] == "a stream"
+    assert Source((tmp_path,), pipe).listing_id == "a stream"
 
 
 def test_utf_16_is_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16")
     with pytest.raises(EdgelungError, match="is UTF-16"):
-        gather([tmp_path], tmp_path / "list.txt", None, tmp_path / "rows.csv")
+        Source((tmp_path,), tmp_path / "list.txt").files(OUT)
 
 
 def test_a_link_from_one_folder_into_another_gives_no_file_twice(tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_a_link_from_one_folder_into_another_gives_no_file_twice(tmp_path: Path)
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.jpg").write_bytes(b"x")
     (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
-    found = gather([tmp_path / "a", tmp_path / "b"], None, None, tmp_path / "rows.csv", [])
+    found = Source((tmp_path / "a", tmp_path / "b")).files(OUT)
     assert [Path(file.location).name for file in found] == ["a.jpg", "b.jpg"]
 
 
@@ -114,7 +118,7 @@ def test_dots_in_names_lead_where_the_system_would_go(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
     (tmp_path / "list").write_text("a.jpg\nlink/../a.jpg\n./x/../a.jpg\n")
-    found = gather([tmp_path / "here"], tmp_path / "list", None, tmp_path / "rows.csv")
+    found = Source((tmp_path / "here",), tmp_path / "list").files(OUT)
     read = [Path(file.location).read_text() for file in found]
     assert read == ["here/a.jpg", "elsewhere/a.jpg"]
 
@@ -154,10 +158,10 @@ def test_folders_that_overlap_are_refused_and_thousands_are_no_burden(tmp_path: 
         (tmp_path / name).mkdir(parents=True)
     for wrong in (["a", "b", "a"], ["a/deep", "b", "a"], ["a", "b/../a/deep"]):
         with pytest.raises(EdgelungError, match="two rows each"):
-            gather([tmp_path / name for name in wrong], None, None, OUT)
+            Source(tuple(tmp_path / name for name in wrong)).files(OUT)
     with pytest.raises(EdgelungError, match="two rows each"):
-        gather([tmp_path] * 2, None, None, OUT)
+        Source((tmp_path, tmp_path)).files(OUT)
     files = [tmp_path / f"{i}.jpg" for i in range(3000)]
     for file in files:
         file.touch()
-    assert len(list(gather(files, None, None, OUT))) == 3000
+    assert len(list(Source(tuple(files)).files(OUT))) == 3000

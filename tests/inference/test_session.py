@@ -4,21 +4,44 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.summary import read_summary
 from edgelung.core.errors import EdgelungError
-from edgelung.inference.session import Options, Unbuffered, infer_folder
-from edgelung.inference.summary import summary_path
-from edgelung.tiles.find import find_files
+from edgelung.core.precision import Precision
+from edgelung.inference.destination import Destination
+from edgelung.inference.session import OnStopped, Options, infer_folder
+from edgelung.inference.source import Source
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
+BY_TWO = Options(batch_size=2)
+
+
+def some_tiles(tiles: Path, folder: Path) -> None:
+    """Six tiles, copied into a new folder."""
+    folder.mkdir()
+    for path in sorted((tiles / "lung_n").glob("*.jpeg"))[:6]:
+        shutil.copy(path, folder)
+
+
+def stop_after_a_batch(
+    source: Source,
+    bundle: Bundle,
+    destination: Destination,
+    on_stopped: OnStopped = lambda count, journal: None,
+) -> None:
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        infer_folder(source, bundle, destination, BY_TWO, on_rows=interrupt, on_stopped=on_stopped)
 
 
 def test_rows_on_standard_output(bundle_folder: Path, tiles: Path, tmp_path: Path, cli) -> None:
@@ -131,49 +154,6 @@ def test_one_tile_at_a_time_gives_the_same_rows(
             assert (a == b == "") or abs(float(a) - float(b)) <= 2e-6
 
 
-def test_bench_measures_every_scenario(
-    bundle_folder: Path, tiles: Path, tmp_path: Path, cli
-) -> None:
-    words = ["bench", bundle_folder, tiles, "--seconds", "0.1", "--threads", "2", "--json"]
-    result = cli(*words, "--out", "bench.json")
-    assert result.returncode == 0, result.stderr
-    figures = json.loads(result.stdout)
-    assert figures == json.loads((tmp_path / "bench.json").read_text())
-    (tmp_path / "mine.txt").write_text("precious")
-    refused = cli(*words, "--out", "mine.txt")
-    assert refused.returncode == 2
-    assert "was left alone" in refused.stderr
-    assert (tmp_path / "mine.txt").read_text() == "precious"
-    assert figures["samples"]["files"] == 108
-    assert figures["threads"] == figures["streams"] == 2
-    for kind in ("model", "end_to_end"):
-        single = figures["single_stream"][kind]
-        assert 0 < single["p50_ms"] <= single["p90_ms"] <= single["p99_ms"]
-        assert single["queries"] >= 100
-        assert figures["offline_tiles_per_second"][kind] > 0
-        assert figures["server"][kind]["bound_ms"] == 100
-    loop = figures["single_stream"]["fixed_loop"]
-    assert 0 < loop["p50_ms"] <= loop["p99_ms"]
-    text = tmp_path / "text"
-    text.mkdir()
-    (text / "a.jpg").write_text("no tile")
-    assert "no tile that can be read" in cli("bench", bundle_folder, text).stderr
-
-
-def test_a_summary_takes_no_place_of_something_else(tmp_path: Path) -> None:
-    out = tmp_path / "rows.csv"
-    with pytest.raises(EdgelungError, match="cannot both be"):
-        summary_path(out, out)
-    (tmp_path / "rows.summary.json").write_text('{"kind": "edgelung infer", "out": "rows.jsonl"}')
-    with pytest.raises(EdgelungError, match=r"is the summary of rows\.jsonl"):
-        summary_path(out, None)
-    asked = tmp_path / "rows.summary.json"
-    assert summary_path(out, asked) == asked  # by name it may be replaced
-    (tmp_path / "mine.json").write_text('{"kind": "mine"}')
-    with pytest.raises(EdgelungError, match="no summary of a run"):
-        summary_path(out, tmp_path / "mine.json")
-
-
 def test_an_output_whose_name_is_no_utf_8(tiles: Path, bundle_folder: Path, tmp_path: Path, cli):
     name = b"r\xe9s.csv".decode(errors="surrogateescape")
     result = cli("infer", tiles / "lung_n", "--model", bundle_folder, "--out", name)
@@ -187,36 +167,49 @@ def test_a_share_that_went_away_does_not_end_a_stopped_run(
     bundle: Bundle, tiles: Path, tmp_path: Path
 ) -> None:
     """Its mount point is an empty folder: the rows so far are not the whole."""
-    out, files = tmp_path / "rows.csv", list(find_files(tiles))[:6]
+    share, away = tmp_path / "share", tmp_path / "away"
+    some_tiles(tiles, share)
+    source, destination = Source((share,)), Destination.parse(tmp_path / "rows.csv")
+    stop_after_a_batch(source, bundle, destination)
+    share.rename(away)
+    share.mkdir()
+    with pytest.raises(EdgelungError, match="check that the share is still there"):
+        infer_folder(source, bundle, destination, BY_TWO, resume=True)
+    assert not (tmp_path / "rows.csv").exists()
+    share.rmdir()
+    away.rename(share)
+    assert infer_folder(source, bundle, destination, BY_TWO, resume=True).files == 6
 
-    def stop(rows: int) -> None:
-        raise KeyboardInterrupt
 
-    options = Options(batch_size=2)
-    with pytest.raises(KeyboardInterrupt):
-        infer_folder(files, bundle, out, options, on_rows=stop)
-    with pytest.raises(EdgelungError, match="a share that went away"):
-        infer_folder([], bundle, out, options, resume=True)
-    assert not out.exists()
-    result = infer_folder(files, bundle, out, options, resume=True)
-    assert result["files"] == 6
+def test_a_resumed_run_does_not_say_that_its_variant_was_asked_for(
+    bundle: Bundle, tiles: Path, tmp_path: Path
+) -> None:
+    """An audit record never says what was not asked."""
+    some_tiles(tiles, tmp_path / "in")
+    source, destination = Source((tmp_path / "in",)), Destination.parse(tmp_path / "rows.csv")
+    stop_after_a_batch(source, bundle, destination)
+    summary = infer_folder(source, bundle, destination, BY_TWO, resume=True)
+    assert summary.choice.startswith(f"as the run began: {summary.precision} on openvino")
+    assert "asked" not in summary.choice
+    assert read_summary(tmp_path / "rows.summary.json") == summary
+
+    stop_after_a_batch(source, bundle, destination)
+    named = replace(BY_TWO, precision=Precision(summary.precision))
+    assert "asked for" in infer_folder(source, bundle, destination, named, resume=True).choice
 
 
-def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_all() -> None:
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    data = bytes(range(256)) * 2000
-    found = bytearray()
-
-    def drain() -> None:
-        while len(found) < len(data):
-            time.sleep(0.001)
-            found.extend(os.read(read, 1 << 14))
-
-    reader = threading.Thread(target=drain, daemon=True)
-    reader.start()
-    assert Unbuffered(write, "a pipe").write(data) == len(data)
-    reader.join(timeout=30)
-    assert bytes(found) == data
-    os.close(read)
-    os.close(write)
+def test_a_stopped_run_tells_how_many_rows_its_journal_keeps(
+    bundle: Bundle, tiles: Path, tmp_path: Path
+) -> None:
+    some_tiles(tiles, tmp_path / "in")
+    source, destination = Source((tmp_path / "in",)), Destination.parse(tmp_path / "rows.csv")
+    kept: list[tuple[int, Path]] = []
+    stop_after_a_batch(source, bundle, destination, lambda *told: kept.append(told))
+    assert kept == [(2, destination.journal)]
+    with pytest.raises(EdgelungError, match="2 rows of a run that did not end"):
+        infer_folder(source, bundle, destination, BY_TWO)
+    done: list[int] = []
+    infer_folder(source, bundle, destination, BY_TWO, resume=True, on_rows=done.append)
+    assert done == [2, 2, 2]
+    assert destination.journal is not None
+    assert not destination.journal.exists()

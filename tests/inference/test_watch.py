@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 
 from edgelung.inference import watch
+from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import Row, stamp_of
+from edgelung.inference.source import Source
 from edgelung.inference.watch import PATIENCE_SECONDS, SETTLE_SECONDS, Watcher, being_written
 from edgelung.tiles.find import FoundFile
 
 
+def watcher_of(*folders: Path) -> Watcher:
+    return Watcher(Source(folders), Destination.parse(folders[0].parent / "rows.csv"))
+
+
 @pytest.fixture
 def watcher(tmp_path: Path) -> Watcher:
-    return Watcher([tmp_path], tmp_path / "rows.csv", [tmp_path / "rows.summary.json"])
+    return Watcher(Source((tmp_path,)), Destination.parse(tmp_path / "rows.csv"))
 
 
 def names(files: list[FoundFile]) -> list[str]:
@@ -42,7 +48,7 @@ def test_a_file_is_ready_when_it_has_stood_still(tmp_path: Path, watcher: Watche
     assert watcher.ready(2 * SETTLE_SECONDS - 0.1) == []
     assert names(watcher.ready(2 * SETTLE_SECONDS)) == ["a.jpg"]
     assert watcher.waiting == 1
-    watcher.done("a.jpg")
+    watcher.mark_done("a.jpg")
     assert watcher.ready(9) == []
     assert watcher.waiting == 0
 
@@ -52,10 +58,10 @@ def test_what_does_not_decode_gets_time(tmp_path: Path, watcher: Watcher) -> Non
     path.write_bytes(b"half")
     watcher.ready(0)
     for status in ("truncated", "corrupt", "unsupported"):
-        assert not watcher.final(row(path, status), PATIENCE_SECONDS - 1)
-        assert watcher.final(row(path, status), PATIENCE_SECONDS)
-    assert not watcher.final(row(path, "empty"), 1e9)
-    assert watcher.final(row(path), 2)
+        assert not watcher.is_final(row(path, status), PATIENCE_SECONDS - 1)
+        assert watcher.is_final(row(path, status), PATIENCE_SECONDS)
+    assert not watcher.is_final(row(path, "empty"), 1e9)
+    assert watcher.is_final(row(path), 2)
 
 
 def test_what_changed_since_it_was_ready_is_not_final(tmp_path: Path, watcher: Watcher) -> None:
@@ -64,13 +70,13 @@ def test_what_changed_since_it_was_ready_is_not_final(tmp_path: Path, watcher: W
     watcher.ready(0)
     before = row(path)
     path.write_bytes(b"whole now")
-    assert not watcher.final(before, 5)
-    assert not watcher.final(row(path), 5)
+    assert not watcher.is_final(before, 5)
+    assert not watcher.is_final(row(path), 5)
 
 
 def test_a_folder_that_goes_away_may_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "share"
-    watcher = Watcher([folder], tmp_path / "rows.csv", [])
+    watcher = watcher_of(folder)
     assert watcher.ready(0) == []
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"x")
@@ -83,7 +89,7 @@ def test_a_share_that_drops_does_not_end_the_watch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    watcher = Watcher([tmp_path], tmp_path / "rows.csv", [])
+    watcher = watcher_of(tmp_path)
 
     def drop(*arguments: object, **options: object) -> None:
         raise OSError(number, "the share")
@@ -175,11 +181,11 @@ def test_a_file_that_never_becomes_an_image_does_not_keep_a_core_busy(
             self.looks += 1
             return [FoundFile("a.jpg", "a.jpg")]
 
-        def final(self, row: Row, now: float) -> bool:
+        def is_final(self, row: Row, now: float) -> bool:
             return False
 
-    class Keeps:
-        def batches(self, files: object, keep: object) -> list[object]:
+    class DropsAll:
+        def predict(self, files: object, accept: object) -> list[object]:
             return []
 
     def interrupt(seconds: float) -> None:
@@ -188,21 +194,22 @@ def test_a_file_that_never_becomes_an_image_does_not_keep_a_core_busy(
     monkeypatch.setattr(watch.time, "sleep", interrupt)
     watcher = Always()
     with pytest.raises(KeyboardInterrupt):
-        watch._watch(Keeps(), watcher, lambda rows: None)  # type: ignore[arg-type]
+        watch._watch(DropsAll(), watcher, lambda rows: None)  # type: ignore[arg-type]
     assert watcher.looks == 1
 
 
-def test_a_folder_that_goes_away_does_not_stop_the_others(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_folder_that_goes_away_does_not_stop_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "edgelung")
     for name in "ab":
         (tmp_path / name).mkdir()
-    folders = [tmp_path / "a", tmp_path / "b"]
-    watcher = Watcher(folders, tmp_path / "rows.csv", [], said.append)
+    watcher = watcher_of(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "1.jpg").write_bytes(b"x")
     (tmp_path / "a").rmdir()
     watcher.ready(0)
     assert names(watcher.ready(SETTLE_SECONDS)) == ["b/1.jpg"]
-    assert said == [f"{tmp_path / 'a'} is not there now; waiting for it"]
+    assert caplog.messages == [f"{tmp_path / 'a'} is not there now; waiting for it"]
     (tmp_path / "a").mkdir()
     watcher.ready(9)
-    assert said[1:] == [f"{tmp_path / 'a'} is there again"]
+    assert caplog.messages[1:] == [f"{tmp_path / 'a'} is there again"]

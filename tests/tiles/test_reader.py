@@ -12,11 +12,11 @@ import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 from edgelung.core.errors import EdgelungError
-from edgelung.tiles import reader as reader_module
+from edgelung.tiles import files
+from edgelung.tiles.jpeg import read_header
 from edgelung.tiles.reader import (
     ReaderSpec,
     TileError,
-    _may_hold_exif,
     decode_tile,
     read_bytes,
     read_tile,
@@ -215,7 +215,7 @@ def test_bombs_are_refused_by_their_header() -> None:
 
 
 def test_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "MAX_BYTES", 10)
+    monkeypatch.setattr(files, "MAX_BYTES", 10)
     path = tmp_path / "a.png"
     path.write_bytes(encoded(picture(), "PNG"))
     with pytest.raises(TileError) as error:
@@ -236,7 +236,7 @@ def test_a_file_that_changes_while_it_is_read(
             file.write(b"more")
         return found
 
-    monkeypatch.setattr(reader_module.os, "fstat", looked)
+    monkeypatch.setattr(files.os, "fstat", looked)
     with pytest.raises(TileError, match="changed while it was read"):
         read_tile(path, SPEC)
 
@@ -291,7 +291,7 @@ def test_the_header_is_read_whatever_stands_in_it(junk: bytes) -> None:
     exif[0x0112] = 6
     plain = encoded(picture(), "JPEG")
     turned = encoded(picture(), "JPEG", exif=exif)
-    found = [_may_hold_exif(d[:2] + junk + d[2:]) for d in (plain, turned)]
+    found = [bool(read_header(d[:2] + junk + d[2:]).exif) for d in (plain, turned)]
     assert found == [False, True]
 
 

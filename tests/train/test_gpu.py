@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgelung.train.distributed import choose_machine
+from edgelung.train.distributed import create_context
+from edgelung.train.progress import Progress
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
-from edgelung.train.stages import label_stage, student_stage
-from edgelung.train.trainer import _forward
+from edgelung.train.stages import create_modules, create_stage
+from edgelung.train.tiles import LabelledTiles
+from edgelung.train.trainer import Batch, Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,22 +53,23 @@ def test_one_seed_gives_one_model(
     assert run["precision"] == precision
 
 
-def test_a_gpu_computes_what_a_cpu_does(tiles: Path, small: list[str]) -> None:
+def test_a_gpu_computes_what_a_cpu_does(small: list[str], tmp_path: Path) -> None:
     """One step in FP32 from the same weights and tiles: the same losses."""
     recipe = load_recipe("demo", [*small, *AS_QUICK, "distill.alpha=0.4"])
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (8, 3, 64, 64), np.uint8))
-    labels = torch.arange(8) % 3
-    found = []
+    batch = Batch(step=0, epoch=1, tiles=pixels, labels=torch.arange(8) % 3)
+    results = []
     for device in ("cpu", "cuda"):
-        machine = choose_machine("fp32")  # its settings are what is tested
-        machine = replace(machine, device=torch.device(device))
-        teacher = label_stage("teacher", recipe.teacher, recipe, 3, fresh=True)
-        stage = student_stage(recipe, 3, True, teacher.task.get_trainable_module().eval())
-        stage.task.to(machine.device)
-        own = (pixels.to(machine.device), labels.to(machine.device))
-        losses = _forward(stage, *own, machine, 0, 0, 1)
-        found.append({name: float(v.detach()) for name, v in losses.items() if v.ndim == 0})
-    assert found[0].keys() == found[1].keys()
-    for name, value in found[0].items():
-        assert found[1][name] == pytest.approx(value, rel=1e-3), name
+        context = create_context("fp32")  # its settings are what is tested
+        context = replace(context, device=torch.device(device))
+        modules = create_modules(recipe, 3, fresh=recipe.roles)
+        teacher = modules["teacher"].to(device).eval()
+        stage = create_stage(recipe, "student", modules["student"], teacher)
+        tiles = LabelledTiles(None, batch.labels, {"train": np.arange(8)})
+        checkpoint = tmp_path / f"{device}.pt"
+        trainer = Trainer(stage, tiles, context, 0, Progress("student"), checkpoint)
+        results.append(trainer.losses(batch).values())
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert results[1][name] == pytest.approx(value, rel=1e-3), name

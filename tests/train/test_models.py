@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 from edgelung.core.errors import EdgelungError
 from edgelung.train.models import PYPI_WEIGHTS, create_classifier, create_student
-from edgelung.train.recipe import Schedule, Student, load_recipe
-from edgelung.train.stages import check_models
+from edgelung.train.recipe import Schedule, Student
 
 
 def teacher(**changes: object) -> Schedule:
@@ -122,10 +121,3 @@ def test_student_weights_without_a_distillation_token(tmp_path: Path) -> None:
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(EdgelungError, match="do not fit"):
         create_student(student(weights=str(tmp_path / "w.safetensors")), 3)
-
-
-def test_a_model_that_cannot_take_the_size_is_told_at_once() -> None:
-    words = ["teacher.model=deit_tiny_patch16_224", "teacher.weights=none", "distill.guidance=0"]
-    words += ["distill.features_epochs=0"]
-    with pytest.raises(EdgelungError, match="deit_tiny_patch16_224 does not take tiles of 160 px"):
-        check_models(load_recipe("quick", words), 3)

@@ -1,8 +1,8 @@
 """The loop: a killed run ends with the weights of an undisturbed one; bad losses stop it."""
 
 import json
+import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,18 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import locked
-from edgelung.train import fit as fit_module
-from edgelung.train import run as run_module
-from edgelung.train.distributed import Machine, choose_machine
+from edgelung.train import trainer as trainer_module
+from edgelung.train.distributed import DistributedContext
 from edgelung.train.recipe import load_recipe
-from edgelung.train.run import LOCK, train_run
-from edgelung.train.trainer import global_batch
+from edgelung.train.run import train_run
+from edgelung.train.trainer import global_batch_size
 
 # A checkpoint after every step, so that a kill at any moment lands between two of them.
 EAGER = (
-    "import edgelung.train.trainer as fit; fit.CHECKPOINT_SECONDS = -1.0; "
-    "fit.Pause.__init__ = lambda self, cost=0.0: setattr(self, '_end', 0.0); "
+    "import edgelung.train.progress as progress; "
+    "progress.CHECKPOINT_SECONDS = progress.CHECKPOINT_COST = -1.0; "
     "from edgelung.cli import main; main()"
 )
 
@@ -102,69 +100,6 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
     assert (out / "report.html").is_file()
 
 
-def test_the_run_folder_holds_what_the_design_says(run: Path) -> None:
-    expected = {
-        "run.json",
-        "split.csv",
-        "model.safetensors",
-        "config.json",
-        "metrics.jsonl",
-        "metrics.json",
-        "predictions.csv",
-        "report.html",
-        "teacher",
-    }
-    assert {path.name for path in run.iterdir()} == expected
-    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["stage"], r["epoch"], r["size"]) for r in history] == [
-        ("teacher", 1, 64),
-        ("student", 1, 32),
-        ("student", 2, 64),
-    ]
-    student = history[1]
-    assert student["loss"] == pytest.approx(
-        0.5 * student["task_loss"] + 1.0 * student["distill_loss"], rel=1e-4
-    )
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["student"]["test"]["tiles"] == metrics["teacher"]["test"]["tiles"] > 0
-    page = (run / "report.html").read_text()
-    assert "Research use only" in page
-    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", page)  # self-contained
-    assert page.count("<svg") == 4
-    assert (
-        page.count("<img") >= 9 + 12
-    )  # augmented (Fig. 10), random test tiles (Fig. 15), mistakes
-    assert "#010203" not in page  # text takes the page's colour, in light and in dark
-    test = metrics["student"]["test"]
-    low, high = test["intervals"]["balanced_accuracy"]
-    assert low <= test["balanced_accuracy"] <= high
-    assert 0 <= test["expected_calibration_error_at_temperature"] <= 1
-    header = (run / "predictions.csv").read_text().splitlines()[0]
-    assert header == "path,class,group,subset,p_lung_aca,p_lung_n,p_lung_scc"
-    assert (run / "teacher" / "predictions.csv").read_text().startswith(header)
-
-
-def test_a_second_run_never_writes_over_the_first(run: Path, tiles: Path, small: list[str]) -> None:
-    before = (run / "model.safetensors").read_bytes()
-    with pytest.raises(EdgelungError, match="already exists"):
-        train_run(tiles, run, load_recipe("demo", small))
-    assert (run / "model.safetensors").read_bytes() == before
-
-
-def test_resuming_other_tiles_is_refused(run: Path, tmp_path: Path, tiles: Path) -> None:
-    import shutil
-
-    other, begun = tmp_path / "tiles", tmp_path / "run"
-    shutil.copytree(tiles, other)
-    shutil.copytree(run, begun)
-    (begun / "metrics.json").unlink()  # as if it had not finished
-    next(other.glob("lung_n/*")).unlink()
-    with pytest.raises(EdgelungError, match="not those that the run was split on"):
-        train_run(other, begun, None, resume=True)
-    with pytest.raises(EdgelungError, match="no run to go on with"):
-        train_run(tiles, tmp_path / "nothing", None, resume=True)
-
-
 def test_a_loss_that_is_no_number_stops_and_keeps_the_state(
     tiles: Path, small: list[str], tmp_path: Path
 ) -> None:
@@ -188,14 +123,20 @@ def test_memory_that_runs_out_is_explained(
         train_run(tiles, out, load_recipe("demo", small), groups=tiles / "groups.csv")
     assert (out / "state.pt").is_file()
     monkeypatch.undo()
-    assert train_run(tiles, out, None, resume=True)["student"]["test"]["tiles"] > 0
+    assert train_run(tiles, out, None, resume=True).student.test.tiles > 0
 
 
 def test_what_cannot_be_repeated_exactly_runs_all_the_same(
-    tiles: Path, small: list[str], tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    tiles: Path,
+    small: list[str],
+    tmp_path: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A GPU without a repeatable form of some operation: said once, and nothing is skipped."""
-    real, calls, said = fit_module.augment, [0], []
+    caplog.set_level(logging.INFO)
+    real, calls = trainer_module.augment, [0]
 
     def refuse(*words: Any, **more: Any) -> Any:
         calls[0] += 1
@@ -203,14 +144,15 @@ def test_what_cannot_be_repeated_exactly_runs_all_the_same(
             raise RuntimeError("roll_cuda does not have a deterministic implementation, but you …")
         return real(*words, **more)
 
-    monkeypatch.setattr(fit_module, "augment", refuse)
+    monkeypatch.setattr(trainer_module, "augment", refuse)
     try:
         torch.use_deterministic_algorithms(True)
         recipe = load_recipe("demo", small)
-        train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv", say=said.append)
+        train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv")
     finally:
         torch.use_deterministic_algorithms(False)
-    told = [line for line in said if line.startswith("roll_cuda has no repeatable form here")]
+    prefix = "roll_cuda has no deterministic form here"
+    told = [line for line in caplog.messages if line.startswith(prefix)]
     assert len(told) == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["unrepeatable"] == "roll_cuda"
@@ -242,100 +184,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(
     assert checkpointed(out)[0] in ("teacher", "student")
 
 
-@pytest.mark.timeout(600)
-def test_the_papers_protocol_scaled_down(tiles: Path, tmp_path: Path, cli) -> None:
-    """Recipe `paper` with tiny models: three models, a random split, Table II's form."""
-    cut = [
-        "teacher.model=resnet18",
-        "baseline.model=test_vit",
-        "student.model=deit_tiny_distilled_patch16_224",
-        *(f"{role}.{field}" for role in ("teacher", "baseline", "student")
-          for field in ("weights=none", "epochs=1", "batch_size=16")),
-        "teacher.size=64", "baseline.size=160", "student.size=64",
-    ]  # fmt: skip
-    words = [w for text in cut for w in ("--set", text)]
-    done = cli("train", tiles, "--out", "run", "--recipe", "paper", "--groups",
-               tiles / "groups.csv", *words)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"random split: \d+ of 15 test tiles \(\d+\.\d %\) have a group mate", done.stderr
-    )
-    for line in ("teacher resnet18", "baseline test_vit", "student deit_tiny"):
-        assert line in done.stdout
-    config = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert config["test_tiles_with_a_group_mate_in_training"] > 9
-    assert "cannot tell recognition from memory" in (tmp_path / "run" / "report.html").read_text()
-    table = cli("compare", "run")
-    assert table.returncode == 0, table.stderr
-    assert "near copies of test tiles were trained on" in table.stdout
-
-
-def test_half_precision_needs_a_gpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(EdgelungError, match="fp16 needs a CUDA device"):
-        choose_machine("fp16")
-    assert choose_machine("fp32").precision == "fp32"
-
-
-def test_one_process_at_a_time_trains_in_a_folder(
-    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(run: object, say: object) -> None:
-        handles.append(locked(tmp_path / "run" / LOCK, "busy"))
-
-    handles: list[int] = []
-    monkeypatch.setattr(run_module, "_complete", stop)
-    with pytest.raises(EdgelungError, match="busy"):
-        train_run(tiles, tmp_path / "run", load_recipe("demo", small), groups=tiles / "groups.csv")
-    monkeypatch.undo()
-    handle = locked(tmp_path / "run" / LOCK, "free again")
-    with pytest.raises(EdgelungError, match="another process is training in"):
-        train_run(tiles, tmp_path / "run", None, resume=True)
-    os.close(handle)
-
-
-def test_an_interrupted_run_says_how_it_goes_on(
-    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(run: object, say: object) -> None:
-        raise KeyboardInterrupt
-
-    said: list[str] = []
-    monkeypatch.setattr(run_module, "_complete", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train_run(
-            *(tiles, tmp_path / "run", load_recipe("demo", small)),
-            groups=tiles / "groups.csv",
-            say=said.append,
-        )
-    assert said[-1].startswith(f"interrupted; --resume --out {tmp_path / 'run'} goes on")
-
-
-def test_a_split_that_is_worth_less_than_it_looks_is_said(
-    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A CSV of groups that group nothing; numbers that begin anew in every class."""
-    monkeypatch.setattr(run_module, "_complete", lambda run, say: {})
-    paths = sorted(p.relative_to(tiles).as_posix() for p in tiles.rglob("*.jpeg"))
-    for number, (group, message) in enumerate(
-        [
-            (lambda i, path: str(i), "every tile is a group of its own"),
-            (lambda i, path: str(i % 36 // 3), "12 group(s) hold several classes, 0 for one"),
-        ]
-    ):
-        text = "".join(f"{path},{group(i, path)}\n" for i, path in enumerate(paths))
-        (tmp_path / "g.csv").write_text("path,group\n" + text)
-        said: list[str] = []
-        out = tmp_path / str(number)
-        recipe = load_recipe("demo", small)
-        train_run(tiles, out, recipe, groups=tmp_path / "g.csv", say=said.append)
-        assert any(line.startswith(message) for line in said)
-
-
 def test_fewer_tiles_than_processes_are_refused() -> None:
     schedule = load_recipe("demo", ["student.batch_size=8"]).student
-    machine = Machine(torch.device("cpu"), "fp32", 0, 4)
-    assert global_batch(schedule, 7, machine) == 4
+    context = DistributedContext(torch.device("cpu"), "fp32", 0, 4)
+    assert global_batch_size(schedule, 7, context) == 4
     with pytest.raises(EdgelungError, match="3 training tiles are fewer than 4 processes"):
-        global_batch(schedule, 3, machine)
+        global_batch_size(schedule, 3, context)

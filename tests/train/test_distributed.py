@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from edgelung.core.errors import EdgelungError
+from edgelung.train.distributed import create_context
 
 # A teacher without batch statistics: they are of a process's own tiles unless a GPU shares them.
 SETTINGS = [
@@ -107,3 +111,11 @@ def test_a_batch_that_cannot_be_shared_is_refused(
     )
     assert done.returncode != 0
     assert "batch_size is 7; expected a multiple of the number of processes, 2" in done.stderr
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EdgelungError, match="fp16 needs a CUDA device"):
+        create_context("fp16")
+    assert create_context("fp32").precision == "fp32"

@@ -1,0 +1,76 @@
+"""Reading a file's bytes, and telling by name or first bytes what it is."""
+
+import mmap
+import os
+import stat
+from contextlib import closing
+
+from edgelung.core.errors import one_line
+from edgelung.tiles.errors import TileError
+from edgelung.tiles.find import SLIDE_SUFFIXES
+from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
+from edgelung.tiles.tiff_pages import describe_slide
+
+MAX_BYTES = 512 * 2**20
+
+
+def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
+    """Read a file, or its `first` bytes only.
+
+    Raises TileError `unreadable`, `empty`, `too-large`, or `slide` where the name or, above
+    MAX_BYTES, the content says that it is one. A `first` is read from any file.
+    """
+    try:
+        # O_NONBLOCK: opening a named pipe must not hang the run.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(handle)
+            raise TileError("unreadable", "not a regular file")
+        with os.fdopen(handle, "rb") as file:
+            if first < 0:
+                _check_slide(path, file.fileno(), info.st_size)
+                if info.st_size > MAX_BYTES:
+                    raise TileError("too-large", f"{info.st_size} bytes; the limit is {MAX_BYTES}")
+            data = file.read(first)
+            now = os.fstat(file.fileno())
+            if first < 0 and (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
+                raise TileError("unreadable", "the file was changed while it was read")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a listed name
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise TileError("unreadable", reason) from error
+    if not data:
+        raise TileError("empty", "the file holds no bytes")
+    return data
+
+
+def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None:
+    """Raise TileError `slide` for a slide's name, or for a slide of more than MAX_BYTES."""
+    suffix = "." + os.fsdecode(path).rpartition(".")[2].lower()
+    named = suffix in SLIDE_SUFFIXES
+    if not length or not (named or length > MAX_BYTES):
+        return
+    described = ""
+    with closing(mmap.mmap(handle, length, access=mmap.ACCESS_READ)) as data:
+        if data[:4] in TIFF_MARKS:
+            try:
+                described = describe_slide(directories(data))
+            except TileError:
+                described = ""
+    if described or named:
+        name = f"a whole slide by its name ({suffix}), not a tile; cut tiles from it first"
+        raise TileError("slide", described or name)
+
+
+def looks_like_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file whose name says nothing begins as an image does."""
+    try:
+        return looks_like(read_bytes(path, 16))
+    except TileError:
+        return False
+
+
+def looks_like(data: bytes) -> bool:
+    """Whether the bytes begin as a JPEG, PNG, TIFF or WebP does (BMP's two letters say little)."""
+    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", *TIFF_MARKS))

@@ -1,0 +1,318 @@
+"""JPEG → uint8 RGB by simplejpeg, and by Pillow what simplejpeg cannot convert.
+
+simplejpeg decodes strictly: every warning of libjpeg-turbo is an error, so half a picture is never
+taken for a whole one. Segments that the pixels do not need (a broken ICC profile, stray bytes) are
+dropped and the decode is repeated before a file is called damaged.
+"""
+
+import io
+import itertools
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from edgelung.tiles.colour import exif_orientation, to_rgb, upright
+from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.resize import Tile
+from edgelung.tiles.table import Kind, check_size, decide
+from edgelung.tiles.tiff_directory import first_directory
+
+MAX_SCANS = 500  # ten are usual; each costs a pass over all pixels
+MARK = b"\xff\xd8\xff"
+
+_ENTROPY_END = re.compile(rb"\xff[^\x00\xff]")
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\1-\4]")  # marker, length, components
+_SOF = {  # start of frame → the coding, in the standard's terms
+    0xC0: "sequential Huffman",
+    0xC1: "sequential Huffman",
+    0xC2: "progressive Huffman",
+    0xC3: "lossless Huffman",
+    0xC5: "hierarchical sequential Huffman",
+    0xC6: "hierarchical progressive Huffman",
+    0xC7: "hierarchical lossless Huffman",
+    0xC9: "sequential arithmetic",
+    0xCA: "progressive arithmetic",
+    0xCB: "lossless arithmetic",
+    0xCD: "hierarchical sequential arithmetic",
+    0xCE: "hierarchical progressive arithmetic",
+    0xCF: "hierarchical lossless arithmetic",
+    0xF7: "JPEG-LS",
+}
+_COLOURS = {1: "grey", 3: "RGB or YCbCr", 4: "CMYK or YCCK"}
+_TABLES = frozenset([0xC4, 0xCC, 0xDB, 0xDD])  # Huffman, arithmetic, quantization, DRI
+_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA), 0xFF])  # stray, fill, or without a segment
+_JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+_APP14 = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: the colour transform
+_MP_IMAGES = 0xB002  # MP entries of 16 bytes; the low 24 bits of the first word are the type
+_MP_THUMBNAIL = 1  # the class of a type: 1 thumbnail, 2 several views, 3 the primary picture
+_GAIN_MAPS = (b"hdrgm:", b"HDRGainMap", b"hdr-gain-map", b"urn:iso:std:iso:ts:21496")
+# Not a marker, and no run of it decodes to nothing: it shows where entropy-coded data is missing.
+_FILL = bytes(b for b in range(1, 240)) * 16
+
+
+@dataclass(slots=True)
+class Header:
+    """The segments of a JPEG up to its first scan."""
+
+    coding: str = ""
+    bits: int = 0
+    width: int = 0
+    height: int = 0
+    components: int = 0
+    exif: bytes = b""
+    multi_picture: bytes = b""
+    jfif: bool = False
+    adobe: int | None = None  # its colour transform
+    segments: list[tuple[int, int, int]] = field(default_factory=list)  # marker, start, end
+    scan: int = 0  # where the first SOS stands
+
+
+@lru_cache(maxsize=64)
+def _check_kind(coding: str, components: int, bits: int) -> None:
+    """Ask the decision table; raises TileError `unsupported`."""
+    colour = _COLOURS.get(components, f"of {components} components")
+    decide(Kind("JPEG", coding, colour, bits))
+
+
+def read_header(data: bytes) -> Header:
+    """Walk over the segments as libjpeg does, past stray bytes; raises TileError."""
+    header, at = Header(), 2
+    try:
+        while True:
+            if data[at] != 0xFF or data[at + 1] in _ALONE:
+                at = _next_marker(data, at)
+            marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
+            if marker == 0xDA:
+                break
+            header.segments.append((marker, at, end))
+            if marker in _SOF:
+                _read_frame(header, marker, data[at + 4 : end])
+            elif marker >= 0xE0:
+                _read_application_data(header, marker, data[at + 4 : end])
+            at = end
+    except IndexError:
+        raise TileError("truncated", "the JPEG ends within its header") from None
+    if not header.coding:
+        raise TileError("corrupt", "the JPEG has no frame header before its first scan")
+    header.scan = at
+    return header
+
+
+def _next_marker(data: bytes, at: int) -> int:
+    """Where the next marker with a segment stands; IndexError where there is none."""
+    while data[at] != 0xFF or data[at + 1] in _ALONE:
+        if data[at] == 0xFF and data[at + 1] == 0xD9:
+            raise TileError("truncated", "the JPEG ends before its first scan")
+        at = data.find(b"\xff", at + 1)
+        if at < 0:
+            raise IndexError
+    return at
+
+
+def _read_application_data(header: Header, marker: int, content: bytes) -> None:
+    if marker == 0xE0 and content.startswith(b"JFIF\0"):
+        header.jfif = True
+    elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
+        header.exif += content[6:]  # a long block goes on in the next segment
+    elif marker == 0xE2 and content.startswith(b"MPF\0"):
+        header.multi_picture = content[4:]
+    elif marker == 0xEE and content.startswith(b"Adobe") and len(content) >= 12:
+        header.adobe = content[11]
+
+
+def _read_frame(header: Header, marker: int, frame: bytes) -> None:
+    if header.coding or len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+        raise TileError("corrupt", "the JPEG frame header cannot be read")
+    header.coding, header.bits, header.components = _SOF[marker], frame[0], frame[5]
+    header.height = int.from_bytes(frame[1:3])
+    header.width = int.from_bytes(frame[3:5])
+
+
+def decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
+    """Decode a JPEG file, scaled by the smallest M/8 that covers `size`; raises TileError."""
+    header = read_header(data)
+    _check_frames(data, header)
+    pixels = _decode(data, header, size)
+    return upright(pixels, exif_orientation(header.exif)) if header.exif else pixels
+
+
+def decode_segment(tables: bytes, segment: bytes, transform: bool) -> Tile:
+    """Decode one strip or tile of a TIFF: uint8 (H, W) or RGB (H, W, 3); raises TileError.
+
+    `tables`: the TIFF's JPEGTables, or empty. `transform`: whether the TIFF says that three
+    components are YCbCr and not RGB.
+    """
+    if not segment.startswith(MARK[:2]):
+        raise TileError("corrupt", "JPEG data in the TIFF does not begin as a JPEG")
+    header = read_header(segment)
+    if header.components == 3:
+        says_ycc = header.jfif if header.adobe is None else header.adobe == 1
+        says_rgb = header.adobe == 0 and not header.jfif
+        if says_rgb if transform else says_ycc:
+            names = ("YCbCr", "RGB") if transform else ("RGB", "YCbCr")
+            reason = "the TIFF says {} and the JPEG data in it {}".format(*names)
+            raise TileError("unsupported", reason)
+    if header.components not in (1, 3):
+        raise TileError("unsupported", f"JPEG data of {header.components} components in a TIFF")
+    header.jfif, header.adobe = False, int(transform)
+    whole = b"\xff\xd8" + _tables(tables) + _without_extras(segment, header)[2:]
+    pixels = np.asarray(_decode(whole, read_header(whole), 0))
+    return pixels[..., 0] if header.components == 1 else pixels
+
+
+def _tables(data: bytes) -> bytes:
+    """The quantization and Huffman tables of an abbreviated stream of tables only."""
+    if not data:
+        return b""
+    frame = b"\xff\xc0\0\x08\x08\0\0\0\0\0\xff\xda\0\0"  # `read_header` asks for a frame, a scan
+    header = read_header(data.removesuffix(b"\xff\xd9") + frame)
+    return b"".join(data[a:b] for marker, a, b in header.segments if marker in _TABLES)
+
+
+def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
+    if header.height == 0 and header.width:
+        raise TileError("unsupported", "a JPEG whose height stands behind its pixels (DNL)")
+    _check_kind(header.coding, header.components, header.bits)
+    check_size(header.width, header.height, size)
+    if data.count(b"\xff\xda") > MAX_SCANS and _has_many_scans(data):
+        raise TileError("too-large", f"a JPEG of more than {MAX_SCANS} scans")
+    try:
+        return _decode_strictly(data, header, size)
+    except TileError as error:
+        needed = _without_extras(data, header)
+        if needed == data or error.status == "unsupported":
+            raise
+        return _decode_strictly(needed, read_header(needed), size)
+
+
+def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Image:
+    """Decode; any warning of libjpeg-turbo is an error."""
+    four_inks = header.components == 4
+    if four_inks and header.adobe is None:
+        raise TileError("unsupported", "a CMYK JPEG without Adobe's mark: inverted inks or not")
+    try:
+        pixels: Tile = simplejpeg.decode_jpeg(
+            data,
+            "CMYK" if four_inks else "RGB",
+            min_height=size,
+            min_width=size,
+            min_factor=1,
+        )
+    except Exception as error:  # ValueError; KeyError for a sampling that it does not know
+        if isinstance(error, KeyError) or "subsampling" in str(error):
+            return _decode_odd_sampling(data, header)
+        if "rithmetic" in str(error):
+            raise TileError("unsupported", "an arithmetic-coded JPEG is not read") from error
+        raise damaged(error) from error
+    # The data is whole, but libjpeg-turbo converts no CMYK. Pillow does, and inverts Adobe's.
+    return _decode_by_pillow(data) if four_inks else pixels
+
+
+def _decode_by_pillow(data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as source:
+            source.load()
+            return to_rgb(source)
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
+        raise damaged(error) from error
+
+
+def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
+    """Decode sampling factors that TurboJPEG has no name for.
+
+    Pillow ignores libjpeg's warnings. Missing data shows because filling up the end of each scan
+    then changes pixels, while a decoder that has all it needs skips the filling.
+    """
+    pixels = _decode_by_pillow(data)
+    filled = bytearray(data[: header.scan])
+    start = header.scan
+    for end in _check_scans(data, header):
+        filled += data[start:end] + _FILL
+        start = end
+    if _decode_by_pillow(bytes(filled + data[start:])).tobytes() != pixels.tobytes():
+        raise TileError("truncated", "the JPEG lacks some of its pixels")
+    return pixels
+
+
+def _check_scans(data: bytes, header: Header) -> list[int]:
+    """Where entropy-coded data ends: at each restart marker and after each scan.
+
+    Raises TileError `truncated` if a component or a restart interval is missing.
+    """
+    frame = next(data[a + 4 : b] for marker, a, b in header.segments if marker in _SOF)
+    factors = {frame[i]: divmod(frame[i + 1], 16) for i in range(6, 6 + 3 * frame[5], 3)}
+    intervals = [data[a + 4 : b] for marker, a, b in header.segments if marker == 0xDD]
+    interval = int.from_bytes(intervals[-1]) if intervals else 0
+    ends, missing, at, last = [], set(factors), header.scan, 0
+    while at + 4 <= len(data) and data[at + 1] != 0xD9:
+        marker, next_at = data[at + 1], at + 2
+        if not 0xD0 <= marker <= 0xD7:
+            next_at += int.from_bytes(data[at + 2 : at + 4])
+            last = 0
+        if marker == 0xDA:
+            scan = data[at + 5 : at + 5 + 2 * data[at + 4] : 2]
+            missing -= set(scan)
+            last = -(-_units(scan, factors, header) // interval) - 1 if interval else 0
+        elif 0xD0 <= marker <= 0xD7:
+            last -= 1
+        if marker == 0xDA or 0xD0 <= marker <= 0xD7:
+            found = _ENTROPY_END.search(data, next_at)
+            if found is None:
+                break
+            next_at = found.start()
+            ends.append(next_at)
+            if last > 0 and not 0xD0 <= data[next_at + 1] <= 0xD7:
+                raise TileError("truncated", "the JPEG lacks some of its restart intervals")
+        at = next_at
+    if missing:
+        raise TileError("truncated", "the JPEG lacks the scan of a component")
+    return ends
+
+
+def _units(scan: bytes, factors: dict[int, tuple[int, int]], header: Header) -> int:
+    """Number of MCUs in a scan of these components."""
+    wide, high = (max(factor[i] for factor in factors.values()) for i in (0, 1))
+    h, v = factors.get(scan[0], (1, 1)) if len(scan) == 1 else (1, 1)
+    return -(-header.width * h // (8 * wide)) * -(-header.height * v // (8 * high))
+
+
+def _without_extras(data: bytes, header: Header) -> bytes:
+    """The same picture without the segments and stray bytes that decoding does not need."""
+    scan = bytearray(data[header.scan :])
+    if header.coding.startswith("sequential") and len(scan) > 4:
+        end = 2 + int.from_bytes(scan[2:4])
+        scan[end - 3 : end] = b"\0\x3f\0"  # of no meaning here, and some encoders leave them out
+    adobe = b"" if header.adobe is None else _APP14 + bytes([header.adobe])
+    jfif = _JFIF if header.jfif else b""
+    kept = (data[a:b] for marker, a, b in header.segments if marker in _TABLES or marker in _SOF)
+    needed = b"".join(kept)
+    return b"\xff\xd8" + jfif + adobe + needed + scan
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """By their headers: the marker alone can occur by chance in what is no picture."""
+    return next(itertools.islice(_SCAN.finditer(data), MAX_SCANS, None), None) is not None
+
+
+def _check_frames(data: bytes, header: Header) -> None:
+    """Raise TileError `several-pages` for an MPO of several views.
+
+    Thumbnails and the gain map of a phone belong to the primary picture, which is the one read.
+    """
+    if not header.multi_picture:
+        return
+    try:
+        directory = first_directory(header.multi_picture)
+        entries = directory.raw(_MP_IMAGES)
+    except TileError:
+        return  # a broken segment names no further picture
+    order: Literal["little", "big"] = "little" if directory.order == "<" else "big"
+    types = [int.from_bytes(entries[at : at + 4], order) for at in range(0, len(entries), 16)]
+    views = 1 + sum((t & 0xFFFFFF) >> 16 != _MP_THUMBNAIL for t in types[1:])
+    if views > 1 and not any(mark in data for mark in _GAIN_MAPS):
+        raise TileError("several-pages", f"a JPEG of {views} pictures (MPO)")

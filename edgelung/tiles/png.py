@@ -1,0 +1,146 @@
+"""PNG → 8-bit RGB by Pillow, after every chunk's checksum was compared."""
+
+import io
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from edgelung.tiles.colour import check_peak, exif_orientation, to_rgb, upright
+from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.resize import Tile
+from edgelung.tiles.table import Kind, check_size, decide
+
+MARK = b"\x89PNG\r\n\x1a\n"
+_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey", 6: "RGB"}
+_ALPHA = (4, 6)
+
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # Pillow's 1 MiB is less than many a colour profile
+
+
+@dataclass(slots=True)
+class _Chunks:
+    """Chunks of interest: type → content; `order` of the types as they come."""
+
+    content: dict[bytes, bytes] = field(default_factory=dict)
+    order: list[bytes] = field(default_factory=list)
+
+
+def decode_png(data: bytes, size: int) -> Tile | Image.Image:
+    """Decode a PNG; raises TileError. 16 bits by their high byte, alpha over white."""
+    width, height, bits, colour = _read_header(data)
+    check_size(width, height, size)
+    chunks = _read_chunks(data)
+    _check_animation(chunks)
+    alpha = "straight" if colour in _ALPHA else "key" if b"tRNS" in chunks.content else "none"
+    decide(Kind("PNG", "Deflate", _COLOURS[colour], bits, alpha))
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as source:
+            source.load()
+            pixels = _to_rgb(source, bits, colour, chunks.content)
+            return upright(pixels, exif_orientation(_exif(source, chunks.content)))
+    except TileError:
+        raise
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
+        raise damaged(error) from error
+
+
+def _read_header(data: bytes) -> tuple[int, int, int, int]:
+    """Width, height, bits and colour type; raises TileError."""
+    if len(data) < 33:
+        raise TileError("truncated", "the PNG ends within its header")
+    if data[12:16] != b"IHDR" or data[25] not in _COLOURS or data[26:28] != b"\0\0":
+        raise TileError("corrupt", "the PNG header cannot be read")
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    return width, height, data[24], data[25]
+
+
+def _read_chunks(data: bytes) -> _Chunks:
+    """Raise TileError where a chunk is not what was written: Pillow does not check the pixels'."""
+    chunks = _Chunks()
+    place, view = len(MARK), memoryview(data)
+    while (content := place + 8) <= len(data):  # chunks: length, type, content, CRC
+        end = content + int.from_bytes(data[place : place + 4])
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise TileError("corrupt", "a checksum of the PNG is not that of its bytes")
+        kind = data[place + 4 : content]
+        if kind == b"IEND":
+            if b"IDAT" not in chunks.order:
+                raise TileError("corrupt", "the PNG holds no pixels")
+            return chunks
+        chunks.order.append(kind)
+        if kind in (b"PLTE", b"tRNS", b"sBIT", b"acTL", b"eXIf"):
+            chunks.content[kind] = data[content:end]
+        place = end + 4
+    raise TileError("truncated", "the PNG ends before its end mark")
+
+
+def _check_animation(chunks: _Chunks) -> None:
+    frames = int.from_bytes(chunks.content.get(b"acTL", b"\0\0\0\1")[:4])
+    if frames > 1:
+        raise TileError("several-pages", f"an animated PNG of {frames} frames")
+    if b"acTL" in chunks.content and b"fcTL" not in chunks.order[: chunks.order.index(b"IDAT")]:
+        raise TileError("several-pages", "an animated PNG whose frame is not its still picture")
+
+
+def _to_rgb(source: Image.Image, bits: int, colour: int, chunks: dict[bytes, bytes]) -> Image.Image:
+    if colour == 3 and _peak(source) >= len(chunks.get(b"PLTE", b"")) // 3:
+        raise TileError("corrupt", "a pixel of the PNG has no entry in the palette")
+    if bits == 16:
+        _check_16_bits(source)
+    _check_significant_bits(source, bits, colour, chunks.get(b"sBIT", b""))
+    key = chunks.get(b"tRNS", b"")
+    if colour == 0 and key:
+        return _grey_with_key(source, bits, int.from_bytes(key[:2]))
+    if source.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        return Image.fromarray((np.asarray(source) >> 8).astype(np.uint8)).convert("RGB")
+    return to_rgb(source)
+
+
+def _grey_with_key(source: Image.Image, bits: int, key: int) -> Image.Image:
+    """Grey whose samples equal to `key` are transparent; Pillow compares it with scaled ones."""
+    grey = np.asarray(source).astype(np.uint16)
+    if bits == 1:
+        grey = grey * 255
+    scaled = key if bits >= 8 else key * 255 // (2**bits - 1)
+    shown = np.where(grey == scaled, 255, grey >> 8 if bits == 16 else grey)
+    return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
+
+
+def _peak(source: Image.Image) -> int:
+    """The largest sample of any colour, as Pillow holds it."""
+    extrema = source.getextrema()
+    pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    colours = pairs[: len(pairs) - (source.mode in ("LA", "RGBA"))] or pairs
+    return max(int(pair[1]) for pair in colours)
+
+
+def _check_16_bits(source: Image.Image) -> None:
+    # Of RGB and of grey with alpha, Pillow holds the high byte only.
+    check_peak(_peak(source) if source.mode.startswith("I") else _peak(source) * 256 + 255)
+
+
+def _check_significant_bits(source: Image.Image, bits: int, colour: int, stated: bytes) -> None:
+    """Raise TileError where sBIT names fewer bits and samples may not use the full range.
+
+    The standard asks for samples scaled to all bits; some writers leave them as they were. In 16
+    bits the two cannot be told apart for sure.
+    """
+    if not stated or colour == 3 or bits < 8:
+        return
+    fewer = max(stated[: 1 if colour in (0, 4) else 3])
+    if 0 < fewer < bits and (bits == 16 or _peak(source) < 2**fewer):
+        raise TileError("unsupported", f"a PNG of {fewer} significant bits in {bits} (sBIT)")
+
+
+def _exif(source: Image.Image, chunks: dict[bytes, bytes]) -> bytes:
+    if b"eXIf" in chunks:
+        return chunks[b"eXIf"]
+    text = str(source.info.get("Raw profile type exif", ""))  # as ImageMagick wrote it before
+    try:
+        return bytes.fromhex("".join(text.split("\n")[3:]))
+    except ValueError:
+        return b""

@@ -1,0 +1,207 @@
+"""Lists of tiles as people's programs write them: plain lists, `find -print0`, CSV of any dialect.
+
+One parser for `infer --files` and `train --groups`. It reads what pandas, Excel, QuPath and shells
+write: commas, semicolons, tabs or bars; UTF-8 with or without a byte-order mark, UTF-16; column
+names in any case. What it cannot read it names in one line. Rows are read as they are needed, so a
+list may be a pipe.
+"""
+
+import codecs
+import contextlib
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from edgelung.core.errors import EdgelungError, one_line
+
+STANDARD_INPUT = Path("-")
+# The column that names the tile, in order of preference.
+PATH_COLUMNS = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path"),
+    *("image", "image_path", "img_path", "image_name", "tile", "tile_path"),
+)
+DELIMITERS = ",;\t|"
+BLOCK_BYTES = 1 << 16
+_SPREADSHEETS = {b"PK\3\4": "a zip archive or an .xlsx", b"\xd0\xcf\x11\xe0": "an old .xls"}
+
+Row = dict[str, str]
+
+
+def list_name(path: Path) -> str:
+    """How a list is called in messages."""
+    return "standard input" if path == STANDARD_INPUT else str(path)
+
+
+def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield the rows of a list; every row has the key `path`.
+
+    A CSV needs one of `PATH_COLUMNS`; its other columns keep their names, in lower case. Anything
+    else is a plain list with a path per line, or per NUL as `find -print0` writes it, and may only
+    be read where no other column is `wanted`.
+
+    Raises:
+        EdgelungError: the list cannot be read, is a spreadsheet, or lacks a wanted column.
+    """
+    name = list_name(path)
+    try:
+        with _open(path) as source:
+            first = _first_line(source, b"")
+            if first.lower().startswith((b"sep=", codecs.BOM_UTF8 + b"sep=")):  # Excel's own line
+                first = _first_line(source, first.partition(b"\n")[2])
+            stream = io.BufferedReader(_Prefixed(first, source))
+            yield from _rows(stream, first, name, wanted)
+    except OSError as error:
+        raise EdgelungError(f"cannot read the list {name}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise EdgelungError(
+            f"cannot read the list {name}: {one_line(error)}; save it as UTF-8"
+        ) from error
+
+
+def _first_line(source: io.BufferedReader, read: bytes) -> bytes:
+    """What was read of a source and as much more as its first line needs: a pipe is in pieces."""
+    while more := source.read1(BLOCK_BYTES) if not _has_line(read) else b"":
+        read += more
+    return read
+
+
+def _has_line(read: bytes) -> bool:
+    wide = read.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # holds NULs anyway
+    return b"\n" in read or (b"\0" in read and not wide)
+
+
+def _rows(
+    stream: io.BufferedReader, first: bytes, name: str, wanted: Sequence[str]
+) -> Iterator[Row]:
+    for magic, kind in _SPREADSHEETS.items():
+        if first.startswith(magic):
+            raise EdgelungError(f"{name} is {kind}, not text; save it as CSV")
+    encoding = _encoding(first)
+    header = _header(first, encoding)
+    column = path_column(split_header(header))
+    if column is not None:
+        yield from _table(stream, name, encoding, header, wanted)
+    elif wanted:
+        found = ", ".join(split_header(header)) or "(none)"
+        raise EdgelungError(
+            f"{name} has the columns {found}; expected {' and '.join(['path', *wanted])} in its "
+            "first line"
+        )
+    elif encoding == "utf-8-sig" and b"\0" in first:
+        yield from ({"path": path} for path in _between_zeros(stream))
+    else:
+        yield from ({"path": path} for path in _lines(stream, encoding))
+
+
+def path_column(columns: Sequence[str]) -> str | None:
+    """The column that names the tile; None where none does."""
+    return next((name for name in PATH_COLUMNS if name in columns), None)
+
+
+def split_header(line: str) -> list[str]:
+    """Names of the columns of a header line, in lower case."""
+    fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
+    return [field.strip().lower() for field in fields]
+
+
+def _delimiter(line: str) -> str:
+    """The delimiter that occurs most often in the header; a comma where none does."""
+    return max(DELIMITERS, key=line.count)
+
+
+def _encoding(first: bytes) -> str:
+    if first.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-8-sig"
+
+
+def _header(first: bytes, encoding: str) -> str:
+    """The first line, as text; what is cut off behind it does not matter."""
+    text = first.decode(encoding, "replace")
+    return text.split("\n", 1)[0].split("\0", 1)[0].strip("\r\ufeff ")
+
+
+def _table(
+    stream: io.BufferedReader, name: str, encoding: str, header: str, wanted: Sequence[str]
+) -> Iterator[Row]:
+    columns = split_header(header)
+    column = path_column(columns)
+    assert column is not None
+    if missing := [other for other in wanted if other not in columns]:
+        raise EdgelungError(
+            f"{name} has the columns {', '.join(columns)}; expected {' and '.join(missing)} too"
+        )
+    # Bytes of a name that are not UTF-8 go through unchanged.
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
+    try:
+        reader = csv.reader(text, delimiter=_delimiter(header))
+        next(reader)
+        for number, fields in enumerate(reader, 2):
+            if not any(field.strip() for field in fields):
+                continue  # a blank line, as editors leave them at the end
+            row = dict(zip(columns, fields, strict=False))
+            path = row.get(column, "").strip()
+            if not path:
+                raise EdgelungError(f"{name} has no path in line {number}")
+            yield row | {"path": path}
+    except csv.Error as error:
+        raise EdgelungError(f"cannot read the list {name}: {error}") from error
+    finally:
+        text.detach()  # the stream is closed by whoever opened it
+
+
+def _lines(stream: io.BufferedReader, encoding: str) -> Iterator[str]:
+    if encoding != "utf-8-sig":
+        text = io.TextIOWrapper(stream, encoding=encoding, newline=None)
+        try:
+            yield from (line.rstrip("\n") for line in text if line.strip())
+        finally:
+            text.detach()
+        return
+    for number, line in enumerate(stream):
+        content = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+        path = os.fsdecode(content.rstrip(b"\n").strip(b"\r"))
+        if path.strip():
+            yield path
+
+
+def _between_zeros(stream: io.BufferedReader) -> Iterator[str]:
+    rest = b""
+    while block := stream.read1(BLOCK_BYTES):
+        *whole, rest = (rest + block).split(b"\0")
+        yield from (os.fsdecode(name) for name in whole if name)
+    if rest:
+        yield os.fsdecode(rest)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[io.BufferedReader]:
+    if path != STANDARD_INPUT:
+        with path.open("rb") as file:
+            yield file
+    elif sys.stdin is None:
+        raise EdgelungError("standard input is closed; expected a list of files on it")
+    else:
+        yield sys.stdin.buffer  # type: ignore[misc]
+
+
+class _Prefixed(io.RawIOBase):
+    """The bytes that were read ahead, then the rest of the source."""
+
+    def __init__(self, first: bytes, rest: io.BufferedReader) -> None:
+        self._first, self._rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._first[: len(buffer)] or self._rest.read1(len(buffer))
+        self._first = self._first[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)

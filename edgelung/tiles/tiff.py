@@ -1,0 +1,161 @@
+"""TIFF, BigTIFF and OME-TIFF → 8-bit RGB."""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edgelung.tiles.bits import unpack_any, unpack_rows
+from edgelung.tiles.colour import (
+    Samples,
+    check_peak,
+    over_white,
+    premultiplied_over_white,
+    to_8_bits,
+    upright,
+)
+from edgelung.tiles.errors import TileError
+from edgelung.tiles.jpeg import decode_segment
+from edgelung.tiles.resize import Tile
+from edgelung.tiles.table import PICTURES
+from edgelung.tiles.tiff_codecs import decode_picture, decompress
+from edgelung.tiles.tiff_directory import Directory
+from edgelung.tiles.tiff_layout import Layout, read_layout
+from edgelung.tiles.tiff_pages import find_picture
+
+_ORIENTATION, _COLOR_MAP = 274, 320
+_REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
+
+
+def decode_tiff(data: bytes, size: int) -> Tile | Image.Image:
+    """Decode a TIFF of one picture, alpha over white; raises TileError."""
+    picture = find_picture(data)
+    layouts = [read_layout(page, size, picture.bits_used) for page in picture.pages]
+    first, page = layouts[0], picture.pages[0]
+    orientation = page.integer(_ORIENTATION, 1)
+    if len(layouts) == 1:
+        return upright(_to_rgb(_read_samples(data, first), first, page), orientation)
+    for layout, one in zip(layouts, picture.pages, strict=True):
+        same = (layout.width, layout.height, layout.kind) == (first.width, first.height, first.kind)
+        if not same or layout.samples != 1 or layout.kind.colour != "BlackIsZero":
+            raise TileError("several-pages", "a TIFF whose channels differ in size or kind")
+        if one.integer(_ORIENTATION, 1) != orientation:
+            raise TileError("several-pages", "a TIFF whose channels differ in orientation")
+    channels: Samples = np.dstack([_read_samples(data, layout) for layout in layouts])
+    return upright(_to_8_bits(channels, first), orientation)
+
+
+def _to_rgb(samples: Samples, layout: Layout, page: Directory) -> Tile | Image.Image:
+    """Samples (H, W, C) in the file's colours → RGB (H, W, 3)."""
+    colour, alpha = layout.kind.colour, layout.kind.alpha
+    if colour == "palette":
+        return _read_palette(page, layout.kind.bits)[samples[..., 0]]
+    pixels = _to_8_bits(samples, layout)
+    if colour == "WhiteIsZero":
+        pixels = 255 - pixels
+    if colour == "CMYK":
+        return Image.fromarray(pixels, "CMYK").convert("RGB")
+    if colour in ("BlackIsZero", "WhiteIsZero"):
+        grey = np.repeat(pixels[..., :1], 3, axis=-1)
+        pixels = np.concatenate([grey, pixels[..., 1:]], axis=-1) if alpha != "none" else grey
+    if alpha == "straight":
+        return over_white(np.ascontiguousarray(pixels))
+    return premultiplied_over_white(pixels) if alpha == "premultiplied" else pixels
+
+
+def _to_8_bits(samples: Samples, layout: Layout) -> Tile:
+    bits = layout.kind.bits if layout.bits_used is None else layout.bits_used
+    if bits < layout.kind.bits and int(samples.max()) >= 2**bits:
+        raise TileError("unsupported", f"samples of more than the {bits} bits that the TIFF states")
+    if bits == 16 and layout.bits_used is None:
+        colours = samples[..., :-1] if layout.kind.alpha != "none" else samples
+        peak = int(colours.max())
+        check_peak(65535 - int(colours.min()) if layout.kind.colour == "WhiteIsZero" else peak)
+    return to_8_bits(samples, bits)
+
+
+def _read_palette(page: Directory, bits: int) -> Tile:
+    """The colour map, uint8 (2^bits, 3), by the high byte of its 16-bit entries."""
+    values = page.integers(_COLOR_MAP)
+    if len(values) != 3 * 2**bits:
+        raise TileError("corrupt", f"a TIFF palette of {len(values)} values for {bits} bits")
+    table = np.array(values, np.uint32)
+    if 0 < table.max() < 256:
+        raise TileError("unsupported", "a TIFF palette whose 16-bit entries never pass 8 bits")
+    return (table.reshape(3, -1).T >> 8).astype(np.uint8)
+
+
+def _read_samples(data: bytes, layout: Layout) -> Samples:
+    """All samples of one picture, (H, W, C): uint8, or uint16 for more than 8 bits."""
+    dtype = np.uint8 if layout.kind.bits <= 8 else np.uint16
+    samples = np.empty((layout.height, layout.width, layout.samples), dtype)
+    per_plane = len(layout.offsets) // (layout.samples if layout.separate else 1)
+    for number, (at, count) in enumerate(zip(layout.offsets, layout.counts, strict=True)):
+        plane, place = divmod(number, per_plane)
+        row, column = divmod(place, layout.across)
+        top, left = row * layout.segment_height, column * layout.segment_width
+        rows = min(layout.segment_height, layout.height - top)
+        part = _decode_segment(data[at : at + count], layout, 0 if layout.tiled else rows)
+        columns = min(layout.segment_width, layout.width - left)
+        to = samples[top : top + rows, left : left + columns]
+        part = part[:rows, :columns]
+        if layout.separate:
+            to[..., plane] = part[..., 0]
+        else:
+            to[:] = part
+    return samples
+
+
+def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
+    """One strip or tile, (rows, segment width, C); raises TileError if pixels are missing.
+
+    `rows`: of a strip, which may be shorter at the end; 0 for the rows of a tile.
+    """
+    kind, channels = layout.kind, 1 if layout.separate else layout.samples
+    expected = (rows or layout.segment_height, layout.segment_width, channels)
+    if kind.compression == "JPEG":
+        part = decode_segment(layout.tables, data, kind.colour == "YCbCr")
+        return _check_shape(part, expected)
+    if kind.compression in PICTURES:
+        part = decode_picture(kind.compression, data, layout.segment_width, layout.segment_height)
+        if kind.compression == "WebP" and (channels, part.shape[-1]) == (4, 3):
+            part = np.dstack([part, np.full_like(part[..., 0], 255)])  # WebP drops an opaque alpha
+        return _check_shape(part, expected, kind.bits)
+    across = layout.segment_width * channels
+    stride = (across * kind.bits + 7) // 8
+    length = stride * expected[0]
+    if layout.fill_order == 2:
+        data = data.translate(_REVERSED)
+    decoded = decompress(kind.compression, data, length)
+    if len(decoded) < length:
+        raise TileError("truncated", f"{len(decoded)} bytes of a TIFF segment of {length}")
+    if (
+        kind.compression == "none"
+        and 8 < kind.bits < 16
+        and len(decoded) >= 2 * across * expected[0]
+    ):
+        raise TileError("unsupported", f"TIFF samples of {kind.bits} bits that are not packed")
+    stored = np.frombuffer(decoded, np.uint8, length).reshape(expected[0], stride)
+    samples = _unpack(stored, layout, across).reshape(expected)
+    if layout.predictor == 2:  # each sample is stored as its difference from the one before it
+        return np.cumsum(samples, axis=1, dtype=samples.dtype)
+    return samples
+
+
+def _unpack(stored: npt.NDArray[np.uint8], layout: Layout, count: int) -> Samples:
+    bits = layout.kind.bits
+    if bits == 16:
+        return stored.view(f"{layout.order}u2").astype(np.uint16)
+    if bits in (1, 2, 4, 8):
+        return unpack_rows(stored, bits, count)
+    unpacked = unpack_any(stored, bits, count)
+    return unpacked.astype(np.uint8) if bits < 8 else unpacked
+
+
+def _check_shape(part: Samples, expected: tuple[int, int, int], bits: int = 8) -> Samples:
+    part = part[..., None] if part.ndim == 2 else part
+    # A last strip may be stored whole.
+    if part.shape[0] < expected[0] or part.shape[1:] != expected[1:]:
+        raise TileError("corrupt", f"a TIFF segment of {part.shape}; its header says {expected}")
+    if part.dtype != (np.uint8 if bits == 8 else np.uint16):
+        raise TileError("unsupported", f"a TIFF of {bits} bits with {part.dtype} data inside")
+    return part

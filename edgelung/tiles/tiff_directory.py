@@ -1,0 +1,128 @@
+"""The directories (IFDs) of a TIFF or BigTIFF, of an EXIF block and of a JPEG's MPF segment.
+
+Every offset and count is checked against the file's length before it is used, values are read only
+when asked for, and the chain of directories cannot lead in a circle.
+"""
+
+import struct
+from collections.abc import Iterator
+from mmap import mmap
+
+from edgelung.tiles.errors import TileError
+
+Data = bytes | mmap
+
+MAX_DIRECTORIES = 256  # enough to say how many levels a slide has
+MAX_VALUES = 4 * 2**20  # of one entry: more strips or tiles than MAX_PIXELS allows
+
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_SIZES |= {16: 8, 17: 8, 18: 8}
+
+
+class Directory:
+    """One directory: tag → its values, and where the next directory begins (0 for none)."""
+
+    def __init__(self, data: Data, offset: int) -> None:
+        self.data = data
+        self.order = "<" if data[:1] == b"I" else ">"
+        self.big = data[2:4] in (b"+\0", b"\0+")
+        self.next = 0
+        self._entries: dict[int, tuple[int, int, int]] = {}  # tag → type, count, offset of value
+        count_code, entry_code, inline = ("Q", "HHQ", 8) if self.big else ("H", "HHI", 4)
+        count_size, entry_size = (8, 20) if self.big else (2, 12)
+        if offset < 8 or offset + count_size > len(data):
+            raise TileError("truncated", "a TIFF directory lies beyond the end of the file")
+        (count,) = self._unpack(count_code, offset)
+        start = offset + count_size
+        end = start + count * entry_size
+        if end + inline > len(data):
+            raise TileError("truncated", "a TIFF directory ends beyond the end of the file")
+        for at in range(start, end, entry_size):
+            tag, kind, values = self._unpack(entry_code, at)
+            value_at = at + entry_size - inline
+            if _SIZES.get(kind, 1) * values > inline:
+                (value_at,) = self._unpack("Q" if self.big else "I", value_at)
+            self._entries.setdefault(tag, (kind, values, value_at))
+        (self.next,) = self._unpack("Q" if self.big else "I", end)
+
+    def _unpack(self, code: str, offset: int) -> tuple[int, ...]:
+        return struct.unpack_from(self.order + code, self.data, offset)
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._entries
+
+    def count(self, tag: int) -> int:
+        """Number of values of `tag`; 0 where it is missing."""
+        return self._entries.get(tag, (0, 0, 0))[1]
+
+    def raw(self, tag: int) -> bytes:
+        """The bytes of the values of `tag`; empty where it is missing."""
+        kind, count, at = self._entries.get(tag, (1, 0, 0))
+        size = _SIZES.get(kind, 1) * count
+        if at + size > len(self.data):
+            raise TileError("truncated", f"the values of TIFF tag {tag} lie beyond the file's end")
+        return self.data[at : at + size]
+
+    def integers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The values of an integer tag; TileError `corrupt` where it holds another type."""
+        if tag not in self._entries:
+            return default
+        kind, count, at = self._entries[tag]
+        if kind not in _INTEGERS or not 0 < count <= MAX_VALUES:
+            raise TileError("corrupt", f"TIFF tag {tag} holds {count} values of type {kind}")
+        if at + _SIZES[kind] * count > len(self.data):
+            raise TileError("truncated", f"the values of TIFF tag {tag} lie beyond the file's end")
+        return self._unpack(f"{count}{_INTEGERS[kind]}", at)
+
+    def integer(self, tag: int, default: int) -> int:
+        """The first value of an integer tag."""
+        return self.integers(tag, (default,))[0]
+
+    def numbers(self, tag: int) -> tuple[float, ...]:
+        """The values of an integer, rational or floating-point tag; empty for any other type."""
+        kind, count, _ = self._entries.get(tag, (0, 0, 0))
+        if kind in (5, 10):
+            code = f"{self.order}{2 * count}{'iI'[kind == 5]}"
+            parts = struct.unpack(code, self.raw(tag))
+            return tuple(a / b if b else 0.0 for a, b in zip(parts[::2], parts[1::2], strict=True))
+        codes = _INTEGERS | {6: "b", 8: "h", 9: "i", 11: "f", 12: "d"}
+        if kind not in codes:
+            return ()
+        values = struct.unpack(f"{self.order}{count}{codes[kind]}", self.raw(tag))
+        return tuple(map(float, values))
+
+    def text(self, tag: int) -> str:
+        """The text of a tag up to its first NUL; damaged UTF-8 is replaced."""
+        return bytes(self.raw(tag)).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def first_directory(data: Data) -> Directory:
+    """The first directory of a TIFF, BigTIFF or EXIF block; raises TileError."""
+    if data[:4] not in TIFF_MARKS:
+        raise TileError("corrupt", "the TIFF header cannot be read")
+    big = data[2:4] in (b"+\0", b"\0+")
+    if len(data) < (16 if big else 8):
+        raise TileError("truncated", "the TIFF ends within its header")
+    order = "<" if data[:1] == b"I" else ">"
+    if big and struct.unpack_from(order + "HH", data, 4) != (8, 0):
+        raise TileError("corrupt", "the BigTIFF header cannot be read")
+    (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    return Directory(data, offset)
+
+
+def directories(data: Data) -> list[Directory]:
+    """The chain of main directories, at most MAX_DIRECTORIES; raises TileError."""
+    return list(_chain(data, first_directory(data)))
+
+
+def _chain(data: Data, directory: Directory) -> Iterator[Directory]:
+    seen: set[int] = set()
+    yield directory
+    while directory.next and len(seen) < MAX_DIRECTORIES:
+        if directory.next in seen:
+            raise TileError("corrupt", "the TIFF directories lead in a circle")
+        seen.add(directory.next)
+        directory = Directory(data, directory.next)
+        yield directory

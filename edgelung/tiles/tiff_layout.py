@@ -1,0 +1,212 @@
+"""What one TIFF directory says about its pixels: the `Kind` and where the strips or tiles lie."""
+
+from dataclasses import dataclass
+
+from edgelung.tiles.errors import TileError
+from edgelung.tiles.table import Kind, check_size, decide
+from edgelung.tiles.tiff_codecs import NAMES
+from edgelung.tiles.tiff_directory import Directory
+
+_PHOTOMETRICS = {
+    0: "WhiteIsZero",
+    1: "BlackIsZero",
+    2: "RGB",
+    3: "palette",
+    4: "transparency mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32803: "colour filter array",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "linear raw",
+}
+_COLOURS = {"RGB": 3, "CMYK": 4, "YCbCr": 3, "CIE L*a*b*": 3, "ICC L*a*b*": 3, "ITU L*a*b*": 3}
+_COLOURS |= {"LogLuv": 3, "linear raw": 3}
+_FORMATS = {1: "unsigned integer", 2: "signed integer", 3: "floating point", 4: "undefined"}
+_FORMATS |= {5: "complex integer", 6: "complex floating point"}
+_ALPHAS = {(): "none", (1,): "premultiplied", (2,): "straight"}
+_DNG_VERSION = 50706
+_LUMA_601 = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One picture of a TIFF. Segments are its strips or tiles."""
+
+    kind: Kind
+    width: int
+    height: int
+    samples: int
+    bits_used: int | None  # of 16, where the header says so
+    tiled: bool
+    across: int  # segments in a row
+    segment_width: int
+    segment_height: int
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    predictor: int
+    fill_order: int
+    order: str  # byte order, < or >
+    tables: bytes  # JPEGTables
+
+    @property
+    def separate(self) -> bool:
+        """Whether each colour has planes of its own."""
+        return self.kind.planes == "separate"
+
+
+def read_layout(page: Directory, size: int, stated_bits: int | None = None) -> Layout:
+    """Check one directory against the decision table; raises TileError.
+
+    `stated_bits`: bits of a sample that are used, as a description says (OME-XML).
+    """
+    for tag, name in ((256, "ImageWidth"), (257, "ImageLength"), (262, "Photometric")):
+        if tag not in page:
+            raise TileError("corrupt", f"the TIFF has no tag {tag} ({name})")
+    if _DNG_VERSION in page:
+        raise TileError("unsupported", "a camera's raw file (DNG)")
+    kind, samples = _read_kind(page)
+    decide(kind)
+    width, height = page.integer(256, 0), page.integer(257, 0)
+    check_size(width, height, size)
+    across, segment = _read_grid(page, width, height)
+    planes = samples if kind.planes == "separate" else 1
+    down = -(-height // segment[1])
+    offsets, counts = _read_segments(page, across * down * planes)
+    layout = Layout(
+        kind=kind,
+        width=width,
+        height=height,
+        samples=samples,
+        bits_used=_bits_used(page, kind.bits, stated_bits),
+        tiled=322 in page or 323 in page,
+        across=across,
+        segment_width=segment[0],
+        segment_height=segment[1],
+        offsets=offsets,
+        counts=counts,
+        predictor=page.integer(317, 1),
+        fill_order=page.integer(266, 1),
+        order=page.order,
+        tables=bytes(page.raw(347)),
+    )
+    _check_rare_tags(page, layout)
+    return layout
+
+
+def _read_kind(page: Directory) -> tuple[Kind, int]:
+    samples = page.integer(277, 1)
+    bits = page.integers(258, (1,))
+    formats = page.integers(339, (1,))
+    if len(set(bits)) != 1 or len(set(formats)) != 1:
+        raise TileError("unsupported", "a TIFF whose samples differ in their bits or their type")
+    code, photometric = page.integer(259, 1), page.integer(262, 0)
+    colour = _PHOTOMETRICS.get(photometric, f"photometric {photometric}")
+    extra = samples - _COLOURS.get(colour, 1)
+    if extra < 0:
+        raise TileError("corrupt", f"a TIFF of {samples} samples a pixel whose colour is {colour}")
+    meanings = page.integers(338, ()) if extra else ()
+    alpha = _ALPHAS.get(meanings, "unspecified") if len(meanings) == extra else "unspecified"
+    compression = NAMES.get(code)
+    compression = f"{code} ({compression})" if compression else str(code)
+    kind = Kind(
+        "TIFF",
+        NAMES[code] if _is_read(code) else compression,
+        colour,
+        bits[0],
+        alpha,
+        _FORMATS.get(formats[0], f"format {formats[0]}"),
+        "separate" if page.integer(284, 1) == 2 and samples > 1 else "interleaved",
+    )
+    return kind, samples
+
+
+def _is_read(code: int) -> bool:
+    """Whether some row of the decision table allows the compression."""
+    return code in (1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 50000, 50001)
+
+
+def _read_grid(page: Directory, width: int, height: int) -> tuple[int, tuple[int, int]]:
+    """Segments in a row, and their width and height."""
+    if 322 in page or 323 in page:
+        tile = page.integer(322, 0), page.integer(323, 0)
+        # Tiles are padded to their full size; one that is far larger than the picture is no tile.
+        if min(tile) < 1 or tile[0] > 2 * width + 1024 or tile[1] > 2 * height + 1024:
+            raise TileError("corrupt", f"TIFF tiles of {tile[0]}×{tile[1]} px")
+        return -(-width // tile[0]), tile
+    rows = page.integer(278, height)
+    if rows < 1:
+        raise TileError("corrupt", "TIFF strips without a row")
+    return 1, (width, min(rows, height))
+
+
+def _read_segments(page: Directory, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and byte counts of the segments; raises TileError unless there are `number`."""
+    offsets = page.integers(324 if 324 in page else 273)
+    counts = page.integers(325 if 325 in page else 279)
+    if len(offsets) != number or len(counts) != number:
+        raise TileError(
+            "corrupt", f"{len(offsets)} offsets and {len(counts)} lengths of {number} TIFF segments"
+        )
+    end = len(page.data)
+    if any(at >= end for at in offsets):
+        raise TileError("truncated", "TIFF pixels lie beyond the end of the file")
+    if 0 in counts:
+        raise TileError("unsupported", "a TIFF with parts that are not stored (sparse)")
+    # A count may be too large by mistake; that data is missing shows when it is decoded.
+    within = (min(count, end - at) for at, count in zip(offsets, counts, strict=True))
+    return offsets, tuple(within)
+
+
+def _bits_used(page: Directory, bits: int, stated: int | None) -> int | None:
+    """Bits of a sample that are used where the header says so; None where it says nothing."""
+    full = 2**bits - 1
+    lowest, highest = set(page.numbers(340)), set(page.numbers(341))
+    if stated is not None and not 0 < stated <= bits:
+        raise TileError("corrupt", f"{stated} significant bits of {bits}")
+    if highest - {float(full)}:
+        top = max(highest)
+        if len(highest) > 1 or not top.is_integer() or not _is_all_ones(int(top)) or top > full:
+            raise TileError("unsupported", f"samples that end at {top:g} (SMaxSampleValue)")
+        stated = int(top).bit_length() if stated is None else stated
+    elif highest and stated is None:
+        stated = bits
+    if lowest - {0.0}:
+        raise TileError("unsupported", f"samples from {min(lowest):g} (SMinSampleValue)")
+    # MaxSampleValue is a statistic in most files: it counts only where it names whole bits.
+    statistic = set(page.numbers(281))
+    if stated is None and bits == 16 and len(statistic) == 1:
+        top = max(statistic)
+        if top >= 255 and top.is_integer() and _is_all_ones(int(top)):
+            return int(top).bit_length()
+    return stated
+
+
+def _is_all_ones(value: int) -> bool:
+    return value > 0 and value & (value + 1) == 0
+
+
+def _check_rare_tags(page: Directory, layout: Layout) -> None:
+    """Raise TileError `unsupported` for what would change the pixels and is not read."""
+    kind, tiff = layout.kind, "a TIFF with "
+    if layout.predictor not in (1, 2):
+        raise TileError("unsupported", f"{tiff}predictor {layout.predictor}")
+    if layout.predictor == 2 and (
+        kind.bits not in (8, 16) or kind.compression not in ("LZW", "Deflate", "LZMA", "Zstandard")
+    ):
+        reason = f"predictor 2, {kind.bits} bits and compression {kind.compression}"
+        raise TileError("unsupported", tiff + reason)
+    if layout.fill_order == 2 and (kind.bits != 1 or kind.compression != "none"):
+        reason = f"FillOrder 2, {kind.bits} bits and compression {kind.compression}"
+        raise TileError("unsupported", tiff + reason)
+    if kind.colour == "CMYK" and (page.integer(332, 1) != 1 or page.integer(334, 4) != 4):
+        raise TileError("unsupported", f"{tiff}inks other than CMYK")
+    if kind.colour == "YCbCr":
+        luma = page.numbers(529) or _LUMA_601
+        if any(abs(a - b) > 0.001 for a, b in zip(luma, _LUMA_601, strict=False)):
+            raise TileError("unsupported", f"{tiff}YCbCr coefficients other than those of JPEG")
+        if page.numbers(532) not in ((), (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)):
+            raise TileError("unsupported", f"{tiff}a ReferenceBlackWhite other than that of JPEG")

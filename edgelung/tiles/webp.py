@@ -1,0 +1,64 @@
+"""WebP → 8-bit RGB by Pillow."""
+
+import io
+
+from PIL import Image
+
+from edgelung.tiles.colour import exif_orientation, to_rgb, upright
+from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.resize import Tile
+from edgelung.tiles.table import Kind, check_size, decide
+
+_ANIMATION, _ALPHA = 0x02, 0x10  # flags of a VP8X chunk
+
+
+def decode_webp(data: bytes, size: int) -> Tile | Image.Image:
+    """Decode a WebP, alpha over white; raises TileError. Animations are refused."""
+    stated = 8 + int.from_bytes(data[4:8], "little")
+    if stated > len(data):
+        raise TileError("truncated", f"{len(data)} bytes of a WebP of {stated}")
+    chunks = _read_chunks(data[:stated])
+    if not chunks:
+        raise TileError("truncated", "the WebP ends within its header")
+    extended = chunks.get(b"VP8X", b"")
+    if b"ANIM" in chunks or b"ANMF" in chunks or (extended and extended[0] & _ANIMATION):
+        raise TileError("several-pages", "an animated WebP")
+    coding = next((name for name in ("VP8L", "VP8 ") if name.encode() in chunks), "")
+    if not coding:
+        raise TileError("corrupt", "the WebP holds no picture")
+    has_alpha = b"ALPH" in chunks or bool(extended and extended[0] & _ALPHA)
+    decide(Kind("WebP", coding.strip(), "RGB", 8, "straight" if has_alpha else "none"))
+    for width, height in webp_sizes(data):
+        check_size(width, height, size)
+    try:
+        with Image.open(io.BytesIO(data), formats=["WEBP"]) as source:
+            source.load()
+            return upright(to_rgb(source), exif_orientation(source.info.get("exif", b"")))
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
+        raise damaged(error) from error
+
+
+def _read_chunks(data: bytes) -> dict[bytes, bytes]:
+    """The first 16 bytes of the first chunk of each type."""
+    chunks: dict[bytes, bytes] = {}
+    at = 12
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        chunks.setdefault(data[at : at + 4], data[at + 8 : at + 8 + min(length, 16)])
+        at += 8 + length + length % 2
+    return chunks
+
+
+def webp_sizes(data: bytes) -> list[tuple[int, int]]:
+    """Width and height by each of the headers, before a decoder allocates them."""
+    chunks, sizes = _read_chunks(data), []
+    if len(canvas := chunks.get(b"VP8X", b"")) >= 10:
+        width = 1 + int.from_bytes(canvas[4:7], "little")
+        sizes.append((width, 1 + int.from_bytes(canvas[7:10], "little")))
+    if len(lossless := chunks.get(b"VP8L", b"")) >= 5:
+        packed = int.from_bytes(lossless[1:5], "little")
+        sizes.append((1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)))
+    if len(lossy := chunks.get(b"VP8 ", b"")) >= 10:
+        width = int.from_bytes(lossy[6:8], "little") & 0x3FFF
+        sizes.append((width, int.from_bytes(lossy[8:10], "little") & 0x3FFF))
+    return sizes

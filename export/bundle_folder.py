@@ -1,0 +1,168 @@
+"""Write the bundle folder, once, from measured variants."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelung import RESEARCH_USE_ONLY, __version__
+from edgelung.artifacts.bundle import (
+    GOLDEN_FOLDER,
+    MODEL_CARD,
+    REPORT,
+    Bundle,
+    BundleManifest,
+    GoldenEntry,
+    OutsideConfidence,
+    Provenance,
+    Sensitivity,
+    open_bundle,
+    write_bundle,
+)
+from edgelung.core.files import atomic_folder, sha256_file
+from edgelung.core.typed_json import Json
+from edgelung.export.evaluate import MeasuredVariant
+from edgelung.export.inputs import ExportInputs
+from edgelung.export.tiles import read_checked
+from edgelung.report.pages import bundle_page, model_card
+from edgelung.report.variants import variant_figures
+
+GOLDEN_PER_CLASS = 3
+GOLDEN_CANDIDATES = 16  # per class, of which the least certain are taken
+
+
+def write_bundle_folder(
+    out: Path,
+    inputs: ExportInputs,
+    temperature: float,
+    variants: Sequence[MeasuredVariant],
+    sensitivity: Sensitivity | None,
+    outside: OutsideConfidence | None,
+) -> Bundle:
+    """Write everything into a temporary folder beside `out`, and rename it to `out`.
+
+    `variants`: full precision first.
+    """
+    indices = choose_golden(inputs.gate.labels, variants[0].probabilities["gate"])
+    golden = _golden_entries(inputs, variants, indices)
+    manifest = BundleManifest(
+        name=f"{inputs.student.architecture} of {inputs.run.path.name}",
+        notice=RESEARCH_USE_ONLY,
+        classes=list(inputs.student.classes),
+        preprocessing=inputs.reader.spec.to_json(),
+        temperature=temperature,
+        variants={variant.precision: variant.entry for variant in variants},
+        sensitivity=sensitivity,
+        golden=golden,
+        outside=outside,
+        provenance=_provenance(inputs, variants),
+    )
+    pictures = variant_figures(
+        {variant.precision: variant.probabilities for variant in variants},
+        {name: tiles.labels for name, tiles in inputs.judging_sets.items()},
+        {name: tiles.paths for name, tiles in inputs.judging_sets.items()},
+        inputs.student.classes,
+        lambda path: _pixels(inputs, path),
+        sensitivity,
+    )
+    with atomic_folder(out) as folder:
+        for variant in variants:
+            (folder / variant.entry.file).write_bytes(variant.evaluation.candidate.graph)
+        (folder / GOLDEN_FOLDER).mkdir()
+        for entry, tile in zip(golden, inputs.gate.take(indices).tiles, strict=True):
+            (folder / entry.file).write_bytes(read_checked(inputs.gate.data, tile))
+        (folder / REPORT).write_text(bundle_page(manifest, pictures), encoding="utf-8")
+        (folder / MODEL_CARD).write_text(model_card(manifest), encoding="utf-8")
+        write_bundle(folder, manifest)
+    return open_bundle(out)
+
+
+def choose_golden(
+    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]
+) -> list[int]:
+    """Choose the golden tiles among the gate tiles: indices, by class.
+
+    The least certain of a handful per class: a probability near 1 would hide a wrong engine.
+
+    Args:
+        labels: int64 (N,).
+        probabilities: float32 (N, classes), of full precision.
+    """
+    indices: list[int] = []
+    for label in range(probabilities.shape[1]):
+        own = np.flatnonzero(labels == label)
+        some = own[:: max(1, len(own) // GOLDEN_CANDIDATES)][:GOLDEN_CANDIDATES]
+        confidence = probabilities[some].max(axis=1)
+        indices += some[confidence.argsort()[:GOLDEN_PER_CLASS]].tolist()
+    return indices
+
+
+def _golden_entries(
+    inputs: ExportInputs, variants: Sequence[MeasuredVariant], indices: Sequence[int]
+) -> list[GoldenEntry]:
+    entries = []
+    for number, index in enumerate(indices):
+        tile = inputs.gate.tiles[index]
+        entries.append(
+            GoldenEntry(
+                file=f"{GOLDEN_FOLDER}/{number:02d}{Path(tile.path).suffix.lower()}",
+                label=inputs.student.classes[tile.label],
+                probabilities={
+                    variant.precision: variant.probabilities["gate"][index].tolist()
+                    for variant in variants
+                },
+            )
+        )
+    return entries
+
+
+def _pixels(inputs: ExportInputs, path: str) -> npt.NDArray[np.uint8]:
+    """The pixels of a gate or test tile, uint8 (H, W, 3)."""
+    for tiles in inputs.judging_sets.values():
+        if path in (paths := tiles.paths):
+            return inputs.reader.read(tiles.take([paths.index(path)]))[0]
+    raise KeyError(path)
+
+
+def _provenance(inputs: ExportInputs, variants: Sequence[MeasuredVariant]) -> Provenance:
+    sets = {
+        "train": inputs.train.size,
+        "val": inputs.validation.size,
+        "test": inputs.test.size,
+        "gate, of val": inputs.gate.size,
+    }
+    calibrated = [entry.calibration for v in variants if (entry := v.entry).calibration]
+    eight_bits = None
+    if inputs.eight_bit:
+        sets["calibration, of val"] = inputs.calibration.size
+    if calibrated:
+        eight_bits = (
+            f"inputs of the linears, symmetric ({calibrated[0].method}), weights per output "
+            "channel, scales migrated from LayerNorm and values into the next linear; on an FP32 "
+            "base queries and keys too"
+        )
+    return Provenance(
+        edgelung=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        run=inputs.run.path.name,
+        student=inputs.student.architecture,
+        weights_sha256=sha256_file(inputs.run.weights_path()),
+        split_sha256=sha256_file(inputs.run.split_path),
+        groups=inputs.config.groups,
+        split=inputs.config.split,
+        recipe=_without_folders(inputs.config.recipe),
+        sets=sets,
+        eight_bits=eight_bits,
+    )
+
+
+def _without_folders(recipe: dict[str, Json]) -> dict[str, Json]:
+    """The recipe with weights files by name only: a bundle leaves the computer it was made on."""
+    return {
+        key: value | {"weights": Path(value["weights"]).name}
+        if isinstance(value, dict) and "weights" in value
+        else value
+        for key, value in recipe.items()
+    }

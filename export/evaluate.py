@@ -1,0 +1,253 @@
+"""Judge a candidate against full precision on tiles that calibrated neither.
+
+The gate decides on validation tiles; the test tiles only report. Nothing here writes a file or
+changes a value: a candidate goes in, an evaluation comes out.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from msgspec import structs
+
+from edgelung.artifacts.bundle import VariantEntry, graph_name
+from edgelung.artifacts.results import GateResult, Limits, OpenVinoCheck, VariantTest
+from edgelung.core.precision import FULL_PRECISION, Precision
+from edgelung.core.system import available_cores
+from edgelung.engines.base import Probabilities
+from edgelung.engines.openvino import OpenVinoEngine
+from edgelung.evaluation.gate import LIMITS, gate
+from edgelung.evaluation.intervals import intervals
+from edgelung.evaluation.metrics import agreement, evaluate
+from edgelung.export.candidates import Candidate
+from edgelung.export.predict import load_engine, predict, predict_with, tiles_per_second
+from edgelung.export.tiles import TileReader, TileSet
+
+# From this activation on, FP16 (largest value 65,504) is too close to overflow to trust.
+FP16_PEAK_LIMIT = 32_000.0
+SPEED_TILES = 32
+
+
+@dataclass(frozen=True)
+class GateSet:
+    """The tiles that judge, with what full precision predicts for them.
+
+    Attributes:
+        tiles: N tiles.
+        reference: float32 (N, classes), the probabilities of full precision.
+        classes: their names.
+        limits: how much a candidate may lose.
+    """
+
+    tiles: TileSet
+    reference: Probabilities
+    classes: Sequence[str]
+    limits: Limits = LIMITS
+
+    def judge(self, probabilities: Probabilities, looks: int = 1) -> GateResult:
+        """Compare probabilities (N, classes) with the reference.
+
+        `looks` counts the forms of a candidate that these tiles judged, this one included.
+        """
+        return gate(
+            probabilities,
+            self.reference,
+            self.tiles.labels,
+            self.tiles.groups,
+            limits=self.limits,
+            looks=looks,
+            classes=self.classes,
+        )
+
+    def can_pass(self) -> bool:
+        """True if there are enough tiles for full precision itself to pass."""
+        return self.judge(self.reference).verdict == "pass"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A candidate, its probabilities float32 (N, classes) of the gate tiles, and the verdict."""
+
+    candidate: Candidate
+    probabilities: Probabilities
+    gate: GateResult
+
+    @property
+    def passed(self) -> bool:
+        """True if the gate let the candidate through."""
+        return self.gate.verdict == "pass"
+
+
+def evaluate_reference(candidate: Candidate, tiles: TileSet, reader: TileReader) -> Evaluation:
+    """Evaluate full precision: it is not judged, the others are compared with it."""
+    probabilities = predict(candidate.graph, tiles, reader, f"{candidate.precision}, gate")
+    metrics = evaluate(probabilities, tiles.labels)
+    result = GateResult(
+        verdict="reference",
+        reasons=[],
+        tiles=metrics.tiles,
+        balanced_accuracy=metrics.balanced_accuracy,
+        recall=metrics.recall,
+        expected_calibration_error=metrics.expected_calibration_error,
+    )
+    return Evaluation(candidate, probabilities, result)
+
+
+def evaluate_candidate(
+    candidate: Candidate, gate_set: GateSet, reader: TileReader, looks: int = 1
+) -> Evaluation:
+    """Predict the gate tiles with a candidate and judge it.
+
+    INT8 for CPUs must pass in OpenVINO too, which runs it where there is no GPU. On an FP16 base
+    the activations must stay within FP16's range.
+    """
+    title = f"{candidate.precision}, gate"
+    probabilities = predict(candidate.graph, gate_set.tiles, reader, title)
+    result = gate_set.judge(probabilities, looks)
+    if candidate.precision is Precision.INT8 and result.verdict == "pass":
+        result = check_in_openvino(result, candidate.graph, probabilities, gate_set, reader)
+    if candidate.peak is not None:
+        result = check_fp16_range(result, candidate.peak)
+    return Evaluation(candidate, probabilities, result)
+
+
+def check_in_openvino(
+    result: GateResult,
+    graph: bytes,
+    probabilities: Probabilities,
+    gate_set: GateSet,
+    reader: TileReader,
+) -> GateResult:
+    """Judge what OpenVINO computes from an INT8 graph that passed in ONNX Runtime.
+
+    First with BF16 beside INT8, if this CPU has BF16; in FP32 if that does not pass or the CPU has
+    no BF16. `infer` uses what passed here. A graph that passes in neither does not pass. Without
+    OpenVINO, or if it does not load the graph, `infer` does not use it either: the result stays.
+
+    Args:
+        result: the verdict in ONNX Runtime.
+        graph: the ONNX file.
+        probabilities: those of ONNX Runtime.
+        gate_set: the tiles that judge.
+        reader: reads them.
+    """
+    for bf16 in (True, False):
+        load = partial(OpenVinoEngine, threads=available_cores(), latency=True, bf16=bf16)
+        try:
+            engine = load_engine(graph, load)
+        except Exception:  # not installed or not able to load the graph; OpenVINO's own types
+            return result
+        with closing(engine):
+            float_type = engine.float_type
+            ours = predict_with(engine, gate_set.tiles, reader, "int8, gate, openvino")
+        judged = gate_set.judge(ours, result.looks)
+        same = agreement(ours, probabilities)
+        check = OpenVinoCheck(
+            verdict=judged.verdict,
+            floating_point=float_type,
+            same_label_as_onnxruntime=same.agreement,
+            largest_probability_difference=same.max_probability_difference,
+        )
+        if judged.verdict == "pass" or float_type == "fp32":
+            break
+    if judged.verdict == "pass":
+        return structs.replace(result, openvino=check)
+    reasons = [*result.reasons, *(f"in OpenVINO: {reason}" for reason in judged.reasons)]
+    return structs.replace(result, openvino=check, verdict=judged.verdict, reasons=reasons)
+
+
+def check_fp16_range(result: GateResult, peak: float) -> GateResult:
+    """Fail a result on an FP16 base if an activation comes near FP16's largest value.
+
+    CPU runtimes compute FP16 graphs in FP32, so the gate's probabilities show the rounding but not
+    an overflow. The largest activation of full precision on the tiles does.
+    """
+    result = structs.replace(result, largest_activation=peak)
+    if peak <= FP16_PEAK_LIMIT:
+        return result
+    reason = f"an activation of {peak:.0f} is too near FP16's limit of 65504"
+    return structs.replace(result, verdict="fail", reasons=[*result.reasons, reason])
+
+
+@dataclass(frozen=True)
+class MeasuredVariant:
+    """A variant of the bundle: its evaluation, its entry in the manifest, and its probabilities
+    by set, 'gate' and 'test' (without 'test' if there are no test tiles, or one is not finite)."""
+
+    evaluation: Evaluation
+    entry: VariantEntry
+    probabilities: dict[str, Probabilities]
+
+    @property
+    def precision(self) -> Precision:
+        """The variant's precision."""
+        return self.evaluation.candidate.precision
+
+
+def measure_variant(
+    evaluation: Evaluation,
+    gate_tiles: TileSet,
+    test: TileSet,
+    reader: TileReader,
+    reference: MeasuredVariant | None = None,
+) -> MeasuredVariant:
+    """Measure an evaluated candidate on the test tiles and its speed on this machine.
+
+    `reference`: full precision, measured; None for full precision itself.
+    """
+    candidate, result = evaluation.candidate, evaluation.gate
+    precision = candidate.precision
+    bf16 = result.openvino is not None and result.openvino.floating_point == "bf16"
+    probabilities = {"gate": evaluation.probabilities}
+    report = None
+    speeds = tiles_per_second(candidate.graph, reader.read(gate_tiles.every(SPEED_TILES)), bf16)
+    if len(test):
+        on_test = predict(candidate.graph, test, reader, f"{precision}, test")
+        if np.isfinite(on_test).all():
+            probabilities["test"] = on_test
+            theirs = on_test if reference is None else reference.probabilities["test"]
+            report = _test_report(on_test, theirs, test)
+    quantized = candidate.calibration is not None
+    entry = VariantEntry(
+        file=graph_name(precision),
+        bytes=len(candidate.graph),
+        base=precision.about.base,
+        meant_for=precision.about.meant_for,
+        quantized_linears=candidate.quantized_products,
+        judged_by="onnxruntime CPU",
+        tiles_per_second=speeds,
+        gate=result,
+        kept_in_float=list(candidate.kept_in_float) if quantized else None,
+        calibration=candidate.calibration,
+        test=report,
+    )
+    return MeasuredVariant(evaluation, entry, probabilities)
+
+
+def _test_report(
+    probabilities: Probabilities, reference: Probabilities, test: TileSet
+) -> VariantTest:
+    predicted = probabilities.argmax(axis=1)
+    return VariantTest(
+        **structs.asdict(evaluate(probabilities, test.labels)),
+        intervals=intervals(predicted, test.labels, test.groups, probabilities.shape[1]),
+        agreement_with_fp32=float((predicted == reference.argmax(axis=1)).mean()),
+    )
+
+
+def describe_proofs(variants: Sequence[MeasuredVariant], validation: int) -> str:
+    """What was judged on how many tiles, in one line."""
+    gate_tiles = next(v.entry.gate.tiles for v in variants if v.precision is FULL_PRECISION)
+    tested = [v.entry.test.tiles for v in variants if v.entry.test]
+    names = ", ".join(v.precision for v in variants)
+    proofs = [f"the graph on {validation} validation tiles", f"{names} on {gate_tiles} gate tiles"]
+    looks = sum(v.entry.gate.looks - 1 for v in variants if v.precision is Precision.INT8)
+    if looks:
+        proofs.append(f"{looks} further forms of int8 on the same")
+    if any(v.entry.gate.openvino for v in variants):
+        proofs.append("int8 in OpenVINO too")
+    if tested:
+        proofs.append(f"{len(tested)} variants on {tested[0]} test tiles")
+    return "; ".join(proofs)

@@ -1,0 +1,104 @@
+"""Read everything that an export needs from the run folder, before any work is done."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgelung.artifacts.run import RunConfig, RunFolder
+from edgelung.core.errors import EdgelungError
+from edgelung.engines.base import Probabilities
+from edgelung.export.student import Student, read_student
+from edgelung.export.tiles import TileReader, TileSet, read_split, set_aside
+from edgelung.tiles.reader import ReaderSpec
+
+
+@dataclass(frozen=True)
+class ExportInputs:
+    """What an export reads.
+
+    Attributes:
+        run: the run folder.
+        config: its run.json.
+        student: the trained model.
+        reader: reads the tiles, and keeps the decoded ones that fit in memory.
+        train, validation, test: the subsets of the split.
+        calibration: validation tiles that calibrate; all of them if nothing has 8 bits.
+        gate: validation tiles that judge: the others, or all of them if nothing has 8 bits.
+        eight_bit: an 8-bit variant is wanted.
+    """
+
+    run: RunFolder
+    config: RunConfig
+    student: Student
+    reader: TileReader
+    train: TileSet
+    validation: TileSet
+    test: TileSet
+    calibration: TileSet
+    gate: TileSet
+    eight_bit: bool
+
+    @property
+    def judging_sets(self) -> dict[str, TileSet]:
+        """The sets that evaluate variants, by name."""
+        return {"gate": self.gate, "test": self.test}
+
+
+def read_inputs(
+    run: RunFolder,
+    *,
+    data: Path | None,
+    eight_bit: bool,
+    calibration_tiles: int,
+) -> ExportInputs:
+    """Read the run and its split; the tiles themselves are read later.
+
+    Raises:
+        EdgelungError: if the run cannot be read.
+    """
+    student = read_student(run)
+    reader = TileReader(ReaderSpec(size=student.size))
+    config = run.read_config()
+    run.check_split(config)
+    subsets = read_split(run, data or Path(config.data), student.classes)
+    validation = subsets["val"]
+    # Without 8 bits nothing is calibrated, so all validation tiles can judge.
+    calibration, gate = (
+        set_aside(validation, calibration_tiles, config.seed)
+        if eight_bit
+        else (validation, validation)
+    )
+    return ExportInputs(
+        run=run,
+        config=config,
+        student=student,
+        reader=reader,
+        train=subsets["train"],
+        validation=validation,
+        test=subsets["test"],
+        calibration=calibration,
+        gate=gate,
+        eight_bit=eight_bit,
+    )
+
+
+def trained_probabilities(
+    run: RunFolder, tiles: TileSet, classes: tuple[str, ...]
+) -> Probabilities:
+    """What the trained model predicted for these tiles, float32 (N, classes).
+
+    Raises:
+        EdgelungError: if predictions.csv cannot be read, or lacks a tile or a class.
+    """
+    predictions = run.read_predictions()
+    try:
+        columns = [predictions.classes.index(name) for name in classes]
+        row_of = {path: row for row, path in enumerate(predictions.paths)}
+        rows = [row_of[path] for path in tiles.paths]
+    except (KeyError, ValueError) as error:
+        raise EdgelungError(
+            f"{run.predictions_path()} has no prediction for a tile or a class of the split "
+            f"({error}); expected the file that `edgelung train` wrote"
+        ) from error
+    return predictions.probabilities[np.ix_(rows, columns)].astype(np.float32)

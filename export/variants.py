@@ -1,0 +1,114 @@
+"""Make the variants of a bundle: candidates, their evaluation, the choice, the measurement."""
+
+import logging
+from dataclasses import dataclass
+
+from edgelung.artifacts.bundle import Sensitivity
+from edgelung.artifacts.results import Limits
+from edgelung.core.precision import FULL_PRECISION, Precision
+from edgelung.core.system import available_cores
+from edgelung.core.terminal import progress
+from edgelung.export.candidates import Candidate, float_candidate, quantized_candidate
+from edgelung.export.evaluate import (
+    Evaluation,
+    GateSet,
+    MeasuredVariant,
+    evaluate_candidate,
+    evaluate_reference,
+    measure_variant,
+)
+from edgelung.export.inputs import ExportInputs
+from edgelung.export.plan import Plan
+from edgelung.export.quantize import collect_tile_stats
+from edgelung.export.select import Int8Search, Refine
+from edgelung.export.sensitivity import TILES, measurements, sensitivity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VariantMaker:
+    """Makes variants that are judged against one full-precision variant.
+
+    Attributes:
+        inputs: what the export reads.
+        temperature: of every graph.
+        full_precision: the reference, measured.
+        gate_set: the tiles that judge.
+    """
+
+    inputs: ExportInputs
+    temperature: float
+    full_precision: MeasuredVariant
+    gate_set: GateSet
+
+    def fp16(self, plan: Plan | None) -> MeasuredVariant:
+        """Typed FP16. Its peak is that of the plan, or is measured if there is none."""
+        if plan:
+            peak = plan.unmigrated_peak
+        else:
+            inputs = self.inputs
+            stats = collect_tile_stats(
+                inputs.student, inputs.calibration, inputs.reader, "activations"
+            )
+            peak = stats.peak
+        candidate = float_candidate(self.inputs.student, self.temperature, Precision.FP16, peak)
+        return self._judged(candidate)
+
+    def int8(
+        self, plan: Plan, refine: Refine | None = None
+    ) -> tuple[list[MeasuredVariant], Sensitivity]:
+        """INT8 on an FP32 base and on an FP16 base, and the sensitivity of its parts.
+
+        Both are written from the same plan, with the same linears in floating point.
+        """
+        ranking = rank_parts(plan, self.inputs)
+        search = Int8Search(
+            temperature=self.temperature,
+            gate_set=self.gate_set,
+            calibration=self.inputs.calibration,
+            full_precision=self.full_precision.evaluation.candidate,
+            ranking=ranking,
+            reader=self.inputs.reader,
+        )
+        choice = search.choose(plan, refine)
+        on_fp32 = self._measured(choice.evaluation)
+        if not choice.evaluation.passed:
+            logger.info("INT8 did not pass; `infer` uses the best variant that did")
+        kept = choice.evaluation.candidate.kept_in_float
+        candidate = quantized_candidate(choice.plan, self.temperature, Precision.INT8_FP16, kept)
+        on_fp16 = self._judged(candidate, choice.evaluation.gate.looks)
+        return [on_fp32, on_fp16], ranking
+
+    def fp8(self, plan: Plan) -> MeasuredVariant:
+        """FP8 (E4M3) on an FP16 base, for GPUs that have it (SM 8.9 and later)."""
+        return self._judged(quantized_candidate(plan, self.temperature, Precision.FP8))
+
+    def _judged(self, candidate: Candidate, looks: int = 1) -> MeasuredVariant:
+        evaluation = evaluate_candidate(candidate, self.gate_set, self.inputs.reader, looks)
+        return self._measured(evaluation)
+
+    def _measured(self, evaluation: Evaluation) -> MeasuredVariant:
+        reasons = "; ".join(evaluation.gate.reasons)
+        verdict = f"{evaluation.gate.verdict} {reasons}".rstrip()
+        logger.info("%s gate: %s", evaluation.candidate.precision, verdict)
+        inputs = self.inputs
+        return measure_variant(
+            evaluation, inputs.gate, inputs.test, inputs.reader, self.full_precision
+        )
+
+
+def prepare_variants(inputs: ExportInputs, temperature: float, limits: Limits) -> VariantMaker:
+    """Measure full precision, which judges all others."""
+    candidate = float_candidate(inputs.student, temperature, FULL_PRECISION)
+    evaluation = evaluate_reference(candidate, inputs.gate, inputs.reader)
+    measured = measure_variant(evaluation, inputs.gate, inputs.test, inputs.reader)
+    gate_set = GateSet(inputs.gate, evaluation.probabilities, inputs.student.classes, limits)
+    return VariantMaker(inputs, temperature, measured, gate_set)
+
+
+def rank_parts(plan: Plan, inputs: ExportInputs) -> Sensitivity:
+    """Measure the sensitivity of every part of the plan on a few calibration tiles."""
+    tiles = inputs.reader.read(inputs.calibration.every(TILES))
+    with progress("sensitivity", measurements(plan)) as advance:
+        return sensitivity(plan, tiles, available_cores(), advance)

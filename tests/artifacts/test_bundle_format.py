@@ -1,0 +1,71 @@
+"""bundle.json: read and written by one module, and bundles of 0.1 still open."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgelung.artifacts.bundle import (
+    MANIFEST,
+    BundleManifest,
+    open_bundle,
+    starter_bundle,
+    write_bundle,
+)
+from edgelung.core import typed_json
+from edgelung.core.errors import EdgelungError
+from edgelung.core.precision import Precision
+
+
+@pytest.fixture
+def starter(tmp_path: Path) -> Path:
+    """A copy of the starter, which edgelung 0.1 exported."""
+    return Path(shutil.copytree(starter_bundle(), tmp_path / "starter"))
+
+
+def test_the_starter_as_shipped_opens() -> None:
+    bundle = open_bundle(starter_bundle())
+    assert list(bundle.variants) == [Precision.FP32, Precision.INT8]
+    gate = bundle.variant(Precision.INT8).gate
+    assert (gate.verdict, gate.tiles, gate.groups, gate.looks) == ("pass", 1373, 60, 1)
+    assert gate.checks is not None
+    assert all(check.verdict == "pass" for check in gate.checks.values())
+    calibration = bundle.variant(Precision.INT8).entry.calibration
+    assert calibration is not None
+    assert calibration.scores[f"{calibration.method}, biases"].flipped == 0
+    test = bundle.variant(Precision.INT8).entry.test
+    assert test is not None
+    assert test.intervals.accuracy[0] < test.accuracy < test.intervals.accuracy[1]
+    assert bundle.manifest.sensitivity is not None
+    assert len(bundle.manifest.sensitivity.linears) == 61
+    assert bundle.manifest.provenance is not None
+    assert bundle.manifest.provenance.sets["train"].groups == 432
+
+
+def test_a_manifest_survives_reading_and_writing(starter: Path) -> None:
+    manifest = open_bundle(starter).manifest
+    write_bundle(starter, manifest)
+    assert open_bundle(starter).manifest == manifest
+
+
+def test_what_is_read_is_what_the_file_says() -> None:
+    """Every value of a variant but the extra metrics of full precision, which 0.1 repeated."""
+    content = json.loads((starter_bundle() / MANIFEST).read_text("utf-8"))
+    again = json.loads(json.dumps(typed_json.plain(typed_json.convert(content, BundleManifest))))
+    del content["variants"]["fp32"]["gate"], again["variants"]["fp32"]["gate"]
+    del content["variants"]["int8"]["gate"]["looks"]  # 1, the default
+    assert again == content
+
+
+def test_a_variant_that_is_not_there_names_the_option_that_adds_it() -> None:
+    bundle = open_bundle(starter_bundle())
+    with pytest.raises(EdgelungError, match=r"holds no fp16 variant .*fp32, int8.*--fp16"):
+        bundle.variant(Precision.FP16)
+
+
+def test_a_precision_of_a_newer_edgelung_is_passed_over(starter: Path) -> None:
+    content = json.loads((starter / MANIFEST).read_text("utf-8"))
+    content["variants"]["int4"] = content["variants"]["int8"]
+    write_bundle(starter, content)
+    assert list(open_bundle(starter).variants) == [Precision.FP32, Precision.INT8]

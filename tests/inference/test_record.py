@@ -1,0 +1,46 @@
+"""A record: what is kept of one file, and the row that is written from it."""
+
+import io
+
+import numpy as np
+import pytest
+
+from edgelung.artifacts.predictions import FORMATS, Prediction
+from edgelung.inference.pipeline import Row
+from edgelung.inference.record import Record, record_of
+from edgelung.tiles.find import FoundFile
+
+CLASSES = ["lung, aca", "lung_n"]
+
+
+@pytest.mark.parametrize(
+    ("least", "status"), [(None, "ok"), (0.9, "ok"), (0.900001, "review"), (1.0, "review")]
+)
+def test_review_goes_by_the_confidence_that_is_printed(least: float | None, status: str) -> None:
+    # 0.9 as float32 lies a little under 0.9
+    row = Row(FoundFile("x.jpg", "lung_n/x.jpg"), "ok", "", np.float32([0.1, 0.9]))
+    record = record_of(row, CLASSES, least)
+    assert record.status == status
+    assert (record.decided is None) == (status == "review")
+    assert record.truth == 1
+    assert bool(record.error) == (status == "review")
+
+
+def test_a_row_has_a_label_only_if_it_is_decided() -> None:
+    probabilities = [0.25, 0.75]
+    decided = Record("a.jpg", "ok", "", probabilities, None, 1, (1, 2))
+    assert decided.prediction(CLASSES) == Prediction("a.jpg", "ok", "lung_n", 0.75, (0.25, 0.75))
+    review = decided._replace(status="review", error="not sure")
+    assert review.prediction(CLASSES) == Prediction(
+        "a.jpg", "review", None, 0.75, (0.25, 0.75), "not sure"
+    )
+    failed = Record("a.jpg", "empty", "no bytes", None, None, None, None)
+    assert failed.prediction(CLASSES) == Prediction("a.jpg", "empty", error="no bytes")
+
+
+def test_errors_of_any_text_can_be_written() -> None:
+    row = Row(FoundFile("x.jpg", "x.jpg"), "corrupt", "caf\udce9 \n")
+    file = io.BytesIO()
+    record = record_of(row, CLASSES, None)
+    FORMATS[".csv"].writer(file, CLASSES).write([record.prediction(CLASSES)])
+    assert b"caf\\udce9" in file.getvalue()

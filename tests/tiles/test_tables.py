@@ -1,0 +1,100 @@
+"""Lists of tiles in every dialect that people's programs write."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgelung.core.errors import EdgelungError
+from edgelung.tiles.tables import read_rows
+
+PATHS = ["lung_n/1.jpeg", "lung_n/ä, b.jpeg"]
+
+
+def paths(file: Path, *wanted: str) -> list[str]:
+    return [row["path"] for row in read_rows(file, wanted)]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("column", ["path", "Path", "FILE", "filename", "image_path"])
+def test_a_csv_of_any_dialect_is_read(
+    tmp_path: Path, delimiter: str, encoding: str, newline: str, column: str
+) -> None:
+    lines = [f"{column}{delimiter}Label"]
+    lines += [f'"{path}"{delimiter}x' for path in PATHS]
+    file = tmp_path / "list.csv"
+    file.write_bytes((newline.join(lines) + newline).encode(encoding))
+    assert list(read_rows(file, ["label"])) == [
+        {column.lower(): path, "label": "x", "path": path} for path in PATHS
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_plain_list_is_read(tmp_path: Path, encoding: str, newline: str) -> None:
+    file = tmp_path / "list.txt"
+    mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
+    file.write_bytes(mark + newline.join([*PATHS, "", ""]).encode(encoding))
+    assert paths(file) == PATHS
+
+
+def test_a_list_of_find_print0_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "list"
+    file.write_bytes(b"\0".join(os.fsencode(p) for p in ["a\nb.jpeg", *PATHS]) + b"\0")
+    assert paths(file) == ["a\nb.jpeg", *PATHS]
+
+
+def test_excels_own_first_line_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("sep=;\nPath;Group\na/1.jpeg;g\n")
+    assert list(read_rows(file, ["group"])) == [{"path": "a/1.jpeg", "group": "g"}]
+
+
+def test_the_index_that_pandas_writes_is_no_path(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(",path,subset\n0,a/1.jpeg,test\n1,a/2.jpeg,test\n\n")
+    assert paths(file) == ["a/1.jpeg", "a/2.jpeg"]
+
+
+def test_bytes_of_a_name_that_are_not_utf8_go_through(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_bytes(b"path\na/\xff.jpeg\n")
+    assert [os.fsencode(path) for path in paths(file)] == [b"a/\xff.jpeg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted", "words"),
+    [
+        (b"PK\3\4rest", (), r"is a zip archive or an \.xlsx, not text; save it as CSV"),
+        (b"\xd0\xcf\x11\xe0rest\n", (), r"is an old \.xls, not text; save it as CSV"),
+        (b"path,label\na,b\n", ("group",), "has the columns path, label; expected group too"),
+        (b"a/1.jpeg\n", ("group",), "expected path and group in its first line"),
+        (b"path,group\n,g\n", (), "has no path in line 2"),
+        ("Path\n".encode("utf-16") + b"\x00\xd8\x00", (), "save it as UTF-8"),
+    ],
+)
+def test_what_cannot_be_read_is_named_in_one_line(
+    tmp_path: Path, content: bytes, wanted: tuple[str, ...], words: str
+) -> None:
+    file = tmp_path / "list.csv"
+    file.write_bytes(content)
+    with pytest.raises(EdgelungError, match=words):
+        list(read_rows(file, wanted))
+
+
+def test_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            for piece in (b"pa", b"th,x\na/1", b".jpeg,1\na/2.jpeg,2\n"):
+                file.write(piece)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert paths(pipe) == ["a/1.jpeg", "a/2.jpeg"]
+    writer.join()
