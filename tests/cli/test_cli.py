@@ -165,8 +165,11 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["infer", "EMPTY", "--model", "BUNDLE"], "found no file at all"),
         (["infer", "TILES", "--model", "TILES"], "is no bundle"),
         (["infer", "TILES", "--model", "BUNDLE", "--engine", "tensorrt"], "tensorrt is not inst"),
-        (["infer", "TILES", "--model", "BUNDLE", "--engine", "x"], "unknown engine 'x'"),
-        (["infer", "TILES", "--model", "BUNDLE", "--precision", "int4"], "unknown precision"),
+        (
+            ["infer", "TILES", "--model", "BUNDLE", "--engine", "x"],
+            "'x' is unknown; expected one of auto",
+        ),
+        (["infer", "TILES", "--model", "BUNDLE", "--precision", "int4"], "'int4' is unknown"),
         (["infer", "TILES", "--model", "BUNDLE", "--batch-size", "0"], "batch-size"),
         (["infer", "", "--model", "BUNDLE"], "the name is empty"),
         (["infer", "TEXT", "--model", "BUNDLE"], "no image among them"),
@@ -335,7 +338,7 @@ def test_the_plain_wheel_infers_without_torch(
     bundle_folder: Path, tiles: Path, tmp_path: Path
 ) -> None:
     """Bar 5: `pip install` of the wheel into an empty environment is all the workstation needs."""
-    source = Path(__file__).parents[1]
+    source = Path(__file__).parents[2]
     environment = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=120)
     pip = [environment / "bin" / "python", "-m", "pip"]
