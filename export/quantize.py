@@ -132,8 +132,9 @@ def _cache_key(student: Student, tiles: TileSet, reader: TileReader, method: str
     for a change of the code."""
     graph = build_graph(student).SerializeToString(deterministic=True)
     code = hashlib.sha256()
-    own = sorted(Path(edgelung.export.__file__).parent.glob("*.py"))
-    for path in (*own, Path(tile_reader.__file__), Path(metrics.__file__)):
+    rooms = (Path(edgelung.export.__file__).parent, Path(tile_reader.__file__).parent)
+    modules = [path for room in rooms for path in sorted(room.glob("*.py"))]
+    for path in (*modules, Path(metrics.__file__)):
         code.update(path.read_bytes())
     parts = {
         "graph": sha256_bytes(graph),
