@@ -26,8 +26,9 @@ LEVELS = [
 MOST_LINES, MOST_BODY_LINES, MOST_ANY_LINES = 400, 60, 70
 # Names of files in a run folder and a bundle, and the module that owns each.
 OWNED = {
-    "edgelung.artifacts.run": ["run.json", "split.csv", "metrics.jsonl", "state.pt"],
-    "edgelung.artifacts.bundle": ["bundle.json", "MODEL_CARD.md"],
+    "edgelung.core.own_folders": ["run.json", "split.csv", "bundle.json", "audit.json"],
+    "edgelung.artifacts.run": ["metrics.json", "metrics.jsonl", "state.pt", "model.safetensors"],
+    "edgelung.artifacts.bundle": ["MODEL_CARD.md"],
 }
 
 

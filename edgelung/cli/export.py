@@ -189,16 +189,7 @@ def _ahead_of_time(
             "(the others load the bundle's ONNX files as they are)"
         )
     if engine == "tensorrt":
-        from edgelung.tools.doctor import examine
-
-        needed = ("GPU", "driver", "TensorRT", "pycuda", "cuda-bindings")
-        lacking = [f.what for f in examine() if f.what in needed and f.state != "ok"]
-        here = f"this machine lacks {', '.join(lacking)}" if lacking else "nothing is missing here"
-        raise EdgelungError(
-            "TensorRT builds its engines on the GPU that runs them, at the first `edgelung infer "
-            f"--engine tensorrt`; {here}. Ahead of time, without that GPU, --engine tensorrt-rtx "
-            "--target sm_89 builds them"
-        )
+        _refuse_tensorrt()
     try:
         flavour = load_flavour(engine)
     except EngineUnavailableError as error:
@@ -218,20 +209,39 @@ def _ahead_of_time(
         with progress("build engines", len(planned_builds(bundle, targets))) as advance:
             entries = build_ahead(bundle, folder, flavour, targets, advance)
         _print_engines(entries, folder)
-        built = {(entry.variant, entry.target) for entry in entries}
-        for variant in bundle.variants.values():
-            if not variant.passed:
-                logger.info(
-                    "no engine of %s: its gate says %s", variant.precision, variant.gate.verdict
-                )
-                continue
-            for target in targets:
-                if (variant.precision, target) not in built:
-                    logger.info(
-                        "no engine of %s for %s, which has no FP8", variant.precision, target
-                    )
+        _log_missing_engines(bundle, targets, entries)
 
     return build
+
+
+def _refuse_tensorrt() -> None:
+    """Say why full TensorRT cannot build ahead of time, and what this machine lacks for it."""
+    from edgelung.core.errors import EdgelungError
+    from edgelung.tools.doctor import examine
+
+    needed = ("GPU", "driver", "TensorRT", "pycuda", "cuda-bindings")
+    lacking = [f.what for f in examine() if f.what in needed and f.state != "ok"]
+    here = f"this machine lacks {', '.join(lacking)}" if lacking else "nothing is missing here"
+    raise EdgelungError(
+        "TensorRT builds its engines on the GPU that runs them, at the first `edgelung infer "
+        f"--engine tensorrt`; {here}. Ahead of time, without that GPU, --engine tensorrt-rtx "
+        "--target sm_89 builds them"
+    )
+
+
+def _log_missing_engines(
+    bundle: "Bundle", targets: list[str], engines: list["PrebuiltEngine"]
+) -> None:
+    """Log a line for each variant that got no engine, with the reason."""
+    built = {(engine.variant, engine.target) for engine in engines}
+    for variant in bundle.variants.values():
+        if not variant.passed:
+            verdict = variant.gate.verdict
+            logger.info("no engine of %s: its gate says %s", variant.precision, verdict)
+            continue
+        for target in targets:
+            if (variant.precision, target) not in built:
+                logger.info("no engine of %s for %s, which has no FP8", variant.precision, target)
 
 
 def _print_engines(engines: list["PrebuiltEngine"], folder: Path) -> None:
