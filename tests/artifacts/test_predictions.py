@@ -26,6 +26,10 @@ ROWS = (
     Prediction("b.jpg", "truncated", error="cut, off"),
     Prediction("c.jpg", "review", None, 0.5, (0.5, 0.5), "confidence 0.500000 is under 0.6"),
 )
+JSON_ROW = (
+    b'{"path": "a", "status": "empty", "label": null, "confidence": null, "p_n": null, '
+    b'"error": "no bytes"}\n'
+)
 
 
 @pytest.fixture(params=list(FORMATS))
@@ -148,6 +152,7 @@ def test_another_parquet_file_is_not_ours(tmp_path: Path) -> None:
         ("rows.csv", b"path,status,label,confidence,p_n,error\r\n\xff,ok,n,1,1,\r\n", "decode"),
         ("rows.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("rows.jsonl", b'{"path": "a"}\n', "its columns are path"),
+        ("rows.jsonl", JSON_ROW + b'{"path": "a"}\n', "line 2 has other columns than line 1"),
         ("rows.jsonl", b"[" * 100_000, "nested too deeply"),
         ("rows.parquet", b"PAR1 and no more", "holds no predictions"),
         ("rows.txt", b"", "no name for predictions"),
