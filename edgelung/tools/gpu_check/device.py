@@ -43,69 +43,98 @@ def resize_kernels() -> Figures:
 def device_layer() -> Figures:
     """Measure copies, streams and CUDA graphs as the engines use them, with the resize as work."""
     device = Device()
-    rng = np.random.default_rng(0)
     result: Figures = {"card": device.name, "capability": device.architecture}
     with device.current():
-        streams = [device.stream(), device.stream()]
-        host = device.pinned((256 * 2**20,), np.uint8)
-        host[:] = rng.integers(0, 256, len(host), np.uint8)
-        back = device.pinned(host.shape, np.uint8)
-        memory = device.memory(host.nbytes)
+        copies = _Copies(device)
+        resize = _Resize(device)
+        for name, copy in (("host to device", copies.copy_in), ("device to host", copies.copy_out)):
+            seconds = _median_seconds(_then_wait(copy, copies.stream))
+            result[f"{name}, GB per second"] = copies.host.nbytes / seconds / 1e9
+        result["bytes that came back changed"] = int((copies.back != copies.host).sum())
 
-        def finished(stream: Stream, work: Callable[[], None]) -> Callable[[], None]:
-            def call() -> None:
-                work()
-                stream.wait()
-
-            return call
-
-        def copy_in() -> None:
-            streams[0].copy_in(memory, host)
-
-        def copy_out() -> None:
-            streams[0].copy_out(back, memory)
-
-        for name, copy in (("host to device", copy_in), ("device to host", copy_out)):
-            seconds = float(np.median(time_calls(finished(streams[0], copy), 10)))
-            result[f"{name}, GB per second"] = host.nbytes / seconds / 1e9
-        result["bytes that came back changed"] = int((back != host).sum())
-
-        tiles = [rng.integers(0, 256, (768, 768, 3), np.uint8) for _ in range(16)]
-        expected = np.stack([resize_by_pillow(tile, 224) for tile in tiles])
-        kernels = DeviceResize(device, streams[1])
-        found = device.pinned(expected.shape, np.uint8)
-        resized = device.memory(found.nbytes)
-        kernels.enqueue(tiles, 224, resized)
-        streams[1].wait()
-
-        def resize() -> None:
-            kernels._launch()
-            streams[1].copy_out(found, resized)
-
-        graph = streams[1].capture(resize)
-        for name, work in (("launches", resize), ("one graph", graph.launch)):
-            found[:] = 0
-            taken = time_calls(finished(streams[1], work), 200)
+        graph = resize.stream.capture(resize.run)
+        for name, work in (("launches", resize.run), ("one graph", graph.launch)):
+            resize.pixels[:] = 0
+            taken = time_calls(_then_wait(work, resize.stream), 200)
             result[f"resize of 16 tiles, {name}, ms"] = percentiles(taken)
-        result["values that the graph's replay gets wrong"] = int((found != expected).sum())
+        wrong = int((resize.pixels != resize.expected).sum())
+        result["values that the graph's replay gets wrong"] = wrong
 
-        def beside() -> None:
-            copy_in()
+        def copy_beside_resizes() -> None:
+            copies.copy_in()
             for _ in range(20):
                 graph.launch()
-            for stream in streams:
-                stream.wait()
+            copies.stream.wait()
+            resize.stream.wait()
 
-        alone = float(np.median(time_calls(finished(streams[0], copy_in), 10)))
-        both = float(np.median(time_calls(beside, 10)))
+        alone = _median_seconds(_then_wait(copies.copy_in, copies.stream))
         result["copy of 256 MiB alone, ms"] = 1e3 * alone
-        result["copy of 256 MiB beside 20 resizes, ms"] = 1e3 * both
+        result["copy of 256 MiB beside 20 resizes, ms"] = 1e3 * _median_seconds(copy_beside_resizes)
         graph.free()
-        kernels.free()
-        for block in (memory, resized):
-            block.free()
+        resize.free()
+        copies.free()
         try:
             device.memory(2 * device.memory_bytes).free()
         except DeviceError as error:
             result["asked for twice its memory"] = one_line(error, 120)
     return result
+
+
+class _Copies:
+    """256 MiB of pinned random bytes, copied to the device and back on a stream of their own."""
+
+    def __init__(self, device: Device) -> None:
+        self.stream = device.stream()
+        self.host = device.pinned((256 * 2**20,), np.uint8)
+        self.host[:] = np.random.default_rng(0).integers(0, 256, len(self.host), np.uint8)
+        self.back = device.pinned(self.host.shape, np.uint8)
+        self._memory = device.memory(self.host.nbytes)
+
+    def copy_in(self) -> None:
+        """Enqueue the copy to the device."""
+        self.stream.copy_in(self._memory, self.host)
+
+    def copy_out(self) -> None:
+        """Enqueue the copy back."""
+        self.stream.copy_out(self.back, self._memory)
+
+    def free(self) -> None:
+        """Free the device memory."""
+        self._memory.free()
+
+
+class _Resize:
+    """16 tiles of 768 px, resized to 224 px and copied back on a stream of their own."""
+
+    def __init__(self, device: Device) -> None:
+        rng = np.random.default_rng(1)
+        tiles = [rng.integers(0, 256, (768, 768, 3), np.uint8) for _ in range(16)]
+        self.expected = np.stack([resize_by_pillow(tile, 224) for tile in tiles])
+        self.stream = device.stream()
+        self.pixels = device.pinned(self.expected.shape, np.uint8)
+        self._memory = device.memory(self.pixels.nbytes)
+        self._kernels = DeviceResize(device, self.stream)
+        self._kernels.enqueue(tiles, 224, self._memory)
+        self.stream.wait()
+
+    def run(self) -> None:
+        """Enqueue the resize and the copy of its pixels."""
+        self._kernels._launch()
+        self.stream.copy_out(self.pixels, self._memory)
+
+    def free(self) -> None:
+        """Free the kernels' and the device's memory."""
+        self._kernels.free()
+        self._memory.free()
+
+
+def _then_wait(work: Callable[[], None], stream: Stream) -> Callable[[], None]:
+    def call() -> None:
+        work()
+        stream.wait()
+
+    return call
+
+
+def _median_seconds(work: Callable[[], None]) -> float:
+    return float(np.median(time_calls(work, 10)))
