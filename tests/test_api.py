@@ -125,6 +125,22 @@ def test_a_pil_image_is_turned_as_its_exif_says(classifier: Classifier, png: Pat
     assert path.probabilities == image.probabilities == upright.probabilities
 
 
+def test_16_bit_grey_is_read_by_its_high_byte_in_a_pil_image(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    grey = np.random.default_rng(0).integers(0, 65536, (70, 70), np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    pixels = np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    images = [tmp_path / "grey.png", Image.fromarray(grey), pixels]
+    path, image, array = classifier.classify(images)
+    assert path.probabilities == image.probabilities == array.probabilities
+    (refused,) = classifier.classify([Image.fromarray(grey.astype(np.float32))])
+    assert (refused.status, refused.error) == (
+        "unsupported",
+        "a PIL image of mode F has no defined white",
+    )
+
+
 @pytest.mark.parametrize(
     ("array", "found"),
     [

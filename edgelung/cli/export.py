@@ -1,8 +1,6 @@
 """`edgelung export`."""
 
 import json
-import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +9,8 @@ import typer
 from edgelung.cli.options import INPUT, OUTPUT, training_extra
 
 if TYPE_CHECKING:
-    from edgelung.artifacts.bundle import Bundle, Sensitivity, VariantEntry
-    from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine
+    from edgelung.artifacts.bundle import Sensitivity, VariantEntry
 
-
-logger = logging.getLogger(__name__)
 
 VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"
 
@@ -132,13 +127,14 @@ def export(
     Writes a bundle: full precision and the variants asked for, each judged against it, with the
     evidence. Exit code 4: a variant did not pass its gate.
     """
+    from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.core.errors import EdgelungError, ExitCode
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
 
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
-    ahead = _ahead_of_time(engine, target, out)  # refused before the work, not after
+    ahead = plan_engines(engine, target, out)  # refused before the work, not after
 
     with training_extra("export"):
         from edgelung.export.build import export_run
@@ -156,7 +152,7 @@ def export(
         strict=strict,
     )
     if ahead:
-        ahead(bundle)
+        build_engines(ahead, bundle)
     if as_json:
         print(json.dumps(plain(bundle.manifest), indent=2))
     else:
@@ -166,104 +162,10 @@ def export(
         raise typer.Exit(ExitCode.GATE)
 
 
-def _ahead_of_time(
-    engine: str | None, target: str | None, out: Path
-) -> Callable[["Bundle"], None] | None:
-    """Check --engine and --target; return the function that builds a bundle's engines.
-
-    The engines go to `<out>.engines`. None if no engine was asked for.
-    """
-    from edgelung.core.errors import EdgelungError
-    from edgelung.core.files import new_folder
-    from edgelung.engines.base import EngineUnavailableError
-    from edgelung.engines.tensorrt.build import check_targets
-    from edgelung.engines.tensorrt.flavour import MODULES, load_flavour
-
-    if engine is None:
-        if target is not None:
-            raise EdgelungError("--target needs --engine tensorrt-rtx")
-        return None
-    if engine not in MODULES:
-        raise EdgelungError(
-            f"engine {engine!r} is not built ahead of time; expected tensorrt-rtx "
-            "(the others load the bundle's ONNX files as they are)"
-        )
-    if engine == "tensorrt":
-        _refuse_tensorrt()
-    try:
-        flavour = load_flavour(engine)
-    except EngineUnavailableError as error:
-        raise EdgelungError(str(error)) from error
-    if target is None:
-        raise EdgelungError(
-            f"--engine {engine} needs --target: one or more of {', '.join(flavour.targets())}"
-        )
-    targets = check_targets(flavour, target.split(","))
-    folder = out.with_name(f"{out.name}.engines")
-    new_folder(folder, "engines")
-
-    def build(bundle: "Bundle") -> None:
-        from edgelung.core.terminal import progress
-        from edgelung.engines.tensorrt.prebuilt import build_ahead, planned_builds
-
-        with progress("build engines", len(planned_builds(bundle, targets))) as advance:
-            entries = build_ahead(bundle, folder, flavour, targets, advance)
-        _print_engines(entries, folder)
-        _log_missing_engines(bundle, targets, entries)
-
-    return build
-
-
-def _refuse_tensorrt() -> None:
-    """Say why full TensorRT cannot build ahead of time, and what this machine lacks for it."""
-    from edgelung.core.errors import EdgelungError
-    from edgelung.tools.doctor import examine
-
-    needed = ("GPU", "driver", "TensorRT", "pycuda", "cuda-bindings")
-    lacking = [f.what for f in examine() if f.what in needed and f.state != "ok"]
-    here = f"this machine lacks {', '.join(lacking)}" if lacking else "nothing is missing here"
-    raise EdgelungError(
-        "TensorRT builds its engines on the GPU that runs them, at the first `edgelung infer "
-        f"--engine tensorrt`; {here}. Ahead of time, without that GPU, --engine tensorrt-rtx "
-        "--target sm_89 builds them"
-    )
-
-
-def _log_missing_engines(
-    bundle: "Bundle", targets: list[str], engines: list["PrebuiltEngine"]
-) -> None:
-    """Log a line for each variant that got no engine, with the reason."""
-    built = {(engine.variant, engine.target) for engine in engines}
-    for variant in bundle.variants.values():
-        if not variant.passed:
-            verdict = variant.gate.verdict
-            logger.info("no engine of %s: its gate says %s", variant.precision, verdict)
-            continue
-        for target in targets:
-            if (variant.precision, target) not in built:
-                logger.info("no engine of %s for %s, which has no FP8", variant.precision, target)
-
-
-def _print_engines(engines: list["PrebuiltEngine"], folder: Path) -> None:
-    from rich.table import Table
-
-    from edgelung.core.terminal import err
-
-    table = Table("engine", "MB", "batch", "linears by type")
-    for engine in engines:
-        types = ", ".join(f"{n} {name}" for name, n in engine.contents.types.items())
-        table.add_row(engine.file, f"{engine.bytes / 1e6:.1f}", engine.profile, types)
-    err().print(table)
-    logger.info(
-        "engines %s: programs for the GPU, outside the bundle; run them with the TensorRT-RTX that "
-        "built them (%s): edgelung infer --engine tensorrt-rtx --prebuilt %s",
-        *(folder, engines[0].version, folder),
-    )
-
-
 def _print_table(variants: dict[str, "VariantEntry"], folder: Path) -> None:
     from rich.table import Table
 
+    from edgelung.artifacts.bundle import REPORT
     from edgelung.core.terminal import out
 
     table = Table(
@@ -282,7 +184,7 @@ def _print_table(variants: dict[str, "VariantEntry"], folder: Path) -> None:
             ", ".join(f"{k} {v:.0f}" for k, v in entry.tiles_per_second.items()),
         )
     out().print(table)
-    out().print(f"bundle  {folder}\nreport  {folder / 'report.html'}", markup=False)
+    out().print(f"bundle  {folder}\nreport  {folder / REPORT}", markup=False)
 
 
 def _figure(value: float | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgelung.artifacts.bundle import open_bundle
+from edgelung.artifacts.bundle import REPORT, open_bundle
 from edgelung.artifacts.predictions import read_predictions
 from edgelung.artifacts.run import RunFolder
 from edgelung.artifacts.summary import Summary, read_summary
@@ -111,8 +111,6 @@ def run_demo(options: DemoOptions, folder: Path, json_path: Path | None = None) 
     path = json_path or folder / "results.json"
     typed_json.write(path, figures)
     show(figures, has_groups=options.groups is not None)
-    reports = (RunFolder(run).report_path, open_bundle(bundle).folder / "report.html")
-    console().print(
-        f"reports   {reports[0]}\n          {reports[1]}\nfigures   {path}", markup=False
-    )
+    reports = f"{RunFolder(run).report_path}\n          {bundle / REPORT}"
+    console().print(f"reports   {reports}\nfigures   {path}", markup=False)
     return figures

@@ -45,11 +45,34 @@ def device_layer() -> Figures:
     device = Device()
     result: Figures = {"card": device.name, "capability": device.architecture}
     with device.current():
-        probe = _Probe(device)
-        result |= probe.copies()
-        result |= probe.graph_replay()
-        result |= probe.overlap()
-        probe.free()
+        copies = _Copies(device)
+        resize = _Resize(device)
+        for name, copy in (("host to device", copies.copy_in), ("device to host", copies.copy_out)):
+            seconds = _median_seconds(_then_wait(copy, copies.stream))
+            result[f"{name}, GB per second"] = copies.host.nbytes / seconds / 1e9
+        result["bytes that came back changed"] = int((copies.back != copies.host).sum())
+
+        graph = resize.stream.capture(resize.run)
+        for name, work in (("launches", resize.run), ("one graph", graph.launch)):
+            resize.pixels[:] = 0
+            taken = time_calls(_then_wait(work, resize.stream), 200)
+            result[f"resize of 16 tiles, {name}, ms"] = percentiles(taken)
+        wrong = int((resize.pixels != resize.expected).sum())
+        result["values that the graph's replay gets wrong"] = wrong
+
+        def copy_beside_resizes() -> None:
+            copies.copy_in()
+            for _ in range(20):
+                graph.launch()
+            copies.stream.wait()
+            resize.stream.wait()
+
+        alone = _median_seconds(_then_wait(copies.copy_in, copies.stream))
+        result["copy of 256 MiB alone, ms"] = 1e3 * alone
+        result["copy of 256 MiB beside 20 resizes, ms"] = 1e3 * _median_seconds(copy_beside_resizes)
+        graph.free()
+        resize.free()
+        copies.free()
         try:
             device.memory(2 * device.memory_bytes).free()
         except DeviceError as error:
@@ -57,88 +80,61 @@ def device_layer() -> Figures:
     return result
 
 
-class _Probe:
-    """A copy stream with 256 MiB of pinned memory, and a stream that resizes 16 tiles."""
+class _Copies:
+    """256 MiB of pinned random bytes, copied to the device and back on a stream of their own."""
 
     def __init__(self, device: Device) -> None:
-        rng = np.random.default_rng(0)
-        self.copy_stream, self.stream = device.stream(), device.stream()
+        self.stream = device.stream()
         self.host = device.pinned((256 * 2**20,), np.uint8)
-        self.host[:] = rng.integers(0, 256, len(self.host), np.uint8)
+        self.host[:] = np.random.default_rng(0).integers(0, 256, len(self.host), np.uint8)
         self.back = device.pinned(self.host.shape, np.uint8)
-        self.memory = device.memory(self.host.nbytes)
-        tiles = [rng.integers(0, 256, (768, 768, 3), np.uint8) for _ in range(16)]
-        self.expected = np.stack([resize_by_pillow(tile, 224) for tile in tiles])
-        self.kernels = DeviceResize(device, self.stream)
-        self.pixels = device.pinned(self.expected.shape, np.uint8)
-        self.resized = device.memory(self.pixels.nbytes)
-        self.kernels.enqueue(tiles, 224, self.resized)
-        self.stream.wait()
-        self.graph = self.stream.capture(self.resize)
+        self._memory = device.memory(self.host.nbytes)
 
     def copy_in(self) -> None:
-        """Enqueue host → device."""
-        self.copy_stream.copy_in(self.memory, self.host)
+        """Enqueue the copy to the device."""
+        self.stream.copy_in(self._memory, self.host)
 
     def copy_out(self) -> None:
-        """Enqueue device → host."""
-        self.copy_stream.copy_out(self.back, self.memory)
-
-    def resize(self) -> None:
-        """Enqueue the resize of the tiles and the copy of its result."""
-        self.kernels._launch()
-        self.stream.copy_out(self.pixels, self.resized)
-
-    def copies(self) -> Figures:
-        """Throughput of both directions, and whether the bytes come back unchanged."""
-        result: Figures = {}
-        for name, copy in (("host to device", self.copy_in), ("device to host", self.copy_out)):
-            seconds = float(np.median(time_calls(_finished(self.copy_stream, copy), 10)))
-            result[f"{name}, GB per second"] = self.host.nbytes / seconds / 1e9
-        result["bytes that came back changed"] = int((self.back != self.host).sum())
-        return result
-
-    def graph_replay(self) -> Figures:
-        """The resize as single launches and as one CUDA graph."""
-        result: Figures = {}
-        for name, work in (("launches", self.resize), ("one graph", self.graph.launch)):
-            self.pixels[:] = 0
-            taken = time_calls(_finished(self.stream, work), 200)
-            result[f"resize of 16 tiles, {name}, ms"] = percentiles(taken)
-        wrong = int((self.pixels != self.expected).sum())
-        result["values that the graph's replay gets wrong"] = wrong
-        return result
-
-    def overlap(self) -> Figures:
-        """A copy alone, and beside 20 resizes on the other stream."""
-
-        def beside() -> None:
-            self.copy_in()
-            for _ in range(20):
-                self.graph.launch()
-            self.copy_stream.wait()
-            self.stream.wait()
-
-        alone = float(np.median(time_calls(_finished(self.copy_stream, self.copy_in), 10)))
-        both = float(np.median(time_calls(beside, 10)))
-        return {
-            "copy of 256 MiB alone, ms": 1e3 * alone,
-            "copy of 256 MiB beside 20 resizes, ms": 1e3 * both,
-        }
+        """Enqueue the copy back."""
+        self.stream.copy_out(self.back, self._memory)
 
     def free(self) -> None:
-        """Free graph, kernels and device memory."""
-        self.graph.free()
-        self.kernels.free()
-        self.memory.free()
-        self.resized.free()
+        """Free the device memory."""
+        self._memory.free()
 
 
-def _finished(stream: Stream, work: Callable[[], None]) -> Callable[[], None]:
-    """`work` and the wait for its stream, as one call to time."""
+class _Resize:
+    """16 tiles of 768 px, resized to 224 px and copied back on a stream of their own."""
 
+    def __init__(self, device: Device) -> None:
+        rng = np.random.default_rng(1)
+        tiles = [rng.integers(0, 256, (768, 768, 3), np.uint8) for _ in range(16)]
+        self.expected = np.stack([resize_by_pillow(tile, 224) for tile in tiles])
+        self.stream = device.stream()
+        self.pixels = device.pinned(self.expected.shape, np.uint8)
+        self._memory = device.memory(self.pixels.nbytes)
+        self._kernels = DeviceResize(device, self.stream)
+        self._kernels.enqueue(tiles, 224, self._memory)
+        self.stream.wait()
+
+    def run(self) -> None:
+        """Enqueue the resize and the copy of its pixels."""
+        self._kernels._launch()
+        self.stream.copy_out(self.pixels, self._memory)
+
+    def free(self) -> None:
+        """Free the kernels' and the device's memory."""
+        self._kernels.free()
+        self._memory.free()
+
+
+def _then_wait(work: Callable[[], None], stream: Stream) -> Callable[[], None]:
     def call() -> None:
         work()
         stream.wait()
 
     return call
+
+
+def _median_seconds(work: Callable[[], None]) -> float:
+    return float(np.median(time_calls(work, 10)))
