@@ -16,7 +16,7 @@ IR_VERSION = 9  # the version of opset 20: old runtimes refuse newer files
 class GraphWriter:
     """Collects nodes and constants; `dtype` is the graph's floating-point type."""
 
-    def __init__(self, dtype: type[np.floating[Any]]) -> None:
+    def __init__(self, dtype: type[np.float32] | type[np.float16]) -> None:
         self.dtype = dtype
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}

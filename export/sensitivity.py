@@ -7,7 +7,6 @@ the part's stage is the same for all parts of the stage, and is computed once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +19,8 @@ from edgelung.export.plan import Plan
 
 TILES = 16  # the divergence is a mean of a smooth measure: a few tiles rank the parts
 
-# What passes between stages: uint8 tiles first, float32 tokens (N, T, D), float32 probabilities.
-Tokens = npt.NDArray[Any]
+# What a stage takes: tiles (N, H, W, 3) the first, tokens (N, T, D) the others.
+StageInput = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def sensitivity(
     """
     stages = _Stages(plan)
     # The inputs of every stage with all stages before it in full precision, and in INT8.
-    exact, rounded = stages.inputs(tiles, quantized=False), stages.inputs(tiles, quantized=True)
-    reference = exact[-1]
+    exact, reference = stages.run(tiles, quantized=False)
+    rounded, all_rounded = stages.run(tiles, quantized=True)
 
     def measure(question: _Measurement) -> float:
         start = (rounded if question.others else exact)[question.stage]
@@ -66,7 +65,7 @@ def sensitivity(
     results.sort(key=lambda part: -part.alone)
     names = set(plan.scales)
     return Sensitivity(
-        everything=divergence(rounded[-1], reference),
+        everything=divergence(all_rounded, reference),
         linears=[part for part in results if part.name in names],
         blocks=[part for part in results if part.name not in names],
         tiles=len(tiles),
@@ -137,25 +136,33 @@ class _Stages:
             for stage in build_switched_stages(plan.student, plan.scales)
         ]
 
-    def inputs(self, tiles: Tiles, quantized: bool) -> list[Tokens]:
-        """The input of every stage with all parts switched alike; last, the probabilities."""
-        values: list[Tokens] = [tiles]
-        for stage, names in enumerate(self.parts):
-            values.append(self._run(stage, values[-1], frozenset(names if quantized else ())))
-        return values
+    def run(self, tiles: Tiles, quantized: bool) -> tuple[list[StageInput], Probabilities]:
+        """Run all stages with all parts switched alike.
 
-    def finish(self, question: _Measurement, tokens: Tokens) -> Probabilities:
+        Returns:
+            The input of every stage, and the probabilities float32 (N, classes).
+        """
+        inputs: list[StageInput] = [tiles]
+        for stage, names in enumerate(self.parts):
+            output = self._run(stage, inputs[-1], frozenset(names if quantized else ()))
+            inputs.append(output)
+        return inputs[:-1], output
+
+    def finish(self, question: _Measurement, start: StageInput) -> Probabilities:
         """Run from the stage in question to the probabilities float32 (N, classes)."""
-        tokens = self._run(question.stage, tokens, question.quantized)
+        output = self._run(question.stage, start, question.quantized)
         for stage in range(question.stage + 1, len(self.parts)):
             names = self.parts[stage] if question.others else ()
-            tokens = self._run(stage, tokens, frozenset(names))
-        return tokens
+            output = self._run(stage, output, frozenset(names))
+        return output
 
-    def _run(self, stage: int, tokens: Tokens, quantized: frozenset[str]) -> Tokens:
+    def _run(
+        self, stage: int, start: StageInput, quantized: frozenset[str]
+    ) -> npt.NDArray[np.float32]:
         names = self.parts[stage]
-        inputs: dict[str, Tokens] = {"tokens" if stage else "tiles": tokens}
+        inputs = {"tokens" if stage else "tiles": start}
         if names:
-            inputs["quantized"] = np.array([name in quantized for name in names])
-        result: Tokens = self._sessions[stage].run(None, inputs)[0]
-        return result
+            switches = np.array([name in quantized for name in names])
+            inputs |= {"quantized": switches}
+        output: npt.NDArray[np.float32] = self._sessions[stage].run(None, inputs)[0]
+        return output
