@@ -39,9 +39,9 @@ from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation.gate import gate
 from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import evaluate
-from edgelung.export.calibrate import input_scales
+from edgelung.export.calibrate import collect_tile_stats, plan_int8
 from edgelung.export.graph import build_graph, linear_names
-from edgelung.export.quantize import collect_tile_stats, plan_int8
+from edgelung.export.ranges import input_scales
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import TileReader, TileSet, read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec

@@ -17,13 +17,13 @@ from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.evaluation.gate import LIMITS, STRICT
 from edgelung.evaluation.metrics import TEMPERATURES, fit_temperature
 from edgelung.export.bundle_folder import write_bundle_folder
+from edgelung.export.calibrate import AUTO, check_method, plan_int8
 from edgelung.export.evaluate import MeasuredVariant, describe_proofs
 from edgelung.export.graph import build_graph
 from edgelung.export.inputs import ExportInputs, read_inputs, trained_probabilities
 from edgelung.export.outside import compare_confidence, find_outside_tiles
 from edgelung.export.plan import Plan
 from edgelung.export.predict import predict
-from edgelung.export.quantize import AUTO, check_method, plan_int8
 from edgelung.export.select import Refine
 from edgelung.export.tiles import TileReader, TileSet
 from edgelung.export.variants import VariantMaker, prepare_variants

@@ -1,131 +1,147 @@
-"""Choose the INT8 step of every quantized input from the histogram of its magnitudes.
+"""Calibrate: from a student and calibration tiles to the quantization plan, cached by content."""
 
-Every method returns a threshold: the magnitude that 127 stands for. Larger values are clipped.
-"""
-
-from collections.abc import Callable
+import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from edgelung.export.graph import PIXEL_STEP, SCORES
-from edgelung.export.stats import ActivationStats, CalibrationStats, bin_centres
+import edgelung.export
+from edgelung.artifacts.bundle import Calibration, MethodScore
+from edgelung.core.cache import content_key, open_cache
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import sha256_bytes
+from edgelung.core.precision import Precision
+from edgelung.core.system import EXPORT_PACKAGES, available_cores, version
+from edgelung.core.terminal import progress
+from edgelung.engines.base import Probabilities
+from edgelung.evaluation import metrics
+from edgelung.evaluation.metrics import agreement
+from edgelung.export.eight_bit import Array
+from edgelung.export.graph import build_graph, linear_names
+from edgelung.export.plan import Plan, read_plan
+from edgelung.export.predict import predict
+from edgelung.export.ranges import METHODS, input_scales
+from edgelung.export.smoothquant import choose_migration, migrate
+from edgelung.export.stats import CalibrationStats, collect_stats
+from edgelung.export.student import Student
+from edgelung.export.tiles import TileReader, TileSet
+from edgelung.tiles import reader as tile_reader
 
-PERCENTILE = 0.9999  # of |x|
-LEVELS = 127
-MIN_STEP = 2**-14  # the smallest normal number of FP16: a step must not be rounded to zero
-
-Floats = npt.NDArray[np.float64]
+AUTO = "auto"
+MIGRATION_TILES = 128  # of the calibration tiles; they choose the scale migration
+SCORED_TILES = 256  # of the calibration tiles; they compare the methods
 
 
-def input_scales(stats: CalibrationStats, method: str) -> dict[str, float]:
-    """The symmetric INT8 step of each input, by one of METHODS.
+def check_method(method: str) -> None:
+    """Raise EdgelungError for an unknown method of calibration."""
+    if method not in (AUTO, *METHODS):
+        raise EdgelungError(
+            f"unknown --calibration {method!r}; expected {AUTO}, {', '.join(METHODS)}"
+        )
 
-    Queries and keys are never clipped: the largest of them decide where attention goes, and
-    clipping them moved probabilities twice as far as a coarser step (0.00022 against 0.00010, on
-    480 tiles of a trained DeiT-tiny). Pixels need no statistics: (p − 128)/64 in steps of 1/64 are
-    exactly the integers −128…127.
+
+def plan_int8(student: Student, tiles: TileSet, reader: TileReader, method: str) -> Plan:
+    """Calibrate on `tiles`; `method` is one of METHODS or 'auto'.
+
+    A plan of the same graph, tiles, reader, method, code and versions is read from the user's cache
+    (`edgelung.core.cache`).
     """
-    scales = {}
-    for name, entry in stats.inputs.items():
-        threshold = min_max if name.endswith(SCORES) else METHODS[method]
-        scales[name] = max(min(threshold(entry), entry.range) / LEVELS, MIN_STEP)
-    return {"patch_embed.proj": 1 / PIXEL_STEP} | scales
+    check_method(method)
+    cache = open_cache("calibration")
+    key = content_key("plan", _cache_key(student, tiles, reader, method))
+    cached = cache.get(key).data
+    plan = read_plan(cached, student) if cached else None
+    if plan is None:
+        plan = _calibrate(student, tiles, reader, method)
+        cache.try_put(key, plan.to_bytes(student))
+    return plan
 
 
-def min_max(stats: ActivationStats) -> float:
-    """The largest magnitude: nothing is clipped."""
-    return stats.range
+def collect_tile_stats(
+    student: Student, tiles: TileSet, reader: TileReader, title: str, samples: bool = False
+) -> CalibrationStats:
+    """`collect_stats` over a tile set, on all cores; `title` names the progress bar."""
+    with progress(title, len(tiles)) as advance:
+        batches = reader.batches(tiles)
+        return collect_stats(student, batches, available_cores(), advance, samples)
 
 
-def percentile(stats: ActivationStats) -> float:
-    """The threshold that clips one magnitude in 10,000."""
-    values, counts = _filled(stats)
-    share = np.cumsum(counts) / counts.sum()
-    return float(values[np.searchsorted(share, PERCENTILE)])
+def _calibrate(student: Student, tiles: TileSet, reader: TileReader, method: str) -> Plan:
+    few = tiles.every(MIGRATION_TILES)
+    unmigrated = collect_tile_stats(student, few, reader, "activations", samples=True)
+    migration, strengths = choose_migration(student, unmigrated)
+    migrated = migrate(student, migration)
+    stats = collect_tile_stats(migrated, tiles, reader, "calibration")
+    scored = tiles.every(SCORED_TILES)
+    reference = predict(_serialized(student), scored, reader, "full precision")
 
+    def score(scales: dict[str, float], means: dict[str, Array]) -> tuple[int, float]:
+        """Flipped labels, then the mean change of a probability."""
+        graph = build_graph(
+            migrated, precision=Precision.INT8, input_scales=scales, input_means=means
+        ).SerializeToString()
+        probabilities = predict(graph, scored, reader, "methods")
+        flipped = agreement(probabilities, reference).differing_labels
+        return flipped, _distance(probabilities, reference)
 
-def mean_squared_error(stats: ActivationStats) -> float:
-    """The threshold with the least squared error of rounding and clipping together."""
-    values, counts = _filled(stats)
-    widths = values / 128  # of the bins; rounding errors are uniform where the step is wider
-
-    def error(threshold: float) -> float:
-        step = threshold / LEVELS
-        exact = values - step * np.minimum(np.rint(values / step), LEVELS)
-        rounding = np.where((widths > step) & (values < threshold), step**2 / 12, exact**2)
-        return float((rounding * counts).sum())
-
-    return _best(error, stats.range)
-
-
-def entropy(stats: ActivationStats) -> float:
-    """The threshold whose clipped and rounded histogram diverges least from the original.
-
-    Kullback-Leibler divergence over 2,048 even bins. Source: Migacz, '8-bit inference with
-    TensorRT' (2017).
-    """
-    bins = 2048
-    whole = _even(stats, bins)
-    best, least = stats.range, np.inf
-    for kept in range(LEVELS + 1, bins + 1, 16):
-        reference = whole[:kept].copy()
-        reference[-1] += whole[kept:].sum()
-        # 128 levels, each spread evenly over its bins that are not empty.
-        level = np.arange(kept) * (LEVELS + 1) // kept
-        full = whole[:kept] > 0
-        share = np.bincount(level, whole[:kept]) / np.maximum(np.bincount(level, full), 1)
-        rounded = np.where(full, share[level], 0)
-        if rounded.sum() == 0:
-            continue
-        p, q = reference / reference.sum(), rounded / rounded.sum()
-        some = p > 0
-        # A clipped tail may fall on an empty bin, where q is 0.
-        divergence = float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-9))).sum())
-        if divergence < least:
-            best, least = stats.range * kept / bins, divergence
-    return best
-
-
-METHODS: dict[str, Callable[[ActivationStats], float]] = {
-    "min-max": min_max,
-    "percentile": percentile,
-    "entropy": entropy,
-    "mse": mean_squared_error,
-}
-
-
-def _filled(stats: ActivationStats) -> tuple[Floats, Floats]:
-    """Centre and count of the bins that are not empty."""
-    occupied = np.flatnonzero(stats.counts)
-    return np.minimum(bin_centres()[occupied], stats.range), stats.counts[occupied].astype(
-        np.float64
+    methods = list(METHODS) if method == AUTO else [method]
+    scales = {name: input_scales(stats, name) for name in methods}
+    scores = {name: score(scales[name], {}) for name in methods}
+    best = min(methods, key=scores.__getitem__)
+    means = {name: stats.inputs[name].mean for name in linear_names(student)[1:]}
+    means["patch_embed.proj"] = stats.patch
+    corrected = score(scales[best], means)
+    correct_biases = corrected < scores[best]
+    record = Calibration(
+        asked=method,
+        method=best,
+        tiles=len(tiles),
+        groups=tiles.size.groups,
+        scores={
+            name: MethodScore(flipped=flipped, mean_probability_difference=distance)
+            for name, (flipped, distance) in (scores | {f"{best}, biases": corrected}).items()
+        },
+        scored_tiles=len(scored),
+        bias_correction=correct_biases,
+        migration_strength=strengths,
+    )
+    return Plan(
+        student=migrated,
+        scales=scales[best],
+        means=means if correct_biases else {},
+        peak=stats.peak,
+        # Activations that migration does not touch are the same in both, and `stats` saw all tiles.
+        unmigrated_peak=max(unmigrated.peak, stats.peak),
+        calibration=record,
     )
 
 
-def _even(stats: ActivationStats, bins: int) -> Floats:
-    """The histogram over even bins of 0…range; the count of a wide bin is spread over them.
-
-    Zeros are left out, as TensorRT does: they are exact at any step.
-    """
-    edges = (np.arange(len(stats.counts) + 1, dtype=np.uint32) << np.uint32(16)).view(np.float32)
-    occupied = np.flatnonzero(stats.counts[1:]) + 1
-    if len(occupied) == 0:
-        return np.zeros(bins)
-    upper = np.minimum(edges[occupied + 1].astype(np.float64), stats.range)
-    lower = np.minimum(edges[occupied].astype(np.float64), upper)
-    total = np.concatenate([[0.0], np.cumsum(stats.counts[occupied])])
-    # Interpolate the cumulative count linearly between the edges of the bins.
-    x = np.stack([lower, np.maximum(upper, lower)], axis=1).ravel()
-    y = np.stack([total[:-1], total[1:]], axis=1).ravel()
-    cumulative = np.interp(np.linspace(0, stats.range, bins + 1), x, y, left=0.0)
-    spread: Floats = np.diff(cumulative)
-    return spread
+def _serialized(student: Student) -> bytes:
+    graph: bytes = build_graph(student).SerializeToString()
+    return graph
 
 
-def _best(error: Callable[[float], float], largest: float) -> float:
-    """The threshold with the least error, of 100 up to `largest` in equal ratios."""
-    if largest <= 0:
-        return largest
-    candidates = largest * np.geomspace(0.02, 1.0, 100)
-    return float(min(candidates, key=error))
+def _distance(probabilities: Probabilities, reference: Probabilities) -> float:
+    """Mean absolute difference of two probability arrays; infinite if one holds NaN."""
+    return float(np.nan_to_num(np.abs(probabilities - reference), nan=np.inf).mean())
+
+
+def _cache_key(student: Student, tiles: TileSet, reader: TileReader, method: str) -> bytes:
+    """Everything that the plan depends on. The code is part of it, so no version number is needed
+    for a change of the code."""
+    graph = build_graph(student).SerializeToString(deterministic=True)
+    code = hashlib.sha256()
+    rooms = (Path(edgelung.export.__file__).parent, Path(tile_reader.__file__).parent)
+    modules = [path for room in rooms for path in sorted(room.glob("*.py"))]
+    for path in (*modules, Path(metrics.__file__)):
+        code.update(path.read_bytes())
+    parts = {
+        "graph": sha256_bytes(graph),
+        "tiles": [tile.sha256 for tile in tiles.tiles],
+        "reader": reader.spec.to_json(),
+        "method": method,
+        "code": code.hexdigest(),
+        "versions": {name: version(name) for name in ("edgelung", *EXPORT_PACKAGES)},
+    }
+    return json.dumps(parts, sort_keys=True).encode()

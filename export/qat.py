@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from edgelung.artifacts.bundle import QatRecord
 from edgelung.core.terminal import progress
 from edgelung.engines.base import Tiles
+from edgelung.export.calibrate import MIGRATION_TILES, collect_tile_stats
 from edgelung.export.graph import EPSILON, PIXEL_OFFSET, PIXEL_STEP, SCORES
 from edgelung.export.plan import Plan
-from edgelung.export.quantize import MIGRATION_TILES, collect_tile_stats
 from edgelung.export.student import Student
 from edgelung.export.tiles import TileReader, TileSet
 

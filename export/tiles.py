@@ -1,4 +1,4 @@
-"""The labelled tiles of a run, read again for export: checked, decoded once, in batches."""
+"""The tiles of a run, read again for export: which calibrate, which judge, decoded once."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -8,6 +8,7 @@ from edgelung.artifacts.results import Limits
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
+from edgelung.export.calibrate import collect_tile_stats
 from edgelung.export.candidates import Candidate, float_candidate, quantized_candidate
 from edgelung.export.evaluate import (
     Evaluation,
@@ -19,7 +20,6 @@ from edgelung.export.evaluate import (
 )
 from edgelung.export.inputs import ExportInputs
 from edgelung.export.plan import Plan
-from edgelung.export.quantize import collect_tile_stats
 from edgelung.export.select import Int8Search, Refine
 from edgelung.export.sensitivity import TILES, measurements, sensitivity
 

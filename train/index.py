@@ -12,9 +12,9 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
+from edgelung.tiles.lists import read_rows
 from edgelung.tiles.names import find, lookup, match_key
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
-from edgelung.tiles.tables import read_rows
 
 # Folders with one of these words in their names may hold the same classes each.
 SUBSET_WORDS = frozenset(
@@ -243,7 +243,7 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
 
     Paths are as in the data folder. Where one of them begins further up
     (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), `<class>/<file>` must be the same. See
-    `edgelung.tiles.tables` for the forms that a list may have. Raises EdgelungError if a tile has
+    `edgelung.tiles.lists` for the forms that a list may have. Raises EdgelungError if a tile has
     no group, or two.
     """
     groups: dict[str, str] = {}

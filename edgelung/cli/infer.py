@@ -1,4 +1,9 @@
-"""`edgelung infer`."""
+"""`edgelung infer`.
+
+An option is added here, in `inference.session.Options` with the code that uses it, and in
+`edgelung.infer_folder`; in `RunIdentity` (with a default) if rows depend on it, and in
+`cli/defaults.py` if it may stand in edgelung.toml.
+"""
 
 import json
 import logging
@@ -187,14 +192,14 @@ def infer(
     source = Source(tuple(folder), files, subset)
     destination = Destination.parse(out, summary)
     options = Options(
-        chosen(engine, defaults.engine),
-        chosen(precision, defaults.precision),
-        batch_size or defaults.batch_size,
-        threads or defaults.threads,
-        prebuilt,
-        verify,
-        verify_every,
-        defaults.min_confidence if min_confidence is None else min_confidence,
+        engine=chosen(engine, defaults.engine),
+        precision=chosen(precision, defaults.precision),
+        batch_size=batch_size or defaults.batch_size,
+        threads=threads or defaults.threads,
+        prebuilt=prebuilt,
+        verify=verify,
+        verify_every=verify_every,
+        min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
     )
     _warn_of_gate(bundle, options.precision)
     with progress("infer") as advance:

@@ -14,7 +14,7 @@ from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
 from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError, Tiles
 from edgelung.engines.cuda import Device, gpu_present
-from edgelung.engines.names import CPU_ENGINES, GPU_ENGINES, EngineName
+from edgelung.engines.names import AUTO_GPU_ENGINES, CPU_ENGINES, GPU_ENGINES, EngineName
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
@@ -78,7 +78,7 @@ def open_engine(
     missing = []
     on_gpu = gpu_present() if engine is None else engine in GPU_ENGINES
     if on_gpu and (engine is None or precision is None):
-        names = GPU_ENGINES if engine is None else (engine,)
+        names = AUTO_GPU_ENGINES if engine is None else (engine,)
         some = {name: factories[name] for name in names}
         try:
             return _fastest(bundle, Device(), some, precision, cores, latency)

@@ -17,8 +17,9 @@ class EngineName(StrEnum):
     ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
 
 
-# Where there is a GPU, `auto` times these. (onnxruntime-tensorrt builds its engine at every start,
-# so it runs only when named.)
-GPU_ENGINES = (EngineName.TENSORRT, EngineName.TENSORRT_RTX, EngineName.ONNXRUNTIME_CUDA)
+# Where there is a GPU, `auto` times these.
+AUTO_GPU_ENGINES = (EngineName.TENSORRT, EngineName.TENSORRT_RTX, EngineName.ONNXRUNTIME_CUDA)
+# All that run on a GPU. onnxruntime-tensorrt builds its engine at every start: only when named.
+GPU_ENGINES = (*AUTO_GPU_ENGINES, EngineName.ONNXRUNTIME_TENSORRT)
 # Where there is none, `auto` takes the first of these that works.
 CPU_ENGINES = (EngineName.OPENVINO, EngineName.ONNXRUNTIME)

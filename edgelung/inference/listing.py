@@ -1,4 +1,4 @@
-"""The files that a list names: see `edgelung.tiles.tables` for the forms a list may have."""
+"""The files that a list names: see `edgelung.tiles.lists` for the forms a list may have."""
 
 import contextlib
 import logging
@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from edgelung.core.errors import EdgelungError
 from edgelung.tiles.find import FoundFile
+from edgelung.tiles.lists import STANDARD_INPUT, list_name, read_rows
 from edgelung.tiles.names import resolve
-from edgelung.tiles.tables import STANDARD_INPUT, list_name, read_rows
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import pytest
 
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
-from edgelung.export import quantize
-from edgelung.export.calibrate import METHODS, input_scales
+from edgelung.export import calibrate
+from edgelung.export.calibrate import plan_int8
 from edgelung.export.graph import quantizable
-from edgelung.export.quantize import plan_int8
+from edgelung.export.ranges import METHODS, input_scales
 from edgelung.export.stats import (
     BINS,
     ActivationStats,
@@ -153,7 +153,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         calls.append(str(words[3]))
         return collect(*words, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(quantize, "collect_tile_stats", counting)
+    monkeypatch.setattr(calibrate, "collect_tile_stats", counting)
     return calls
 
 
@@ -194,10 +194,10 @@ def test_auto_takes_what_moves_labels_and_probabilities_least(
     run: Path, calibration: TileSet, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ruined = {name: (lambda stats: 500 * stats.range) for name in METHODS}
-    monkeypatch.setattr(quantize, "METHODS", METHODS)
+    monkeypatch.setattr(calibrate, "METHODS", METHODS)
     for name, method in (ruined | {"entropy": METHODS["min-max"]}).items():
         monkeypatch.setitem(METHODS, name, method)
-    monkeypatch.setattr("edgelung.export.quantize.input_scales", unclipped)
+    monkeypatch.setattr("edgelung.export.calibrate.input_scales", unclipped)
     reader = TileReader(ReaderSpec(size=64))
     plan = plan_int8(read_student(RunFolder(run)), calibration, reader, "auto")
     assert plan.calibration.method == "entropy"

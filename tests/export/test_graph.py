@@ -13,10 +13,10 @@ from onnx import numpy_helper
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
-from edgelung.export.calibrate import input_scales
 from edgelung.export.eight_bit import FP8, quantize_weight
 from edgelung.export.graph import build_graph, linear_names, quantizable
 from edgelung.export.graph_writer import OPSET
+from edgelung.export.ranges import input_scales
 from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student, read_student
 

@@ -8,9 +8,9 @@ import pytest
 
 from edgelung.artifacts.bundle import Calibration
 from edgelung.core.precision import Precision
-from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import build_graph
 from edgelung.export.plan import Plan
+from edgelung.export.ranges import input_scales
 from edgelung.export.sensitivity import divergence
 from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student

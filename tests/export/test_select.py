@@ -23,13 +23,13 @@ from edgelung.evaluation import gate as gate_module
 from edgelung.evaluation.gate import LIMITS
 from edgelung.export import evaluate, quantize, variants
 from edgelung.export.build import export_run
-from edgelung.export.calibrate import input_scales
+from edgelung.export.calibrate import plan_int8
 from edgelung.export.evaluate import GateSet, check_fp16_range, check_in_openvino
 from edgelung.export.graph import build_graph, quantizable
 from edgelung.export.inputs import ExportInputs, read_inputs
 from edgelung.export.plan import Plan
 from edgelung.export.predict import predict
-from edgelung.export.quantize import plan_int8
+from edgelung.export.ranges import input_scales
 from edgelung.export.select import smallest_count
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import TileReader, read_split

@@ -5,7 +5,6 @@ import pytest
 
 from edgelung.artifacts.bundle import Calibration
 from edgelung.core.precision import Precision
-from edgelung.export.calibrate import input_scales
 from edgelung.export.graph import (
     build_graph,
     build_switched_stages,
@@ -13,6 +12,7 @@ from edgelung.export.graph import (
     stage_parts,
 )
 from edgelung.export.plan import Plan
+from edgelung.export.ranges import input_scales
 from edgelung.export.sensitivity import divergence, measurements, sensitivity
 from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student

@@ -9,9 +9,9 @@ import pytest
 from onnx import numpy_helper
 
 from edgelung.core.precision import Precision
-from edgelung.export.calibrate import input_scales
 from edgelung.export.eight_bit import quantize_weight
 from edgelung.export.graph import build_graph
+from edgelung.export.ranges import input_scales
 from edgelung.export.smoothquant import choose_migration, migrate, migration_sites
 from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student

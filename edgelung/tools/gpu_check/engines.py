@@ -25,7 +25,7 @@ from edgelung.tools.gpu_check.timing import CannotRunError, Figures, percentiles
 
 BATCHES = (1, 8, 32, 128)
 TENSORRT = ("tensorrt", "tensorrt-rtx")
-MEASURED = (*GPU_ENGINES, EngineName.ONNXRUNTIME_TENSORRT)
+MEASURED = GPU_ENGINES
 # Dense FP16 TFLOP/s with FP32 accumulation and memory GB/s, from NVIDIA's data sheets.
 PEAKS = {
     "GH200": (989, 4000),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgelung.core.errors import EdgelungError
-from edgelung.tiles.tables import read_rows
+from edgelung.tiles.lists import read_rows
 
 PATHS = ["lung_n/1.jpeg", "lung_n/ä, b.jpeg"]
 
