@@ -1,7 +1,7 @@
 """The gate: a variant against full precision on the same tiles, which calibrated neither.
 
-The verdict of one criterion is `Bound.verdict` (artifacts/results.py). `export/evaluate.py` judges a
-variant in OpenVINO as well and checks FP16's range: either can turn a pass into something less.
+The verdict of one criterion is `Bound.verdict` (artifacts/results.py). `export/evaluate.py` judges
+a variant in OpenVINO too and checks FP16's range: either can turn a pass into something less.
 
 Six things must hold (`Limits`): agreement, relative balanced accuracy, the recall of every class,
 the calibration error. Each is judged by a bound, not by its estimate:

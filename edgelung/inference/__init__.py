@@ -1,5 +1,6 @@
 """Inference: from files to one row each.
 
-source (listing) ─► pipeline ─► record ─► sinks (journal, output) ─► summary; `session` connects them,
-`watch` repeats them.
+source (listing) ─► pipeline ─► record ─► sinks (journal, output) ─► summary
+
+`session` connects them, `watch` repeats them.
 """

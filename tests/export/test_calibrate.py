@@ -147,7 +147,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The titles of the passes that collected statistics, with an empty cache."""
     monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
     calls: list[str] = []
-    collect = quantize.collect_tile_stats
+    collect = calibrate.collect_tile_stats
 
     def counting(*words: object, **more: object) -> object:
         calls.append(str(words[3]))
