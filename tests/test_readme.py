@@ -52,9 +52,8 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 def test_the_tables_of_codes_and_statuses_are_complete() -> None:
     for code in ExitCode:
         assert f"| {code.value} |" in README
-    sources = "".join(
-        (ROOT / "edgelung" / name).read_text() for name in ("tiles/reader.py", "folder/pipeline.py")
-    )
+    files = [*(ROOT / "edgelung" / "tiles").glob("*.py"), ROOT / "edgelung/inference/pipeline.py"]
+    sources = "".join(path.read_text() for path in files)
     for status in set(re.findall(r'TileError\(\s*"([\w-]+)"', sources)) | {"truncated", "corrupt"}:
         assert f"`{status}`" in README, status
 

@@ -15,7 +15,7 @@ from edgelung.artifacts.predictions import read_predictions
 from edgelung.artifacts.run import RunFolder
 from edgelung.artifacts.summary import Summary, read_summary
 from edgelung.core import typed_json
-from edgelung.core.errors import EdgelungError, ExitCode
+from edgelung.core.errors import ExitCode
 from edgelung.core.precision import Precision
 from edgelung.core.system import describe_machine
 from edgelung.core.terminal import out as console
@@ -59,14 +59,14 @@ class Steps:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, name: str, *words: object, allowed: Sequence[ExitCode] = (ExitCode.OK,)) -> None:
-        """Run one command; raises EdgelungError for an exit code that is not allowed."""
+        """Run one command; an exit code that is not allowed ends this program with the same."""
         command = [str(word) for word in words]
         console().print(f"\n$ edgelung {' '.join(command)}", markup=False)
         start = time.perf_counter()
         code = subprocess.run([sys.executable, "-m", "edgelung", *command], check=False).returncode
         self.seconds[name] = round(time.perf_counter() - start, 1)
         if code not in allowed:
-            raise EdgelungError(f"`edgelung {command[0]}` ended with exit code {code}, see above")
+            raise SystemExit(code)  # the command has said why
 
 
 def run_demo(options: DemoOptions, folder: Path, json_path: Path | None = None) -> DemoFigures:
