@@ -13,7 +13,7 @@ from edgelung.core.files import sha256_bytes
 from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
 from edgelung.tiles.lists import read_rows
-from edgelung.tiles.names import find, lookup, match_key
+from edgelung.tiles.names import find, lookup, plain_name
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
 
 # Folders with one of these words in their names may hold the same classes each.
@@ -249,7 +249,7 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
     groups: dict[str, str] = {}
     for row in read_rows(path, ("group|cluster",)):
         group = (row.get("group") or row.get("cluster") or "").strip()  # "s1 " and "s1" are one
-        key = match_key(row["path"])
+        key = plain_name(row["path"])
         if groups.setdefault(key, group) != group:
             raise EdgelungError(f"{path} puts {key} into two groups, {groups[key]} and {group}")
     table = lookup(groups)
