@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.inference.record import printable
-from edgelung.tiles.find import FoundFile, class_of, find_files
+from edgelung.tiles.find import LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.lists import read_rows
 from edgelung.tiles.names import find, lookup, plain_name
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
@@ -216,7 +216,8 @@ def _check_none_is_empty(data: Path, files: Sequence[FoundFile]) -> None:
     classes = {data / PurePosixPath(file.path).parent for file in files}
     for folder in sorted({place.parent for place in classes}):
         for entry in sorted(folder.iterdir()):
-            other = entry not in classes and not entry.name.startswith(".")
+            made_by_us = entry in classes or entry.name in LEFTOVER_FOLDERS
+            other = not made_by_us and not entry.name.startswith(".")
             if other and entry.is_dir() and not any(entry.iterdir()):
                 raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
 
