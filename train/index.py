@@ -1,4 +1,4 @@
-"""The tiles of a folder of class folders: path, class, size, hash."""
+"""Index a folder of class folders: the path, class, size and hash of every tile."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ from edgelung.tiles.lists import read_rows
 from edgelung.tiles.names import find, lookup, match_key
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
 
-# Folders with one of these words in their names may hold the same classes each.
+# Folders with one of these words in their names may each contain the same classes.
 SUBSET_WORDS = frozenset(
     ["train", "training", "val", "valid", "validation", "test", "testing", "dev"]
 )
@@ -42,21 +42,21 @@ def index_tiles(
 ) -> list[IndexedTile]:
     """Index every image below `data`, labelled by the folder it lies in, in path order.
 
-    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) and what systems leave in folders
-    are passed over. With `classes`, only folders of those names give a label, the nearest above a
-    tile, as `infer` reads it.
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) and files that operating systems
+    create are skipped. With `classes`, the nearest folder of such a name above a tile is its label,
+    as in `infer`.
 
     Args:
         data: folder of class folders.
-        classes: names of the class folders; none: every folder that holds tiles is a class.
+        classes: names of the class folders; if empty, every folder with tiles is a class.
         on_tile: called with the number of tiles done since the last call.
-        on_error: called with path and reason of a file that cannot be read or lies in no class
-            folder, which is then left out; a single class and empty ones are accepted then.
+        on_error: called with the path and the reason for each file that cannot be read or lies in
+            no class folder. The file is then left out, and a single class or an empty class is
+            accepted. Without it such a file is an error: training data is repaired, not skipped.
 
     Raises:
-        EdgelungError: the folders do not say clearly what the classes are, a class is missing or
-            empty, there are fewer than two, or (without `on_error`) a file cannot be read:
-            training data is repaired, not skipped.
+        EdgelungError: if the classes are not clear from the folders, a class is missing or empty,
+            there are fewer than two classes, or (without `on_error`) a file cannot be read.
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
@@ -105,7 +105,7 @@ def _find_images(data: Path) -> list[FoundFile]:
 def _readable(
     files: Sequence[FoundFile], on_error: Callable[[str, str], None] | None
 ) -> list[FoundFile]:
-    """Those files that could be listed."""
+    """The files that could be listed; reports the others."""
     for file in (file for file in files if file.reason):
         if on_error is None:
             raise EdgelungError(f"cannot read {printable(file.location)}: {file.reason}; mend it")
@@ -120,7 +120,7 @@ def _labelled(
     classes: Sequence[str],
     on_error: Callable[[str, str], None] | None,
 ) -> list[FoundFile]:
-    """Those files that lie in a class folder."""
+    """The files in a class folder; reports the others."""
     loose = [path for path, label in labels.items() if not label]
     if loose and not classes and (on_error is None or len(loose) == len(files)):
         raise EdgelungError(
@@ -141,35 +141,42 @@ def _check_classes(
     *,
     complete: bool,
 ) -> None:
-    """Raise EdgelungError where the classes are not clear; `complete`: or where one is empty."""
-    found = {labels[file.path] for file in files}
-    if missing := [name for name in classes if name not in found]:
+    """Raise EdgelungError if the classes are not clear.
+
+    With `complete`, also if a class is empty or there is only one.
+    """
+    present = {labels[file.path] for file in files}
+    if missing := [name for name in classes if name not in present]:
         folders = sorted({entry.name for entry in data.rglob("*") if entry.is_dir()})
-        there = ", ".join(folders[:20]) + (", …" if len(folders) > 20 else "")
+        shown = ", ".join(folders[:20]) + (", …" if len(folders) > 20 else "")
         raise EdgelungError(
-            f"no tiles of class {missing[0]} below {data}; the folders there are {there or 'none'}"
+            f"no tiles of class {missing[0]} below {data}; the folders there are {shown or 'none'}"
         )
     if not classes:
-        _check_spelling(data, found)
+        _check_spelling(data, present)
         _check_folders(data, files)
         if complete:
             _check_none_is_empty(data, files)
-    if len(found) < 2 and complete:
+    if len(present) < 2 and complete:
         raise EdgelungError(
-            f"{data} holds one class ({', '.join(found)}); expected two or more class folders: "
+            f"{data} holds one class ({', '.join(present)}); expected two or more class folders: "
             "is it the folder above that you mean?"
         )
 
 
 def _check_spelling(data: Path, classes: Collection[str]) -> None:
-    """Raise EdgelungError for two class folders that mean one name."""
+    """Raise EdgelungError if two class folders are spellings of one name."""
     spelled: dict[str, str] = {}
     for name in sorted(classes):
         key = unicodedata.normalize("NFC", name).casefold().strip()
         other = spelled.setdefault(key, name)
         if other != name:
-            form = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
-            how = "only in how accents are stored (NFC, NFD)" if form else "only in case or blanks"
+            same_nfc = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+            how = (
+                "only in how accents are stored (NFC, NFD)"
+                if same_nfc
+                else "only in case or blanks"
+            )
             raise EdgelungError(
                 f"{data} has the class folders {other!a} and {name!a}, which differ {how}"
                 "; move their tiles into one, or rename one"
@@ -177,15 +184,15 @@ def _check_spelling(data: Path, classes: Collection[str]) -> None:
 
 
 def label_of(path: str, classes: Sequence[str]) -> str:
-    """The class that the folders above a tile name; '' for none."""
+    """The class of a tile by the folders above it; '' if there is none."""
     if not classes:
         return PurePosixPath(path).parent.name
-    place = class_of(path, classes)
-    return "" if place is None else classes[place]
+    index = class_of(path, classes)
+    return "" if index is None else classes[index]
 
 
 def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
-    """Raise EdgelungError where the folders do not say plainly what the classes are."""
+    """Raise EdgelungError if the folders do not clearly define the classes."""
     folders = {PurePosixPath(file.path).parent for file in files}
     above: dict[PurePosixPath, set[str]] = {}  # folder → the class folders in it
     for folder in folders:
@@ -197,32 +204,32 @@ def _check_folders(data: Path, files: Sequence[FoundFile]) -> None:
             f"{data / both} holds tiles and a folder of tiles, {inner}: which of the two is the "
             f"class? Move them into one, or say which are the classes: {SAY_CLASSES}"
         )
-    # train/a, train/b, val/a, val/b is one set of classes twice; a/p1, b/p1 is not.
+    # train/a, train/b, val/a, val/b: the same classes in two subsets. a/p1, b/p1: not clear.
     if len(above) > 1 and all(_is_subset(folder.name) for folder in above):
         return
     named = Counter(name for names in above.values() for name in names)
     shared = min((name for name, count in named.items() if count > 1), default=None)
     if shared is not None:
-        places = sorted(str(folder) for folder, names in above.items() if shared in names)
+        paths = sorted(str(folder) for folder, names in above.items() if shared in names)
         raise EdgelungError(
-            f"{data} has folders named {shared} in several places ({', '.join(places[:3])}"
-            f"{', …' if len(places) > 3 else ''}): which are the classes, those or the ones above? "
+            f"{data} has folders named {shared} in several places ({', '.join(paths[:3])}"
+            f"{', …' if len(paths) > 3 else ''}): which are the classes, those or the ones above? "
             f"Say so: {SAY_CLASSES}"
         )
 
 
 def _check_none_is_empty(data: Path, files: Sequence[FoundFile]) -> None:
-    """Raise EdgelungError for an empty folder beside class folders: a class without tiles."""
+    """Raise EdgelungError for an empty folder beside class folders, a class without tiles."""
     classes = {data / PurePosixPath(file.path).parent for file in files}
-    for folder in sorted({place.parent for place in classes}):
+    for folder in sorted({class_folder.parent for class_folder in classes}):
         for entry in sorted(folder.iterdir()):
-            other = entry not in classes and not entry.name.startswith(".")
-            if other and entry.is_dir() and not any(entry.iterdir()):
+            is_other = entry not in classes and not entry.name.startswith(".")
+            if is_other and entry.is_dir() and not any(entry.iterdir()):
                 raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
 
 
 def _is_subset(name: str) -> bool:
-    """Whether a folder is one part of a split by its name: `val`, `Train and Validation Set`."""
+    """True if the name of a folder is that of a subset: `val`, `Train and Validation Set`."""
     return not SUBSET_WORDS.isdisjoint(re.split(r"[\W_]+", name.lower()))
 
 
@@ -239,12 +246,12 @@ def _is_utf8(path: str) -> bool:
 
 
 def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
-    """Read the group of each tile from a CSV with a path and a `group` or `cluster`.
+    """Read the group of each tile from a CSV with a path column and a `group` or `cluster` column.
 
-    Paths are as in the data folder. Where one of them begins further up
-    (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), `<class>/<file>` must be the same. See
-    `edgelung.tiles.lists` for the forms that a list may have. Raises EdgelungError if a tile has
-    no group, or two.
+    Paths are relative to the data folder. A path may also start at a folder above or below it
+    (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), if `<class>/<file>` is the same. See
+    `edgelung.tiles.lists` for the accepted formats. Raises EdgelungError if a tile has no group or
+    two groups.
     """
     groups: dict[str, str] = {}
     for row in read_rows(path, ("group|cluster",)):
@@ -256,13 +263,13 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
 
     def group_of(tile: IndexedTile) -> str | None:
         names = {groups[name] for name in find(tile.path, table)}
-        return names.pop() if len(names) == 1 else None  # two: no answer
+        return names.pop() if len(names) == 1 else None  # several: ambiguous
 
-    found = [group_of(tile) for tile in tiles]
-    without = [tile.path for tile, group in zip(tiles, found, strict=True) if not group]
+    tile_groups = [group_of(tile) for tile in tiles]
+    without = [tile.path for tile, group in zip(tiles, tile_groups, strict=True) if not group]
     if without:
         raise EdgelungError(
             f"{path} names no group, or more than one, for {len(without)} of {len(tiles)} tiles, "
             f"{without[0]} for one; add them or leave those tiles out of the folder"
         )
-    return [str(group) for group in found]
+    return [str(group) for group in tile_groups]

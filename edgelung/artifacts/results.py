@@ -1,29 +1,29 @@
-"""What was measured of a model: metrics, intervals, and what the gate decided.
+"""Results of evaluating a model: metrics, intervals, and the decision of the gate.
 
-Computed by `edgelung.evaluation`, stored in the bundle and in the run folder. Rates are fractions
-in 0…1; None stands for a figure that does not exist (a class without tiles).
+`edgelung.evaluation` computes them; the bundle and the run folder store them. Rates are fractions
+in 0…1. None means that a figure is undefined, for example for a class without tiles.
 """
 
 from typing import Literal
 
 from msgspec import Struct
 
-Interval = tuple[float, float]
+Interval = tuple[float, float]  # lower and upper bound
 Verdict = Literal["pass", "fail", "inconclusive", "reference"]
 
 
 class SetSize(Struct, frozen=True, kw_only=True):
-    """Tiles and groups of a set."""
+    """Number of tiles and groups in a set."""
 
     tiles: int
     groups: int
 
 
 class ClassMetrics(Struct, frozen=True, kw_only=True):
-    """What a confusion matrix says (the paper's Eqs. 9–13).
+    """Metrics from a confusion matrix (the paper's Eqs. 9–13).
 
-    Lists are per class, in the order of the classes; `confusion` rows are the truth, columns the
-    prediction. Balanced accuracy is the macro recall.
+    Lists are per class, in the order of the classes. The rows of `confusion` are the true classes,
+    the columns the predicted ones. Balanced accuracy is the macro recall.
     """
 
     tiles: int
@@ -40,13 +40,13 @@ class ClassMetrics(Struct, frozen=True, kw_only=True):
 
 
 class LabelledMetrics(ClassMetrics, frozen=True, kw_only=True):
-    """The same, with the names of the classes."""
+    """Metrics from a confusion matrix, with the names of the classes."""
 
     classes: list[str]
 
 
 class Metrics(ClassMetrics, frozen=True, kw_only=True):
-    """What probabilities say: calibration and ranking as well as labels."""
+    """Metrics from probabilities: calibration and ranking in addition to labels."""
 
     expected_calibration_error: float
     negative_log_likelihood: float  # nats
@@ -54,7 +54,7 @@ class Metrics(ClassMetrics, frozen=True, kw_only=True):
 
 
 class Intervals(Struct, frozen=True, kw_only=True):
-    """95 % intervals over groups: lower and upper bound."""
+    """95 % bootstrap intervals over groups."""
 
     accuracy: Interval
     balanced_accuracy: Interval
@@ -62,14 +62,14 @@ class Intervals(Struct, frozen=True, kw_only=True):
 
 
 class VariantTest(Metrics, frozen=True, kw_only=True):
-    """A variant on the test set."""
+    """Metrics of a variant on the test set."""
 
     intervals: Intervals
     agreement_with_fp32: float
 
 
 class ModelTest(Metrics, frozen=True, kw_only=True):
-    """A trained model on the test set."""
+    """Metrics of a trained model on the test set."""
 
     groups: int
     intervals: Intervals
@@ -77,7 +77,7 @@ class ModelTest(Metrics, frozen=True, kw_only=True):
 
 
 class Agreement(Struct, frozen=True, kw_only=True):
-    """How far two models agree on the same tiles."""
+    """Agreement of two models on the same tiles."""
 
     tiles: int
     agreement: float | None
@@ -86,7 +86,7 @@ class Agreement(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What a variant may lose against full precision; fractions."""
+    """The largest allowed losses of a variant compared with full precision; fractions."""
 
     min_agreement: float = 0.99
     min_relative_balanced_accuracy: float = 0.99
@@ -95,7 +95,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Bound(Struct, frozen=True, kw_only=True):
-    """One criterion of the gate as a loss: positive is worse, `limit` is the most allowed.
+    """One criterion of the gate as a loss: positive is worse, `limit` is the largest allowed.
 
     `low` is the optimistic bound of the loss, `high` the pessimistic one.
     """
@@ -107,21 +107,21 @@ class Bound(Struct, frozen=True, kw_only=True):
 
     @property
     def verdict(self) -> Verdict:
-        """'fail' if even the optimistic bound is over the limit, 'pass' if no bound is."""
+        """'fail' if even the optimistic bound exceeds the limit, 'pass' if no bound exceeds it."""
         if self.low > self.limit:
             return "fail"
         return "pass" if self.high <= self.limit else "inconclusive"
 
 
 class TilesNeeded(Struct, frozen=True, kw_only=True):
-    """Gate tiles and groups of the same kind that would decide."""
+    """How many gate tiles and groups of the same kind would decide."""
 
     tiles: int
     groups: int
 
 
 class OpenVinoCheck(Struct, frozen=True, kw_only=True):
-    """The gate's verdict on what OpenVINO computes from the same file."""
+    """The verdict of the gate on the outputs of OpenVINO for the same file."""
 
     verdict: Verdict
     floating_point: str
@@ -130,12 +130,12 @@ class OpenVinoCheck(Struct, frozen=True, kw_only=True):
 
 
 class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the gate decided about a variant, and from which figures.
+    """The decision of the gate about a variant, and the figures behind it.
 
-    Full precision has the verdict 'reference'. Estimates are None where a variant gave
-    probabilities that are not finite. `looks` counts how often these tiles judged a form of the
-    variant. `unseen_sources`: a fault that strikes a smaller share of sources is missed by these
-    groups in more than one case in ten.
+    Full precision has the verdict 'reference'. Estimates are None if the probabilities of the
+    variant are not finite. `looks` counts how many times these tiles judged a form of the variant.
+    `unseen_sources`: a fault in a smaller share of sources is missed by these groups in more than
+    one case in ten.
     """
 
     verdict: Verdict

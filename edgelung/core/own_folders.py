@@ -1,7 +1,7 @@
-"""How edgelung's own output is told from data: each kind of folder holds a pair of files.
+"""Recognise edgelung's own output folders by the files in them.
 
-A search for tiles passes these folders over: golden tiles and the pictures of a report are no data,
-even if somebody wrote the bundle or the run into the folder of the tiles.
+A search for tiles skips these folders. Golden tiles and the pictures of a report are not data, even
+if a bundle or a run was written into the folder of the tiles.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ _KINDS = {
 
 
 def own_kind(holds: Callable[[str], bool]) -> str:
-    """What a folder is: 'run', 'bundle', 'audit', 'engines', or '' for data.
+    """The kind of a folder: 'run', 'bundle', 'audit' or 'engines'; '' for any other folder.
 
-    `holds` tells whether the folder has an entry of a name.
+    `holds` returns True if the folder has an entry of the given name.
     """
     return next((kind for kind, files in _KINDS.items() if all(map(holds, files))), "")

@@ -1,4 +1,4 @@
-"""The machine: its cores, its processor, its name, and the versions of what is installed."""
+"""This machine: cores, processor, name, GPUs, and the versions of installed packages."""
 
 import os
 import platform
@@ -13,20 +13,20 @@ from msgspec import Struct
 
 from edgelung import __version__
 
-# Packages that decode, resize or compute: a row may depend on their versions.
+# Packages that decode, resize or compute: predictions may depend on their versions.
 RUNTIME_PACKAGES = ("numpy", "pillow", "simplejpeg", "openvino", "onnxruntime-gpu", "onnxruntime")
-# Packages that decide which GPU engine is fastest.
+# Packages that affect which GPU engine is fastest.
 GPU_PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
-# Packages that decide what calibration measures.
+# Packages that affect the measured calibration ranges.
 EXPORT_PACKAGES = ("numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "pillow", "simplejpeg")
-# Packages that the figures of a measurement depend on.
+# Packages that affect the figures of a measurement.
 MEASURED_PACKAGES = (
     *("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch"),
 )
 
 
 class Host(Struct, frozen=True, kw_only=True):
-    """A machine, as the record of a run names it."""
+    """A machine, as stored in the summary of a run."""
 
     edgelung: str
     python: str
@@ -38,7 +38,7 @@ class Host(Struct, frozen=True, kw_only=True):
 
 
 class Machine(Struct, frozen=True, kw_only=True):
-    """What a measurement ran on. `commit` is None where edgelung is not run from its checkout."""
+    """The machine of a measurement. `commit` is None if edgelung does not run from a checkout."""
 
     commit: str | None
     cpu: str
@@ -50,7 +50,7 @@ class Machine(Struct, frozen=True, kw_only=True):
 
 
 def version(package: str) -> str | None:
-    """Installed version of a package; None where it is not installed."""
+    """Installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -58,8 +58,8 @@ def version(package: str) -> str | None:
 
 
 def versions(packages: Iterable[str] = RUNTIME_PACKAGES) -> dict[str, str]:
-    """Name → version of those packages that are installed."""
-    return {name: found for name in packages if (found := version(name))}
+    """Name → version of the given packages; packages that are not installed are left out."""
+    return {name: installed for name in packages if (installed := version(name))}
 
 
 def available_cores() -> int:
@@ -68,14 +68,14 @@ def available_cores() -> int:
         return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))
     try:
-        share, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, -(-int(share) // int(period))))
-    except (OSError, ValueError):  # no such file, or the word 'max'
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no such file, or 'max' instead of a quota
         return cores
 
 
 def cpu_name() -> str:
-    """Name of the processor, as far as the system tells."""
+    """Name of the processor; empty if the system does not report it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.split(":")[1].strip() for line in file if "model name" in line), "")
@@ -84,7 +84,7 @@ def cpu_name() -> str:
 
 
 def host() -> Host:
-    """This machine, for the record of a run."""
+    """Describe this machine for the summary of a run."""
     return Host(
         edgelung=__version__,
         python=platform.python_version(),
@@ -97,7 +97,7 @@ def host() -> Host:
 
 
 def describe_machine() -> Machine:
-    """This machine, for the record of a measurement."""
+    """Describe this machine for the result of a measurement."""
     return Machine(
         commit=checked_out_commit(),
         cpu=cpu_name(),
@@ -117,14 +117,17 @@ def gpu_names() -> list[str]:
 
 
 def checked_out_commit() -> str | None:
-    """The commit of the git checkout that edgelung runs from; '+' if files differ from it."""
+    """Commit of the git checkout that edgelung runs from, with '+' if files were changed.
+
+    None outside a checkout or without git.
+    """
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return None
 
-    def git(*words: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
         ).stdout.strip()
 
     commit = git("rev-parse", "--short=12", "HEAD")

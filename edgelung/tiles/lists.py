@@ -1,9 +1,9 @@
-"""Lists of tiles as people's programs write them: plain lists, `find -print0`, CSV of any dialect.
+"""Read lists of tiles: plain lists, the output of `find -print0`, and CSV of any dialect.
 
-One parser for `infer --files` and `train --groups`. It reads what pandas, Excel, QuPath and shells
-write: commas, semicolons, tabs or bars; UTF-8 with or without a byte-order mark, UTF-16; column
-names in any case. What it cannot read it names in one line. Rows are read as they are needed, so a
-list may be a pipe.
+One parser for `infer --files` and `train --groups`. It reads the output of pandas, Excel, QuPath
+and shells: commas, semicolons, tabs or vertical bars; UTF-8 with or without a byte-order mark,
+UTF-16; column names in upper or lower case. Other input is an error in one line. Rows are read
+lazily, so a list may be a pipe.
 """
 
 import codecs
@@ -31,28 +31,30 @@ Row = dict[str, str]
 
 
 def list_name(path: Path) -> str:
-    """How a list is called in messages."""
+    """The name of a list in messages."""
     return "standard input" if path == STANDARD_INPUT else str(path)
 
 
-def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
+def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the rows of a list; every row has the key `path`.
 
-    A CSV needs one of `PATH_COLUMNS`; its other columns keep their names, in lower case. `wanted`
-    names columns that must be there, `a|b` either of two. Anything else is a plain list with a path
-    per line, or per NUL as `find -print0` writes it, if no other column is `wanted`.
+    A CSV needs one of `PATH_COLUMNS`; its other columns keep their names, in lower case. `required`
+    names columns that must be present; `a|b` stands for either of two. Without required columns any
+    other text is a plain list: one path per line, or separated by NUL as from `find -print0`.
 
     Raises:
-        EdgelungError: the list cannot be read, is a spreadsheet, or lacks a wanted column.
+        EdgelungError: if the list cannot be read, is a spreadsheet, or lacks a required column.
     """
     name = list_name(path)
     try:
         with _open(path) as source:
             first = _first_line(source, b"")
-            if first.lower().startswith((b"sep=", codecs.BOM_UTF8 + b"sep=")):  # Excel's own line
+            if first.lower().startswith(
+                (b"sep=", codecs.BOM_UTF8 + b"sep=")
+            ):  # a line that Excel writes
                 first = _first_line(source, first.partition(b"\n")[2])
             stream: io.BufferedReader = io.BufferedReader(_Prefixed(first, source))
-            yield from _rows(stream, first, name, wanted)
+            yield from _rows(stream, first, name, required)
     except OSError as error:
         raise EdgelungError(f"cannot read the list {name}: {error.strerror}") from error
     except UnicodeError as error:
@@ -62,19 +64,19 @@ def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def _first_line(source: io.BufferedReader, read: bytes) -> bytes:
-    """What was read of a source and as much more as its first line needs: a pipe is in pieces."""
+    """Extend `read` until it contains the first line; a pipe delivers its data in pieces."""
     while more := source.read1(BLOCK_BYTES) if not _has_line(read) else b"":
         read += more
     return read
 
 
 def _has_line(read: bytes) -> bool:
-    wide = read.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # holds NULs anyway
-    return b"\n" in read or (b"\0" in read and not wide)
+    is_utf16 = read.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # NULs in any text
+    return b"\n" in read or (b"\0" in read and not is_utf16)
 
 
 def _rows(
-    stream: io.BufferedReader, first: bytes, name: str, wanted: Sequence[str]
+    stream: io.BufferedReader, first: bytes, name: str, required: Sequence[str]
 ) -> Iterator[Row]:
     for magic, kind in _SPREADSHEETS.items():
         if first.startswith(magic):
@@ -83,11 +85,11 @@ def _rows(
     header = _header(first, encoding)
     column = path_column(split_header(header))
     if column is not None:
-        yield from _table(stream, name, encoding, header, wanted)
-    elif wanted:
-        found = ", ".join(split_header(header)) or "(none)"
+        yield from _table(stream, name, encoding, header, required)
+    elif required:
+        columns = ", ".join(split_header(header)) or "(none)"
         raise EdgelungError(
-            f"{name} has the columns {found}; expected {_spoken(['path', *wanted])} in its "
+            f"{name} has the columns {columns}; expected {_in_words(['path', *required])} in its "
             "first line"
         )
     elif encoding == "utf-8-sig" and b"\0" in first:
@@ -97,22 +99,22 @@ def _rows(
 
 
 def path_column(columns: Sequence[str]) -> str | None:
-    """The column that names the tile; None where none does."""
+    """The column with the path of the tile; None if there is none."""
     return next((name for name in PATH_COLUMNS if name in columns), None)
 
 
 def split_header(line: str) -> list[str]:
-    """Names of the columns of a header line, in lower case."""
+    """The column names of a header line, in lower case."""
     fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
     return [field.strip().lower() for field in fields]
 
 
-def _spoken(columns: Sequence[str]) -> str:
+def _in_words(columns: Sequence[str]) -> str:
     return " and ".join(names.replace("|", " or ") for names in columns)
 
 
 def _delimiter(line: str) -> str:
-    """The delimiter that occurs most often in the header; a comma where none does."""
+    """The most frequent delimiter in the header; a comma if there is none."""
     return max(DELIMITERS, key=line.count)
 
 
@@ -125,23 +127,23 @@ def _encoding(first: bytes) -> str:
 
 
 def _header(first: bytes, encoding: str) -> str:
-    """The first line, as text; what is cut off behind it does not matter."""
+    """The first line as text. A character cut off after it does not matter."""
     text = first.decode(encoding, "replace")
     return text.split("\n", 1)[0].split("\0", 1)[0].strip("\r\ufeff ")
 
 
 def _table(
-    stream: io.BufferedReader, name: str, encoding: str, header: str, wanted: Sequence[str]
+    stream: io.BufferedReader, name: str, encoding: str, header: str, required: Sequence[str]
 ) -> Iterator[Row]:
     columns = split_header(header)
     column = path_column(columns)
     assert column is not None
-    missing = [names for names in wanted if not any(n in columns for n in names.split("|"))]
+    missing = [names for names in required if not any(n in columns for n in names.split("|"))]
     if missing:
         raise EdgelungError(
-            f"{name} has the columns {', '.join(columns)}; expected {_spoken(missing)} too"
+            f"{name} has the columns {', '.join(columns)}; expected {_in_words(missing)} too"
         )
-    # Bytes of a name that are not UTF-8 go through unchanged.
+    # File names may contain bytes that are not UTF-8; they are kept.
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
     try:
@@ -149,7 +151,7 @@ def _table(
         next(reader)
         for number, fields in enumerate(reader, 2):
             if not any(field.strip() for field in fields):
-                continue  # a blank line, as editors leave them at the end
+                continue  # editors leave blank lines at the end
             row = dict(zip(columns, fields, strict=False))
             path = row.get(column, "").strip()
             if not path:
@@ -158,7 +160,7 @@ def _table(
     except csv.Error as error:
         raise EdgelungError(f"cannot read the list {name}: {error}") from error
     finally:
-        text.detach()  # the stream is closed by whoever opened it
+        text.detach()  # the caller closes the stream
 
 
 def _lines(stream: io.BufferedReader, encoding: str) -> Iterator[str]:
@@ -197,7 +199,7 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
 
 
 class _Prefixed(io.RawIOBase):
-    """The bytes that were read ahead, then the rest of the source."""
+    """A stream of the bytes that were read ahead, then the rest of the source."""
 
     def __init__(self, first: bytes, rest: io.BufferedReader) -> None:
         self._first, self._rest = first, rest

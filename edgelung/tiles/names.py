@@ -1,8 +1,8 @@
-"""Names of tiles as other systems write them, matched to the files that are there.
+"""Match names of tiles that other systems wrote to the files that exist.
 
-Windows writes backslashes and drive letters, macOS decomposes letters with accents (NFD), programs
-quote names, add blanks, or change the case of an extension. A name is taken as it stands first; the
-other readings are tried only where no file has that name.
+Windows writes backslashes and drive letters. macOS decomposes letters with accents (NFD). Programs
+add quotes or blanks, or change the case of an extension. The name is first tried unchanged; other
+spellings are tried only if no such file exists.
 """
 
 import os
@@ -17,14 +17,14 @@ _QUOTES = ('"', "'")
 
 
 def with_slashes(name: str) -> str:
-    """A name as Windows writes it, with forward slashes and without its drive."""
+    """Convert a Windows path to forward slashes, without its drive; leave other names unchanged."""
     if "/" in name and "\\" in name and not _DRIVE.match(name):
-        return name  # a backslash of the name's own
+        return name  # the backslash is part of the name
     return _DRIVE.sub("/", name).replace("\\", "/") if "\\" in name or _DRIVE.match(name) else name
 
 
 def unquoted(name: str) -> str:
-    """A name without blanks around it and without a pair of quotes."""
+    """Remove blanks around a name, and one pair of quotes."""
     name = name.strip()
     if len(name) > 1 and name[0] == name[-1] and name[0] in _QUOTES:
         return name[1:-1]
@@ -42,7 +42,7 @@ def match_key(name: str) -> str:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """The name as it stands, then its other readings, each once."""
+    """Yield the name unchanged, then its other spellings, each once."""
     seen = set()
     for text in (name, unquoted(name)):
         for path in (text, with_slashes(text)):
@@ -57,11 +57,11 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def resolve(folder: Path, name: str) -> str:
-    """The path below `folder`, or the absolute one, that `name` stands for.
+    """Find the file that `name` means: a path relative to `folder`, or an absolute path.
 
-    Tried in this order: below the folder, in any spelling; from the working folder; by its last
-    parts, where the list was written on another machine (`D:\\data\\tiles\\a\\1.jpg` is `a/1.jpg`
-    below `tiles`). Where no file has such a name, `name` itself, so that its row says so.
+    Tried in this order, each in any spelling: relative to the folder; relative to the working
+    folder; by its last parts, for a list from another machine (`D:\\data\\tiles\\a\\1.jpg` is
+    `a/1.jpg` below `tiles`). If no file exists, returns `name`, and its row reports the error.
     """
     for candidate in spellings(name):
         if _exists(folder, candidate):
@@ -70,7 +70,7 @@ def resolve(folder: Path, name: str) -> str:
         if _exists(Path(), candidate):
             return _below(folder, candidate)
     parts = PurePosixPath(with_slashes(unquoted(name))).parts
-    for start in range(1, len(parts) - 1):  # at least the file and the folder it lies in
+    for start in range(1, len(parts) - 1):  # at least the file and its folder
         tail = posixpath.join(*parts[start:])
         for candidate in spellings(tail):
             if _exists(folder, candidate):
@@ -79,7 +79,7 @@ def resolve(folder: Path, name: str) -> str:
 
 
 def lookup(names: Iterable[str]) -> Mapping[str, list[str]]:
-    """Names by the key of their last two parts, for `find`."""
+    """Map the key of the last two parts of each name to the names, for `find`."""
     table: dict[str, list[str]] = {}
     for name in names:
         table.setdefault(_last_two(match_key(name)), []).append(name)
@@ -87,10 +87,10 @@ def lookup(names: Iterable[str]) -> Mapping[str, list[str]]:
 
 
 def find(path: str, table: Mapping[str, list[str]]) -> list[str]:
-    """Those names of a `lookup` that mean the tile at `path`.
+    """The names in a `lookup` that mean the tile at `path`.
 
-    Equal as keys, or one of the two begins further up (`lung_image_sets/lung_aca/1.jpeg`,
-    `lung_aca/1.jpeg`): `<class>/<file>` must be the same at least.
+    The keys are equal, or one path has more leading folders than the other
+    (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`). At least `<class>/<file>` must be equal.
     """
     key = match_key(path)
     candidates = table.get(_last_two(key), [])
@@ -116,7 +116,7 @@ def _exists(folder: Path, name: str) -> bool:
 
 
 def _below(folder: Path, name: str) -> str:
-    """A path of the working folder as one below `folder` where it lies there, else absolute."""
+    """Convert a path from the working folder: relative to `folder` if inside it, else absolute."""
     absolute = os.path.abspath(name)
     inside = os.path.relpath(absolute, os.path.abspath(folder))
     return absolute if inside.startswith("..") else inside.replace(os.sep, "/")
