@@ -177,7 +177,7 @@ def test_groups_of_several_classes_are_judged() -> None:
 def test_bad_variants_rarely_pass_and_good_ones_mostly_do(
     spread: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A variant that disagrees on exactly 1 % rarely passes; one that disagrees on 0.1 % mostly does.
+    """A variant that disagrees on exactly 1 % rarely passes; one on 0.1 % mostly does.
 
     Flips hit single tiles, or mostly groups of 20 tiles that flip ten times as often as others.
     Flips go both ways, so recall is lost and gained.
