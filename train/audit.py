@@ -1,4 +1,4 @@
-"""`edgelung audit`: what a folder of labelled tiles holds, and which tiles are near copies."""
+"""`edgelung audit`: describe a folder of labelled tiles, and find near copies in it."""
 
 import logging
 from collections import Counter
@@ -52,7 +52,7 @@ def audit_folder(
     if not tiles:
         path, reason = next(iter(unreadable.items()))
         raise EdgelungError(f"no file in {data} can be read, for example {path}: {reason}")
-    # Before the work, so that a mistake in the file is reported at once.
+    # Read before the long work, so that a mistake in the file is reported at once.
     known_names = read_groups(known, tiles) if known else []
     grouping = find_groups(data, tiles)
     names = group_names(tiles, grouping)
@@ -101,7 +101,7 @@ def _summarise(
     members: dict[str, list[IndexedTile]] = {}
     for tile, name in zip(tiles, names, strict=True):
         members.setdefault(name, []).append(tile)
-    mixed = sorted(name for name, own in members.items() if len({t.label for t in own}) > 1)
+    mixed = sorted(name for name, group in members.items() if len({t.label for t in group}) > 1)
     copies: dict[str, list[Copy]] = {}
     for tile in tiles:
         copies.setdefault(tile.sha256, []).append(Copy(tile.path, tile.label))
@@ -141,7 +141,9 @@ def _summarise_classes(
         rgb = np.array([colours[path] for path in paths])  # (n, 3)
         classes[label] = ClassSummary(
             tiles=len(paths),
-            groups=len({n for t, n in zip(tiles, names, strict=True) if t.label == label}),
+            groups=len(
+                {name for tile, name in zip(tiles, names, strict=True) if tile.label == label}
+            ),
             left_out=left_out[label],
             mean_rgb=rgb.mean(axis=0).round(1).tolist() if paths else [],
             std_rgb=rgb.std(axis=0).round(1).tolist() if paths else [],
@@ -150,7 +152,7 @@ def _summarise_classes(
 
 
 def _links_between(grouping: Grouping, known: Sequence[str]) -> list[tuple[str, str, Link]]:
-    """The strongest link between each two known groups that are one here, most inliers first."""
+    """The strongest link between each pair of known groups, most inliers first."""
     best: dict[tuple[str, str], Link] = {}
     for link in grouping.links:
         first, second = sorted((known[link.first], known[link.second]))

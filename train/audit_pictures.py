@@ -58,7 +58,7 @@ def draw_pictures(
     names: Sequence[str],
     known: Sequence[tuple[str, str, Link]],
 ) -> AuditPictures:
-    """Draw the largest groups, and the links and refused pairs that are worth a look.
+    """Draw the largest groups, and the links and refused pairs that a person should check.
 
     `names` holds the group of each tile, `known` the links between known groups.
     """
@@ -84,7 +84,7 @@ def draw_pictures(
 
 
 def read_pixels(data: Path, tile: IndexedTile) -> Pixels:
-    """A tile as the grouping sees it: uint8 (224, 224, 3)."""
+    """Read a tile at the size used for grouping: uint8 (224, 224, 3)."""
     return read_tile(data / tile.path, ReaderSpec(size=SIZE))
 
 

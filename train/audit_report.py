@@ -1,4 +1,4 @@
-"""What an audit found, as typed values, and the files that hold it."""
+"""The result of an audit as typed values, and the writer of its files."""
 
 import csv
 from collections.abc import Iterable, Sequence

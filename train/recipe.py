@@ -1,6 +1,6 @@
 """Recipes: every setting of a run, typed, validated, overridable.
 
-A recipe is a TOML file in `recipes/` or anywhere else; `--set student.lr=1e-4` overrides a field.
+A recipe is a TOML file, in `recipes/` or elsewhere. `--set student.lr=1e-4` overrides a field.
 """
 
 import tomllib
@@ -83,15 +83,16 @@ class Schedule(_Section):
 
 
 class Student(Schedule):
-    """How the DeiT is trained. Its first `low_epochs` epochs are several times cheaper.
+    """How the DeiT is trained.
 
-    They show windows of `low_size` pixels of the augmented tile, at the tile's scale.
+    The first `low_epochs` epochs use crops of `low_size` pixels of the augmented tile, at the scale
+    of the tile. They are several times cheaper.
     """
 
     low_epochs: int = Field(0, ge=0)
     low_size: Pixels = 224
     restart_lr: float = Field(0.0, ge=0)  # warm restart after `features_epochs`; 0: none
-    init: Literal["timm", "mimetic"] = "timm"  # for a student without weights (`models.py`)
+    init: Literal["timm", "mimetic"] = "timm"  # initialisation without weights (`models.py`)
     drop_path: Fraction = 0.0
 
     @model_validator(mode="after")
@@ -112,7 +113,7 @@ class Distill(_Section):
     beta: float = Field(0.5, ge=0)
     temperature: float = Field(1.0, gt=0)
     guidance: float = Field(0.0, ge=0)  # weight of feature guidance (`guidance.py`); 0: off
-    features_epochs: int = Field(0, ge=0)  # the first epochs, in which guidance alone teaches
+    features_epochs: int = Field(0, ge=0)  # first epochs, in which guidance is the only loss
 
     @model_validator(mode="after")
     def _guided(self) -> "Distill":
@@ -133,7 +134,7 @@ class Recipe(_Section):
     split: Split = Split()
     augment: Augment = Augment()
     teacher: Schedule
-    baseline: Schedule | None = None  # another model to compare with, trained on the labels
+    baseline: Schedule | None = None  # another model for comparison, trained on the labels
     student: Student
     distill: Distill = Distill()
 
@@ -141,7 +142,7 @@ class Recipe(_Section):
     def roles(self) -> list[str]:
         """The models to train, in order. Without distillation the teacher is not needed."""
         unused = {"teacher"} if self.distill.mode == "none" else set()
-        return [r for r in ROLES if getattr(self, r) is not None and r not in unused]
+        return [role for role in ROLES if getattr(self, role) is not None and role not in unused]
 
     def schedule(self, role: str) -> Schedule:
         """How the model of a role is trained."""
@@ -190,11 +191,11 @@ def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
             raise EdgelungError(
                 f"recipe {name}: there is no field {field}; {_fields(first['loc'])}"
             ) from error
-        # These messages say what was found.
-        complete = first["type"] == "missing" or isinstance(first["input"], dict)
-        found = "" if complete else f", found {first['input']!r}"
+        # These messages already contain the value.
+        has_value = first["type"] == "missing" or isinstance(first["input"], dict)
+        value = "" if has_value else f", found {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ")
-        raise EdgelungError(f"recipe {name}: {field}: {message}{found}") from error
+        raise EdgelungError(f"recipe {name}: {field}: {message}{value}") from error
 
 
 def _read(name: str) -> dict[str, Any]:

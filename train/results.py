@@ -1,7 +1,5 @@
 """Results of a run: metrics with intervals, predictions per tile, pictures for the report."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,7 +16,7 @@ from edgelung.evaluation.metrics import (
     expected_calibration_error,
     fit_temperature,
 )
-from edgelung.report.figures import picture
+from edgelung.report.figures import RunPictures, TilePicture, picture
 from edgelung.train.augment import augment
 from edgelung.train.models import Model
 from edgelung.train.prediction import predict
@@ -90,7 +88,7 @@ def _predictions(run: Run, probabilities: dict[str, Probabilities]) -> RunPredic
     )
 
 
-def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
+def run_pictures(run: Run) -> RunPictures:
     """Pictures with captions: augmented training tiles (Fig. 10), random test tiles (Fig. 15), and
     the student's mistakes on the test set, the most confident first.
     """
@@ -108,23 +106,23 @@ def run_pictures(run: Run) -> dict[str, list[dict[str, Any]]]:
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != truth)
     mistakes = wrong[np.argsort(-probabilities[wrong].max(axis=1))]
 
-    def describe(index: int) -> dict[str, Any]:
+    def describe(index: int) -> TilePicture:
         label = int(probabilities[index].argmax())
         tile = run.tiles.store.batch(test[[index]])[0].permute(1, 2, 0).numpy()
-        return {
-            "picture": picture(tile),
-            "path": predictions.paths[index],
-            "truth": run.classes[predictions.labels[index]],
-            "label": run.classes[label],
-            "confidence": float(probabilities[index, label]),
-        }
+        return TilePicture(
+            picture=picture(tile),
+            path=predictions.paths[index],
+            truth=run.classes[predictions.labels[index]],
+            label=run.classes[label],
+            confidence=float(probabilities[index, label]),
+        )
 
     sample = rng.choice(len(test), min(SHOWN_TILES, len(test)), replace=False)
-    return {
-        "augmented": [
-            {"picture": picture(view), "truth": run.split[index].tile.label}
+    return RunPictures(
+        augmented=[
+            TilePicture(picture(view), run.split[index].tile.label)
             for view, index in zip(pixels, augmented, strict=True)
         ],
-        "sample": [describe(index) for index in sample],
-        "mistakes": [describe(index) for index in mistakes[:SHOWN_TILES]],
-    }
+        sample=[describe(index) for index in sample],
+        mistakes=[describe(index) for index in mistakes[:SHOWN_TILES]],
+    )

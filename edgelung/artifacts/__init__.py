@@ -1,1 +1,1 @@
-"""What edgelung writes and reads back: run, bundle, predictions, summary. One owner a file."""
+"""The files that edgelung writes and reads: run, bundle, predictions, summary."""

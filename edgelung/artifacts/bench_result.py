@@ -9,7 +9,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.system import Host
 
 SCHEMA_VERSION = 1  # results without a version are read as version 1
-KIND = "edgelung bench"  # marks the file, so that only a result is ever overwritten
+KIND = "edgelung bench"  # marks the file: only a file with this mark is overwritten
 REMEDY = "expected a file that `edgelung bench --out` wrote"
 
 
@@ -25,8 +25,8 @@ class Percentiles(Struct, frozen=True, kw_only=True):
 class SingleStream(Struct, frozen=True, kw_only=True):
     """One query at a time.
 
-    `end_to_end_over_parts`: p50 of a file to its row, over the p50 of reading and of the model.
-    `fixed_loop`: the same arithmetic every time; its scatter is that of the machine.
+    `end_to_end_over_parts`: p50 from a file to its row, divided by the sum of the p50 of reading
+    and of the model. `fixed_loop`: a constant computation; its spread is the noise of the machine.
     """
 
     read_and_decode: Percentiles = field(name="read and decode")
@@ -39,7 +39,7 @@ class SingleStream(Struct, frozen=True, kw_only=True):
 class ServerRate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The highest rate of Poisson arrivals whose p99 stays within the bound, and its latencies.
 
-    Without any such rate all of it is 0 and there are no percentiles.
+    If no rate stays within the bound, the rate and the queries are 0 and the percentiles are None.
     """
 
     queries_per_second: float
@@ -65,7 +65,7 @@ class Offline(Struct, frozen=True, kw_only=True):
 
 
 class Samples(Struct, frozen=True, kw_only=True):
-    """The tiles: how many, where from, and the size they are resized to (pixels)."""
+    """The tiles: their number, their origin, and the side they are resized to, in pixels."""
 
     files: int
     origin: str
@@ -73,7 +73,7 @@ class Samples(Struct, frozen=True, kw_only=True):
 
 
 class BenchResult(Struct, frozen=True, kw_only=True):
-    """Everything that `edgelung bench` measured. `seconds`: length of each run."""
+    """The result of `edgelung bench`. `seconds`: duration of each measurement."""
 
     kind: str
     schema_version: int = 1
@@ -98,7 +98,7 @@ class BenchResult(Struct, frozen=True, kw_only=True):
 
 
 def check_bench_path(path: Path) -> None:
-    """Raise EdgelungError unless a result can be written there without loss of another file."""
+    """Raise EdgelungError if `path` is not writable, or is a file other than a result."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise EdgelungError(f"cannot write {path}; expected the name of a file in a folder")
     if path.exists() and path.stat().st_size and not _is_bench_result(path):

@@ -1,13 +1,13 @@
-"""The bundle: the folder that goes to the workstation. Its types, its reader and its writer.
+"""The bundle: the folder that is copied to the workstation. Its types, reader and writer.
 
-    bundle.json           classes, preprocessing, variants and their gates, provenance, hashes
-    bundle.json.sha256    the hash of bundle.json itself, in the form that `sha256sum -c` reads
-    model.<variant>.onnx  one file per variant, no external data
-    golden/…              a few tiles whose probabilities under each variant are known
+    bundle.json           classes, preprocessing, variants with gate results, provenance, hashes
+    bundle.json.sha256    the hash of bundle.json, in the format of `sha256sum -c`
+    model.<variant>.onnx  one file per variant, without external data
+    golden/…              a few tiles with known probabilities for each variant
     report.html, MODEL_CARD.md
 
-Every file's hash is checked before anything in it is used. Hashes show damage and mix-ups, not
-forgery: whoever can write the folder can write the hashes.
+The hash of every file is checked before the file is used. Hashes detect damage and mix-ups, but not
+forgery: anyone who can write the folder can also write the hashes.
 """
 
 import json
@@ -43,14 +43,14 @@ def graph_name(precision: Precision) -> str:
 
 
 class MethodScore(Struct, frozen=True, kw_only=True):
-    """What a calibration method cost on the tiles that compare methods."""
+    """Loss of a calibration method on the tiles that compare the methods."""
 
     flipped: int
     mean_probability_difference: float
 
 
 class QatRecord(Struct, frozen=True, kw_only=True):
-    """Quantization-aware training of a variant: tiles seen, loss at its start and end."""
+    """Quantization-aware training of a variant: tiles used, loss at the start and at the end."""
 
     tiles: int
     loss_before: float
@@ -58,10 +58,11 @@ class QatRecord(Struct, frozen=True, kw_only=True):
 
 
 class Calibration(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the 8-bit ranges of a variant were found.
+    """How the 8-bit ranges of a variant were chosen.
 
-    `asked` is the method asked for, `method` the one used; `scores` by method, on `scored_tiles`
-    of the calibration tiles. `migration_strength`: α of each place whose scale was migrated.
+    `asked` is the requested method, `method` the one that was used. `scores` holds the loss of each
+    method on `scored_tiles` of the calibration tiles. `migration_strength`: SmoothQuant's α of each
+    operation whose scale was migrated.
     """
 
     asked: str
@@ -76,7 +77,7 @@ class Calibration(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PartSensitivity(Struct, frozen=True, kw_only=True):
-    """How far the output moves with a part in INT8 `alone`, and with `all_but` it; nats."""
+    """Divergence of the output if only this part is in INT8, or all but this part; nats."""
 
     name: str
     linears: list[str]
@@ -85,7 +86,7 @@ class PartSensitivity(Struct, frozen=True, kw_only=True):
 
 
 class Sensitivity(Struct, frozen=True, kw_only=True):
-    """Which parts of the graph suffer from INT8, most harmful first; nats, mean over `tiles`."""
+    """Divergence caused by INT8, most harmful part first; nats, mean over `tiles` tiles."""
 
     everything: float = field(name="all")
     linears: list[PartSensitivity]
@@ -94,10 +95,10 @@ class Sensitivity(Struct, frozen=True, kw_only=True):
 
 
 class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One variant: its file, what it is made of, and the evidence for it.
+    """One variant: its file, how it was made, and the evidence for it.
 
-    `kept_in_float`: parts that stay in floating point because the gate refused them in INT8.
-    `tiles_per_second`: of the network alone by CPU engine, on the machine that exported.
+    `kept_in_float`: parts that stay in floating point because the gate failed with them in INT8.
+    `tiles_per_second`: speed of the network alone, by CPU engine, on the exporting machine.
     """
 
     file: str
@@ -114,7 +115,7 @@ class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GoldenEntry(Struct, frozen=True, kw_only=True):
-    """A golden tile: its file, its class, its probabilities by variant."""
+    """A golden tile: its file, its class, and its probabilities by variant."""
 
     file: str
     label: str = field(name="class")
@@ -122,9 +123,9 @@ class GoldenEntry(Struct, frozen=True, kw_only=True):
 
 
 class OutsideConfidence(Struct, frozen=True, kw_only=True):
-    """How sure the model is of tiles of none of its classes, beside test tiles.
+    """Confidence on tiles of other tissue, compared with the test tiles.
 
-    `roc_auc`: the chance that a test tile gets the higher confidence of the two.
+    `roc_auc`: the probability that a test tile gets a higher confidence than such a tile.
     """
 
     tiles: int
@@ -136,7 +137,7 @@ class OutsideConfidence(Struct, frozen=True, kw_only=True):
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
-    """Where the model comes from. `recipe` holds the recipe as `edgelung train` resolved it."""
+    """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`."""
 
     edgelung: str
     created: str
@@ -185,18 +186,18 @@ class Variant:
 
     @property
     def gate(self) -> GateResult:
-        """What the gate decided."""
+        """The result of the gate."""
         return self.entry.gate
 
     @property
     def passed(self) -> bool:
-        """Full precision is the reference; the others need evidence."""
+        """True for full precision (the reference) and for a variant that passed its gate."""
         return self.precision == FULL_PRECISION or self.gate.verdict == "pass"
 
 
 @dataclass(frozen=True)
 class GoldenTile:
-    """A tile that travels with the bundle and its probabilities per variant, [classes] each."""
+    """A tile in the bundle, with its probabilities per variant, (classes,) each."""
 
     path: Path
     probabilities: Mapping[str, tuple[float, ...]]
@@ -204,7 +205,7 @@ class GoldenTile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. `sha256` is the hash of bundle.json, which holds all other hashes."""
+    """A verified bundle. `sha256` is the hash of bundle.json, which contains all other hashes."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -215,7 +216,7 @@ class Bundle:
     sha256: str
 
     def variant(self, precision: Precision) -> Variant:
-        """The variant at this precision; raises EdgelungError if the bundle has none."""
+        """The variant of this precision. Raises EdgelungError if the bundle has none."""
         if precision not in self.variants:
             raise EdgelungError(
                 f"bundle {self.folder} holds no {precision} variant (it holds "
@@ -225,7 +226,7 @@ class Bundle:
 
 
 def starter_bundle() -> Path:
-    """The folder of the bundle that comes with the package; raises EdgelungError without one."""
+    """The folder of the bundle in the package. Raises EdgelungError if it is not there."""
     folder = Path(str(resources.files("edgelung"))) / "starter"
     if not (folder / MANIFEST).is_file():
         raise EdgelungError("this installation has no starter bundle; expected --model BUNDLE")
@@ -233,7 +234,7 @@ def starter_bundle() -> Path:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Verify every hash, then read. Raises EdgelungError that names the first fault."""
+    """Verify every hash, then read the bundle. Raises EdgelungError for the first fault."""
     data = _read_sealed(folder)
     content = _checked_json(folder, data)
     _check_files(folder, content)
@@ -249,10 +250,12 @@ def open_bundle(folder: Path) -> Bundle:
     variants = {
         Precision(name): Variant(Precision(name), folder / entry.file, entry)
         for name, entry in manifest.variants.items()
-        if name in known  # a newer edgelung may add some
+        if name in known  # a newer edgelung may know more precisions
     }
     golden = tuple(
-        GoldenTile(folder / entry.file, {k: tuple(v) for k, v in entry.probabilities.items()})
+        GoldenTile(
+            folder / entry.file, {name: tuple(probs) for name, probs in entry.probabilities.items()}
+        )
         for entry in manifest.golden
     )
     _check_content(folder, manifest, variants, golden)
@@ -261,7 +264,7 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def write_bundle(folder: Path, manifest: BundleManifest) -> None:
-    """Write bundle.json with the hash of every file now in `folder`, and its own hash beside it."""
+    """Write bundle.json with the hashes of all files in `folder`, and the hash of bundle.json."""
     files = {
         path.relative_to(folder).as_posix(): {
             "sha256": sha256_file(path),
@@ -279,7 +282,7 @@ def write_bundle(folder: Path, manifest: BundleManifest) -> None:
 
 
 def _read_sealed(folder: Path) -> bytes:
-    """The bytes of bundle.json; not yet checked."""
+    """Read bundle.json without checking it."""
     path = folder / MANIFEST
     if not folder.is_dir() or not path.is_file():
         raise EdgelungError(
@@ -293,13 +296,13 @@ def _read_sealed(folder: Path) -> bytes:
 
 
 def _checked_json(folder: Path, data: bytes) -> dict[str, Json]:
-    """bundle.json as plain values, once its version and its seal are right."""
+    """Check the version and the seal of bundle.json, and return its plain values."""
     path = folder / MANIFEST
     try:
         content = parse(data)
     except ValueError:
         content = None
-    # Before the seal: a newer edgelung may seal its manifest in another way.
+    # Checked before the seal: a newer edgelung may use another kind of seal.
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int | float) and version > SCHEMA_VERSION:
         raise EdgelungError(
@@ -323,7 +326,7 @@ def _checked_json(folder: Path, data: bytes) -> dict[str, Json]:
 
 
 def _check_files(folder: Path, content: Mapping[str, Json]) -> None:
-    """Raise EdgelungError for a listed file that is outside, missing or changed."""
+    """Raise EdgelungError if a listed file is outside the bundle, missing or changed."""
     files = content.get("files")
     if not isinstance(files, dict) or not files:
         raise EdgelungError(f"{folder / MANIFEST} lists no files; export the bundle again")
@@ -334,11 +337,11 @@ def _check_files(folder: Path, content: Mapping[str, Json]) -> None:
         path = folder / name
         if not path.is_file():
             raise EdgelungError(f"{path} is missing; copy or export the bundle again")
-        found = sha256_file(path)
+        actual = sha256_file(path)
         expected = str(entry.get("sha256")) if isinstance(entry, dict) else "nothing"
-        if found != expected:
+        if actual != expected:
             raise EdgelungError(
-                f"{path} is damaged: its SHA-256 is {found[:12]}…, bundle.json says "
+                f"{path} is damaged: its SHA-256 is {actual[:12]}…, bundle.json says "
                 f"{expected[:12]}…; copy the bundle or export it again"
             )
 
@@ -349,7 +352,7 @@ def _check_content(
     variants: Mapping[Precision, Variant],
     golden: tuple[GoldenTile, ...],
 ) -> None:
-    """Raise EdgelungError for a manifest whose parts do not fit each other."""
+    """Raise EdgelungError if the parts of the manifest contradict each other."""
     names = manifest.classes
     if FULL_PRECISION not in variants or not golden:
         raise EdgelungError(

@@ -1,4 +1,4 @@
-"""config.json beside a model's weights: what it is, in the form that timm reads."""
+"""config.json beside the weights of a model: its architecture, in the format of timm."""
 
 from msgspec import Struct
 
@@ -6,7 +6,7 @@ from edgelung.core.typed_json import Json
 
 
 class PretrainedConfig(Struct, frozen=True, kw_only=True):
-    """timm's `pretrained_cfg`, as far as a run needs it. Mean and std of pixels in 0…1."""
+    """The fields of timm's `pretrained_cfg` that a run needs. Mean and std of pixels in 0…1."""
 
     input_size: tuple[int, int, int]  # channels, height, width
     fixed_input_size: bool
@@ -22,14 +22,14 @@ class PretrainedConfig(Struct, frozen=True, kw_only=True):
 
 
 class StudentShape(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the export needs and cannot read off the weights; None for other models."""
+    """Values that the export cannot derive from the weights; None for models other than DeiT."""
 
     num_heads: int | None = None
     patch_size: int | None = None  # pixels
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True):
-    """config.json: `timm.create_model('local-dir:RUN')` reads it too."""
+    """config.json. `timm.create_model('local-dir:RUN')` can read it."""
 
     architecture: str
     num_classes: int

@@ -1,4 +1,4 @@
-"""A run folder as a notebook reads it: each artefact is an attribute, read when first used."""
+"""A run folder for notebooks: each artefact is an attribute that is read on first use."""
 
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,12 @@ from edgelung.core.errors import EdgelungError
 class Run:
     """A run that `edgelung train` wrote. Made by `edgelung.open_run`.
 
-    Each attribute reads its file when it is first used and keeps it. An attribute raises
+    Each attribute reads its file on first use and caches the content. An attribute raises
     EdgelungError if its file is missing or damaged, for example `metrics` of an unfinished run.
 
     Attributes:
         folder: the run folder, with the paths of its files.
-        is_finished: False while the run is trained, or after it was stopped.
+        is_finished: False during training, or after training was stopped.
         config: run.json: the recipe, the data, the sizes of the subsets.
         split: split.csv: every tile with its class, group and subset.
         history: metrics.jsonl: one record per epoch.

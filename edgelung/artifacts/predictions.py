@@ -2,9 +2,9 @@
 
     path,status,label,confidence,p_<class>…,error
 
-`FORMATS` holds one writer and one reader per format. A cell that is not known is empty in CSV and
-null in the other two. CSV and JSON Lines hold probabilities with `DECIMALS` decimals, Parquet holds
-the float32 values.
+`FORMATS` holds one writer and one reader per format. A missing value is an empty cell in CSV and
+null in the other two formats. CSV and JSON Lines hold probabilities with `DECIMALS` decimals,
+Parquet holds the float32 values.
 """
 
 import csv
@@ -22,7 +22,7 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.typed_json import Json, parse
 
 DECIMALS = 6
-ROW_GROUP = 8_192  # rows of a Parquet row group; bounds the writer's memory
+ROW_GROUP = 8_192  # rows per Parquet row group; bounds the memory of the writer
 MADE_BY = {"made by": "edgelung infer"}  # Parquet metadata that marks our files
 _COLUMNS_BEFORE = ("path", "status", "label", "confidence")
 _COLUMN_AFTER = "error"
@@ -65,7 +65,7 @@ class Prediction(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Predictions:
-    """A predictions file that was read. `classes` is empty for JSON Lines without a row."""
+    """The content of a predictions file. `classes` is empty for JSON Lines without rows."""
 
     classes: tuple[str, ...]
     rows: tuple[Prediction, ...]
@@ -83,7 +83,7 @@ def _cells(row: Prediction, classes: Sequence[str]) -> list[str | float | None]:
 
 
 class ByteWriter(Protocol):
-    """Takes bytes: a binary file, or standard output."""
+    """Accepts bytes: a binary file, or standard output."""
 
     def write(self, data: bytes, /) -> int:
         """Write all of `data`; returns its length."""
@@ -98,7 +98,7 @@ class PredictionsWriter(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what the format needs at its end. The file itself stays open."""
+        """Write the end of the format. Does not close the file."""
         ...
 
 
@@ -245,7 +245,7 @@ def _read_parquet(path: Path) -> Predictions:
 
 
 def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
-    """The classes that the column names tell. Raises ValueError for other columns."""
+    """Derive the classes from the column names. Raises ValueError for other columns."""
     probabilities = names[len(_COLUMNS_BEFORE) : -1]
     classes = tuple(name.removeprefix(probability_column("")) for name in probabilities)
     if not classes or list(names) != columns(classes):
@@ -255,7 +255,7 @@ def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
-    """The row with these cells, in the order of `columns`. Raises ValueError for a wrong one."""
+    """Convert cells, in the order of `columns`, to a row. Raises ValueError for a wrong cell."""
     path, status, label, *numbers, error = cells
     if not (isinstance(path, str) and isinstance(status, str) and isinstance(error, str | None)):
         raise ValueError("a row has no path, no status, or an error that is not text")
@@ -273,9 +273,9 @@ class PredictionsFormat:
     """A file format of predictions.
 
     Attributes:
-        suffix: how file names of this format end.
-        first_bytes: how every file of this format starts.
-        appendable: rows can be added to a file that others already read.
+        suffix: the suffix of file names.
+        first_bytes: the bytes at the start of every file.
+        appendable: True if rows can be added to a file while other programs read it.
         writer: opens a writer for a binary file and the classes.
         read: reads a file; raises ValueError for content that is not predictions.
     """
@@ -294,7 +294,7 @@ FORMATS = {kind.suffix: kind for kind in (CSV, JSON_LINES, PARQUET)}
 
 
 def format_of(path: Path) -> PredictionsFormat:
-    """The format that a file name stands for.
+    """Choose the format by the suffix of the file name.
 
     Raises EdgelungError for another suffix, and for Parquet if pyarrow is not installed.
     """
@@ -311,7 +311,7 @@ def format_of(path: Path) -> PredictionsFormat:
 
 
 def is_predictions(path: Path) -> bool:
-    """True if the file was written by `edgelung infer`, as far as its first bytes tell."""
+    """True if the first bytes, or the Parquet metadata, are those of `edgelung infer`."""
     kind = format_of(path)
     with path.open("rb") as file:
         if file.read(len(kind.first_bytes)) != kind.first_bytes:
@@ -320,7 +320,7 @@ def is_predictions(path: Path) -> bool:
         return True
     try:
         metadata = _import_pyarrow()[1].read_schema(path).metadata or {}
-    except Exception:  # damaged: nobody can tell who wrote it
+    except Exception:  # damaged: its writer is unknown
         return False
     return all(metadata.get(key.encode()) == text.encode() for key, text in MADE_BY.items())
 

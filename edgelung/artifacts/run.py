@@ -1,12 +1,12 @@
-"""The run folder: what `edgelung train` writes, and everybody else reads through this module.
+"""The run folder: written by `edgelung train`. All other code reads it through this module.
 
 run.json             the resolved recipe, the data, the split's counts and hash
 split.csv            every tile: path, class, group, subset, SHA-256
-model.safetensors    the student's weights; config.json describes it, as timm reads it
+model.safetensors    the student's weights; config.json describes the model in the format of timm
 predictions.csv      probabilities of its validation and test tiles
 teacher/, baseline/  weights, config.json and predictions.csv of the other models
 metrics.jsonl        one line per epoch
-metrics.json         metrics of every model; written last: it says that the run is finished
+metrics.json         metrics of every model; written last, so it marks a finished run
 report.html          the page
 state.pt             the checkpoint of an unfinished run
 """
@@ -31,17 +31,16 @@ from edgelung.core.files import atomic_write, sha256_file
 from edgelung.core.own_folders import RUN_CONFIG, RUN_SPLIT
 from edgelung.core.typed_json import Json
 
-SCHEMA_VERSION = 2  # 1, unnumbered, is that of edgelung 0.1; its folders are read as they are
+SCHEMA_VERSION = 2  # folders of edgelung 0.1 have no version; they are read as version 1
 SUBSETS = ("train", "val", "test")
-# In the order of training.
-ROLES = ("teacher", "baseline", "student")
+ROLES = ("teacher", "baseline", "student")  # in the order of training
 ANEW = "expected a run folder that `edgelung train` wrote; train it again"
 
 Counts = dict[str, dict[str, SetSize]]  # subset → class → tiles and groups
 
 
 class RunConfig(Struct, frozen=True, kw_only=True):
-    """run.json: what the run was asked for and on which tiles."""
+    """run.json: the settings of the run and a summary of its tiles."""
 
     schema_version: int = 1
     edgelung: str
@@ -60,7 +59,7 @@ class RunConfig(Struct, frozen=True, kw_only=True):
 
     @property
     def fewest_test_groups(self) -> int:
-        """Test groups of the class that has the fewest."""
+        """Number of test groups in the class with the fewest."""
         return min(size.groups for size in self.counts["test"].values())
 
 
@@ -77,7 +76,7 @@ class SplitRow(Struct, frozen=True):
 class EpochRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of metrics.jsonl. Losses are means over the epoch.
 
-    The three `val_` figures are None while features alone teach: nothing is validated then.
+    The three `val_` figures are None in epochs without label loss, which are not validated.
     """
 
     stage: str
@@ -104,7 +103,7 @@ class ModelMetrics(Struct, frozen=True, kw_only=True):
 
 
 class RunMetrics(Struct, frozen=True, kw_only=True):
-    """metrics.json. `unrepeatable`: an operation that has no repeatable form on the device."""
+    """metrics.json. `unrepeatable`: an operation that is not deterministic on the device."""
 
     classes: list[str]
     teacher: ModelMetrics | UnsetType = UNSET
@@ -121,9 +120,9 @@ class RunMetrics(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder: its paths, its readers and its writers.
+    """A run folder: its paths, readers and writers.
 
-    Readers raise EdgelungError that names the file, what is wrong with it and what to do.
+    Readers raise EdgelungError that names the file, the fault, and what to do.
     """
 
     path: Path
@@ -160,11 +159,11 @@ class RunFolder:
 
     @property
     def lock_path(self) -> Path:
-        """Locked by the process that trains."""
+        """Lock file, held by the training process."""
         return self.path / "state.pt.lock"
 
     def model_folder(self, role: str) -> Path:
-        """Where the model of a role lies; the student's files are the run's own."""
+        """Folder of the model of a role; for the student the run folder itself."""
         return self.path if role == "student" else self.path / role
 
     def weights_path(self, role: str = "student") -> Path:
@@ -189,7 +188,7 @@ class RunFolder:
         return typed_json.read(self.config_path, RunConfig, ANEW, SCHEMA_VERSION)
 
     def check_split(self, config: RunConfig) -> None:
-        """Raise EdgelungError unless split.csv is the one that `config` was written with."""
+        """Raise EdgelungError if split.csv has changed since `config` was written."""
         try:
             unchanged = sha256_file(self.split_path) == config.split_sha256
         except OSError as error:
@@ -212,7 +211,7 @@ class RunFolder:
         )
 
     def write_config(self, config: RunConfig) -> None:
-        """Write run.json, sealed with the hash of the split.csv that lies there."""
+        """Write run.json with the hash of the present split.csv."""
         content = typed_json.plain(config)
         assert isinstance(content, dict)
         sealed = {
@@ -235,9 +234,9 @@ class RunFolder:
                 f"cannot read {self.split_path} ({one_line(error)}); "
                 "expected path,class,group,subset,sha256"
             ) from error
-        if odd := next((row for row in rows if row.subset not in SUBSETS), None):
+        if wrong := next((row for row in rows if row.subset not in SUBSETS), None):
             raise EdgelungError(
-                f"{self.split_path} has the subset {odd.subset!r}; expected {', '.join(SUBSETS)}"
+                f"{self.split_path} has the subset {wrong.subset!r}; expected {', '.join(SUBSETS)}"
             )
         return rows
 
@@ -246,11 +245,11 @@ class RunFolder:
         return typed_json.read(self.metrics_path, RunMetrics, ANEW)
 
     def write_metrics(self, metrics: RunMetrics) -> None:
-        """Write metrics.json; from then on the run counts as finished."""
+        """Write metrics.json, which marks the run as finished."""
         typed_json.write(self.metrics_path, metrics)
 
     def read_history(self) -> list[EpochRecord]:
-        """The epochs so far, in order; none where nothing was trained yet."""
+        """The epochs so far, in order; an empty list before the first one."""
         try:
             text = self.history_path.read_text("utf-8") if self.history_path.exists() else ""
             return [
@@ -263,7 +262,7 @@ class RunFolder:
             ) from error
 
     def write_history(self, history: Iterable[EpochRecord]) -> None:
-        """Write metrics.jsonl whole."""
+        """Write the whole metrics.jsonl."""
         with atomic_write(self.history_path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(typed_json.plain(record)) + "\n" for record in history)
 
@@ -302,16 +301,18 @@ class RunFolder:
             self.predictions_path(role),
             header,
             (
-                (path, predictions.classes[label], group, subset, *(f"{p:.8f}" for p in shares))
-                for path, label, group, subset, shares in rows
+                (path, predictions.classes[label], group, subset, *(f"{p:.8f}" for p in values))
+                for path, label, group, subset, values in rows
             ),
         )
 
 
 def split_counts(rows: Sequence[SplitRow]) -> Counts:
-    """Tiles and groups by subset and class."""
+    """Count tiles and groups by subset and class."""
     tiles = Counter((row.subset, row.label) for row in rows)
-    groups = Counter((subset, label) for subset, label, _ in {_place(row) for row in rows})
+    groups = Counter(
+        (subset, label) for subset, label, _ in {(row.subset, row.label, row.group) for row in rows}
+    )
     labels = sorted({row.label for row in rows})
     return {
         subset: {
@@ -320,10 +321,6 @@ def split_counts(rows: Sequence[SplitRow]) -> Counts:
         }
         for subset in SUBSETS
     }
-
-
-def _place(row: SplitRow) -> tuple[str, str, str]:
-    return row.subset, row.label, row.group
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -11,9 +11,9 @@ from edgelung.artifacts.predictions import probability_column, probability_colum
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """predictions.csv of one model: probabilities float64 (N, classes) of N tiles, in order.
+    """predictions.csv of one model: probabilities, float64 (N, classes), of N tiles.
 
-    `labels` are the true classes, by index into `classes`.
+    `labels` int64 (N,): indices of the true classes in `classes`.
     """
 
     classes: tuple[str, ...]
@@ -39,16 +39,16 @@ class RunPredictions:
         )
 
     def to_records(self) -> list[dict[str, str | float]]:
-        """One dict per tile with the columns of the CSV: for `pandas.DataFrame(...)`."""
+        """One dict per tile, keyed by CSV column, for example for `pandas.DataFrame`."""
         return [
             {
                 "path": path,
                 "class": self.classes[label],
                 "group": group,
                 "subset": subset,
-                **dict(zip(probability_columns(self.classes), shares.tolist(), strict=True)),
+                **dict(zip(probability_columns(self.classes), values.tolist(), strict=True)),
             }
-            for path, label, group, subset, shares in zip(
+            for path, label, group, subset, values in zip(
                 *(self.paths, self.labels, self.groups, self.subsets, self.probabilities),
                 strict=True,
             )
@@ -56,16 +56,16 @@ class RunPredictions:
 
 
 def from_rows(rows: Sequence[dict[str, str]]) -> RunPredictions:
-    """The rows of a predictions.csv. Raises KeyError or ValueError for a row that is not one."""
+    """Convert the rows of a predictions.csv. Raises KeyError or ValueError for a wrong row."""
     columns = list(rows[0]) if rows else []
     prefix = probability_column("")
     classes = tuple(name.removeprefix(prefix) for name in columns if name.startswith(prefix))
-    shares = [[float(row[name]) for name in probability_columns(classes)] for row in rows]
+    probabilities = [[float(row[name]) for name in probability_columns(classes)] for row in rows]
     return RunPredictions(
         classes,
         tuple(row["path"] for row in rows),
         np.array([classes.index(row["class"]) for row in rows], np.int64),
         tuple(row["group"] for row in rows),
         tuple(row["subset"] for row in rows),
-        np.array(shares, np.float64).reshape(len(rows), len(classes)),
+        np.array(probabilities, np.float64).reshape(len(rows), len(classes)),
     )

@@ -1,4 +1,4 @@
-"""The summary of an `infer` run: its audit record, a JSON file beside the rows."""
+"""The summary of an `infer` run: a JSON file beside the rows that records the run."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ from edgelung.core.system import Host
 from edgelung.core.typed_json import Json
 
 SCHEMA_VERSION = 1  # summaries without a version are read as version 1
-KIND = "edgelung infer"  # marks the file, so that only a summary is ever overwritten
-MAX_BYTES = 1 << 26  # a summary has a few kilobytes; a larger file is something else
+KIND = "edgelung infer"  # marks the file: only a file with this mark is overwritten
+MAX_BYTES = 1 << 26  # a summary has a few kilobytes; a larger file is not one
 REMEDY = "expected the summary that `edgelung infer` wrote"
 
 
@@ -26,9 +26,9 @@ class Latency(Struct, frozen=True, kw_only=True):
 
 
 class Verification(Struct, frozen=True, kw_only=True):
-    """The comparison of the variant with full precision, on the tiles that both predicted.
+    """Comparison of the variant with full precision, on the tiles that both predicted.
 
-    `variant`, `reference`: their metrics on those of the tiles that lie in class folders.
+    `variant`, `reference`: the metrics of each on the tiles that lie in class folders.
     """
 
     tiles: int
@@ -42,23 +42,23 @@ class Verification(Struct, frozen=True, kw_only=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a run did and with what.
+    """The record of a run.
 
     Attributes:
         started, ended, resumed: UTC, ISO 8601; `resumed` has one entry per `--resume`.
-        precision, floating_point: of the graph, and what the engine computes floating point in.
-        choice: why this engine and variant ran.
+        precision: of the graph. floating_point: the type in which the engine computes.
+        choice: why this engine and variant were chosen.
         golden_difference: largest |Δ probability| on the bundle's golden tiles.
-        files, failed: rows, and those that have no prediction although they should.
-        labels: class → files that were labelled with it.
-        labelled: metrics of the tiles that lie in folders named after classes.
+        files: number of rows. failed: rows without a prediction because of an error.
+        labels: class → number of files with this label.
+        labelled: metrics on the tiles that lie in folders named after classes.
         verify: the comparison with full precision; None without `--verify`.
         exit_code: see `edgelung.core.errors.ExitCode`.
-        out, out_sha256: the rows ('-' is standard output) and their hash.
-        options, options_sha256: all that the rows depend on, and its hash as sorted JSON.
-        seconds, tiles_per_second: of the last session, without loading the engine.
+        out, out_sha256: the file of the rows ('-' is standard output) and its hash.
+        options, options_sha256: all settings that affect the rows, and their hash as sorted JSON.
+        seconds, tiles_per_second: of the last session, without the time to load the engine.
         milliseconds: durations by step.
-        waiting: files that a watch left without a row; None for other runs.
+        waiting: files without a row when `--watch` ended; None for other runs.
     """
 
     kind: str
@@ -119,7 +119,7 @@ def rows_name_of(path: Path) -> str | None:
 
 
 def _content_of(path: Path) -> dict[str, Json] | None:
-    """The JSON object in the file if it is a summary, of whichever version."""
+    """The JSON object in the file, if it is a summary of any version."""
     try:
         with path.open("rb") as file:
             content = typed_json.parse(file.read(MAX_BYTES))

@@ -1,4 +1,4 @@
-"""What can go wrong and the exit code it ends in (the contract of every command)."""
+"""The error type for users' mistakes, and the exit codes of all commands."""
 
 from enum import IntEnum
 
@@ -7,14 +7,14 @@ class ExitCode(IntEnum):
     """Exit codes of the command line."""
 
     OK = 0
-    INTERNAL = 1  # a bug: Python's own traceback
+    INTERNAL = 1  # a bug in edgelung; Python prints the traceback
     USAGE = 2  # wrong usage or bad input, named in one line
     SOME_FAILED = 3  # finished, but some files failed
     GATE = 4  # an accuracy gate failed or was inconclusive
 
 
 class EdgelungError(Exception):
-    """A mistake the user can mend: what was found, what was expected, what to do.
+    """An error that the user can correct: what was found, what was expected, what to do.
 
     The command line prints it as one line and exits with `ExitCode.USAGE`.
     """
@@ -24,9 +24,9 @@ class EdgelungError(Exception):
 
 
 def one_line(error: object, limit: int = 200) -> str:
-    """A text, an error's or any other, on one line of at most `limit` characters.
+    """The text of an error, or any other text, on one line of at most `limit` characters.
 
-    An error without a text gives the name of its type.
+    An error without a text is shown by the name of its type.
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,8 +1,8 @@
-"""JSON to typed values and back: the step between a file's text and an artefact.
+"""Convert JSON to typed values and back.
 
-Types are msgspec Structs; msgspec checks every field as it converts, and its message names the
-field (`Expected `int`, got `str` - at `$.files`). The text goes through Python's own json module,
-so files keep the form they always had: two spaces, UTF-8, NaN where a loss is no number.
+Types are msgspec Structs. msgspec checks every field as it converts, and its message names the
+field (`Expected `int`, got `str` - at `$.files`). Python's json module reads and writes the text,
+to keep the file format stable: two spaces, UTF-8, and NaN for a loss that is not a number.
 """
 
 import json
@@ -15,11 +15,11 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import write_json as write_json_value
 
 T = TypeVar("T")
-Json = Any  # what the json module returns; msgspec knows no recursive type
+Json = Any  # what the json module returns; msgspec has no recursive types
 
 
 def parse(text: bytes | str) -> Json:
-    """JSON text as plain values. Raises ValueError, for too deep nesting too."""
+    """Parse JSON text into plain values. Raises ValueError, also for nesting that is too deep."""
     try:
         value: Json = json.loads(text)
     except RecursionError as error:
@@ -28,7 +28,7 @@ def parse(text: bytes | str) -> Json:
 
 
 def convert(value: Json, kind: type[T]) -> T:
-    """Plain values as `kind`. Raises ValueError that names the field and what was expected."""
+    """Convert plain values to `kind`. Raises ValueError that names the field and its type."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -36,15 +36,15 @@ def convert(value: Json, kind: type[T]) -> T:
 
 
 def plain(value: object) -> Json:
-    """A typed value as plain values, ready for json."""
-    found: Json = msgspec.to_builtins(value)
-    return found
+    """Convert a typed value to plain values that the json module can write."""
+    builtins: Json = msgspec.to_builtins(value)
+    return builtins
 
 
 def read(path: Path, kind: type[T], remedy: str, newest: int | None = None) -> T:
     """Read the JSON file at `path` as `kind`, of schema version `newest` at most.
 
-    Raises EdgelungError that names the file, what is wrong, and `remedy`, what to do.
+    Raises EdgelungError that names the file and the fault, and ends with `remedy` (what to do).
     """
     try:
         content = parse(path.read_bytes())

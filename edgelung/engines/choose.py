@@ -1,4 +1,4 @@
-"""Which variant runs in which engine, and the proof before it is trusted."""
+"""Choose a variant and an engine, and check the engine on the golden tiles before use."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
 from edgelung.tiles.reader import TileError, read_tile
 
-# To add an engine: its name in `names.py`, a class that follows `base.Engine`, a line here.
+# To add an engine: a name in `names.py`, a class that follows `base.Engine`, and a line here.
 ENGINES: Mapping[EngineName, EngineFactory] = {
     EngineName.OPENVINO: OpenVinoEngine,
     EngineName.ONNXRUNTIME: OnnxRuntimeEngine,
@@ -29,15 +29,15 @@ ENGINES: Mapping[EngineName, EngineFactory] = {
     EngineName.ONNXRUNTIME_CUDA: onnxruntime_cuda,
     EngineName.ONNXRUNTIME_TENSORRT: onnxruntime_tensorrt,
 }
-# INT8 linears are the cheapest on CPUs. FP16 has no arithmetic of its own there: it saves disk.
+# INT8 linears are the fastest on CPUs. CPUs compute FP16 in FP32, so FP16 only saves disk space.
 CPU_PREFERENCE = (Precision.INT8, Precision.FP32, Precision.FP16)
-# For a GPU engine that is named and whose variants cannot be timed; INT8 is often no faster there.
+# Used if a named GPU engine cannot time its variants; INT8 is often not faster on a GPU.
 GPU_PREFERENCE = (Precision.FP16, Precision.INT8_FP16, Precision.INT8, Precision.FP32)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """An engine that has reproduced the golden tiles, and why it was chosen."""
+    """An engine that reproduced the golden tiles, and the reason why it was chosen."""
 
     engine: Engine
     variant: Variant
@@ -58,16 +58,16 @@ def open_engine(
 
     Args:
         bundle: the opened bundle.
-        engine: the engine to run; None takes the fastest on a GPU, else the first CPU engine that
-            works. A named engine is what runs, or an error says why it cannot.
-        precision: the variant to run; None lets the engine's preference decide among those that
-            passed their gate.
-        threads: CPU threads; None: all cores that this process may use.
-        prebuilt: folder of TensorRT-RTX engines, which are programs that the user trusts.
-        latency: one batch as soon as possible, instead of the most tiles per second.
+        engine: the engine to run. None selects the fastest engine on a GPU, else the first CPU
+            engine that works. A named engine is never replaced by another.
+        precision: the variant to run. None selects among the variants that passed their gate.
+        threads: CPU threads; None for all cores that this process may use.
+        prebuilt: folder of TensorRT-RTX engines. They are programs: the user must trust them.
+        latency: minimise the latency of a batch instead of maximising tiles per second.
 
     Raises:
-        EdgelungError: no engine can run it, or the golden tiles come out wrong.
+        EdgelungError: if no engine can run the variant, or if an engine does not reproduce the
+            golden tiles.
     """
     if prebuilt is not None and engine != EngineName.TENSORRT_RTX:
         raise EdgelungError("--prebuilt holds TensorRT-RTX engines; it needs --engine tensorrt-rtx")
@@ -75,37 +75,37 @@ def open_engine(
     if prebuilt is not None:
         factories[EngineName.TENSORRT_RTX] = partial(tensorrt_rtx, prebuilt=prebuilt)
     cores = threads or available_cores()
-    missing = []
+    failures = []
     on_gpu = gpu_present() if engine is None else engine in GPU_ENGINES
     if on_gpu and (engine is None or precision is None):
         names = AUTO_GPU_ENGINES if engine is None else (engine,)
-        some = {name: factories[name] for name in names}
+        gpu_factories = {name: factories[name] for name in names}
         try:
-            return _fastest(bundle, Device(), some, precision, cores, latency)
+            return _fastest(bundle, Device(), gpu_factories, precision, cores, latency)
         except EngineUnavailableError as error:  # a named engine gives its own reason below
-            missing.append(f"a GPU is here, but {error}")
+            failures.append(f"a GPU is here, but {error}")
         except EdgelungError as error:
             if engine is not None:
                 raise
-            missing.append(f"a GPU is here, but {error}")
+            failures.append(f"a GPU is here, but {error}")
     variant, why = _choose_variant(bundle, precision, on_gpu and engine is not None)
     for name in CPU_ENGINES if engine is None else (engine,):
         try:
             loaded = _factory(factories[name], variant)(variant.path, cores, latency=latency)
-        except (EngineUnavailableError, EdgelungError) as error:  # in our own words
-            missing.append(f"{name}: {error}")
-        except Exception as error:  # runtimes raise types of their own when a graph does not load
-            missing.append(f"{name}: cannot load {variant.path.name}: {one_line(error)}")
+        except (EngineUnavailableError, EdgelungError) as error:  # written for users
+            failures.append(f"{name}: {error}")
+        except Exception as error:  # runtimes raise their own exception types
+            failures.append(f"{name}: cannot load {variant.path.name}: {one_line(error)}")
         else:
             difference = check_golden(bundle, loaded, variant.precision)
-            return Chosen(loaded, variant, "; ".join([why, *missing]), difference)
+            return Chosen(loaded, variant, "; ".join([why, *failures]), difference)
     if engine is not None:
-        missing = missing[-1:]
-    raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(missing)}")
+        failures = failures[-1:]
+    raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(failures)}")
 
 
 def _factory(factory: EngineFactory, variant: Variant) -> EngineFactory:
-    """OpenVINO may use BF16 for a variant that passed its gate so."""
+    """Let OpenVINO compute in BF16 if the variant passed its gate in BF16."""
     check = variant.gate.openvino
     in_bf16 = check is not None and check.verdict == "pass" and check.floating_point == "bf16"
     if factory is OpenVinoEngine and variant.passed and in_bf16:
@@ -121,7 +121,7 @@ def _fastest(
     cores: int,
     latency: bool,
 ) -> Chosen:
-    """The fastest of these engines and of the variants that may run, on the GPU."""
+    """Measure the engines and the permitted variants on the GPU, and open the fastest pair."""
     from edgelung.core.cache import engine_cache
     from edgelung.engines.fastest import batch_of, fastest
 
@@ -137,12 +137,13 @@ def _fastest(
             raise
 
     candidates = [(name, variant) for name in factories for variant in variants]
-    won = fastest(device, candidates, load, batch_of(_golden(bundle)), engine_cache())
-    reason = "; ".join([won.reason, *_refused(bundle)])
-    return Chosen(won.engine, won.variant, reason, won.golden_difference)
+    winner = fastest(device, candidates, load, batch_of(_golden(bundle)), engine_cache())
+    reason = "; ".join([winner.reason, *_refused(bundle)])
+    return Chosen(winner.engine, winner.variant, reason, winner.golden_difference)
 
 
 def _golden(bundle: Bundle) -> Tiles:
+    """The golden tiles, uint8 (G, H, W, 3)."""
     try:
         return np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
     except TileError as error:
@@ -150,20 +151,24 @@ def _golden(bundle: Bundle) -> Tiles:
 
 
 def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
-    """Largest |Δ probability| over the golden tiles; raises EdgelungError beyond the tolerance."""
+    """Run the golden tiles and return the largest |Δ probability|.
+
+    Raises EdgelungError if it exceeds the tolerance of the precision.
+    """
     tiles = _golden(bundle)
     expected = np.array([tile.probabilities[precision] for tile in bundle.golden])  # (G, C)
-    parts = np.array_split(tiles, min(engine.concurrency, len(tiles)))  # every stream has its share
+    # Split so that every stream runs at least one tile.
+    parts = np.array_split(tiles, min(engine.concurrency, len(tiles)))
     try:
         with ThreadPoolExecutor(len(parts)) as pool:
-            found = np.concatenate(list(pool.map(engine.infer, parts)))
-    except Exception as error:  # each runtime has types of its own
+            probabilities = np.concatenate(list(pool.map(engine.infer, parts)))
+    except Exception as error:  # runtimes raise their own exception types
         raise EdgelungError(
             f"{engine.name} cannot run the golden tiles at {precision}: {one_line(error)}"
         ) from error
-    same_shape = found.shape == expected.shape
-    difference = float(np.abs(found - expected).max()) if same_shape else float("inf")
-    if not difference <= precision.about.golden_tolerance:  # `not <=`: NaN is a difference too
+    same_shape = probabilities.shape == expected.shape
+    difference = float(np.abs(probabilities - expected).max()) if same_shape else float("inf")
+    if not difference <= precision.about.golden_tolerance:  # `not <=` also catches NaN
         raise EdgelungError(
             f"{engine.name} does not reproduce the bundle's golden tiles at {precision}: "
             f"probabilities differ by up to {difference:.3g}, allowed "
@@ -174,7 +179,7 @@ def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
 
 
 def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> tuple[Variant, str]:
-    """The variant to run without timing any, and why."""
+    """Choose a variant without timing, and say why."""
     if precision is not None:
         variant = bundle.variant(precision)
         if variant.passed:
@@ -190,6 +195,7 @@ def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> t
 
 
 def _refused(bundle: Bundle) -> Iterator[str]:
+    """One reason for each variant that did not pass its gate."""
     for name, variant in bundle.variants.items():
         if not variant.passed:
             yield f"{name} not offered (gate: {variant.gate.verdict})"

@@ -1,1 +1,1 @@
-"""Evaluation: metrics, intervals and the gate."""
+"""Evaluation: metrics, intervals, the gate, and the comparison of runs."""

@@ -1,4 +1,4 @@
-"""Runs side by side: the paper's Table II, paired where models predicted the same tiles."""
+"""Compare runs: the paper's Table II, with paired differences for models of the same test tiles."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import Labels
 
-TileKey = tuple[str, str, str]  # path, true class, SHA-256: names repeat from set to set
+TileKey = tuple[str, str, str]  # path, true class, SHA-256: data sets reuse file names
 
 
 class Difference(Struct, frozen=True, kw_only=True):
@@ -27,13 +27,13 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 class ComparedModel(Struct, frozen=True, kw_only=True):
-    """One model of a run. `difference` is None for a model that is nobody's pair."""
+    """One model of a run. `difference` is None for a model without a reference to compare with."""
 
     run: str
     role: str
     model: str
     split: str
-    fewest_groups: int  # test groups of the class that has the fewest
+    fewest_groups: int  # test groups in the class with the fewest
     test: ModelTest
     difference: Difference | None = None
 
@@ -44,14 +44,14 @@ class ComparedModel(Struct, frozen=True, kw_only=True):
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """The models in the order of their runs."""
+    """All models, in the order of their runs."""
 
     models: list[ComparedModel]
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A model with its test predictions and the files they are of."""
+    """A model with its test predictions and the tiles that it predicted."""
 
     model: ComparedModel
     predictions: RunPredictions
@@ -59,19 +59,19 @@ class _Candidate:
 
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
-    """Test metrics of every model of the runs, in their order, each against one reference.
+    """Test metrics of every model of the runs, each compared with one reference model.
 
-    The reference is the student of the first run. For models that were tested on other tiles it is
-    the first model listed that predicted exactly those. Raises EdgelungError for a folder that is
-    not a finished run.
+    The reference is the student of the first run. For a model that was tested on other tiles, the
+    reference is the first listed model with exactly the same test tiles. Raises EdgelungError for a
+    folder that is not a finished run.
     """
     names = _names(runs)
-    candidates = [one for run in runs for one in _models(RunFolder(run), names[run])]
+    candidates = [model for run in runs for model in _models(RunFolder(run), names[run])]
     first_student = next(i for i, one in enumerate(candidates) if one.model.role == "student")
     models = []
     for i, candidate in enumerate(candidates):
-        same = (j for j in (first_student, *range(i + 1)) if candidates[j].tiles == candidate.tiles)
-        reference = next(same)
+        earlier = (first_student, *range(i + 1))
+        reference = next(j for j in earlier if candidates[j].tiles == candidate.tiles)
         if reference == i:
             models.append(candidate.model)
         else:
@@ -80,26 +80,26 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
 
 
 def _names(runs: Sequence[Path]) -> dict[Path, str]:
-    """Each run by the name of its folder, or by its path if another has that name too."""
+    """Name each run by its folder, or by its path if another run has the same folder name."""
     names = Counter(run.name for run in runs)
     return {run: run.name if run.name and names[run.name] == 1 else str(run) for run in runs}
 
 
 def _models(run: RunFolder, name: str) -> list[_Candidate]:
-    """The models of one run."""
+    """The models of one run, with their test predictions."""
     config, metrics = run.read_config(), run.read_metrics()
     if "student" not in metrics.models:
         raise EdgelungError(f"{run.metrics_path} names no student; train it again")
     hashes = {row.path: row.sha256 for row in run.read_split()}
     candidates = []
-    for role, one in metrics.models.items():
+    for role, model_metrics in metrics.models.items():
         model = ComparedModel(
             run=name,
             role=role,
-            model=one.model,
+            model=model_metrics.model,
             split=config.split,
             fewest_groups=config.fewest_test_groups,
-            test=one.test,
+            test=model_metrics.test,
         )
         predictions = run.read_predictions(role).subset("test")
         labels = [predictions.classes[label] for label in predictions.labels]
@@ -129,14 +129,17 @@ def _with_difference(candidate: _Candidate, reference: _Candidate) -> ComparedMo
     )
 
 
-def _paired(reference: RunPredictions, own: RunPredictions) -> Interval:
-    """The interval of own − reference in balanced accuracy, over the tiles in path order."""
-    order = np.argsort(np.array(own.paths))
+def _paired(reference: RunPredictions, candidate: RunPredictions) -> Interval:
+    """Interval of candidate − reference in balanced accuracy, over the tiles in path order."""
+    order = np.argsort(np.array(candidate.paths))
     row_of = {path: row for row, path in enumerate(reference.paths)}
-    same_tiles = np.array([row_of[own.paths[i]] for i in order], np.int64)
-    to_own = np.array([own.classes.index(name) for name in reference.classes], np.int64)
-    theirs: Labels = to_own[reference.probabilities[same_tiles].argmax(axis=1)]
-    ours: Labels = own.probabilities[order].argmax(axis=1)
-    groups = [own.groups[i] for i in order]
-    differences = paired_intervals(theirs, ours, own.labels[order], groups, len(own.classes))
+    same_tiles = np.array([row_of[candidate.paths[i]] for i in order], np.int64)
+    # index of a class in the reference → its index in the candidate
+    class_map = np.array([candidate.classes.index(name) for name in reference.classes], np.int64)
+    theirs: Labels = class_map[reference.probabilities[same_tiles].argmax(axis=1)]
+    ours: Labels = candidate.probabilities[order].argmax(axis=1)
+    groups = [candidate.groups[i] for i in order]
+    differences = paired_intervals(
+        theirs, ours, candidate.labels[order], groups, len(candidate.classes)
+    )
     return differences.balanced_accuracy

@@ -1,43 +1,48 @@
-"""The gate: a variant against full precision on the same tiles, which calibrated neither.
+"""The gate: compares a variant with full precision on the same tiles, which calibrated neither.
 
-The verdict of one criterion is `Bound.verdict` (artifacts/results.py). `export/evaluate.py` judges
-a variant in OpenVINO too and checks FP16's range: either can turn a pass into something less.
+`Bound.verdict` (artifacts/results.py) gives the verdict on one criterion. `export/evaluate.py` also
+judges a variant in OpenVINO and checks the range of FP16. Either check can lower a pass.
 
-Six things must hold (`Limits`): agreement, relative balanced accuracy, the recall of every class,
-the calibration error. Each is judged by a bound, not by its estimate:
+The criteria are those of `Limits`: agreement, relative balanced accuracy, the recall of each class,
+and the calibration error. With three classes these are six criteria, and all must hold. Each one is
+judged by a bound, not by its estimate:
 
-- *pass*: the pessimistic bound of every one lies inside its limit;
-- *fail*: the optimistic bound of some one lies outside: the tiles show that it is violated;
-- *inconclusive*: neither. The tiles cannot tell, which is no pass; the result says how many tiles
-  and groups of the same kind would.
+- *pass*: every pessimistic bound lies inside its limit.
+- *fail*: at least one optimistic bound lies outside its limit. The tiles show a violation.
+- *inconclusive*: neither. The tiles cannot decide, and this is not a pass. The result says how many
+  tiles and groups of the same kind would decide.
 
-**The bounds** are percentile bootstraps of the paired differences, over whole groups within each
-class, since a quantized model errs on a source rather than on a tile. Two things go beyond it:
+**The bounds** are percentile bootstraps of the paired differences. They resample whole groups
+within each class, because the errors of a quantized model cluster by source, not by tile. Two
+corrections are added:
 
-- A bootstrap of few or no events is blind: where no tile flipped every resample says 'nothing ever
-  flips'. So the pessimistic side adds events not seen yet, Poisson(1) of them a resample, each as
-  many flips as the groups that flipped had (one, where none did). For single flips its bounds are
-  those of the exact Poisson interval (Garwood 1936): none seen means at most 2.3, one at most 3.9.
+- A bootstrap of few or no events is blind: if no tile flipped, no resample contains a flip. The
+  pessimistic side therefore adds unseen events, Poisson(1) of them per resample. Each has as many
+  flips as the groups that flipped had, or one if none did. For single flips the bounds are those of
+  the exact Poisson interval (Garwood 1936): none seen means at most 2.3, one seen at most 3.9.
   Without any flip a class needs 200 tiles.
-- Over few groups a bootstrap collapses to a point. Both ends are therefore never closer than those
-  of a bootstrap over tiles, and below `MIN_GROUPS` groups a class nothing passes.
+- With few groups a bootstrap collapses to a point. Both ends are therefore never closer to the
+  estimate than those of a bootstrap over tiles. With fewer than `MIN_GROUPS` groups in a class
+  nothing passes.
 
-**The level** is 90 % for each bound. All must hold at once (Berger 1982: such a test needs no
-correction), so a variant that violates one limit exactly passes in at most 10 % of cases, in fewer
-the more it violates, and one that violates several hardly ever. A 95 % bound would turn a single
-flipped tile among LC25000's 475 gate tiles a class into 'inconclusive' (5 unseen and seen flips
-against 4.75 allowed): most INT8 variants that agree on 99.9 % of tiles would then not pass, and no
-gate would be asked for that. Both errors are simulated in the tests, for flips that are spread over
-many groups: on 1,440 tiles in 72 groups a variant that truly disagrees on 1 % passes in under 10 %
-of cases, one on 0.1 % in over 75 %.
+**The level** of each bound is 90 %. All criteria must hold at once, and such a test needs no
+correction for their number (Berger 1982). A variant that violates one limit exactly passes in at
+most 10 % of cases. A larger violation passes less often, and several violations hardly ever.
+At a 95 % bound a single flipped tile would be 'inconclusive' among the 475 gate tiles per class of
+LC25000: 5 seen and unseen flips against 4.75 allowed. Most INT8 variants that agree on 99.9 % of
+tiles would then not pass, and users would stop asking for a gate. The tests simulate both errors,
+with flips that are spread over many groups. On 1,440 tiles in 72 groups, a variant that truly
+disagrees on 1 % of tiles passes in under 10 % of cases, and one that disagrees on 0.1 % in over
+75 %.
 
-Looking again, at a variant that gave back linears after it failed, costs little more: the n-th look
-is judged at 1 − 0.1/(n(n+1)), so that all looks from the second on add at most 5 %.
+A variant that failed may be judged again after some of its linears return to floating point. This
+costs little: look n is judged at level 1 − 0.1/(n(n+1)), so all looks from the second on add at
+most 5 %.
 
-What no test of these tiles can see: a variant that flips many tiles of sources so rare that none is
-among the gate's groups. With 72 groups a failing that strikes 2 % of sources is missed in 23 % of
-cases, with 15 one that strikes 5 % in 46 %; more groups are the only cure. The result says how rare
-a failing must be (`unseen_sources`) to be missed in one case in ten.
+No test of these tiles can see a variant that flips many tiles of very rare sources, if none of
+those sources is among the gate's groups. With 72 groups, a fault in 2 % of sources is missed in
+23 % of cases. With 15 groups, a fault in 5 % of sources is missed in 46 %. Only more groups help.
+The result says how rare a fault must be to be missed in one case in ten (`unseen_sources`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,9 +56,8 @@ from edgelung.artifacts.results import Bound, GateResult, Limits, TilesNeeded
 from edgelung.evaluation.metrics import BINS, Floats, Labels, agreement, confidence_gaps, evaluate
 
 RESAMPLES = 2000
-MIN_GROUPS = 5  # of each class; resampling fewer says nothing about other sources
-MAX_GROWTH = 64  # how many times the tiles there are is still worth naming as what would decide
-
+MIN_GROUPS = 5  # per class; resampling fewer says nothing about other sources
+MAX_GROWTH = 64  # more than this many times the present tiles is no useful advice
 
 LIMITS = Limits()
 STRICT = Limits(min_relative_balanced_accuracy=0.999)
@@ -80,9 +84,9 @@ def gate(
         reference: probabilities (N, classes) of full precision.
         truth: int64 (N,), class indices.
         groups: source of each tile, length N.
-        limits: what the variant may lose.
-        looks: how often these tiles have judged a form of this variant, this time included.
-        classes: their names, for the reasons.
+        limits: the largest losses allowed.
+        looks: how many times these tiles have judged a form of this variant, including this time.
+        classes: names of the classes, used in the reasons.
     """
     count = len(set(groups))
     result = GateResult(
@@ -121,12 +125,9 @@ def gate(
 def _with_estimates(
     result: GateResult, variant: Floats, reference: Floats, truth: Labels
 ) -> GateResult:
-    """The result with every estimate, of the variant and of full precision."""
-    ours, theirs, both = (
-        evaluate(variant, truth),
-        evaluate(reference, truth),
-        agreement(variant, reference),
-    )
+    """Add the estimates of the variant and of full precision to the result."""
+    ours, theirs = evaluate(variant, truth), evaluate(reference, truth)
+    both = agreement(variant, reference)
     return structs.replace(
         result,
         agreement=both.agreement,
@@ -144,7 +145,7 @@ def _with_estimates(
 def _inconclusive(
     result: GateResult, reasons: list[str], growth: float | None, tiles: int, groups: int
 ) -> GateResult:
-    """The result where the tiles cannot tell, with what would decide."""
+    """The result if the tiles cannot decide, with the number of tiles that would."""
     if growth is None:
         reason = "it lies so close to the limit that no reasonable number of tiles decides"
         return structs.replace(result, verdict="inconclusive", reasons=[*reasons, reason])
@@ -173,11 +174,12 @@ def _groups_per_class(truth: Labels, groups: Sequence[str], classes: int) -> lis
 
 
 class _Sums:
-    """What every criterion is made of, summed per unit (a group or a tile), so that a resample is
-    one product of weights and sums.
+    """Sums per unit (a group or a tile), from which every criterion is computed.
 
-    Columns: tiles, hits of the reference and of the variant of each class (3·C), flips (1), the
-    summed confidence minus correctness per bin of the reference and of the variant (2·BINS).
+    The totals of a resample are one product of its weights and these sums.
+
+    Columns: per class the tiles, the hits of the reference and the hits of the variant (3·C); flips
+    (1); correctness minus confidence, summed per bin, of the reference and the variant (2·BINS).
     """
 
     def __init__(
@@ -190,35 +192,35 @@ class _Sums:
     ) -> None:
         self.classes = reference.shape[1]
         self.names = names or [f"class {i}" for i in range(self.classes)]
-        own = np.eye(self.classes)[truth]  # (N, C)
-        first, second = reference.argmax(axis=1), variant.argmax(axis=1)
-        flips = first != second
+        one_hot = np.eye(self.classes)[truth]  # (N, C)
+        reference_labels, variant_labels = reference.argmax(axis=1), variant.argmax(axis=1)
+        flips = reference_labels != variant_labels
         self.tiles = np.concatenate(
             [
-                own,
-                own * (first == truth)[:, None],
-                own * (second == truth)[:, None],
+                one_hot,
+                one_hot * (reference_labels == truth)[:, None],
+                one_hot * (variant_labels == truth)[:, None],
                 flips[:, None],
                 confidence_gaps(reference, truth),
                 confidence_gaps(variant, truth),
             ],
             axis=1,
         )  # (N, 3C + 1 + 2 BINS)
-        found, start, index = np.unique(groups, return_index=True, return_inverse=True)
-        self.groups = np.zeros((len(found), self.tiles.shape[1]))
+        unique, first_tile, index = np.unique(groups, return_index=True, return_inverse=True)
+        self.groups = np.zeros((len(unique), self.tiles.shape[1]))
         np.add.at(self.groups, index, self.tiles)
-        # Resampled within classes; a group of several counts with its first tile's.
-        self.strata_of_groups, self.strata_of_tiles = truth[start], truth
+        # The strata are the classes. A group of several classes belongs to that of its first tile.
+        self.strata_of_groups, self.strata_of_tiles = truth[first_tile], truth
         flipped = self.groups[:, 3 * self.classes]
         self.unseen = float((flipped**2).sum() / flipped.sum()) if flips.any() else 1.0
 
     def checks(self, limits: Limits, level: float, growth: float = 1.0) -> dict[str, Bound]:
-        """The criteria; as they would be of `growth` times as many groups of the same kind."""
+        """Every criterion, as expected with `growth` times as many groups of the same kind."""
         estimate = self._losses(self.tiles.sum(axis=0, keepdims=True), 0.0)[:, 0]
         over_groups = self.resampled(self.groups, self.strata_of_groups, growth)
-        # The same spread as that many tiles would have, without drawing millions of them.
-        middle = self.tiles.sum(axis=0)
-        over_tiles = growth * middle + growth**0.5 * (self.over_tiles - middle)
+        # Scaled to the spread of that many tiles, instead of drawing millions of them.
+        total = self.tiles.sum(axis=0)
+        over_tiles = growth * total + growth**0.5 * (self.over_tiles - total)
         bounds = [self._bounds(totals, level) for totals in (over_groups, over_tiles)]
         low = np.minimum(bounds[0][0], bounds[1][0])
         high = np.maximum(bounds[0][1], bounds[1][1])
@@ -226,7 +228,7 @@ class _Sums:
 
     @cached_property
     def over_tiles(self) -> Array:
-        """Totals of resamples of the tiles there are."""
+        """Totals of resamples of the present tiles, (R, columns)."""
         return self.resampled(self.tiles, self.strata_of_tiles, 1.0)
 
     def resampled(self, sums: Array, strata: Labels, growth: float) -> Array:
@@ -237,13 +239,15 @@ class _Sums:
             members = sums[strata == label]
             count = len(members)
             drawn = round(growth * count)
-            for start in range(0, RESAMPLES, 100):  # in parts: memory does not grow with the tiles
-                places = rng.integers(0, count, (100, drawn)) + count * np.arange(100)[:, None]
-                weights = np.bincount(places.ravel(), minlength=100 * count).reshape(100, count)
+            for start in range(0, RESAMPLES, 100):  # in blocks, to bound the memory
+                members_drawn = rng.integers(0, count, (100, drawn))
+                cells = members_drawn + count * np.arange(100)[:, None]
+                weights = np.bincount(cells.ravel(), minlength=100 * count).reshape(100, count)
                 totals[start : start + 100] += weights.astype(np.float64) @ members
         return totals
 
     def _bounds(self, totals: Array, level: float) -> tuple[Array, Array]:
+        """Optimistic and pessimistic bound of every criterion, (criteria,) each."""
         rng = np.random.default_rng(1)
         unseen = self.unseen * rng.poisson(1.0, len(totals)).astype(np.float64)
         low = np.quantile(self._losses(totals, 0.0), 1 - level, axis=1)
@@ -251,54 +255,57 @@ class _Sums:
         return low, high
 
     def _losses(self, totals: Array, unseen: Array | float) -> Array:
-        """Every criterion's loss (criteria, R) of totals (R, columns).
+        """Loss of every criterion, (criteria, R), from totals (R, columns).
 
-        `unseen` flips are laid to each criterion in turn, where they cost most.
+        `unseen` flips count against each criterion in full, where they cost most.
         """
         c = self.classes
-        count, theirs, ours = (totals[:, i * c : (i + 1) * c] for i in range(3))  # (R, C) each
-        count = np.maximum(count, 1)  # a resample may miss a class that only mixed groups hold
+        count, reference_hits, variant_hits = (  # (R, C) each
+            totals[:, i * c : (i + 1) * c] for i in range(3)
+        )
+        count = np.maximum(count, 1)  # a resample may miss a class that only mixed groups contain
         flips, gaps = totals[:, 3 * c], totals[:, 3 * c + 1 :].reshape(len(totals), 2, BINS)
         tiles = count.sum(axis=1)
-        recall = theirs / count
-        drop = (theirs - ours + np.reshape(unseen, (-1, 1))) / count
-        lost = ((theirs - ours) / count).mean(axis=1) + unseen / (c * count.min(axis=1))
+        recall = reference_hits / count
+        lost_hits = reference_hits - variant_hits
+        recall_drop = (lost_hits + np.reshape(unseen, (-1, 1))) / count
+        balanced_drop = (lost_hits / count).mean(axis=1) + unseen / (c * count.min(axis=1))
         error = np.abs(gaps).sum(axis=2) / tiles[:, None]  # (R, 2)
         return np.stack(
             [
                 (flips + unseen) / tiles,
-                lost / np.maximum(recall.mean(axis=1), 1e-12),
-                *drop.T,
+                balanced_drop / np.maximum(recall.mean(axis=1), 1e-12),
+                *recall_drop.T,
                 error[:, 1] - error[:, 0],
             ]
         )
 
     def _named(self, limits: Limits, estimate: Array, low: Array, high: Array) -> dict[str, Bound]:
-        most: Mapping[str, float] = {
+        allowed: Mapping[str, float] = {
             "disagreement": 1 - limits.min_agreement,
             "loss of balanced accuracy (relative)": 1 - limits.min_relative_balanced_accuracy,
             **{f"loss of recall, {name}": limits.max_recall_drop for name in self.names},
             "rise of calibration error": limits.max_calibration_error_rise,
         }
-        rows = zip(most.items(), estimate, low, high, strict=True)
-        # Limits such as 1 − 0.99 are a hair below what a count of exactly 1 in 100 gives.
+        rows = zip(allowed.items(), estimate, low, high, strict=True)
+        # In floating point 1 − 0.99 is slightly below 1 / 100, hence the 1e-9.
         return {
             name: Bound(loss=float(e), low=float(a), high=float(b), limit=limit + 1e-9)
             for (name, limit), e, a, b in rows
         }
 
 
-def _needed(sums: _Sums, limits: Limits, level: float, least: float) -> float | None:
-    """The growth in groups, to about 5 %, from which on the verdict is no longer 'inconclusive'."""
+def _needed(sums: _Sums, limits: Limits, level: float, min_growth: float) -> float | None:
+    """Smallest growth in groups, within 5 %, that decides. None beyond `MAX_GROWTH`."""
 
     def decided(growth: float) -> bool:
         verdicts = {c.verdict for c in sums.checks(limits, level, growth).values()}
         return "fail" in verdicts or verdicts == {"pass"}
 
-    low = high = max(1.0, least)
+    low = high = max(1.0, min_growth)
     while not decided(high):
         low, high = high, 2 * high
-        if high > MAX_GROWTH * max(1.0, least):
+        if high > MAX_GROWTH * max(1.0, min_growth):
             return None
     while high / low > 1.05:
         middle = float(np.sqrt(low * high))

@@ -1,8 +1,8 @@
-"""Confidence intervals that respect groups.
+"""Confidence intervals that resample whole groups.
 
-Tiles of one group are not independent, so whole groups are resampled: a percentile bootstrap over
-clusters (Davison and Hinkley 1997, Section 3.8) within each class, so that a resample holds as
-many groups of a class as the test set does.
+Tiles of one group are not independent, so groups are the sampling unit: a percentile bootstrap over
+clusters (Davison and Hinkley 1997, Section 3.8). It resamples within each class, so every resample
+has as many groups of a class as the test set.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from edgelung.evaluation.metrics import Labels
 
 RESAMPLES = 2000
 LEVEL = 0.95
-FEW_GROUPS = 10  # per class; below that a bootstrap interval is too narrow
+FEW_GROUPS = 10  # per class; with fewer a bootstrap interval is too narrow
 
 Counts = npt.NDArray[np.float64]
 
 
 def intervals(predicted: Labels, truth: Labels, groups: Sequence[str], classes: int) -> Intervals:
-    """95 % intervals of accuracy, balanced accuracy and macro F1, resampling whole groups.
+    """95 % intervals of accuracy, balanced accuracy and macro F1 from resampled groups.
 
     Args:
         predicted: int64 (N,), class indices.
@@ -30,20 +30,21 @@ def intervals(predicted: Labels, truth: Labels, groups: Sequence[str], classes: 
         classes: number of classes.
 
     If no tile is wrong, every resample is perfect too, which says nothing about other sources. The
-    lower bound is then the exact binomial one for G groups without a failure, taking each group
-    to fail wholly or not at all (Clopper and Pearson 1934). With fewer than FEW_GROUPS groups per
-    class an interval is too narrow; an interval of no width says nothing.
+    lower bound is then the exact binomial bound for G groups without a failure, where a group fails
+    as a whole or not at all (Clopper and Pearson 1934). With fewer than FEW_GROUPS groups per class
+    an interval is too narrow. An interval of zero width carries no information.
     """
     counts, weights = _confusions(predicted, truth, groups, classes), _weights(truth, groups)
-    found = {name: _interval(values) for name, values in _metrics(weights @ counts).items()}
+    metrics = _metrics(weights @ counts)
+    bounds = {name: _interval(values) for name, values in metrics.items()}
     if np.array_equal(predicted, truth):
         low = ((1 - LEVEL) / 2) ** (1 / weights.shape[1])
-        found = dict.fromkeys(found, (low, 1.0))
-    return Intervals(**found)
+        bounds = dict.fromkeys(bounds, (low, 1.0))
+    return Intervals(**bounds)
 
 
 def written(bounds: Interval) -> str:
-    """An interval of fractions in percent; a dash for one of no width, which says nothing."""
+    """An interval of fractions as text in percent; a dash for an interval of zero width."""
     low, high = bounds
     return f"{100 * low:.2f} – {100 * high:.2f} %" if low < high else "–"
 
@@ -51,7 +52,7 @@ def written(bounds: Interval) -> str:
 def table_cells(metrics: ClassMetrics, intervals: Intervals) -> list[str]:
     """Accuracy, macro precision, recall and F1 (the paper's Table II), in percent.
 
-    Below accuracy, recall and F1 stands the interval.
+    The cells of accuracy, recall and F1 have the interval on a second line.
     """
 
     def cell(value: float | None, bounds: Interval | None) -> str:
@@ -67,7 +68,7 @@ def table_cells(metrics: ClassMetrics, intervals: Intervals) -> list[str]:
 
 
 def caution(fewest_groups: int) -> str:
-    """A warning for intervals from few test groups in some class; '' if there are enough."""
+    """A warning if the smallest class has few test groups; '' if it has enough."""
     if fewest_groups >= FEW_GROUPS:
         return ""
     return (
@@ -79,7 +80,10 @@ def caution(fewest_groups: int) -> str:
 def paired_intervals(
     first: Labels, second: Labels, truth: Labels, groups: Sequence[str], classes: int
 ) -> Intervals:
-    """95 % intervals of second − first on the same tiles, over the same resampled groups."""
+    """95 % intervals of second − first on the same tiles.
+
+    Both are computed on the same resampled groups. Arguments as in `intervals`.
+    """
     weights = _weights(truth, groups)
     ours = _metrics(weights @ _confusions(second, truth, groups, classes))
     theirs = _metrics(weights @ _confusions(first, truth, groups, classes))
@@ -95,15 +99,15 @@ def _confusions(predicted: Labels, truth: Labels, groups: Sequence[str], classes
 
 
 def _weights(truth: Labels, groups: Sequence[str]) -> Counts:
-    """How often each resample drew each group, (RESAMPLES, G)."""
-    names, first = np.unique(groups, return_index=True)
-    stratum = truth[first]  # the class of a group, of its first tile where it holds several
+    """How often each resample draws each group, (RESAMPLES, G)."""
+    names, first_tile = np.unique(groups, return_index=True)
+    stratum = truth[first_tile]  # a group of several classes belongs to that of its first tile
     rng = np.random.default_rng(0)
     weights = np.zeros((RESAMPLES, len(names)))
     for label in np.unique(stratum):
         members = np.flatnonzero(stratum == label)
-        even = np.full(len(members), 1 / len(members))
-        weights[:, members] = rng.multinomial(len(members), even, size=RESAMPLES)
+        uniform = np.full(len(members), 1 / len(members))
+        weights[:, members] = rng.multinomial(len(members), uniform, size=RESAMPLES)
     return weights
 
 

@@ -9,8 +9,8 @@ from msgspec import structs
 from edgelung.artifacts.results import Agreement, ClassMetrics, LabelledMetrics, Metrics
 
 Labels = npt.NDArray[np.int64]  # (N,)
-TEMPERATURES = (0.5, 10.0)
-BINS = 15  # of confidence, for the calibration error
+TEMPERATURES = (0.5, 10.0)  # lowest and highest that a fit may return
+BINS = 15  # confidence bins of the calibration error
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def classification_metrics(confusion: npt.NDArray[np.int64]) -> ClassMetrics:
 
 
 def evaluate(probabilities: Floats, truth: Labels) -> Metrics:
-    """All metrics of probabilities (N, classes) against labels (N,), calibration included."""
+    """All metrics of probabilities (N, classes) and true labels (N,), including calibration."""
     classes = probabilities.shape[1]
     confusion = confusion_matrix(truth, probabilities.argmax(axis=1), classes)
     return Metrics(
@@ -70,20 +70,21 @@ def evaluate(probabilities: Floats, truth: Labels) -> Metrics:
 
 
 def roc_auc(probabilities: Floats, truth: Labels) -> float | None:
-    """Mean over the classes present of the area under each one-against-the-rest ROC curve.
+    """Area under the one-against-the-rest ROC curve, averaged over the classes present.
 
-    The area is the chance that a tile of the class scores above one of the others (ties half):
-    Mann and Whitney's U over the number of pairs (Hanley and McNeil 1982). None for one class.
+    The area is the probability that a tile of the class scores above a tile of another class, with
+    ties counted as half: the Mann-Whitney U divided by the number of pairs (Hanley and McNeil
+    1982). None if there are fewer than two classes.
     """
     areas = []
     for label, scores in enumerate(probabilities.T):
-        own = truth == label
-        pairs = int(own.sum()) * int((~own).sum())
+        positive = truth == label
+        pairs = int(positive.sum()) * int((~positive).sum())
         if pairs:
-            _, place, tied = np.unique(scores, return_inverse=True, return_counts=True)
-            rank = np.cumsum(tied) - (tied - 1) / 2  # of each distinct score, ties averaged, from 1
-            least = own.sum() * (own.sum() + 1) / 2
-            areas.append((rank[place][own].sum() - least) / pairs)
+            _, index, tied = np.unique(scores, return_inverse=True, return_counts=True)
+            rank = np.cumsum(tied) - (tied - 1) / 2  # per distinct score, from 1; ties averaged
+            min_rank_sum = positive.sum() * (positive.sum() + 1) / 2
+            areas.append((rank[index][positive].sum() - min_rank_sum) / pairs)
     return float(np.mean(areas)) if areas else None
 
 
@@ -99,7 +100,7 @@ def expected_calibration_error(probabilities: Floats, truth: Labels) -> float:
 
 
 def confidence_gaps(probabilities: Floats, truth: Labels) -> npt.NDArray[np.float64]:
-    """Correctness − confidence of each tile in the column of its confidence bin, (N, BINS)."""
+    """Correctness − confidence of each tile, in the column of its confidence bin: (N, BINS)."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == truth
     gaps = np.zeros((len(truth), BINS))
@@ -113,15 +114,21 @@ def negative_log_likelihood(probabilities: Floats, truth: Labels) -> float:
     """Mean −log p(truth), in nats."""
     if len(truth) == 0:
         return 0.0
-    chosen = probabilities[np.arange(len(truth)), truth].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, 1e-12)).mean())
+    of_truth = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return float(-np.log(np.maximum(of_truth, 1e-12)).mean())
 
 
 def fit_temperature(logits: Floats, truth: Labels) -> float:
-    """The T > 0 that minimises the likelihood loss of softmax(logits / T) (Guo et al. 2017).
+    """The T > 0 that minimises the negative log likelihood of softmax(logits / T).
 
-    One parameter and a convex loss in 1/T: golden-section search over T in TEMPERATURES. The bounds
-    matter where every tile is right: the likelihood alone would drive T to 0.
+    The loss is convex in 1/T, so a golden-section search over TEMPERATURES finds it. The bounds
+    matter if every tile is right: the likelihood alone would drive T to 0.
+
+    Args:
+        logits: float (N, classes).
+        truth: int64 (N,), class indices.
+
+    Reference: Guo et al. (2017), temperature scaling.
     """
     logits = logits.astype(np.float64)
 
@@ -140,14 +147,14 @@ def fit_temperature(logits: Floats, truth: Labels) -> float:
 
 
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """softmax(logits / T) float64 (N, classes), from the probabilities at T = 1."""
+    """softmax(logits / T), float64 (N, classes), from the probabilities at T = 1."""
     scaled = np.maximum(probabilities.astype(np.float64), 1e-12) ** (1 / temperature)
-    shares: Floats = scaled / scaled.sum(axis=1, keepdims=True)
-    return shares
+    normalised: Floats = scaled / scaled.sum(axis=1, keepdims=True)
+    return normalised
 
 
 def agreement(first: Floats, second: Floats) -> Agreement:
-    """How far the probabilities (N, classes) of two models agree on the same tiles."""
+    """Agreement of two models: their probabilities, (N, classes) each, on the same tiles."""
     same = first.argmax(axis=1) == second.argmax(axis=1)
     return Agreement(
         tiles=len(same),
@@ -158,6 +165,6 @@ def agreement(first: Floats, second: Floats) -> Agreement:
 
 
 def labelled_metrics(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> LabelledMetrics:
-    """The metrics of a confusion matrix with the names of the classes."""
+    """The metrics of a confusion matrix, with the names of the classes."""
     metrics = structs.asdict(classification_metrics(confusion))
     return LabelledMetrics(classes=list(classes), **metrics)

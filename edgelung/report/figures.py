@@ -1,9 +1,10 @@
-"""Figures as SVG text, and pictures as data URIs, that stand inside an HTML page."""
+"""Figures as SVG text and pictures as data URIs, to embed in an HTML page."""
 
 import base64
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -13,56 +14,77 @@ import simplejpeg
 
 from edgelung.artifacts.run import EpochRecord
 
-mpl.use("svg")  # no display is needed, or touched
+mpl.use("svg")  # works without a display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Two colours that differ in lightness too, for print and for colour-blind readers; both stand out
-# from a white page and from a dark one.
+# The colours also differ in lightness, for print and for colour-blind readers. Both are visible on
+# a white page and on a dark page.
 BLUE, ORANGE = "#3d85c6", "#d9822b"
-INK = "#010203"  # stands for the page's own text colour, whatever its scheme
+INK = "#010203"  # placeholder: `svg` replaces it by the text colour of the page
 
 for _part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.", "axes.title"):
-    mpl.rcParams[f"{_part}color"] = INK  # type: ignore[index]  # a name that is put together
+    mpl.rcParams[f"{_part}color"] = INK  # type: ignore[index]  # the name is composed
 mpl.rcParams["legend.labelcolor"] = INK
-mpl.rcParams["svg.fonttype"] = "none"  # the reader's fonts know more scripts than matplotlib's
-mpl.rcParams["text.parse_math"] = False  # a class may have dollars in its name
+mpl.rcParams["svg.fonttype"] = "none"  # text stays text: browsers have fonts for more scripts
+mpl.rcParams["text.parse_math"] = False  # class names may contain dollar signs
 for _part in ("figure", "axes"):
     mpl.rcParams[f"{_part}.facecolor"] = "none"  # type: ignore[index]
 
 
+@dataclass(frozen=True)
+class TilePicture:
+    """A tile on the page of a run, with the prediction if one is shown. `picture` is a data URI."""
+
+    picture: str
+    truth: str
+    path: str = ""
+    label: str | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class RunPictures:
+    """The tiles on the page of a run, by the section that shows them."""
+
+    augmented: list[TilePicture]
+    sample: list[TilePicture]
+    mistakes: list[TilePicture]
+
+
 def picture(pixels: npt.NDArray[np.uint8]) -> str:
-    """A JPEG data URI of RGB uint8 [H, W, 3]."""
+    """Encode RGB pixels, uint8 (H, W, 3), as a JPEG data URI."""
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def curves(history: Sequence[EpochRecord], title: str) -> str:
-    """Loss and validation accuracy over the epochs of one stage (the paper's Figs. 11–13)."""
+    """Plot loss and validation accuracy over the epochs of one stage (the paper's Figs. 11–13)."""
 
-    def drawn(axes: Axes, key: str, scale: float, *style: Any, **more: Any) -> None:
-        figures = [(record.epoch, getattr(record, key)) for record in history]
-        known = [(epoch, value) for epoch, value in figures if value is not None]
+    def draw(axes: Axes, key: str, scale: float, *style: Any, **options: Any) -> None:
+        points = [(record.epoch, getattr(record, key)) for record in history]
+        known = [(epoch, value) for epoch, value in points if value is not None]
         epochs, values = [epoch for epoch, _ in known], [scale * value for _, value in known]
-        axes.plot(epochs, values, *style, markersize=3, **more)
+        axes.plot(epochs, values, *style, markersize=3, **options)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    # Not one scale: training is Eq. 8 on augmented tiles, validation the likelihood on plain ones.
+    # The losses are not comparable: training is Eq. 8 on augmented tiles, validation is the
+    # negative log likelihood on plain tiles.
     for key, style, colour, label in (
         ("loss", "o-", BLUE, "training"),
         ("val_loss", "o--", ORANGE, "validation, −log p"),
     ):
-        drawn(left, key, 1, style, color=colour, label=label)
+        draw(left, key, 1, style, color=colour, label=label)
     left.set(xlabel="epoch", ylabel="loss", title=f"{title}: loss")
     for key, style, colour in (
         ("val_accuracy", "o-", BLUE),
         ("val_balanced_accuracy", "o--", ORANGE),
     ):
         label = key.removeprefix("val_").replace("_", " ")
-        drawn(right, key, 100, style, color=colour, label=label)
+        draw(right, key, 100, style, color=colour, label=label)
     right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation", xlim=left.get_xlim())
-    low, high = right.get_ylim()  # of one epoch, or of even ones, no wider than rounding
+    low, high = right.get_ylim()  # nearly equal values would fill the axis with rounding noise
     right.set_ylim(min(low, high - 2), max(high, low + 2))
     begin = next((record.epoch for record in history if record.val_loss is not None), 1)
     if begin > 1:
@@ -75,11 +97,11 @@ def curves(history: Sequence[EpochRecord], title: str) -> str:
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> str:
-    """Confusion matrix with counts; shade by the share of the row (the paper's Fig. 14)."""
+    """Plot a confusion matrix: counts, and shares of the row (the paper's Fig. 14)."""
     figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(classes), 1.2 + 0.8 * len(classes)))
     figure.set_layout_engine("constrained")
     shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
-    opacity = np.array(shares)  # of one colour: light or dark, the page shows through
+    opacity = np.array(shares)  # one transparent colour suits a light and a dark page
     rgba = np.zeros((*opacity.shape, 4))
     rgba[..., :3], rgba[..., 3] = mpl.colors.to_rgb("#1f5fa8"), opacity
     axes.imshow(rgba)
@@ -98,7 +120,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
 def estimates(
     names: Sequence[str], values: Sequence[float], bounds: Sequence[tuple[float, float]], title: str
 ) -> str:
-    """One dot with its 95 % interval per model, best read downwards; fractions, shown in %."""
+    """Plot one dot with its 95 % interval per model, from top to bottom. Fractions, shown in %."""
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(names)), layout="constrained")
     for row, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
         axes.plot([100 * low, 100 * high], [row, row], color=BLUE, linewidth=2, alpha=0.6)
@@ -112,11 +134,13 @@ def estimates(
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG text in the page's own ink; closes it."""
+    """Return the figure as SVG text in the text colour of the page, and close the figure."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it only measures them
-        # No date, so that the same run gives the same bytes.
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # fonts only measure the text here
+        # No date: the same run gives the same bytes.
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()

@@ -1,6 +1,5 @@
-"""The self-contained HTML pages of a run, a bundle, a comparison and an audit, and the card."""
+"""Render the self-contained HTML pages of runs, bundles, comparisons and audits; model cards."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,10 +10,12 @@ from edgelung.artifacts.run import RunFolder, RunMetrics
 from edgelung.evaluation.comparison import Comparison
 from edgelung.evaluation.intervals import caution, written
 from edgelung.report import figures
+from edgelung.report.figures import RunPictures
+from edgelung.report.variants import VariantFigures
 
 
-def run_page(run: RunFolder, metrics: RunMetrics, pictures: Mapping[str, Any]) -> str:
-    """report.html of a run: its configuration and history, `metrics` and `pictures`."""
+def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
+    """report.html of a run, from its configuration, its history, `metrics` and `pictures`."""
     history = run.read_history()
     models = dict(reversed(metrics.models.items()))  # the student first
     stages = {role: [record for record in history if record.stage == role] for role in models}
@@ -33,8 +34,8 @@ def run_page(run: RunFolder, metrics: RunMetrics, pictures: Mapping[str, Any]) -
     )
 
 
-def bundle_page(manifest: BundleManifest, pictures: Mapping[str, Any]) -> str:
-    """report.html of a bundle, from its manifest and its `variant_figures`."""
+def bundle_page(manifest: BundleManifest, pictures: VariantFigures) -> str:
+    """report.html of a bundle, from its manifest and the result of `variant_figures`."""
     return _render(
         "bundle.html.j2",
         title=f"edgelung bundle: {manifest.name}",
@@ -54,7 +55,7 @@ def model_card(manifest: BundleManifest) -> str:
 
 
 def compare_page(comparison: Comparison) -> str:
-    """The page of `edgelung compare`: Table II, differences, one dot per model."""
+    """The page of `edgelung compare`: Table II, the paired differences, and a plot."""
     models = comparison.models
     return _render(
         "compare.html.j2",
@@ -70,9 +71,9 @@ def compare_page(comparison: Comparison) -> str:
 
 
 def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> str:
-    """report.html of an audit: its figures, contact sheets and aligned pairs."""
-    figures_of = {"known": None} | audit
-    return _render("audit.html.j2", title=f"edgelung audit: {name}", f=figures_of, p=pictures)
+    """report.html of an audit, from audit.json as plain values and the pictures by section."""
+    values = {"known": None} | audit
+    return _render("audit.html.j2", title=f"edgelung audit: {name}", f=values, p=pictures)
 
 
 def _render(template: str, **values: Any) -> str:

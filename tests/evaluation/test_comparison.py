@@ -1,4 +1,4 @@
-"""`edgelung compare`: Table II of runs, paired where they answered for the same tiles."""
+"""`edgelung compare`: Table II of runs, with pairs of models tested on the same tiles."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def test_other_tiles_are_not_paired(run: Path, other: Path) -> None:
         last = max(i for i, line in enumerate(lines) if ",test," in line)
         path.write_text("\n".join(lines[:last] + lines[last + 1 :]) + "\n")
     models = compare_runs([run, other]).models
-    assert models[2].difference is None  # the first that answered for these tiles
+    assert models[2].difference is None  # the first model tested on these tiles
     assert models[3].difference.against == "other: teacher tf_efficientnet_lite0"
 
 
@@ -66,7 +66,7 @@ def test_other_files_of_the_same_names_are_not_paired(run: Path, other: Path) ->
     assert models[3].difference.against == "other: teacher tf_efficientnet_lite0"
 
 
-def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+def test_runs_with_equal_folder_names_are_named_by_path(run: Path, tmp_path: Path) -> None:
     same = Path(shutil.copytree(run, tmp_path / "again" / run.name))
     models = compare_runs([run, same]).models
     assert [m.run for m in models] == [str(run), str(run), str(same), str(same)]
@@ -83,14 +83,14 @@ def test_the_command_prints_writes_and_explains(run: Path, other: Path, cli, tmp
     page = (tmp_path / "page.html").read_text()
     assert "Research use only" in page
     assert page.count("<svg") == 1
-    found = json.loads(cli("compare", run, "--json").stdout)["models"]
-    assert np.isfinite([m["test"]["accuracy"] for m in found]).all()
+    listed = json.loads(cli("compare", run, "--json").stdout)["models"]
+    assert np.isfinite([m["test"]["accuracy"] for m in listed]).all()
     again = cli("compare", run, "--out", "page.html")
     assert again.returncode == 2
     assert "expected the name of a new .html file" in again.stderr
-    missing = cli("compare", tmp_path)
-    assert missing.returncode == 2
-    assert "expected a run folder" in missing.stderr
+    no_run = cli("compare", tmp_path)
+    assert no_run.returncode == 2
+    assert "expected a run folder" in no_run.stderr
     metrics = json.loads((other / "metrics.json").read_text())
     del metrics["teacher"]["test"]["intervals"]
     old = tmp_path / "old"

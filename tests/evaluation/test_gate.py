@@ -1,4 +1,4 @@
-"""The gate says pass, fail or inconclusive for the right reasons, and as often as it claims."""
+"""The verdicts of the gate have the right reasons, and its error rates are as documented."""
 
 import numpy as np
 import pytest
@@ -16,9 +16,9 @@ def reference(groups: int = 24, size: int = 20) -> Drawn:
     return np.where(np.eye(3)[truth] == 1, 0.9, 0.05), truth, names
 
 
-def flipped(probabilities: np.ndarray, places: object) -> np.ndarray:
+def flipped(probabilities: np.ndarray, rows: object) -> np.ndarray:
     variant = probabilities.copy()
-    variant[places] = np.roll(variant[places], 1, axis=1)
+    variant[rows] = np.roll(variant[rows], 1, axis=1)
     return variant
 
 
@@ -30,12 +30,12 @@ def test_the_same_probabilities_pass_on_enough_tiles() -> None:
     assert (result.tiles, result.groups) == (1440, 72)
     for check in result.checks.values():
         assert check.loss == 0
-        assert 0 <= check.high <= check.limit, "nothing seen is not nothing there"
+        assert 0 <= check.high <= check.limit, "no flip seen does not prove that there is none"
 
 
 @pytest.mark.parametrize("flips", [1, 3])
 def test_a_flip_in_each_class_passes_at_the_size_of_lc25000(flips: int) -> None:
-    """What an INT8 variant shows that agrees on 99.8 or 99.9 % of the tiles."""
+    """As for an INT8 variant that agrees on 99.8 or 99.9 % of the tiles."""
     probabilities, truth, groups = reference()
     variant = flipped(probabilities, [(i * 480 + 7) for i in range(flips)])
     assert gate(variant, probabilities, truth, groups).verdict == "pass"
@@ -55,7 +55,7 @@ def test_flips_beyond_the_limits_fail_and_say_where() -> None:
 
 
 def test_flips_that_share_a_group_weigh_more_than_flips_that_do_not() -> None:
-    """The same six flips: a source that the variant cannot see, or six tiles by chance."""
+    """Six flips in one source, or six flips in six sources."""
     probabilities, truth, groups = reference()
     together = gate(flipped(probabilities, slice(0, 6)), probabilities, truth, groups)
     apart = gate(flipped(probabilities, slice(0, 1440, 240)), probabilities, truth, groups)
@@ -84,7 +84,7 @@ def test_lost_confidence_fails_though_every_label_agrees() -> None:
 
 
 @pytest.mark.parametrize(("groups", "size"), [(3, 3), (4, 100), (8, 12)])
-def test_few_tiles_or_few_groups_are_inconclusive_and_say_how_many_would_do(
+def test_few_tiles_or_few_groups_are_inconclusive_and_say_how_many_would_decide(
     groups: int, size: int
 ) -> None:
     probabilities, truth, names = reference(groups, size)
@@ -92,45 +92,45 @@ def test_few_tiles_or_few_groups_are_inconclusive_and_say_how_many_would_do(
     assert result.verdict == "inconclusive"
     needed = result.needed
     assert needed.groups > 3 * groups
-    more = round(needed.groups / 3) + 1
-    probabilities, truth, names = reference(more, size)
+    enough = round(needed.groups / 3) + 1
+    probabilities, truth, names = reference(enough, size)
     assert gate(probabilities, probabilities, truth, names).verdict == "pass"
-    less = int(0.8 * needed.groups / 3)
-    probabilities, truth, names = reference(less, size)
+    too_few = int(0.8 * needed.groups / 3)
+    probabilities, truth, names = reference(too_few, size)
     assert gate(probabilities, probabilities, truth, names).verdict == "inconclusive"
 
 
-def test_it_never_asks_for_the_tiles_that_are_there() -> None:
-    """Many tiles in few groups with a flip in each: the tiles are the worse of the two spreads."""
+def test_it_never_asks_for_as_many_tiles_as_it_has() -> None:
+    """Many tiles in few groups, a flip in each: the bootstrap over tiles has the wider spread."""
     probabilities, truth, names = reference(20, 130)
     result = gate(flipped(probabilities, slice(0, 7800, 130)), probabilities, truth, names)
     assert result.verdict == "inconclusive"
     assert result.needed.tiles > 7800
 
 
-def test_it_says_how_rare_a_failing_it_cannot_see() -> None:
+def test_it_says_how_rare_a_fault_it_may_miss() -> None:
     few, many = (gate(p, p, *rest) for p, *rest in (reference(5, 60), reference(24, 60)))
     assert few.unseen_sources == pytest.approx(1 - 0.1 ** (1 / 15))
     assert many.unseen_sources == pytest.approx(0.0315, abs=1e-4)
 
 
 def test_a_single_flip_of_few_tiles_is_no_failure() -> None:
-    """One of nine differs: 11 %, and yet no evidence."""
+    """One of nine tiles differs: 11 %, but that is no evidence."""
     probabilities, truth, names = reference(3, 1)
     result = gate(flipped(probabilities, [0]), probabilities, truth, names)
     assert result.verdict == "inconclusive"
     probabilities, truth, names = reference(1, 3)
     result = gate(flipped(probabilities, [0]), probabilities, truth, names)
-    assert result.verdict == "inconclusive", "one group a class resamples to itself"
+    assert result.verdict == "inconclusive", "a single group per class always resamples to itself"
 
 
-def test_ruin_fails_on_few_tiles_too() -> None:
+def test_a_useless_variant_fails_on_few_tiles_too() -> None:
     probabilities, truth, names = reference(2, 5)
     result = gate(flipped(probabilities, slice(0, 30, 2)), probabilities, truth, names)
     assert result.verdict == "fail"
 
 
-def test_strict_wants_more_tiles() -> None:
+def test_the_strict_limits_need_more_tiles() -> None:
     probabilities, truth, names = reference()
     result = gate(probabilities, probabilities, truth, names, limits=STRICT)
     assert result.verdict == "inconclusive"
@@ -139,7 +139,7 @@ def test_strict_wants_more_tiles() -> None:
     assert gate(probabilities, probabilities, truth, names, limits=STRICT).verdict == "pass"
 
 
-def test_another_look_asks_for_more() -> None:
+def test_a_repeated_look_widens_the_bounds() -> None:
     probabilities, truth, names = reference()
     variant = flipped(probabilities, [3, 500])
     highs = [
@@ -149,7 +149,7 @@ def test_another_look_asks_for_more() -> None:
     assert highs[1] > highs[0]
 
 
-def test_what_is_no_number_fails() -> None:
+def test_probabilities_that_are_not_finite_fail() -> None:
     probabilities, truth, names = reference()
     variant = probabilities.copy()
     variant[3] = np.nan
@@ -160,9 +160,9 @@ def test_what_is_no_number_fails() -> None:
 
 def test_a_class_without_tiles_is_inconclusive() -> None:
     probabilities, truth, names = reference()
-    some = truth < 2
-    names = [name for name, kept in zip(names, some, strict=True) if kept]
-    result = gate(probabilities[some], probabilities[some], truth[some], names)
+    kept = truth < 2
+    names = [name for name, keep in zip(names, kept, strict=True) if keep]
+    result = gate(probabilities[kept], probabilities[kept], truth[kept], names)
     assert result.verdict == "inconclusive"
 
 
@@ -174,11 +174,13 @@ def test_groups_of_several_classes_are_judged() -> None:
 
 
 @pytest.mark.parametrize("spread", ["tiles", "groups"])
-def test_its_two_errors(spread: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variant that disagrees on 1 % exactly rarely passes; one that does on 0.1 % mostly does.
+def test_bad_variants_rarely_pass_and_good_ones_mostly_do(
+    spread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variant that disagrees on exactly 1 % rarely passes; one on 0.1 % mostly does.
 
-    Flips strike single tiles, or groups of 20 that are ten times as prone as the others. As flips
-    go either way, recall is lost and won.
+    Flips hit single tiles, or mostly groups of 20 tiles that flip ten times as often as others.
+    Flips go both ways, so recall is lost and gained.
     """
     monkeypatch.setattr(module, "RESAMPLES", 400)
     trials = 40
