@@ -230,13 +230,16 @@ def engine_alone(options: argparse.Namespace, folder: Path, count: int, precisio
     import numpy as np
 
     from edgelung.artifacts.bundle import open_bundle
-    from edgelung.core.system import available_cores, open_engine
+    from edgelung.core.precision import Precision
+    from edgelung.core.system import available_cores
+    from edgelung.engines.choose import open_engine
+    from edgelung.engines.names import EngineName
     from edgelung.inference.pipeline import default_batch_size
     from edgelung.tiles.reader import read_tile
 
     bundle = open_bundle(options.bundle)
     threads = available_cores()
-    engine = open_engine(bundle, "openvino", precision, threads).engine
+    engine = open_engine(bundle, EngineName.OPENVINO, Precision(precision), threads).engine
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     tiles = np.stack(
         [read_tile(path, bundle.reader) for path in paths[: default_batch_size(engine)]]

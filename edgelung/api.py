@@ -13,10 +13,12 @@ to the logger `edgelung`.
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -120,6 +122,8 @@ class Classifier:
         self.reason = chosen.reason
         self._engine = chosen.engine
         self._is_closed = False
+        self._running = 0  # batches in the engine
+        self._lock = threading.Condition()
 
     def classify(
         self, images: Iterable[ImageInput], *, batch_size: int | None = None
@@ -181,10 +185,13 @@ class Classifier:
         return Predictions(self.classes, tuple(self.classify(images, batch_size=batch_size)))
 
     def close(self) -> None:
-        """Release the runtime's resources. Calling it again does nothing."""
-        if not self._is_closed:
+        """Wait for running batches, then release the runtime. Calling it again does nothing."""
+        with self._lock:
+            if self._is_closed:
+                return
             self._is_closed = True
-            self._engine.close()
+            self._lock.wait_for(lambda: not self._running)
+        self._engine.close()
 
     def __enter__(self) -> "Classifier":
         return self
@@ -203,10 +210,10 @@ class Classifier:
     def _classify(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Prediction]:
         """Each engine thread decodes a batch and predicts it; a few batches are ahead."""
         waiting: deque[Future[list[Prediction]]] = deque()
-        checked = map(_check_input, images)
+        items = map(self._take, images)
         with ThreadPoolExecutor(self._engine.concurrency, "classify") as pool:
             try:
-                while batch := list(itertools.islice(checked, batch_size)):
+                while batch := list(itertools.islice(items, batch_size)):
                     if len(waiting) > self._engine.concurrency:
                         yield from waiting.popleft().result()
                     waiting.append(pool.submit(self._classify_batch, batch))
@@ -215,35 +222,51 @@ class Classifier:
             finally:  # an error, or the caller wants no more: drop what has not begun
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _classify_batch(self, images: Sequence[ImageInput]) -> list[Prediction]:
-        if self._is_closed:
-            raise EdgelungError("the classifier is closed; load it again")
-        decoded = [self._decode(image) for image in images]
-        tiles = [tile for tile in decoded if not isinstance(tile, TileError)]
-        # (N, classes)
-        probabilities = iter(self._engine.infer(np.stack(tiles)).tolist() if tiles else [])
-        return [
-            Prediction(_path_of(image), tile.status, error=tile.reason)
-            if isinstance(tile, TileError)
-            else self._prediction(_path_of(image), next(probabilities))
-            for image, tile in zip(images, decoded, strict=True)
-        ]
+    def _take(self, image: ImageInput) -> PathInput | Tile | TileError:
+        """Take one input in the caller's thread: a program may reuse the buffer for its next.
 
-    def _decode(self, image: ImageInput) -> Tile | TileError:
-        """Return the tile of an image, uint8 (size, size, 3), or why there is none."""
+        Raises EdgelungError or TypeError if it can be no image.
+        """
         spec = self.bundle.reader
+        if isinstance(image, np.ndarray):
+            check_array(image)
+            return _attempt(lambda: tile_from_array(image, spec))
+        if isinstance(image, Image.Image):
+            return _attempt(lambda: tile_from_image(image, spec))
+        if isinstance(image, str | os.PathLike):
+            return image
+        raise TypeError(
+            f"found {type(image).__name__}; expected a path, an array uint8 [H, W, 3] or a PIL "
+            "image"
+        )
+
+    def _classify_batch(self, items: Sequence[PathInput | Tile | TileError]) -> list[Prediction]:
+        """Decode the paths of a batch and predict it. Items are paths, tiles and failures."""
+        spec = self.bundle.reader
+        decoded = [
+            item
+            if isinstance(item, np.ndarray | TileError)
+            else _attempt(partial(read_tile, item, spec))
+            for item in items
+        ]
+        tiles = [tile for tile in decoded if not isinstance(tile, TileError)]
+        with self._lock:  # `close` waits for the batches that run
+            if self._is_closed:
+                raise EdgelungError("the classifier is closed; load it again")
+            self._running += 1
         try:
-            if isinstance(image, np.ndarray):
-                return tile_from_array(image, spec)
-            if isinstance(image, Image.Image):
-                return tile_from_image(image, spec)
-            return read_tile(image, spec)
-        except TileError as error:
-            return error
-        except MemoryError:
-            return TileError("too-large", "not enough memory to decode it")
-        except Exception as error:  # decoders raise many types: a result, as in a folder run
-            return TileError("corrupt", one_line(error))
+            # (N, classes)
+            probabilities = iter(self._engine.infer(np.stack(tiles)).tolist() if tiles else [])
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._lock.notify_all()
+        return [
+            Prediction(_path_of(item), tile.status, error=tile.reason)
+            if isinstance(tile, TileError)
+            else self._prediction(_path_of(item), next(probabilities))
+            for item, tile in zip(items, decoded, strict=True)
+        ]
 
     def _prediction(self, path: str, probabilities: list[float]) -> Prediction:
         if not np.isfinite(probabilities).all():
@@ -343,6 +366,18 @@ def to_records(rows: Iterable[Struct]) -> list[dict[str, object]]:
     return [to_builtins(row) for row in rows]
 
 
+def _attempt(decode: Callable[[], Tile]) -> Tile | TileError:
+    """Return a tile, uint8 (size, size, 3), or why there is none."""
+    try:
+        return decode()
+    except TileError as error:
+        return error
+    except MemoryError:
+        return TileError("too-large", "not enough memory to decode it")
+    except Exception as error:  # decoders raise many types: a result, as in a folder run
+        return TileError("corrupt", one_line(error))
+
+
 def _member(kind: type[E], what: str, value: str | None) -> E | None:
     """Return the member of an enum by its value; None for None and 'auto'."""
     if value is None or value == AUTO:
@@ -359,17 +394,5 @@ def _check_count(what: str, value: int | None) -> None:
         raise EdgelungError(f"{what} is {value}; expected 1 or more")
 
 
-def _check_input(image: ImageInput) -> ImageInput:
-    """Return the input. Raises EdgelungError or TypeError if it can be no image."""
-    if isinstance(image, np.ndarray):
-        check_array(image)
-    elif not isinstance(image, str | os.PathLike | Image.Image):
-        raise TypeError(
-            f"found {type(image).__name__}; expected a path, an array uint8 [H, W, 3] or a PIL "
-            "image"
-        )
-    return image
-
-
-def _path_of(image: ImageInput) -> str:
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+def _path_of(item: PathInput | Tile | TileError) -> str:
+    return os.fspath(item) if isinstance(item, str | os.PathLike) else ""

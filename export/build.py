@@ -77,9 +77,11 @@ def export_run(
         calibration_tiles=calibration_tiles,
     )
     refine = _training(inputs) if qat else None
+    if outside and not len(inputs.test):
+        raise EdgelungError("--outside compares with test tiles; the run's split.csv has none")
+    outside_tiles = find_outside_tiles(outside, inputs.reader) if outside else None
     inputs.reader.keep(inputs.validation, "decode validation tiles")
     inputs.reader.keep(inputs.test, "decode test tiles")
-    outside_tiles = find_outside_tiles(outside, inputs.reader) if outside else None
     temperature = fit_graph_temperature(inputs)
     maker = prepare_variants(inputs, temperature, STRICT if strict else LIMITS)
     variants, ranking = _make_variants(maker, precisions, calibration, refine)

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.inference.record import printable
-from edgelung.tiles.find import FoundFile, class_of, find_files
+from edgelung.tiles.find import LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.lists import read_rows
-from edgelung.tiles.names import find, lookup, match_key
+from edgelung.tiles.names import find, lookup, plain_name
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
 
 # Folders with one of these words in their names may hold the same classes each.
@@ -216,7 +216,8 @@ def _check_none_is_empty(data: Path, files: Sequence[FoundFile]) -> None:
     classes = {data / PurePosixPath(file.path).parent for file in files}
     for folder in sorted({place.parent for place in classes}):
         for entry in sorted(folder.iterdir()):
-            other = entry not in classes and not entry.name.startswith(".")
+            made_by_us = entry in classes or entry.name in LEFTOVER_FOLDERS
+            other = not made_by_us and not entry.name.startswith(".")
             if other and entry.is_dir() and not any(entry.iterdir()):
                 raise EdgelungError(f"{entry} is empty: a class without tiles; fill or remove it")
 
@@ -249,7 +250,7 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
     groups: dict[str, str] = {}
     for row in read_rows(path, ("group|cluster",)):
         group = (row.get("group") or row.get("cluster") or "").strip()  # "s1 " and "s1" are one
-        key = match_key(row["path"])
+        key = plain_name(row["path"])
         if groups.setdefault(key, group) != group:
             raise EdgelungError(f"{path} puts {key} into two groups, {groups[key]} and {group}")
     table = lookup(groups)

@@ -131,8 +131,13 @@ def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]
     """run.json and the split of an unfinished run; its tiles must not have changed."""
     folder = RunFolder(out)
     if not folder.config_path.is_file():
-        raise EdgelungError(f"{out} holds no run to go on with; start one without --resume")
+        raise EdgelungError(f"{out} holds no unfinished run; start one without --resume")
     config = folder.read_config()
+    if config.schema_version < 2:
+        raise EdgelungError(
+            f"{out} was begun by edgelung {config.edgelung}, whose checkpoints this version cannot "
+            "continue; finish it with that version, or start anew without --resume"
+        )
     folder.check_split(config)
     recipe = validate_recipe(config.recipe, str(folder.config_path))
     rows = {row.path: row for row in folder.read_split()}

@@ -10,6 +10,7 @@ the float32 values.
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,11 +325,12 @@ def is_predictions(path: Path) -> bool:
     return all(metadata.get(key.encode()) == text.encode() for key, text in MADE_BY.items())
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     """Read the rows that `edgelung infer` wrote: CSV, JSON Lines or Parquet, by the file's name.
 
     Raises EdgelungError for a file that cannot be read or does not hold predictions.
     """
+    path = Path(path)
     kind = format_of(path)
     try:
         return kind.read(path)

@@ -129,7 +129,7 @@ class OpenVinoCheck(Struct, frozen=True, kw_only=True):
     largest_probability_difference: float | None
 
 
-class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class GateResult(Struct, frozen=True, kw_only=True):
     """What the gate decided about a variant, and from which figures.
 
     Full precision has the verdict 'reference'. Estimates are None where a variant gave

@@ -186,13 +186,7 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """Read run.json."""
-        config = typed_json.read(self.config_path, RunConfig, ANEW)
-        if config.schema_version > SCHEMA_VERSION:
-            raise EdgelungError(
-                f"{self.config_path} has schema version {config.schema_version}; this edgelung "
-                f"reads up to {SCHEMA_VERSION}: update edgelung"
-            )
-        return config
+        return typed_json.read(self.config_path, RunConfig, ANEW, SCHEMA_VERSION)
 
     def check_split(self, config: RunConfig) -> None:
         """Raise EdgelungError unless split.csv is the one that `config` was written with."""

@@ -104,12 +104,8 @@ def read_summary(path: Path) -> Summary:
     content = _content_of(path)
     if content is None:
         raise EdgelungError(f"{path} is no summary of a run; {REMEDY}")
-    version = content.setdefault("schema_version", 1)
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise EdgelungError(
-            f"{path} has schema version {version}; this edgelung reads up to {SCHEMA_VERSION}: "
-            "update edgelung"
-        )
+    content.setdefault("schema_version", 1)
+    typed_json.check_version(path, content, SCHEMA_VERSION)
     try:
         return typed_json.convert(content, Summary)
     except ValueError as error:

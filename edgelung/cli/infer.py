@@ -193,7 +193,7 @@ def infer(
     destination = Destination.parse(out, summary)
     options = Options(
         engine=chosen(engine, defaults.engine),
-        precision=chosen(precision, defaults.precision),
+        precision=chosen(precision, _passed(bundle, defaults.precision)),
         batch_size=batch_size or defaults.batch_size,
         threads=threads or defaults.threads,
         prebuilt=prebuilt,
@@ -222,6 +222,19 @@ def infer(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
     logger.info(RESEARCH_USE_ONLY)
     raise typer.Exit(result.exit_code)
+
+
+def _passed(bundle: "Bundle", precision: "Precision | None") -> "Precision | None":
+    """A default precision, if that variant passed its gate: only the command line overrules it."""
+    variant = bundle.variants.get(precision) if precision else None
+    if variant is None or variant.passed:
+        return precision
+    logger.info(
+        "the default precision %s did not pass its gate (%s): not used",
+        precision,
+        variant.gate.verdict,
+    )
+    return None
 
 
 def _warn_of_gate(bundle: "Bundle", precision: "Precision | None") -> None:

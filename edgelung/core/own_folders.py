@@ -1,27 +1,39 @@
-"""How edgelung's own output is told from data: each kind of folder holds a pair of files.
+"""Recognise folders that edgelung wrote, by the files in them.
 
-A search for tiles passes these folders over: golden tiles and the pictures of a report are no data,
-even if somebody wrote the bundle or the run into the folder of the tiles.
+`find_files` skips these folders, so golden tiles and pictures of reports are never predicted or
+trained on, even if a bundle or a run lies inside the folder of the tiles.
 """
 
+import os
 from collections.abc import Callable
 
 RUN_CONFIG, RUN_SPLIT = "run.json", "split.csv"
 BUNDLE_MANIFEST, BUNDLE_SEAL = "bundle.json", "bundle.json.sha256"
 AUDIT_FIGURES, AUDIT_LINKS = "audit.json", "links.csv"
 ENGINES_MANIFEST = "engines.json"
+MAX_BYTES = 1 << 24  # of a JSON file that is looked at
 
 _KINDS = {
     "run": (RUN_CONFIG, RUN_SPLIT),
     "bundle": (BUNDLE_MANIFEST, BUNDLE_SEAL),
     "audit": (AUDIT_FIGURES, AUDIT_LINKS),
-    "engines": (ENGINES_MANIFEST,),
 }
+_SIGNATURE = b'"edgelung"'  # a key of each of the JSON files
 
 
-def own_kind(holds: Callable[[str], bool]) -> str:
-    """What a folder is: 'run', 'bundle', 'audit', 'engines', or '' for data.
+def own_kind(folder: str, holds: Callable[[str], bool]) -> str:
+    """What a folder is: 'run', 'bundle', 'audit', or '' for data.
 
-    `holds` tells whether the folder has an entry of a name.
+    `holds` tells whether the folder has an entry of a name. The JSON file must be edgelung's too:
+    other programs write files of such names.
     """
-    return next((kind for kind, files in _KINDS.items() if all(map(holds, files))), "")
+    kind = next((kind for kind, files in _KINDS.items() if all(map(holds, files))), "")
+    return kind if kind and _is_signed(os.path.join(folder, _KINDS[kind][0])) else ""
+
+
+def _is_signed(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return _SIGNATURE in file.read(MAX_BYTES)
+    except OSError:
+        return False

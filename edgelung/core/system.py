@@ -14,11 +14,17 @@ from msgspec import Struct
 from edgelung import __version__
 
 # Packages that decode, resize or compute: a row may depend on their versions.
-RUNTIME_PACKAGES = ("numpy", "pillow", "simplejpeg", "openvino", "onnxruntime-gpu", "onnxruntime")
+RUNTIME_PACKAGES = (
+    *("numpy", "pillow", "simplejpeg", "imagecodecs"),
+    *("openvino", "onnxruntime-gpu", "onnxruntime"),
+)
 # Packages that decide which GPU engine is fastest.
 GPU_PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
 # Packages that decide what calibration measures.
-EXPORT_PACKAGES = ("numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "pillow", "simplejpeg")
+EXPORT_PACKAGES = (
+    *("numpy", "onnx", "onnxruntime-gpu", "onnxruntime"),
+    *("pillow", "simplejpeg", "imagecodecs"),
+)
 # Packages that the figures of a measurement depend on.
 MEASURED_PACKAGES = (
     *("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch"),

@@ -41,17 +41,30 @@ def plain(value: object) -> Json:
     return found
 
 
-def read(path: Path, kind: type[T], remedy: str) -> T:
-    """Read the JSON file at `path` as `kind`.
+def read(path: Path, kind: type[T], remedy: str, newest: int | None = None) -> T:
+    """Read the JSON file at `path` as `kind`, of schema version `newest` at most.
 
     Raises EdgelungError that names the file, what is wrong, and `remedy`, what to do.
     """
     try:
-        return convert(parse(path.read_bytes()), kind)
+        content = parse(path.read_bytes())
+        if newest is not None:  # before its fields: a newer format may have others
+            check_version(path, content, newest)
+        return convert(content, kind)
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}; {remedy}") from error
     except ValueError as error:
         raise EdgelungError(f"cannot read {path}: {one_line(error)}; {remedy}") from error
+
+
+def check_version(path: Path, content: Json, newest: int) -> None:
+    """Raise EdgelungError for content of a newer format than this edgelung reads."""
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int | float) and version > newest:
+        raise EdgelungError(
+            f"{path} has schema version {version}; this edgelung reads up to {newest}: update "
+            "edgelung"
+        )
 
 
 def write(path: Path, value: object) -> None:

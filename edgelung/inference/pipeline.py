@@ -196,10 +196,11 @@ def _decode_into(
     stamp = stamp_of(file)
     error = pixels = None
     try:
+        if leftover := file.leftover_of:
+            reason = f"is in {leftover}, a folder that the operating system created"
+            raise TileError("skipped", reason)
         if file.reason:
             raise TileError("unreadable", file.reason)
-        if leftover := file.leftover_of:
-            raise TileError("skipped", f"lies in {leftover}, which a system made")
         if not file.is_image and not looks_like_image(file.location):
             raise TileError("skipped", "no image by its name or first bytes")
         if pixel_limit:

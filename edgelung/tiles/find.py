@@ -6,6 +6,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 from edgelung.core.errors import EdgelungError, one_line
@@ -62,7 +63,7 @@ class FoundFile:
         """Name of the folder that a system made and this file lies in; '' for other files."""
         if self.listed:
             return ""
-        folders = self.path.split("/")[:-1]
+        folders = self.path.split("/")[:-1]  # of a folder that was not listed: itself too
         return next((name for name in folders if name in LEFTOVER_FOLDERS), "")
 
 
@@ -111,15 +112,22 @@ def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile 
     except OSError as error:
         yield FoundFile(folder.prefix or ".", folder.location, error.strerror or one_line(error))
         return
-    if folder.prefix and (kind := own_kind(lambda name: _has(found, os.fsencode(name)))):
-        logger.info("%s holds edgelung's own %s: passed over", folder.location, kind)
-        return
+    if folder.prefix:
+        kind = own_kind(folder.location, lambda name: _has(found, os.fsencode(name)))
+        if kind:
+            _report_skipped(folder.location, kind)
+            return
     for name in map(os.fsdecode, found):
         if name.endswith("\0"):
             name = name[:-1]
             yield _Folder(f"{folder.prefix}{name}/", os.path.join(folder.location, name))
         elif not name.endswith(OWN_SUFFIXES):
             yield FoundFile(folder.prefix + name, os.path.join(folder.location, name))
+
+
+@lru_cache(maxsize=1024)  # a watched folder is listed again and again
+def _report_skipped(location: str, kind: str) -> None:
+    logger.warning("skipped %s: it is an edgelung %s folder, not data", location, kind)
 
 
 def _has(names: Sequence[bytes], name: bytes) -> bool:

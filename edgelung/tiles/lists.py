@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ from edgelung.core.errors import EdgelungError, one_line
 STANDARD_INPUT = Path("-")
 # The column that names the tile, in order of preference.
 PATH_COLUMNS = (
-    *("path", "file", "filename", "file_name", "filepath", "file_path"),
-    *("image", "image_path", "img_path", "image_name", "tile", "tile_path"),
+    *("path", "filepath", "file_path", "image_path", "img_path", "tile_path"),
+    *("filename", "file_name", "file", "image_name", "image", "tile"),
 )
 DELIMITERS = ",;\t|"
 BLOCK_BYTES = 1 << 16
@@ -55,6 +56,11 @@ def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
             yield from _rows(stream, first, name, wanted)
     except OSError as error:
         raise EdgelungError(f"cannot read the list {name}: {error.strerror}") from error
+    except csv.Error as error:
+        raise EdgelungError(
+            f"cannot read the list {name}: {one_line(error)}; expected a text file with a path "
+            "per line, or a CSV"
+        ) from error
     except UnicodeError as error:
         raise EdgelungError(
             f"cannot read the list {name}: {one_line(error)}; save it as UTF-8"
@@ -62,7 +68,7 @@ def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def _first_line(source: io.BufferedReader, read: bytes) -> bytes:
-    """What was read of a source and as much more as its first line needs: a pipe is in pieces."""
+    """Read until the first line is complete; a pipe delivers it in pieces."""
     while more := source.read1(BLOCK_BYTES) if not _has_line(read) else b"":
         read += more
     return read
@@ -70,7 +76,7 @@ def _first_line(source: io.BufferedReader, read: bytes) -> bytes:
 
 def _has_line(read: bytes) -> bool:
     wide = read.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # holds NULs anyway
-    return b"\n" in read or (b"\0" in read and not wide)
+    return b"\n" in read or b"\r" in read or (b"\0" in read and not wide)
 
 
 def _rows(
@@ -79,6 +85,8 @@ def _rows(
     for magic, kind in _SPREADSHEETS.items():
         if first.startswith(magic):
             raise EdgelungError(f"{name} is {kind}, not text; save it as CSV")
+    if first[1:8:2] in (b"\0\0\0\0", b"\0\0\0") and first[0:1] != b"\0":
+        raise EdgelungError(f"{name} is UTF-16 without a byte-order mark; save it as UTF-8")
     encoding = _encoding(first)
     header = _header(first, encoding)
     column = path_column(split_header(header))
@@ -125,9 +133,9 @@ def _encoding(first: bytes) -> str:
 
 
 def _header(first: bytes, encoding: str) -> str:
-    """The first line, as text; what is cut off behind it does not matter."""
+    """Decode the first line; incomplete bytes after it are ignored."""
     text = first.decode(encoding, "replace")
-    return text.split("\n", 1)[0].split("\0", 1)[0].strip("\r\ufeff ")
+    return re.split("[\n\r\0]", text.lstrip("\ufeff"), maxsplit=1)[0].strip()
 
 
 def _table(
@@ -147,18 +155,25 @@ def _table(
     try:
         reader = csv.reader(text, delimiter=_delimiter(header))
         next(reader)
-        for number, fields in enumerate(reader, 2):
-            if not any(field.strip() for field in fields):
-                continue  # a blank line, as editors leave them at the end
-            row = dict(zip(columns, fields, strict=False))
-            path = row.get(column, "").strip()
-            if not path:
-                raise EdgelungError(f"{name} has no path in line {number}")
-            yield row | {"path": path}
-    except csv.Error as error:
-        raise EdgelungError(f"cannot read the list {name}: {error}") from error
+        for fields in reader:
+            if any(field.strip() for field in fields):  # else a blank line
+                yield _row(columns, column, fields, f"{name}, line {reader.line_num}")
     finally:
         text.detach()  # the stream is closed by whoever opened it
+
+
+def _row(columns: Sequence[str], column: str, fields: Sequence[str], where: str) -> Row:
+    """One line of a table. Raises EdgelungError for one that does not fit the header."""
+    if any(field.strip() for field in fields[len(columns) :]):
+        raise EdgelungError(
+            f"{where}: {len(fields)} cells, but the header has {len(columns)}; put quotes around "
+            "names that hold the delimiter"
+        )
+    cells = [*fields, *[""] * (len(columns) - len(fields))]
+    row = dict(zip(columns, cells, strict=False))
+    if not row[column].strip():
+        raise EdgelungError(f"{where}: a row without a path")
+    return row | {"path": row[column]}
 
 
 def _lines(stream: io.BufferedReader, encoding: str) -> Iterator[str]:
@@ -171,9 +186,10 @@ def _lines(stream: io.BufferedReader, encoding: str) -> Iterator[str]:
         return
     for number, line in enumerate(stream):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
-        path = os.fsdecode(content.rstrip(b"\n").strip(b"\r"))
-        if path.strip():
-            yield path
+        for part in content.rstrip(b"\r\n").split(b"\r"):  # a lone CR ends a line on old Macs
+            path = os.fsdecode(part)
+            if path.strip():
+                yield path
 
 
 def _between_zeros(stream: io.BufferedReader) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Names of tiles as other systems write them, matched to the files that are there.
 
 Windows writes backslashes and drive letters, macOS decomposes letters with accents (NFD), programs
-quote names, add blanks, or change the case of an extension. A name is taken as it stands first; the
-other readings are tried only where no file has that name.
+quote names, add blanks, or change the case of an extension. The exact name is tried first, then
+other spellings of it. A file of another folder is never taken for the one that was named.
 """
 
 import os
@@ -12,15 +12,16 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+_WINDOWS_ROOT = re.compile(r"^([A-Za-z]:[\\/]|\\\\)")  # D:\, D:/ or \\server
 _QUOTES = ('"', "'")
 
 
 def with_slashes(name: str) -> str:
     """A name as Windows writes it, with forward slashes and without its drive."""
-    if "/" in name and "\\" in name and not _DRIVE.match(name):
-        return name  # a backslash of the name's own
-    return _DRIVE.sub("/", name).replace("\\", "/") if "\\" in name or _DRIVE.match(name) else name
+    if _WINDOWS_ROOT.match(name):
+        return "/" + _WINDOWS_ROOT.sub("", name).replace("\\", "/")
+    # A backslash beside slashes belongs to the name.
+    return name if "/" in name else name.replace("\\", "/")
 
 
 def unquoted(name: str) -> str:
@@ -31,77 +32,92 @@ def unquoted(name: str) -> str:
     return name
 
 
-def match_key(name: str) -> str:
-    """A key that is equal for all spellings of one name.
+def plain_name(name: str) -> str:
+    """A name with forward slashes, without quotes, `.` and `..`."""
+    return posixpath.normpath(with_slashes(unquoted(name)))
 
-    Forward slashes, no `.` or `..`, no quotes, composed letters (NFC), lower-case extension.
-    """
-    plain = posixpath.normpath(with_slashes(unquoted(name)))
-    stem, extension = posixpath.splitext(unicodedata.normalize("NFC", plain))
+
+def match_key(name: str) -> str:
+    """A key that all spellings of one name share: letters composed (NFC), extension lower-case."""
+    stem, extension = posixpath.splitext(unicodedata.normalize("NFC", plain_name(name)))
     return stem + extension.lower()
 
 
 def spellings(name: str) -> Iterator[str]:
-    """The name as it stands, then its other readings, each once."""
+    """Yield the name, then its alternative spellings, without repeats."""
     seen = set()
-    for text in (name, unquoted(name)):
-        for path in (text, with_slashes(text)):
-            stem, extension = os.path.splitext(path)
-            for end in (extension, extension.lower(), extension.upper()):
-                for form in ("NFC", "NFD"):
-                    spelled = [path, unicodedata.normalize(form, stem + end)]
-                    for candidate in spelled:
-                        if candidate not in seen:
-                            seen.add(candidate)
-                            yield candidate
+    for path in (name, unquoted(name), with_slashes(unquoted(name))):
+        stem, extension = os.path.splitext(path)
+        for end in (extension, extension.lower(), extension.upper()):
+            for spelled in (stem + end, *_unicode_forms(stem + end)):
+                if spelled not in seen:
+                    seen.add(spelled)
+                    yield spelled
 
 
 def resolve(folder: Path, name: str) -> str:
-    """The path below `folder`, or the absolute one, that `name` stands for.
+    """The path below `folder`, or the absolute path, of the file that `name` means.
 
-    Tried in this order: below the folder, in any spelling; from the working folder; by its last
-    parts, where the list was written on another machine (`D:\\data\\tiles\\a\\1.jpg` is `a/1.jpg`
-    below `tiles`). Where no file has such a name, `name` itself, so that its row says so.
+    Tried in this order: the name below the folder, in any spelling; the name without the folder's
+    own path in front (`tiles/a/1.jpg` for the folder `data/tiles`); for an absolute Windows path,
+    its last parts, since the list was written on another machine (`D:\\data\\tiles\\a\\1.jpg` is
+    `a/1.jpg`; `<folder>/<file>` at least). If no file matches, `name`: its row then reports the
+    missing file.
     """
-    for candidate in spellings(name):
-        if _exists(folder, candidate):
-            return candidate
-    for candidate in spellings(name):
-        if _exists(Path(), candidate):
-            return _below(folder, candidate)
-    parts = PurePosixPath(with_slashes(unquoted(name))).parts
-    for start in range(1, len(parts) - 1):  # at least the file and the folder it lies in
-        tail = posixpath.join(*parts[start:])
-        for candidate in spellings(tail):
-            if _exists(folder, candidate):
-                return candidate
+    candidates = [name, *_without_folder(folder, name), *_tails(name)]
+    for candidate in candidates:
+        for spelled in spellings(candidate):
+            if _exists(folder, spelled):
+                return spelled
     return name
 
 
-def lookup(names: Iterable[str]) -> Mapping[str, list[str]]:
-    """Names by the key of their last two parts, for `find`."""
-    table: dict[str, list[str]] = {}
+def lookup(names: Iterable[str]) -> Mapping[str, list[tuple[str, str]]]:
+    """Plain names with their keys, by the last two parts of the key; for `find`."""
+    table: dict[str, list[tuple[str, str]]] = {}
     for name in names:
-        table.setdefault(_last_two(match_key(name)), []).append(name)
+        key = match_key(name)
+        table.setdefault(_last_two(key), []).append((name, key))
     return table
 
 
-def find(path: str, table: Mapping[str, list[str]]) -> list[str]:
+def find(path: str, table: Mapping[str, list[tuple[str, str]]]) -> list[str]:
     """Those names of a `lookup` that mean the tile at `path`.
 
-    Equal as keys, or one of the two begins further up (`lung_image_sets/lung_aca/1.jpeg`,
-    `lung_aca/1.jpeg`): `<class>/<file>` must be the same at least.
+    The same name, else the same key, else one that begins further up
+    (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`): `<class>/<file>` must be the same.
     """
     key = match_key(path)
     candidates = table.get(_last_two(key), [])
-    exact = [name for name in candidates if match_key(name) == key]
-    if exact:
+    if exact := [name for name, _ in candidates if name == path]:
         return exact
+    if same := [name for name, other in candidates if other == key]:
+        return same
     return [
-        name
-        for name in candidates
-        if match_key(name).endswith(f"/{key}") or key.endswith(f"/{match_key(name)}")
+        name for name, other in candidates if other.endswith(f"/{key}") or key.endswith(f"/{other}")
     ]
+
+
+def _unicode_forms(name: str) -> tuple[str, str]:
+    return unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
+
+
+def _without_folder(folder: Path, name: str) -> Iterator[str]:
+    """The name without leading parts that repeat the end of the folder's own path."""
+    parts = PurePosixPath(plain_name(name)).parts
+    ends = folder.absolute().parts
+    for count in range(min(len(parts) - 1, len(ends)), 0, -1):
+        if parts[:count] == ends[-count:]:
+            yield posixpath.join(*parts[count:])
+
+
+def _tails(name: str) -> Iterator[str]:
+    """The ends of an absolute Windows path, longest first, of two parts at least."""
+    if not _WINDOWS_ROOT.match(unquoted(name)):
+        return
+    parts = PurePosixPath(plain_name(name)).parts[1:]
+    for start in range(len(parts) - 1):
+        yield posixpath.join(*parts[start:])
 
 
 def _last_two(key: str) -> str:
@@ -113,10 +129,3 @@ def _exists(folder: Path, name: str) -> bool:
         return os.path.lexists(folder / name)
     except ValueError:  # a NUL in the name
         return False
-
-
-def _below(folder: Path, name: str) -> str:
-    """A path of the working folder as one below `folder` where it lies there, else absolute."""
-    absolute = os.path.abspath(name)
-    inside = os.path.relpath(absolute, os.path.abspath(folder))
-    return absolute if inside.startswith("..") else inside.replace(os.sep, "/")

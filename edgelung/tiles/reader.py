@@ -127,7 +127,7 @@ def _decoder(data: bytes) -> Callable[[bytes, int], Tile | Image.Image]:
     if data[128:132] == b"DICM" and _DICOM_SLIDE in data[:4096]:
         raise TileError("slide", "a whole slide (DICOM), not a tile; cut tiles from it first")
     if data.startswith(_APPLE_DOUBLE):
-        raise TileError("skipped", "what macOS keeps beside a file (AppleDouble), not an image")
+        raise TileError("skipped", "macOS metadata (AppleDouble), not an image")
     for offset, mark, name in _OTHERS:
         if data.startswith(mark, offset):
             raise TileError("unsupported", f"{name}; convert it to PNG or TIFF")

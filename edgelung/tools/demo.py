@@ -3,6 +3,7 @@
 train ─► export ─► infer on the test tiles, in every CPU engine and precision ─► one table, one JSON
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from edgelung.artifacts.predictions import read_predictions
 from edgelung.artifacts.run import RunFolder
 from edgelung.artifacts.summary import Summary, read_summary
 from edgelung.core import typed_json
+from edgelung.core.config import ENVIRONMENT, OFF
 from edgelung.core.errors import ExitCode
 from edgelung.core.precision import Precision
 from edgelung.core.system import describe_machine
@@ -62,8 +64,11 @@ class Steps:
         """Run one command; an exit code that is not allowed ends this program with the same."""
         command = [str(word) for word in words]
         console().print(f"\n$ edgelung {' '.join(command)}", markup=False)
+        environment = os.environ | {ENVIRONMENT: OFF}  # the same figures whatever the defaults
         start = time.perf_counter()
-        code = subprocess.run([sys.executable, "-m", "edgelung", *command], check=False).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "edgelung", *command], env=environment, check=False
+        ).returncode
         self.seconds[name] = round(time.perf_counter() - start, 1)
         if code not in allowed:
             raise SystemExit(code)  # the command has said why

@@ -72,7 +72,10 @@ def test_bytes_of_a_name_that_are_not_utf8_go_through(tmp_path: Path) -> None:
         (b"\xd0\xcf\x11\xe0rest\n", (), r"is an old \.xls, not text; save it as CSV"),
         (b"path,label\na,b\n", ("group",), "has the columns path, label; expected group too"),
         (b"a/1.jpeg\n", ("group",), "expected path and group in its first line"),
-        (b"path,group\n,g\n", (), "has no path in line 2"),
+        (b"path,group\n,g\n", (), "line 2: a row without a path"),
+        (b"path,label\na,b.jpg,n\n", (), "line 2: 3 cells, but the header has 2; put quotes"),
+        ("a/1.jpeg\n".encode("utf-16-le"), (), "is UTF-16 without a byte-order mark"),
+        (b"path\n" + b"x" * 200_000, (), "cannot read the list"),
         ("Path\n".encode("utf-16") + b"\x00\xd8\x00", (), "save it as UTF-8"),
     ],
 )
@@ -83,6 +86,20 @@ def test_what_cannot_be_read_is_named_in_one_line(
     file.write_bytes(content)
     with pytest.raises(EdgelungError, match=words):
         list(read_rows(file, wanted))
+
+
+def test_lines_that_end_in_a_lone_carriage_return_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_bytes(b"path;label\ra/1.jpeg;x\ra/2.jpeg;y\r")
+    assert paths(file, "label") == ["a/1.jpeg", "a/2.jpeg"]
+    file.write_bytes(b"a/1.jpeg\ra/2.jpeg\r")
+    assert paths(file) == ["a/1.jpeg", "a/2.jpeg"]
+
+
+def test_a_short_row_has_empty_cells(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("path,subset\na.jpg,test\nb.jpg\n")
+    assert [row["subset"] for row in read_rows(file, ["subset"])] == ["test", ""]
 
 
 def test_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:

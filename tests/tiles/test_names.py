@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
         (".\\lung_n\\1.jpeg", "./lung_n/1.jpeg"),
         ("D:\\data\\tiles\\lung_n\\1.jpeg", "lung_n/1.jpeg"),
         ("C:/data/tiles/lung_n/1.jpeg", "lung_n/1.jpeg"),
-        ("/mnt/share/tiles/lung_n/1.jpeg", "lung_n/1.jpeg"),
+        ("\\\\server\\share\\tiles\\lung_n\\1.jpeg", "lung_n/1.jpeg"),
         ("tiles/c/d/e.tif", "c/d/e.tif"),
         ('"lung_n/1.jpeg"', "lung_n/1.jpeg"),
         ("lung_n/1.jpeg  ", "lung_n/1.jpeg"),
@@ -43,13 +43,21 @@ def test_a_name_is_matched_to_the_file_it_means(folder: Path, name: str, expecte
     assert resolve(folder, name) == expected
 
 
-def test_a_name_relative_to_the_working_folder_is_found(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder.parent)
-    (folder.parent / "outside.png").touch()
-    assert resolve(folder, "tiles/lung_n/1.jpeg") == "lung_n/1.jpeg"
-    assert resolve(folder, "outside.png") == str(folder.parent / "outside.png")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "patient/lung_n/1.jpeg",
+        "../other/lung_n/1.jpeg",
+        "/mnt/gone/cohort/lung_n/1.jpeg",
+        "D:\\1.jpeg",
+    ],
+)
+def test_a_file_of_another_folder_is_never_taken(folder: Path, name: str) -> None:
+    assert resolve(folder, name) == name
+
+
+def test_a_name_that_repeats_the_path_of_the_folder_is_found(folder: Path) -> None:
+    assert resolve(folder, f"{folder.parent.name}/tiles/lung_n/1.jpeg") == "lung_n/1.jpeg"
 
 
 def test_a_file_that_is_there_wins_over_other_readings(folder: Path) -> None:
@@ -64,6 +72,9 @@ def test_one_name_has_one_key() -> None:
 
 
 def test_a_name_is_found_by_its_last_parts() -> None:
+    table = lookup(["a/1.JPG", "a/1.jpg"])
+    assert find("a/1.jpg", table) == ["a/1.jpg"]
+    assert find("a/1.JPG", table) == ["a/1.JPG"]
     table = lookup(["lung_image_sets\\lung_aca\\1.JPEG", "lung_n/1.jpeg", "x/lung_n/2.jpeg"])
     assert find("lung_aca/1.jpeg", table) == ["lung_image_sets\\lung_aca\\1.JPEG"]
     assert find("deep/lung_n/1.jpeg", table) == ["lung_n/1.jpeg"]
