@@ -1,13 +1,13 @@
 """`edgelung bench`."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
+from edgelung.cli.command import report
 from edgelung.cli.options import (
     OUTPUT,
     SPEED,
@@ -16,8 +16,6 @@ from edgelung.cli.options import (
     ThreadsOption,
     chosen,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def bench(
@@ -95,7 +93,7 @@ def bench(
         print(json.dumps(plain(result), indent=2))
     else:
         _print(plain(result))
-    logger.info(RESEARCH_USE_ONLY)
+    report(RESEARCH_USE_ONLY)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -49,6 +49,16 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
+def report(message: str, *values: object) -> None:
+    """Log a line for people, filled with `values` as by `%`.
+
+    logging is imported here, since `--help` does without it.
+    """
+    import logging
+
+    logging.getLogger(__name__).info(message, *values)
+
+
 def usage_message(error: TyperException) -> str:
     """Return the message of a usage error; the help page where no command was given."""
     text = error.format_message()

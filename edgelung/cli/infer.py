@@ -6,7 +6,6 @@ An option is added here, in `inference.session.Options` with the code that uses 
 """
 
 import json
-import logging
 import os
 import shlex
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
+from edgelung.cli.command import report
 from edgelung.cli.options import (
     CHECKS,
     INPUT,
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from edgelung.artifacts.results import LabelledMetrics
     from edgelung.artifacts.summary import Summary
     from edgelung.core.precision import Precision
-
-
-logger = logging.getLogger(__name__)
 
 
 def infer(
@@ -187,7 +184,7 @@ def infer(
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     if model is None:
-        logger.info(STARTER_NOTE)
+        report(STARTER_NOTE)
     bundle = open_bundle(model or starter_bundle())
     source = Source(tuple(folder), files, subset)
     destination = Destination.parse(out, summary)
@@ -220,7 +217,7 @@ def infer(
             print_summary(result)
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
-    logger.info(RESEARCH_USE_ONLY)
+    report(RESEARCH_USE_ONLY)
     raise typer.Exit(result.exit_code)
 
 
@@ -229,7 +226,7 @@ def _passed(bundle: "Bundle", precision: "Precision | None") -> "Precision | Non
     variant = bundle.variants.get(precision) if precision else None
     if variant is None or variant.passed:
         return precision
-    logger.info(
+    report(
         "the default precision %s did not pass its gate (%s): not used",
         precision,
         variant.gate.verdict,
@@ -240,7 +237,7 @@ def _passed(bundle: "Bundle", precision: "Precision | None") -> "Precision | Non
 def _warn_of_gate(bundle: "Bundle", precision: "Precision | None") -> None:
     variant = bundle.variants.get(precision) if precision else None
     if variant and not variant.passed:
-        logger.info(
+        report(
             "the %s variant did not pass its gate (%s); used as asked",
             *(variant.precision, variant.gate.verdict),
         )
@@ -249,7 +246,7 @@ def _warn_of_gate(bundle: "Bundle", precision: "Precision | None") -> None:
 def _print_resume_command(rows: int, journal: Path) -> None:
     words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
     command = shlex.join(["edgelung", *words, "--resume"])
-    logger.info("stopped: %d rows are kept in %s. To continue:\n%s", *(rows, journal.name, command))
+    report("stopped: %d rows are kept in %s. To continue:\n%s", *(rows, journal.name, command))
 
 
 def print_summary(summary: "Summary") -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
@@ -17,11 +16,11 @@ AUTO = "auto"  # the program chooses
 E = TypeVar("E", bound=StrEnum)
 
 
-@dataclass(frozen=True)
 class Choice(Generic[E]):
     """What `--engine` or `--precision` says; the value is None for 'auto'."""
 
-    value: E | None
+    def __init__(self, value: E | None) -> None:
+        self.value = value
 
 
 def choice_parser(kind: type[E]) -> Callable[[str], Choice[E]]:

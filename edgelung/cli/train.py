@@ -1,7 +1,6 @@
 """`edgelung train`."""
 
 import json
-import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgelung.cli.command import report
 from edgelung.cli.options import INPUT, MODEL, OUTPUT, training_extra
 
 if TYPE_CHECKING:
     from edgelung.artifacts.run import RunMetrics
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -157,7 +155,7 @@ def _resume_hint(data: Path, out: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGTERM
         if RunFolder(out).config_path.is_file():
             command = shlex.join(["edgelung", "train", str(data), "--out", str(out), "--resume"])
-            logger.info(
+            report(
                 "interrupted; about a minute of training is lost at most. To continue:\n%s", command
             )
         raise
