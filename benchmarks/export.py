@@ -74,13 +74,13 @@ def main() -> None:
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=list(DEFAULT_OPTIONS))
     parser.add_argument("--json", type=Path, default=RESULT)
     options = parser.parse_args()
-    words = [*options.options, *(["--data", str(options.data)] if options.data else [])]
+    words = [*options.options, *(["--data", str(options.data.resolve())] if options.data else [])]
     codes = {"before": options.before} if options.before else {}
     codes["now"] = Path(sys.executable)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in codes}
     for _ in range(options.rounds):
         for name, python in codes.items():
-            rounds[name].append(export(python, options.run, words))
+            rounds[name].append(export(python.absolute(), options.run.resolve(), words))
             print(name, rounds[name][-1], flush=True)
     result = summary(rounds) | {
         "options": words,
@@ -99,6 +99,7 @@ def export(python: Path, run: Path, words: list[str]) -> dict[str, Any]:
         command = [python, "-c", COUNTED_EXPORT, folder, "export", run, "--out", bundle, *words]
         done = subprocess.run(
             [*map(str, command)],
+            cwd=folder,  # Python finds modules in the working folder first
             env=os.environ | {"EDGELUNG_CACHE": str(Path(folder) / "cache")},
             capture_output=True,
             text=True,
