@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 from edgelung.core.errors import EdgelungError
+from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.lists import STANDARD_INPUT, list_name, read_rows
 from edgelung.tiles.names import resolve
@@ -50,7 +51,7 @@ def _check(folder: Path, listing: Path, subset: str | None) -> None:
         logger.warning(
             "none of the files that %s names%s is there, %s for one; expected paths relative to "
             "%s, or absolute ones",
-            *(listing, _in_subset(subset), first, folder),
+            *(listing, _in_subset(subset), printable(first), folder),
         )
 
 

@@ -127,7 +127,8 @@ def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile 
 
 @lru_cache(maxsize=1024)  # a watched folder is listed again and again
 def _report_skipped(location: str, kind: str) -> None:
-    logger.warning("skipped %s: it is an edgelung %s folder, not data", location, kind)
+    shown = os.fsencode(location).decode(errors="backslashreplace")
+    logger.warning("skipped %s: it is an edgelung %s folder, not data", shown, kind)
 
 
 def _has(names: Sequence[bytes], name: bytes) -> bool:
