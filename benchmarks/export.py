@@ -107,7 +107,8 @@ def export(python: Path, run: Path, words: list[str]) -> dict[str, Any]:
         )
         manifest_path = bundle / "bundle.json"
         if not manifest_path.is_file():
-            raise SystemExit(f"the export failed: {done.stderr.strip().splitlines()[-1:]}")
+            last_line = done.stderr.strip().splitlines()[-1:]
+            raise SystemExit(f"the export ended with code {done.returncode}: {last_line}")
         figures = json.loads((Path(folder) / "figures.json").read_text())
         manifest = json.loads(manifest_path.read_text())
     used = figures["processor_seconds"] / figures["seconds"]
