@@ -188,7 +188,7 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["train", "TILES", "--out", "/proc/new"], "/proc"),
         (["infer", "TILES", "TILES/lung_n", "--model", "BUNDLE"], "lies in it"),
         (["train", "TILES", "--out", "RUN"], "already exists"),
-        (["train", "TILES", "--out", "new", "--resume"], "holds no run to go on with"),
+        (["train", "TILES", "--out", "new", "--resume"], "holds no unfinished run"),
         (["train", "TILES", "--out", "RUN", "--resume", "--recipe", "demo"], "leave the other"),
         (["export", "gone", "--out", "new"], "is no finished run"),
         (["export", "RUN", "--out", "BUNDLE"], "already exists"),
@@ -252,7 +252,7 @@ def test_a_list_is_not_written_over(bundle_folder: Path, tiles: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,subset\n,test\n", "has no path in line 2"),
+        ("path,subset\n,test\n", "line 2: a row without a path"),
         ("\n \n", "names no files"),
         ("path\n" + "x" * 140_000 + "\n", "field larger than field limit"),
     ],

@@ -21,7 +21,7 @@ from edgelung.engines.choose import open_engine
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation import gate as gate_module
 from edgelung.evaluation.gate import LIMITS
-from edgelung.export import evaluate, quantize, variants
+from edgelung.export import calibrate, evaluate, variants
 from edgelung.export.build import export_run
 from edgelung.export.calibrate import plan_int8
 from edgelung.export.evaluate import GateSet, check_fp16_range, check_in_openvino
@@ -92,7 +92,7 @@ def damage(monkeypatch: pytest.MonkeyPatch, names: str, factor: float) -> None:
         scales = input_scales(stats, method)
         return {k: v * (factor if names in k else 1) for k, v in scales.items()}
 
-    monkeypatch.setattr(quantize, "input_scales", coarse)
+    monkeypatch.setattr(calibrate, "input_scales", coarse)
 
 
 def exported(run: Path, out: Path, allow_drop: bool = False) -> int:

@@ -96,9 +96,12 @@ def test_a_pipe_is_a_list(tmp_path: Path) -> None:
     assert Source((tmp_path,), pipe).listing_id == "a stream"
 
 
-def test_utf_16_is_said_to_be_that(tmp_path: Path) -> None:
+def test_utf_16_is_read_with_its_mark_and_refused_without(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16")
-    with pytest.raises(EdgelungError, match="is UTF-16"):
+    found = Source((tmp_path,), tmp_path / "list.txt").files(OUT)
+    assert [file.path for file in found] == ["a.jpg"]
+    (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16-le")
+    with pytest.raises(EdgelungError, match="is UTF-16 without a byte-order mark"):
         Source((tmp_path,), tmp_path / "list.txt").files(OUT)
 
 

@@ -63,7 +63,7 @@ def test_rows_on_standard_output(bundle_folder: Path, tiles: Path, tmp_path: Pat
         (["--watch", "--out", "p.parquet"], "cannot be added to"),
         (["--min-confidence", "1.5"], "min-confidence"),
         (["--summary", "gone/s.json"], "cannot write the summary"),
-        (["--files", "-", "--subset", "test"], "`subset`"),
+        (["--files", "-", "--subset", "test"], "expected path and subset"),
     ],
 )
 def test_what_does_not_go_together(

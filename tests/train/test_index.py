@@ -26,7 +26,7 @@ def test_groups_are_read_by_path_however_data_nests(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,class\na/1.jpg,a\n", "expected path and group"),
+        ("path,class\na/1.jpg,a\n", "expected group or cluster too"),
         ("path,group\na/1.jpg,g\n", "names no group, or more than one, for 1 of 2"),
         ("path,group\na/1.jpg,g\nb/2.jpg,\n", "for 1 of 2 tiles, b/2.jpg for one"),
         ("path,group\nx/a/1.jpg,g\ny/a/1.jpg,h\nb/2.jpg,g\n", "for 1 of 2 tiles, a/1.jpg"),
