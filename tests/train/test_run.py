@@ -74,7 +74,7 @@ def test_resuming_other_tiles_is_refused(run: Path, tmp_path: Path, tiles: Path)
     next(other.glob("lung_n/*")).unlink()
     with pytest.raises(EdgelungError, match="not those that the run was split on"):
         train_run(other, begun, None, resume=True)
-    with pytest.raises(EdgelungError, match="no run to go on with"):
+    with pytest.raises(EdgelungError, match="holds no unfinished run"):
         train_run(tiles, tmp_path / "nothing", None, resume=True)
 
 
@@ -122,26 +122,6 @@ def test_one_process_at_a_time_trains_in_a_folder(
     with pytest.raises(EdgelungError, match="another process is training in"):
         train_run(tiles, tmp_path / "run", None, resume=True)
     os.close(handle)
-
-
-def test_an_interrupted_run_says_how_it_goes_on(
-    tiles: Path,
-    small: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def interrupt(run: object, modules: object) -> None:
-        raise KeyboardInterrupt
-
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(run_module, "_finish", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train_run(
-            *(tiles, tmp_path / "run", load_recipe("demo", small)), groups=tiles / "groups.csv"
-        )
-    expected = f"interrupted; --resume --out {tmp_path / 'run'} continues"
-    assert caplog.messages[-1].startswith(expected)
 
 
 def test_a_split_that_is_worth_less_than_it_looks_is_said(
