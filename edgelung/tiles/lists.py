@@ -85,7 +85,7 @@ def _rows(
     for magic, kind in _SPREADSHEETS.items():
         if first.startswith(magic):
             raise EdgelungError(f"{name} is {kind}, not text; save it as CSV")
-    if first[1:8:2] in (b"\0\0\0\0", b"\0\0\0") and first[0:1] != b"\0":
+    if _is_unmarked_utf16(first):
         raise EdgelungError(f"{name} is UTF-16 without a byte-order mark; save it as UTF-8")
     encoding = _encoding(first)
     header = _header(first, encoding)
@@ -102,6 +102,13 @@ def _rows(
         yield from ({"path": path} for path in _between_zeros(stream))
     else:
         yield from ({"path": path} for path in _lines(stream, encoding))
+
+
+def _is_unmarked_utf16(first: bytes) -> bool:
+    """Whether every second of the first bytes is NUL: UTF-16 of either order, without its mark."""
+    start = first[:8]
+    zeros = [not any(start[offset::2]) for offset in (0, 1)]
+    return len(start) >= 4 and zeros[0] != zeros[1]
 
 
 def path_column(columns: Sequence[str]) -> str | None:

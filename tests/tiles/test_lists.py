@@ -75,6 +75,7 @@ def test_bytes_of_a_name_that_are_not_utf8_go_through(tmp_path: Path) -> None:
         (b"path,group\n,g\n", (), "line 2: a row without a path"),
         (b"path,label\na,b.jpg,n\n", (), "line 2: 3 cells, but the header has 2; put quotes"),
         ("a/1.jpeg\n".encode("utf-16-le"), (), "is UTF-16 without a byte-order mark"),
+        ("a/1.jpeg\n".encode("utf-16-be"), (), "is UTF-16 without a byte-order mark"),
         (b"path\n" + b"x" * 200_000, (), "cannot read the list"),
         ("Path\n".encode("utf-16") + b"\x00\xd8\x00", (), "save it as UTF-8"),
     ],
