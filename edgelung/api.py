@@ -17,11 +17,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +30,7 @@ from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.artifacts.opened_run import Run
 from edgelung.artifacts.predictions import Prediction, Predictions, read_predictions
 from edgelung.artifacts.summary import Summary
+from edgelung.core.choice import E, parse_choice
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import Precision
 from edgelung.engines.choose import Chosen, open_engine
@@ -42,6 +41,7 @@ from edgelung.inference.pipeline import default_batch_size
 from edgelung.inference.source import Source
 from edgelung.tiles.images import check_array, tile_from_array, tile_from_image
 from edgelung.tiles.reader import Tile, TileError, read_tile
+from edgelung.tiles.status import Status
 
 __all__ = [
     "Classifier",
@@ -60,8 +60,6 @@ __all__ = [
 
 PathInput = str | os.PathLike[str]
 ImageInput = PathInput | npt.NDArray[np.uint8] | Image.Image
-AUTO = "auto"
-E = TypeVar("E", bound=StrEnum)
 
 
 def load(
@@ -270,10 +268,12 @@ class Classifier:
 
     def _prediction(self, path: str, probabilities: list[float]) -> Prediction:
         if not np.isfinite(probabilities).all():
-            return Prediction(path, "failed", error=f"{self.engine} gave no finite probabilities")
+            return Prediction(
+                path, Status.FAILED, error=f"{self.engine} gave no finite probabilities"
+            )
         confidence = max(probabilities)
         label = self.classes[probabilities.index(confidence)]
-        return Prediction(path, "ok", label, confidence, tuple(probabilities))
+        return Prediction(path, Status.OK, label, confidence, tuple(probabilities))
 
 
 def infer_folder(
@@ -288,6 +288,7 @@ def infer_folder(
     batch_size: int | None = None,
     threads: int | None = None,
     min_confidence: float | None = None,
+    strict_size: bool = False,
     verify: bool = False,
     resume: bool | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
@@ -306,6 +307,8 @@ def infer_folder(
         engine, precision, threads: as for `edgelung.load`.
         batch_size: tiles per batch. None: 16, on a GPU 32.
         min_confidence: 0…1; less confident rows get the status 'review' and no label.
+        strict_size: tiles whose size in pixels is far from the training tiles get the status
+            'other-size' and no label.
         verify: run full precision on every tile as well, and compare.
         resume: True continues a stopped run, False discards its rows, None refuses to do either.
         on_rows: called with the number of rows that are done since the last call.
@@ -329,6 +332,7 @@ def infer_folder(
         threads=threads,
         verify=verify,
         min_confidence=min_confidence,
+        strict_size=strict_size,
     )
     return session.infer_folder(
         Source(tuple(map(Path, folders)), None if files is None else Path(files), subset),
@@ -373,20 +377,17 @@ def _attempt(decode: Callable[[], Tile]) -> Tile | TileError:
     except TileError as error:
         return error
     except MemoryError:
-        return TileError("too-large", "not enough memory to decode it")
+        return TileError(Status.TOO_LARGE, "not enough memory to decode it")
     except Exception as error:  # decoders raise many types: a result, as in a folder run
-        return TileError("corrupt", one_line(error))
+        return TileError(Status.CORRUPT, one_line(error))
 
 
 def _member(kind: type[E], what: str, value: str | None) -> E | None:
     """Return the member of an enum by its value; None for None and 'auto'."""
-    if value is None or value == AUTO:
-        return None
     try:
-        return kind(value)
+        return None if value is None else parse_choice(kind, value)
     except ValueError as error:
-        names = ", ".join([AUTO, *kind])
-        raise EdgelungError(f"{what} {value!r} is unknown; expected one of {names}") from error
+        raise EdgelungError(f"{what} {error}") from error
 
 
 def _check_count(what: str, value: int | None) -> None:

@@ -28,6 +28,7 @@ from edgelung.export.inputs import ExportInputs
 from edgelung.export.tiles import read_checked
 from edgelung.report.pages import bundle_page, model_card
 from edgelung.report.variants import variant_figures
+from edgelung.tiles.sizes import frequent
 
 GOLDEN_PER_CLASS = 3
 GOLDEN_CANDIDATES = 16  # per class, of which the least certain are taken
@@ -57,6 +58,7 @@ def write_bundle_folder(
         sensitivity=sensitivity,
         golden=golden,
         outside=outside,
+        tile_sizes=frequent(inputs.config.sizes.items()),
         provenance=_provenance(inputs, variants),
     )
     pictures = variant_figures(

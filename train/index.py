@@ -15,6 +15,7 @@ from edgelung.tiles.find import LEFTOVER_FOLDERS, FoundFile, class_of, find_file
 from edgelung.tiles.lists import read_rows
 from edgelung.tiles.names import find, lookup, plain_name
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
+from edgelung.tiles.status import Status
 
 # Folders with one of these words in their names may hold the same classes each.
 SUBSET_WORDS = frozenset(
@@ -71,7 +72,7 @@ def index_tiles(
             data_bytes = read_bytes(file.location)
             width, height = image_size(data_bytes)
         except TileError as error:
-            if error.status == "skipped":
+            if error.status == Status.SKIPPED:
                 return None
             if on_error is None:
                 raise EdgelungError(

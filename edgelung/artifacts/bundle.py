@@ -13,6 +13,7 @@ forgery: anyone who can write the folder can also write the hashes.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.typed_json import Json, convert, parse, plain
 from edgelung.tiles.reader import ReaderSpec
+from edgelung.tiles.sizes import TrainedSizes
 
 SCHEMA_VERSION = 1
 MANIFEST, SEAL = BUNDLE_MANIFEST, BUNDLE_SEAL
@@ -160,7 +162,10 @@ class FileEntry(Struct, frozen=True, kw_only=True):
 
 
 class BundleManifest(Struct, frozen=True, kw_only=True):
-    """bundle.json."""
+    """bundle.json.
+
+    `tile_sizes`: number of training tiles by '<width>x<height>' in pixels; empty in older bundles.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str = ""
@@ -172,6 +177,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     sensitivity: Sensitivity | None = None
     golden: list[GoldenEntry]
     outside: OutsideConfidence | None = None
+    tile_sizes: dict[str, int] = {}
     provenance: Provenance | None = None
     files: dict[str, FileEntry] = {}
 
@@ -214,6 +220,11 @@ class Bundle:
     golden: tuple[GoldenTile, ...]
     manifest: BundleManifest
     sha256: str
+
+    @cached_property
+    def trained_sizes(self) -> TrainedSizes:
+        """The pixel sizes of the tiles that the model was trained on."""
+        return TrainedSizes(self.manifest.tile_sizes)
 
     def variant(self, precision: Precision) -> Variant:
         """The variant of this precision. Raises EdgelungError if the bundle has none."""

@@ -58,6 +58,7 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         options, options_sha256: all settings that affect the rows, and their hash as sorted JSON.
         seconds, tiles_per_second: of the last session, without the time to load the engine.
         milliseconds: durations by step.
+        other_sizes: predicted tiles whose size in pixels is far from `trained_sizes`.
         waiting: files without a row when `--watch` ended; None for other runs.
     """
 
@@ -91,6 +92,8 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     milliseconds: dict[str, Latency | None]
     threads: int
     host: Host
+    other_sizes: int = 0
+    trained_sizes: str = ""
     waiting: int | None = None
 
 

@@ -7,6 +7,7 @@
     threads = 4
     batch_size = 16
     min_confidence = 0.8
+    strict_size = true
 
 A value comes from the command line, else from the file beside the bundle, else from the user's.
 `--engine auto` and `--precision auto` leave the choice to the program, whatever the files say.
@@ -39,6 +40,7 @@ class InferDefaults(Struct, frozen=True, kw_only=True):
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
     min_confidence: Annotated[float, Meta(ge=0, le=1)] | None = None
+    strict_size: bool | None = None
 
 
 def read_defaults(model: Path | None) -> InferDefaults:

@@ -110,6 +110,15 @@ def infer(
             help="Rows below this confidence get status `review` and no label.",
         ),
     ] = None,
+    strict_size: Annotated[
+        bool,
+        typer.Option(
+            "--strict-size",
+            rich_help_panel=OUTPUT,
+            help="Tiles whose size in pixels is far from the training tiles get status "
+            "`other-size` and no label.",
+        ),
+    ] = False,
     resume: Annotated[
         bool | None,
         typer.Option(
@@ -197,6 +206,7 @@ def infer(
         verify=verify,
         verify_every=verify_every,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
+        strict_size=strict_size or bool(defaults.strict_size),
     )
     _warn_of_gate(bundle, options.precision)
     with progress("infer") as advance:
@@ -262,6 +272,11 @@ def print_summary(summary: "Summary") -> None:
         f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",
         f"labels    {labels}",
     ]
+    if summary.other_sizes:
+        lines.append(
+            f"sizes     {summary.other_sizes} tiles are of other sizes than the training tiles "
+            f"({summary.trained_sizes})"
+        )
     if labelled := summary.labelled:
         lines.append(
             f"accuracy  {_percent(labelled.accuracy)}, balanced "

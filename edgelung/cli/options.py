@@ -2,18 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic
 
 import typer
 
+from edgelung.core.choice import E, parse_choice
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
-
-AUTO = "auto"  # the program chooses
-E = TypeVar("E", bound=StrEnum)
 
 
 class Choice(Generic[E]):
@@ -27,13 +24,10 @@ def choice_parser(kind: type[E]) -> Callable[[str], Choice[E]]:
     """Return a parser for one of the values of `kind`, or 'auto'."""
 
     def parse(text: str) -> Choice[E]:
-        if text == AUTO:
-            return Choice(None)
         try:
-            return Choice(kind(text))
+            return Choice(parse_choice(kind, text))
         except ValueError as error:
-            names = ", ".join([AUTO, *kind])
-            raise typer.BadParameter(f"{text!r} is unknown; expected one of {names}") from error
+            raise typer.BadParameter(str(error)) from error
 
     return parse
 

@@ -18,7 +18,7 @@ class RunIdentity(Struct, frozen=True, kw_only=True, omit_defaults=True):
         floating_point: what the engine computes floating point in.
         inputs: the folders, absolute.
         listing: the list of files: its SHA-256, or where it came from; None without a list.
-        watch: True for a watch, else None.
+        watch, strict_size: True if asked for, else None.
     """
 
     edgelung: str
@@ -36,6 +36,7 @@ class RunIdentity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     listing: str | None = field(name="--files")
     subset: str | None = field(name="--subset")
     watch: bool | None = field(name="--watch", default=None)
+    strict_size: bool | None = field(name="--strict-size", default=None)
 
     def to_json(self) -> dict[str, Json]:
         """The identity as plain values, keyed as in the journal."""

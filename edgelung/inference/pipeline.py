@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,14 +26,9 @@ from edgelung.core.errors import one_line
 from edgelung.engines.base import Engine, Probabilities, Tiles, resizes
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.find import FoundFile
-from edgelung.tiles.reader import (
-    ReaderSpec,
-    TileError,
-    looks_like_image,
-    read_pixels,
-    read_tile,
-    resize,
-)
+from edgelung.tiles.reader import ReaderSpec, TileError, looks_like_image, read_decoded, resize
+from edgelung.tiles.sizes import Size
+from edgelung.tiles.status import Status
 
 Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 # Limits on tiles that wait for the resize on the device; larger ones are resized on the CPU.
@@ -52,16 +47,18 @@ class Row:
         probabilities: float32 (C,); None unless the status is 'ok'.
         reference: the same from full precision; None where it did not run.
         stamp: of the file before it was read; None if it could not be looked at.
+        size: width and height of the image in pixels; None if it was not decoded.
         decode_seconds: reading and decoding this file.
         engine_seconds: predicting the batch that the file was in.
     """
 
     file: FoundFile
-    status: str
+    status: Status
     error: str = ""
     probabilities: Probabilities | None = None
     reference: Probabilities | None = None
     stamp: Stamp | None = None
+    size: Size | None = None
     decode_seconds: float = 0.0
     engine_seconds: float = 0.0
 
@@ -76,6 +73,7 @@ class _Decoded:
     error: TileError | None
     stamp: Stamp | None
     seconds: float
+    size: Size | None = None
     pixels: Pixels | None = None
 
 
@@ -194,31 +192,34 @@ def _decode_into(
     """Read the file into `buffer[index]`; a tile of up to `pixel_limit` pixels is not resized."""
     start = time.perf_counter()
     stamp = stamp_of(file)
-    error = pixels = None
+    error = size = waiting = None
     try:
         if leftover := file.leftover_of:
             reason = f"is in {leftover}, a folder that the operating system created"
-            raise TileError("skipped", reason)
+            raise TileError(Status.SKIPPED, reason)
         if file.reason:
-            raise TileError("unreadable", file.reason)
+            raise TileError(Status.UNREADABLE, file.reason)
         if not file.is_image and not looks_like_image(file.location):
-            raise TileError("skipped", "no image by its name or first bytes")
-        if pixel_limit:
-            pixels = read_pixels(file.location, reader)
-            height, width, _ = pixels.shape
-            # Between its two passes the resize holds height × size pixels.
-            if height == width == reader.size or height * max(width, reader.size) > pixel_limit:
-                resize(pixels, reader.size, buffer[index])
-                pixels = None
+            raise TileError(Status.SKIPPED, "no image by its name or first bytes")
+        decoded, size = read_decoded(file.location, reader)
+        if pixel_limit and _fits(pixels := np.asarray(decoded), reader.size, pixel_limit):
+            waiting = pixels
         else:
-            read_tile(file.location, reader, buffer[index])
+            resize(decoded, reader.size, buffer[index])
     except TileError as caught:
         error = caught
     except MemoryError:
-        error = TileError("too-large", "not enough memory to decode it")
+        error = TileError(Status.TOO_LARGE, "not enough memory to decode it")
     except Exception as caught:  # an unexpected error of a decoder costs one row, not the run
-        error = TileError("corrupt", one_line(caught))
-    return _Decoded(error, stamp, time.perf_counter() - start, pixels)
+        error = TileError(Status.CORRUPT, one_line(caught))
+    return _Decoded(error, stamp, time.perf_counter() - start, size, waiting)
+
+
+def _fits(pixels: Pixels, size: int, pixel_limit: int) -> bool:
+    """True if the pixels need a resize, and one of at most `pixel_limit` pixels."""
+    height, width, _ = pixels.shape
+    # Between its two passes the resize holds height × size pixels.
+    return (height, width) != (size, size) and height * max(width, size) <= pixel_limit
 
 
 def stamp_of(file: FoundFile) -> Stamp | None:
@@ -260,18 +261,46 @@ def _predict_batch(
         probabilities = _infer(engine, tiles, to_resize)
         seconds = time.perf_counter() - start
         reference_probabilities = _infer(reference, tiles, to_resize) if reference else None
-    position = {i: k for k, i in enumerate(decoded_indices)}  # in the batch that the engine got
-    rows = []
-    for i, (file, one) in enumerate(zip(files, decoded, strict=True)):
-        if one.error is not None or probabilities is None:
-            error = one.error or TileError("failed", "not predicted")
-            row = Row(file, error.status, error.reason, stamp=one.stamp, decode_seconds=one.seconds)
-        elif not np.isfinite(probabilities[position[i]]).all():
-            reason = f"{engine.name} gave no finite probabilities"
-            row = Row(file, "failed", reason, None, None, one.stamp, one.seconds, seconds)
-        else:
-            k = position[i]
-            expected = None if reference_probabilities is None else reference_probabilities[k]
-            row = Row(file, "ok", "", probabilities[k], expected, one.stamp, one.seconds, seconds)
-        rows.append(row)
-    return rows
+    predicted = iter(() if probabilities is None else probabilities)
+    verified = iter(() if reference_probabilities is None else reference_probabilities)
+    return [
+        _failed_row(file, one, one.error)
+        if one.error
+        else _predicted_row(file, one, engine.name, next(predicted), next(verified, None), seconds)
+        for file, one in zip(files, decoded, strict=True)
+    ]
+
+
+def _failed_row(file: FoundFile, one: _Decoded, error: TileError) -> Row:
+    return Row(
+        file,
+        error.status,
+        error.reason,
+        stamp=one.stamp,
+        size=one.size,
+        decode_seconds=one.seconds,
+    )
+
+
+def _predicted_row(
+    file: FoundFile,
+    one: _Decoded,
+    engine: str,
+    probabilities: Probabilities,
+    reference: Probabilities | None,
+    seconds: float,
+) -> Row:
+    """The row of a decoded file from its probabilities (C,)."""
+    if not np.isfinite(probabilities).all():
+        error = TileError(Status.FAILED, f"{engine} gave no finite probabilities")
+        return replace(_failed_row(file, one, error), engine_seconds=seconds)
+    return Row(
+        file,
+        Status.OK,
+        probabilities=probabilities,
+        reference=reference,
+        stamp=one.stamp,
+        size=one.size,
+        decode_seconds=one.seconds,
+        engine_seconds=seconds,
+    )

@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from edgelung.artifacts.predictions import DECIMALS, Prediction
 from edgelung.inference.pipeline import Row, Stamp
 from edgelung.tiles.find import class_of
-
-OK = "ok"
-REVIEW = "review"  # predicted, but not confidently enough to decide
-SKIPPED = "skipped"  # no image by its name and its first bytes
-NOT_FAILED = (OK, REVIEW, SKIPPED)
+from edgelung.tiles.sizes import TrainedSizes
+from edgelung.tiles.status import Status
 
 
 class Record(NamedTuple):
@@ -25,6 +23,7 @@ class Record(NamedTuple):
         reference: the same from full precision; None where it did not run.
         truth: index of the class that a folder above the file is named after; None without one.
         stamp: the file's size and time before it was read; None if it could not be looked at.
+        other_size: predicted, but of a size in pixels that is far from the training tiles.
     """
 
     path: str
@@ -34,11 +33,12 @@ class Record(NamedTuple):
     reference: list[float] | None
     truth: int | None
     stamp: Stamp | None
+    other_size: bool = False
 
     @property
     def decided(self) -> int | None:
         """Index of the class that the row is labelled with; None if it is left to people."""
-        if self.probabilities is None or self.status != OK:
+        if self.probabilities is None or self.status != Status.OK:
             return None
         return self.probabilities.index(max(self.probabilities))
 
@@ -57,19 +57,37 @@ class Record(NamedTuple):
         )
 
 
-def record_of(row: Row, classes: Sequence[str], min_confidence: float | None) -> Record:
-    """The record of a pipeline row.
+@dataclass(frozen=True)
+class LabelRule:
+    """Which predictions give a label; the others keep their probabilities.
 
-    A prediction less confident than `min_confidence` (0…1) becomes 'review'. The confidence is
-    rounded first, so that the rule holds for the number that is printed.
+    Attributes:
+        min_confidence: 0…1; less confident rows become 'review'. None: none does.
+        trained_sizes: pixel sizes of the training tiles.
+        strict_size: rows of sizes far from those become 'other-size'.
     """
+
+    min_confidence: float | None
+    trained_sizes: TrainedSizes
+    strict_size: bool
+
+
+def record_of(row: Row, classes: Sequence[str], rule: LabelRule) -> Record:
+    """The record of a pipeline row."""
     probabilities = None if row.probabilities is None else row.probabilities.tolist()
-    status, error = row.status, row.error
-    if probabilities is not None and min_confidence is not None:
-        confidence = round(max(probabilities), DECIMALS)
-        if confidence < min_confidence:
-            status = REVIEW
-            error = f"confidence {confidence:.{DECIMALS}f} is under {min_confidence:g}"
+    status, error, other_size = row.status, row.error, False
+    if probabilities is not None:
+        other_size = row.size is not None and rule.trained_sizes.is_far(row.size)
+        if other_size and rule.strict_size and row.size:
+            status = Status.OTHER_SIZE
+            error = f"{row.size[0]}×{row.size[1]} px; trained on {rule.trained_sizes}"
+        # Rounded first, so that the rule holds for the number that is printed.
+        elif (
+            rule.min_confidence is not None
+            and (confidence := round(max(probabilities), DECIMALS)) < rule.min_confidence
+        ):
+            status = Status.REVIEW
+            error = f"confidence {confidence:.{DECIMALS}f} is under {rule.min_confidence:g}"
     return Record(
         printable(row.file.path),
         status,
@@ -78,6 +96,7 @@ def record_of(row: Row, classes: Sequence[str], min_confidence: float | None) ->
         None if row.reference is None else row.reference.tolist(),
         _truth(os.path.dirname(row.file.location), tuple(classes)),
         row.stamp,
+        other_size,
     )
 
 

@@ -21,7 +21,7 @@ from edgelung.engines.names import EngineName
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Row, default_batch_size, predict_batches
-from edgelung.inference.record import Record, record_of
+from edgelung.inference.record import LabelRule, Record, record_of
 from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.source import Source
 from edgelung.inference.summary import Measurements, summarize
@@ -44,6 +44,7 @@ class Options:
         verify: full precision predicts the same tiles, to compare.
         verify_every: ... on every N-th batch only.
         min_confidence: 0…1; a less confident prediction is left to people. None: none is.
+        strict_size: tiles of sizes far from the training tiles get no label.
     """
 
     engine: EngineName | None = None
@@ -54,6 +55,7 @@ class Options:
     verify: bool = False
     verify_every: int = 1
     min_confidence: float | None = None
+    strict_size: bool = False
 
 
 DEFAULTS = Options()
@@ -142,6 +144,9 @@ class Session:
 
         `accept` decides which rows count; the others are dropped.
         """
+        rule = LabelRule(
+            self._options.min_confidence, self._bundle.trained_sizes, self._options.strict_size
+        )
         batches = predict_batches(
             files,
             self._bundle.reader,
@@ -156,10 +161,7 @@ class Session:
             for rows in batches:
                 accepted = [row for row in rows if accept(row)]
                 self._measured.add(rows, accepted)
-                records = [
-                    record_of(row, self._bundle.classes, self._options.min_confidence)
-                    for row in accepted
-                ]
+                records = [record_of(row, self._bundle.classes, rule) for row in accepted]
                 if records:
                     self._sink.append(records)
                     yield records
@@ -280,6 +282,7 @@ def _identify(
         verify=options.verify,
         verify_every=options.verify_every,
         min_confidence=options.min_confidence,
+        strict_size=options.strict_size or None,
         prebuilt=str(options.prebuilt.absolute()) if options.prebuilt else None,
         inputs=source.folder_names,
         listing=source.listing_id,

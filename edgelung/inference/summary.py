@@ -82,6 +82,8 @@ def summarize(
         files=tally.files,
         failed=tally.failed,
         statuses=dict(tally.statuses),
+        other_sizes=tally.other_sizes,
+        trained_sizes=str(bundle.trained_sizes),
         labels={name: tally.labels[name] for name in bundle.classes},
         labelled=tally.labelled(),
         verify=verification,

@@ -11,7 +11,8 @@ from edgelung.artifacts.summary import Verification
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.gate import LIMITS
 from edgelung.evaluation.metrics import labelled_metrics
-from edgelung.inference.record import NOT_FAILED, SKIPPED, Record
+from edgelung.inference.record import Record
+from edgelung.tiles.status import NO_FAILURE, Status
 
 Confusion = npt.NDArray[np.int64]  # (C, C); rows are the truth, columns the prediction
 
@@ -26,6 +27,7 @@ class Tally:
     Attributes:
         statuses: rows by status.
         labels: rows by predicted class, decided ones only.
+        other_sizes: predicted rows whose size in pixels is far from the training tiles.
         confusion: of decided rows whose class is known from a folder's name.
     """
 
@@ -33,6 +35,7 @@ class Tally:
         self.classes = classes
         self.statuses: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
+        self.other_sizes = 0
         shape = (len(classes), len(classes))
         self.confusion: Confusion = np.zeros(shape, np.int64)
         # Of the tiles that full precision predicted too, decided or not:
@@ -44,6 +47,7 @@ class Tally:
     def add(self, record: Record) -> None:
         """Count one row."""
         self.statuses[record.status] += 1
+        self.other_sizes += record.other_size
         label, truth = record.decided, record.truth
         if label is not None:
             self.labels[self.classes[label]] += 1
@@ -73,13 +77,13 @@ class Tally:
     @property
     def failed(self) -> int:
         """Rows without a prediction, apart from files that are no images."""
-        return sum(n for status, n in self.statuses.items() if status not in NOT_FAILED)
+        return sum(n for status, n in self.statuses.items() if status not in NO_FAILURE)
 
     def check_tiles(self) -> None:
         """Raise NoTilesError if there was no tile: the folder must be a mistake."""
         if not self.statuses:
             raise NoTilesError("found no file at all; expected a folder with tiles in it")
-        if set(self.statuses) == {SKIPPED}:
+        if set(self.statuses) == {Status.SKIPPED}:
             raise NoTilesError(f"found {self.files} files and no image among them; expected tiles")
 
     def labelled(self) -> LabelledMetrics | None:

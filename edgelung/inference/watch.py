@@ -32,12 +32,18 @@ from edgelung.inference.session import (
 )
 from edgelung.inference.source import Source
 from edgelung.tiles.find import FoundFile
+from edgelung.tiles.status import Status
 
 POLL_SECONDS = 0.5
 SETTLE_SECONDS = 1.5  # unchanged for so long: a process that writes changes a file more often
 PATIENCE_SECONDS = 30.0  # unchanged for so long and still no image: it will not become one
 SLEEP_FACTOR = 5  # sleep so many times as long as listing took: a huge folder costs no core
-MAYBE_UNFINISHED = ("truncated", "corrupt", "unsupported", "unreadable")
+MAYBE_UNFINISHED = (
+    Status.TRUNCATED,
+    Status.CORRUPT,
+    Status.UNSUPPORTED,
+    Status.UNREADABLE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +168,7 @@ class Watcher:
         before = self._pending.get(row.file.path)
         if before is None or row.stamp != before.stamp or stamp_of(row.file) != before.stamp:
             return False
-        if row.status == "empty":  # the writer reserved the name and will fill it, however late
+        if row.status == Status.EMPTY:  # the writer reserved the name and will fill it later
             return False
         return row.status not in MAYBE_UNFINISHED or now - before.since >= PATIENCE_SECONDS
 

@@ -12,6 +12,7 @@ from edgelung.evaluation.intervals import caution, written
 from edgelung.report import figures
 from edgelung.report.figures import RunPictures
 from edgelung.report.variants import VariantFigures
+from edgelung.tiles.sizes import TrainedSizes
 
 
 def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
@@ -51,7 +52,13 @@ def bundle_page(manifest: BundleManifest, pictures: VariantFigures) -> str:
 
 def model_card(manifest: BundleManifest) -> str:
     """MODEL_CARD.md of a bundle, from its manifest."""
-    return _render("card.md.j2", title=manifest.name, m=manifest, p=manifest.provenance)
+    return _render(
+        "card.md.j2",
+        title=manifest.name,
+        m=manifest,
+        p=manifest.provenance,
+        sizes=TrainedSizes(manifest.tile_sizes),
+    )
 
 
 def compare_page(comparison: Comparison) -> str:

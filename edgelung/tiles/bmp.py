@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgelung.tiles.bits import unpack_rows
 from edgelung.tiles.colour import over_white, to_8_bits
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 
@@ -60,7 +60,7 @@ def decode_bmp(data: bytes, size: int) -> Tile | Image.Image:
         pixels = _decode_colours(_rows(data, header), header)
         return _flip(pixels, header)
     if indices.max() >= len(header.palette):
-        raise TileError("corrupt", "a pixel of the BMP has no entry in the palette")
+        raise TileError(Status.CORRUPT, "a pixel of the BMP has no entry in the palette")
     return _flip(header.palette[indices], header)
 
 
@@ -70,7 +70,7 @@ def _read_header(data: bytes) -> _Header:
 
     length = number(14, 4)
     if len(data) < 14 + length:
-        raise TileError("truncated", "the BMP ends within its header")
+        raise TileError(Status.TRUNCATED, "the BMP ends within its header")
     if length == 12:
         width, height, planes, bits = (number(at, 2) for at in (18, 20, 22, 24))
         code, used, entry = 0, 0, 3
@@ -79,12 +79,12 @@ def _read_header(data: bytes) -> _Header:
         planes, bits = number(26, 2), number(28, 2)
         code, used, entry = (number(30, 4), number(46, 4), 4) if length >= 40 else (0, 0, 4)
     if planes != 1:
-        raise TileError("corrupt", f"the BMP says {planes} planes; the format has 1")
+        raise TileError(Status.CORRUPT, f"the BMP says {planes} planes; the format has 1")
     names = _COMPRESSIONS_OS2 if length == 64 else _COMPRESSIONS
     compression = names.get(code, str(code))
     top_down = height < 0
     if top_down and compression.startswith("RLE"):
-        raise TileError("unsupported", "a run-length encoded BMP stored from the top down")
+        raise TileError(Status.UNSUPPORTED, "a run-length encoded BMP stored from the top down")
     masks, after = _read_masks(data, length, code, bits)
     pixels = number(10, 4)
     # Many writers leave the count at 0 or too large; the pixels' offset bounds it.
@@ -108,10 +108,10 @@ def _read_masks(data: bytes, length: int, code: int, bits: int) -> tuple[tuple[i
     for mask in masks:
         ones = mask >> _shift(mask)
         if ones & (ones + 1) or mask & used or ones >= 2**16:
-            raise TileError("unsupported", "a BMP whose colour masks overlap or have gaps")
+            raise TileError(Status.UNSUPPORTED, "a BMP whose colour masks overlap or have gaps")
         used |= mask
     if not all(masks[:3]) or used >= 2**bits:
-        raise TileError("unsupported", "a BMP without a mask for each of red, green and blue")
+        raise TileError(Status.UNSUPPORTED, "a BMP without a mask for each of red, green and blue")
     return masks, after
 
 
@@ -125,7 +125,7 @@ def _rows(data: bytes, header: _Header) -> Tile:
     end = header.pixels + stride * header.height
     padding = stride - (header.width * header.bits + 7) // 8  # of the last row, often left out
     if header.pixels < 26 or len(data) < end - padding:
-        raise TileError("truncated", "the BMP ends before its last row")
+        raise TileError(Status.TRUNCATED, "the BMP ends before its last row")
     stored = np.frombuffer(data[header.pixels : end].ljust(stride * header.height, b"\0"), np.uint8)
     return stored.reshape(header.height, stride)
 
@@ -145,7 +145,7 @@ def _decode_colours(rows: Tile, header: _Header) -> Tile:
     if len(channels) == 3:
         return np.stack(channels, -1)
     if not channels[3].any():
-        raise TileError("unsupported", "a BMP with an alpha mask and nothing but alpha 0")
+        raise TileError(Status.UNSUPPORTED, "a BMP with an alpha mask and nothing but alpha 0")
     return np.asarray(over_white(np.stack(channels, -1)))
 
 
@@ -157,14 +157,16 @@ def _decode_rle(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
     """Palette indices (H, W) of RLE8 or RLE4, the lowest row first; raises TileError."""
     width, height, half = header.width, header.height, header.bits == 4
     if len(data) - header.pixels > MAX_RLE_BYTES:
-        raise TileError("too-large", f"a run-length encoded BMP of more than {MAX_RLE_BYTES} bytes")
+        raise TileError(
+            Status.TOO_LARGE, f"a run-length encoded BMP of more than {MAX_RLE_BYTES} bytes"
+        )
     stride = -(-width // 8) * 8 if half else -(-width // 4) * 4  # some writers' runs pad the rows
     out, written = bytearray(stride * height), bytearray(stride * height)
     x = y = 0
     at = header.pixels
     while True:
         if at + 2 > len(data):
-            raise TileError("truncated", "the BMP ends within its runs")
+            raise TileError(Status.TRUNCATED, "the BMP ends within its runs")
         count, value = data[at], data[at + 1]
         at += 2
         if count == 0 and value == 1:  # the end of the picture
@@ -174,7 +176,7 @@ def _decode_rle(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
             continue
         if count == 0 and value == 2:  # move on
             if at + 2 > len(data):
-                raise TileError("truncated", "the BMP ends within its runs")
+                raise TileError(Status.TRUNCATED, "the BMP ends within its runs")
             x, y, at = x + data[at], y + data[at + 1], at + 2
             continue
         if count:
@@ -184,15 +186,15 @@ def _decode_rle(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
             length = (value + 1) // 2 if half else value
             run = data[at : at + length]
             if len(run) < length:
-                raise TileError("truncated", "the BMP ends within its runs")
+                raise TileError(Status.TRUNCATED, "the BMP ends within its runs")
             run = bytes(n for b in run for n in (b >> 4, b & 15))[:value] if half else run
             at += length + length % 2
         if y >= height or x + len(run) > stride:
-            raise TileError("corrupt", "a run of the BMP passes the end of its row")
+            raise TileError(Status.CORRUPT, "a run of the BMP passes the end of its row")
         start = y * stride + x
         out[start : start + len(run)] = run
         written[start : start + len(run)] = b"\1" * len(run)
         x += len(run)
     if not np.frombuffer(written, np.uint8).reshape(height, stride)[:, :width].all():
-        raise TileError("unsupported", "a run-length encoded BMP that leaves pixels undefined")
+        raise TileError(Status.UNSUPPORTED, "a run-length encoded BMP that leaves pixels undefined")
     return np.frombuffer(out, np.uint8).reshape(height, stride)[:, :width]

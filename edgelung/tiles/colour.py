@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.tiff_directory import first_directory
 
@@ -33,7 +33,7 @@ def check_peak(peak: int) -> None:
     """Raise TileError where 16-bit samples that end at `peak` may hold fewer bits than they say."""
     if peak < MIN_PEAK_16:
         raise TileError(
-            "unsupported",
+            Status.UNSUPPORTED,
             f"16-bit samples that never pass {peak}; the header does not say how many bits count",
         )
 

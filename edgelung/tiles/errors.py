@@ -1,16 +1,15 @@
 """Why a file is not read as a tile: one fixed status word and a reason for people."""
 
 from edgelung.core.errors import one_line
+from edgelung.tiles.status import Status
+
+__all__ = ["Status", "TileError", "damaged"]
 
 
 class TileError(Exception):
-    """A file that is not read as a tile.
+    """A file that is not read as a tile."""
 
-    `status` is one of `unreadable`, `empty`, `skipped`, `unsupported`, `several-pages`, `slide`,
-    `corrupt`, `truncated` and `too-large`. Only `corrupt` and `truncated` mean damage.
-    """
-
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
@@ -20,4 +19,4 @@ def damaged(error: Exception) -> TileError:
     """Turn a decoder's error into `truncated` where data ran out, else into `corrupt`."""
     text = one_line(error)
     ran_out = any(word in text.lower() for word in ("premature", "truncated", "no more data"))
-    return TileError("truncated" if ran_out else "corrupt", text)
+    return TileError(Status.TRUNCATED if ran_out else Status.CORRUPT, text)

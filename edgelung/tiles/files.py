@@ -6,7 +6,7 @@ import stat
 from contextlib import closing
 
 from edgelung.core.errors import one_line
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.find import SLIDE_SUFFIXES
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
 from edgelung.tiles.tiff_pages import describe_slide
@@ -26,21 +26,23 @@ def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
             os.close(handle)
-            raise TileError("unreadable", "not a regular file")
+            raise TileError(Status.UNREADABLE, "not a regular file")
         with os.fdopen(handle, "rb") as file:
             if first < 0:
                 _check_slide(path, file.fileno(), info.st_size)
                 if info.st_size > MAX_BYTES:
-                    raise TileError("too-large", f"{info.st_size} bytes; the limit is {MAX_BYTES}")
+                    raise TileError(
+                        Status.TOO_LARGE, f"{info.st_size} bytes; the limit is {MAX_BYTES}"
+                    )
             data = file.read(first)
             now = os.fstat(file.fileno())
             if first < 0 and (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
-                raise TileError("unreadable", "the file was changed while it was read")
+                raise TileError(Status.UNREADABLE, "the file was changed while it was read")
     except (OSError, ValueError) as error:  # ValueError: a NUL in a listed name
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise TileError("unreadable", reason) from error
+        raise TileError(Status.UNREADABLE, reason) from error
     if not data:
-        raise TileError("empty", "the file holds no bytes")
+        raise TileError(Status.EMPTY, "the file holds no bytes")
     return data
 
 
@@ -59,7 +61,7 @@ def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None
                 described = ""
     if described or named:
         name = f"a whole slide by its name ({suffix}), not a tile; cut tiles from it first"
-        raise TileError("slide", described or name)
+        raise TileError(Status.SLIDE, described or name)
 
 
 def looks_like_image(path: str | os.PathLike[str]) -> bool:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from edgelung.core.errors import EdgelungError
 from edgelung.tiles.colour import check_peak, exif_orientation, to_8_bits, to_rgb, upright
-from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.resize import Tile, resize
 from edgelung.tiles.spec import ReaderSpec
 from edgelung.tiles.table import check_size
@@ -40,7 +40,9 @@ def tile_from_image(image: Image.Image, spec: ReaderSpec) -> Tile:
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
         raise damaged(error) from error
     if image.mode in ("I", "F"):
-        raise TileError("unsupported", f"a PIL image of mode {image.mode} has no defined white")
+        raise TileError(
+            Status.UNSUPPORTED, f"a PIL image of mode {image.mode} has no defined white"
+        )
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
         check_peak(int(samples.max()))

@@ -17,7 +17,7 @@ import simplejpeg
 from PIL import Image
 
 from edgelung.tiles.colour import exif_orientation, to_rgb, upright
-from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 from edgelung.tiles.tiff_directory import first_directory
@@ -96,9 +96,9 @@ def read_header(data: bytes) -> Header:
                 _read_application_data(header, marker, data[at + 4 : end])
             at = end
     except IndexError:
-        raise TileError("truncated", "the JPEG ends within its header") from None
+        raise TileError(Status.TRUNCATED, "the JPEG ends within its header") from None
     if not header.coding:
-        raise TileError("corrupt", "the JPEG has no frame header before its first scan")
+        raise TileError(Status.CORRUPT, "the JPEG has no frame header before its first scan")
     header.scan = at
     return header
 
@@ -107,7 +107,7 @@ def _next_marker(data: bytes, at: int) -> int:
     """Where the next marker with a segment stands; IndexError where there is none."""
     while data[at] != 0xFF or data[at + 1] in _ALONE:
         if data[at] == 0xFF and data[at + 1] == 0xD9:
-            raise TileError("truncated", "the JPEG ends before its first scan")
+            raise TileError(Status.TRUNCATED, "the JPEG ends before its first scan")
         at = data.find(b"\xff", at + 1)
         if at < 0:
             raise IndexError
@@ -127,15 +127,18 @@ def _read_application_data(header: Header, marker: int, content: bytes) -> None:
 
 def _read_frame(header: Header, marker: int, frame: bytes) -> None:
     if header.coding or len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
-        raise TileError("corrupt", "the JPEG frame header cannot be read")
+        raise TileError(Status.CORRUPT, "the JPEG frame header cannot be read")
     header.coding, header.bits, header.components = _SOF[marker], frame[0], frame[5]
     header.height = int.from_bytes(frame[1:3])
     header.width = int.from_bytes(frame[3:5])
 
 
-def decode_jpeg(data: bytes, size: int) -> Tile | Image.Image:
-    """Decode a JPEG file, scaled by the smallest M/8 that covers `size`; raises TileError."""
-    header = read_header(data)
+def decode_jpeg(data: bytes, size: int, header: Header | None = None) -> Tile | Image.Image:
+    """Decode a JPEG file, scaled by the smallest M/8 that covers `size`; raises TileError.
+
+    `header`: of `data`, if it has been read.
+    """
+    header = header or read_header(data)
     _check_frames(data, header)
     pixels = _decode(data, header, size)
     return upright(pixels, exif_orientation(header.exif)) if header.exif else pixels
@@ -148,7 +151,7 @@ def decode_segment(tables: bytes, segment: bytes, transform: bool) -> Tile:
     components are YCbCr and not RGB.
     """
     if not segment.startswith(MARK[:2]):
-        raise TileError("corrupt", "JPEG data in the TIFF does not begin as a JPEG")
+        raise TileError(Status.CORRUPT, "JPEG data in the TIFF does not begin as a JPEG")
     header = read_header(segment)
     if header.components == 3:
         says_ycc = header.jfif if header.adobe is None else header.adobe == 1
@@ -156,9 +159,11 @@ def decode_segment(tables: bytes, segment: bytes, transform: bool) -> Tile:
         if says_rgb if transform else says_ycc:
             names = ("YCbCr", "RGB") if transform else ("RGB", "YCbCr")
             reason = "the TIFF says {} and the JPEG data in it {}".format(*names)
-            raise TileError("unsupported", reason)
+            raise TileError(Status.UNSUPPORTED, reason)
     if header.components not in (1, 3):
-        raise TileError("unsupported", f"JPEG data of {header.components} components in a TIFF")
+        raise TileError(
+            Status.UNSUPPORTED, f"JPEG data of {header.components} components in a TIFF"
+        )
     header.jfif, header.adobe = False, int(transform)
     whole = b"\xff\xd8" + _tables(tables) + _without_extras(segment, header)[2:]
     pixels = np.asarray(_decode(whole, read_header(whole), 0))
@@ -176,16 +181,16 @@ def _tables(data: bytes) -> bytes:
 
 def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
     if header.height == 0 and header.width:
-        raise TileError("unsupported", "a JPEG whose height stands behind its pixels (DNL)")
+        raise TileError(Status.UNSUPPORTED, "a JPEG whose height stands behind its pixels (DNL)")
     _check_kind(header.coding, header.components, header.bits)
     check_size(header.width, header.height, size)
     if data.count(b"\xff\xda") > MAX_SCANS and _has_many_scans(data):
-        raise TileError("too-large", f"a JPEG of more than {MAX_SCANS} scans")
+        raise TileError(Status.TOO_LARGE, f"a JPEG of more than {MAX_SCANS} scans")
     try:
         return _decode_strictly(data, header, size)
     except TileError as error:
         needed = _without_extras(data, header)
-        if needed == data or error.status == "unsupported":
+        if needed == data or error.status == Status.UNSUPPORTED:
             raise
         return _decode_strictly(needed, read_header(needed), size)
 
@@ -194,7 +199,9 @@ def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Ima
     """Decode; any warning of libjpeg-turbo is an error."""
     four_inks = header.components == 4
     if four_inks and header.adobe is None:
-        raise TileError("unsupported", "a CMYK JPEG without Adobe's mark: inverted inks or not")
+        raise TileError(
+            Status.UNSUPPORTED, "a CMYK JPEG without Adobe's mark: inverted inks or not"
+        )
     try:
         pixels: Tile = simplejpeg.decode_jpeg(
             data,
@@ -207,7 +214,7 @@ def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Ima
         if isinstance(error, KeyError) or "subsampling" in str(error):
             return _decode_odd_sampling(data, header)
         if "rithmetic" in str(error):
-            raise TileError("unsupported", "an arithmetic-coded JPEG is not read") from error
+            raise TileError(Status.UNSUPPORTED, "an arithmetic-coded JPEG is not read") from error
         raise damaged(error) from error
     # The data is whole, but libjpeg-turbo converts no CMYK. Pillow does, and inverts Adobe's.
     return _decode_by_pillow(data) if four_inks else pixels
@@ -235,7 +242,7 @@ def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
         filled += data[start:end] + _FILL
         start = end
     if _decode_by_pillow(bytes(filled + data[start:])).tobytes() != pixels.tobytes():
-        raise TileError("truncated", "the JPEG lacks some of its pixels")
+        raise TileError(Status.TRUNCATED, "the JPEG lacks some of its pixels")
     return pixels
 
 
@@ -267,10 +274,10 @@ def _check_scans(data: bytes, header: Header) -> list[int]:
             next_at = found.start()
             ends.append(next_at)
             if last > 0 and not 0xD0 <= data[next_at + 1] <= 0xD7:
-                raise TileError("truncated", "the JPEG lacks some of its restart intervals")
+                raise TileError(Status.TRUNCATED, "the JPEG lacks some of its restart intervals")
         at = next_at
     if missing:
-        raise TileError("truncated", "the JPEG lacks the scan of a component")
+        raise TileError(Status.TRUNCATED, "the JPEG lacks the scan of a component")
     return ends
 
 
@@ -315,4 +322,4 @@ def _check_frames(data: bytes, header: Header) -> None:
     types = [int.from_bytes(entries[at : at + 4], order) for at in range(0, len(entries), 16)]
     views = 1 + sum((t & 0xFFFFFF) >> 16 != _MP_THUMBNAIL for t in types[1:])
     if views > 1 and not any(mark in data for mark in _GAIN_MAPS):
-        raise TileError("several-pages", f"a JPEG of {views} pictures (MPO)")
+        raise TileError(Status.SEVERAL_PAGES, f"a JPEG of {views} pictures (MPO)")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from edgelung.tiles.colour import check_peak, exif_orientation, to_rgb, upright
-from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 
@@ -55,9 +55,9 @@ def stored_size(data: bytes) -> tuple[int, int]:
 def _read_header(data: bytes) -> tuple[int, int, int, int]:
     """Width, height, bits and colour type; raises TileError."""
     if len(data) < 33:
-        raise TileError("truncated", "the PNG ends within its header")
+        raise TileError(Status.TRUNCATED, "the PNG ends within its header")
     if data[12:16] != b"IHDR" or data[25] not in _COLOURS or data[26:28] != b"\0\0":
-        raise TileError("corrupt", "the PNG header cannot be read")
+        raise TileError(Status.CORRUPT, "the PNG header cannot be read")
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     return width, height, data[24], data[25]
 
@@ -71,30 +71,32 @@ def _read_chunks(data: bytes) -> _Chunks:
         if end + 4 > len(data):
             break
         if zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise TileError("corrupt", "a checksum of the PNG is not that of its bytes")
+            raise TileError(Status.CORRUPT, "a checksum of the PNG is not that of its bytes")
         kind = data[place + 4 : content]
         if kind == b"IEND":
             if b"IDAT" not in chunks.order:
-                raise TileError("corrupt", "the PNG holds no pixels")
+                raise TileError(Status.CORRUPT, "the PNG holds no pixels")
             return chunks
         chunks.order.append(kind)
         if kind in (b"PLTE", b"tRNS", b"sBIT", b"acTL", b"eXIf"):
             chunks.content[kind] = data[content:end]
         place = end + 4
-    raise TileError("truncated", "the PNG ends before its end mark")
+    raise TileError(Status.TRUNCATED, "the PNG ends before its end mark")
 
 
 def _check_animation(chunks: _Chunks) -> None:
     frames = int.from_bytes(chunks.content.get(b"acTL", b"\0\0\0\1")[:4])
     if frames > 1:
-        raise TileError("several-pages", f"an animated PNG of {frames} frames")
+        raise TileError(Status.SEVERAL_PAGES, f"an animated PNG of {frames} frames")
     if b"acTL" in chunks.content and b"fcTL" not in chunks.order[: chunks.order.index(b"IDAT")]:
-        raise TileError("several-pages", "an animated PNG whose frame is not its still picture")
+        raise TileError(
+            Status.SEVERAL_PAGES, "an animated PNG whose frame is not its still picture"
+        )
 
 
 def _to_rgb(source: Image.Image, bits: int, colour: int, chunks: dict[bytes, bytes]) -> Image.Image:
     if colour == 3 and _peak(source) >= len(chunks.get(b"PLTE", b"")) // 3:
-        raise TileError("corrupt", "a pixel of the PNG has no entry in the palette")
+        raise TileError(Status.CORRUPT, "a pixel of the PNG has no entry in the palette")
     if bits == 16:
         _check_16_bits(source)
     _check_significant_bits(source, bits, colour, chunks.get(b"sBIT", b""))
@@ -139,7 +141,7 @@ def _check_significant_bits(source: Image.Image, bits: int, colour: int, stated:
         return
     fewer = max(stated[: 1 if colour in (0, 4) else 3])
     if 0 < fewer < bits and (bits == 16 or _peak(source) < 2**fewer):
-        raise TileError("unsupported", f"a PNG of {fewer} significant bits in {bits} (sBIT)")
+        raise TileError(Status.UNSUPPORTED, f"a PNG of {fewer} significant bits in {bits} (sBIT)")
 
 
 def _exif(source: Image.Image, chunks: dict[bytes, bytes]) -> bytes:

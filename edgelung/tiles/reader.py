@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image
 
 from edgelung.tiles.bmp import decode_bmp, looks_like_bmp
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes
 from edgelung.tiles.jpeg import MARK as JPEG_MARK
 from edgelung.tiles.jpeg import decode_jpeg, read_header
 from edgelung.tiles.png import MARK as PNG_MARK
 from edgelung.tiles.png import decode_png, stored_size
 from edgelung.tiles.resize import Tile, resize, resize_by_pillow, resize_rgb
+from edgelung.tiles.sizes import Size
 from edgelung.tiles.spec import ReaderSpec
 from edgelung.tiles.table import MAX_PIXELS
 from edgelung.tiles.tiff import decode_tiff
@@ -41,6 +42,7 @@ __all__ = [
     "looks_like",
     "looks_like_image",
     "read_bytes",
+    "read_decoded",
     "read_pixels",
     "read_tile",
     "resize",
@@ -85,12 +87,20 @@ def read_pixels(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
 
     For engines that resize on their device (`edgelung.kernels.resize`, the same pixels).
     """
-    return np.asarray(_decode(read_bytes(path), spec))
+    return np.asarray(read_decoded(path, spec)[0])
+
+
+def read_decoded(path: str | os.PathLike[str], spec: ReaderSpec) -> tuple[Tile | Image.Image, Size]:
+    """The decoded pixels before the resize, and the size of the image in the file.
+
+    The two sizes differ where a large JPEG is decoded at a smaller scale. Raises TileError.
+    """
+    return _decode(read_bytes(path), spec)
 
 
 def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:
     """Decode and resize encoded bytes as `read_tile` does; raises TileError with a status."""
-    return resize(_decode(data, spec), spec.size, out)
+    return resize(_decode(data, spec)[0], spec.size, out)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -108,8 +118,15 @@ def image_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _decode(data: bytes, spec: ReaderSpec) -> Tile | Image.Image:
-    return _decoder(data)(data, spec.size)
+def _decode(data: bytes, spec: ReaderSpec) -> tuple[Tile | Image.Image, Size]:
+    if data.startswith(JPEG_MARK):
+        header = read_header(data)
+        return decode_jpeg(data, spec.size, header), (header.width, header.height)
+    pixels = _decoder(data)(data, spec.size)
+    if isinstance(pixels, Image.Image):
+        return pixels, pixels.size
+    height, width, _ = pixels.shape
+    return pixels, (width, height)
 
 
 def _decoder(data: bytes) -> Callable[[bytes, int], Tile | Image.Image]:
@@ -125,10 +142,10 @@ def _decoder(data: bytes) -> Callable[[bytes, int], Tile | Image.Image]:
     if looks_like_bmp(data):
         return decode_bmp
     if data[128:132] == b"DICM" and _DICOM_SLIDE in data[:4096]:
-        raise TileError("slide", "a whole slide (DICOM), not a tile; cut tiles from it first")
+        raise TileError(Status.SLIDE, "a whole slide (DICOM), not a tile; cut tiles from it first")
     if data.startswith(_APPLE_DOUBLE):
-        raise TileError("skipped", "macOS metadata (AppleDouble), not an image")
+        raise TileError(Status.SKIPPED, "macOS metadata (AppleDouble), not an image")
     for offset, mark, name in _OTHERS:
         if data.startswith(mark, offset):
-            raise TileError("unsupported", f"{name}; convert it to PNG or TIFF")
-    raise TileError("unsupported", "not a JPEG, PNG, TIFF, BMP or WebP image")
+            raise TileError(Status.UNSUPPORTED, f"{name}; convert it to PNG or TIFF")
+    raise TileError(Status.UNSUPPORTED, "not a JPEG, PNG, TIFF, BMP or WebP image")

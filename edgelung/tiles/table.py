@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: far above any tile, far below what fills memory
 
@@ -113,14 +113,14 @@ def decide(kind: Kind) -> Row:
     for field in _FIELDS:
         rows = [row for row in rows if getattr(kind, field) in getattr(row, field)]
         if not rows:
-            raise TileError("unsupported", f"{_REASONS[field].format(kind)} is not read")
+            raise TileError(Status.UNSUPPORTED, f"{_REASONS[field].format(kind)} is not read")
     return rows[0]
 
 
 def check_size(width: int, height: int, size: int) -> None:
     """Raise TileError `too-large` for more pixels than may be decoded; `corrupt` for none."""
     if width < 1 or height < 1:
-        raise TileError("corrupt", f"its header says {width}×{height} pixels")
+        raise TileError(Status.CORRUPT, f"its header says {width}×{height} pixels")
     # The first pass of the resize holds `size` × the longer side: more than a narrow image itself.
     if max(width * height, size * max(width, height)) > MAX_PIXELS:
-        raise TileError("too-large", f"{width}×{height} pixels; the limit is {MAX_PIXELS}")
+        raise TileError(Status.TOO_LARGE, f"{width}×{height} pixels; the limit is {MAX_PIXELS}")

@@ -13,7 +13,7 @@ from edgelung.tiles.colour import (
     to_8_bits,
     upright,
 )
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.jpeg import decode_segment
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import PICTURES
@@ -37,9 +37,9 @@ def decode_tiff(data: bytes, size: int) -> Tile | Image.Image:
     for layout, one in zip(layouts, picture.pages, strict=True):
         same = (layout.width, layout.height, layout.kind) == (first.width, first.height, first.kind)
         if not same or layout.samples != 1 or layout.kind.colour != "BlackIsZero":
-            raise TileError("several-pages", "a TIFF whose channels differ in size or kind")
+            raise TileError(Status.SEVERAL_PAGES, "a TIFF whose channels differ in size or kind")
         if one.integer(_ORIENTATION, 1) != orientation:
-            raise TileError("several-pages", "a TIFF whose channels differ in orientation")
+            raise TileError(Status.SEVERAL_PAGES, "a TIFF whose channels differ in orientation")
     channels: Samples = np.dstack([_read_samples(data, layout) for layout in layouts])
     return upright(_to_8_bits(channels, first), orientation)
 
@@ -65,7 +65,9 @@ def _to_rgb(samples: Samples, layout: Layout, page: Directory) -> Tile | Image.I
 def _to_8_bits(samples: Samples, layout: Layout) -> Tile:
     bits = layout.kind.bits if layout.bits_used is None else layout.bits_used
     if bits < layout.kind.bits and int(samples.max()) >= 2**bits:
-        raise TileError("unsupported", f"samples of more than the {bits} bits that the TIFF states")
+        raise TileError(
+            Status.UNSUPPORTED, f"samples of more than the {bits} bits that the TIFF states"
+        )
     if bits == 16 and layout.bits_used is None:
         colours = samples[..., :-1] if layout.kind.alpha != "none" else samples
         peak = int(colours.max())
@@ -77,10 +79,10 @@ def _read_palette(page: Directory, bits: int) -> Tile:
     """The colour map, uint8 (2^bits, 3), by the high byte of its 16-bit entries."""
     values = page.integers(_COLOR_MAP)
     if len(values) != 3 * 2**bits:
-        raise TileError("corrupt", f"a TIFF palette of {len(values)} values for {bits} bits")
+        raise TileError(Status.CORRUPT, f"a TIFF palette of {len(values)} values for {bits} bits")
     table = np.array(values, np.uint32)
     if 0 < table.max() < 256:
-        raise TileError("unsupported", "a TIFF palette whose 16-bit entries never pass 8 bits")
+        raise TileError(Status.UNSUPPORTED, "a TIFF palette whose 16-bit entries never pass 8 bits")
     return (table.reshape(3, -1).T >> 8).astype(np.uint8)
 
 
@@ -127,13 +129,13 @@ def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
         data = data.translate(_REVERSED)
     decoded = decompress(kind.compression, data, length)
     if len(decoded) < length:
-        raise TileError("truncated", f"{len(decoded)} bytes of a TIFF segment of {length}")
+        raise TileError(Status.TRUNCATED, f"{len(decoded)} bytes of a TIFF segment of {length}")
     if (
         kind.compression == "none"
         and 8 < kind.bits < 16
         and len(decoded) >= 2 * across * expected[0]
     ):
-        raise TileError("unsupported", f"TIFF samples of {kind.bits} bits that are not packed")
+        raise TileError(Status.UNSUPPORTED, f"TIFF samples of {kind.bits} bits that are not packed")
     stored = np.frombuffer(decoded, np.uint8, length).reshape(expected[0], stride)
     samples = _unpack(stored, layout, across).reshape(expected)
     if layout.predictor == 2:  # each sample is stored as its difference from the one before it
@@ -155,7 +157,9 @@ def _check_shape(part: Samples, expected: tuple[int, int, int], bits: int = 8) -
     part = part[..., None] if part.ndim == 2 else part
     # A last strip may be stored whole.
     if part.shape[0] < expected[0] or part.shape[1:] != expected[1:]:
-        raise TileError("corrupt", f"a TIFF segment of {part.shape}; its header says {expected}")
+        raise TileError(
+            Status.CORRUPT, f"a TIFF segment of {part.shape}; its header says {expected}"
+        )
     if part.dtype != (np.uint8 if bits == 8 else np.uint16):
-        raise TileError("unsupported", f"a TIFF of {bits} bits with {part.dtype} data inside")
+        raise TileError(Status.UNSUPPORTED, f"a TIFF of {bits} bits with {part.dtype} data inside")
     return part

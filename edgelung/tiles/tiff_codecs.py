@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgelung.core.errors import one_line
 from edgelung.tiles.colour import Samples
-from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.webp import webp_sizes
 
 NAMES = {  # tag 259 → name; those of the decision table and those that only a refusal needs
@@ -59,7 +59,7 @@ def inflate(data: bytes, size: int) -> bytes:
         if len(decoded) == size and not decoder.eof:
             decoder.decompress(decoder.unconsumed_tail, 1)  # checks the checksum
     except zlib.error as error:
-        raise TileError("corrupt", one_line(error)) from error
+        raise TileError(Status.CORRUPT, one_line(error)) from error
     return decoded
 
 
@@ -123,7 +123,7 @@ def _append_strings(out: bytearray, codes: list[int], size: int) -> None:
         else:
             entry = code - 258  # made of the code numbered `entry` and the first byte of the next
             if entry >= index:
-                raise TileError("corrupt", "LZW data with a code that is not in its table")
+                raise TileError(Status.CORRUPT, "LZW data with a code that is not in its table")
             start = places[entry]
             end = (places[entry + 1] if entry + 1 < index else here) + 1
             if end > here:  # the entry being made: its last byte is its first
@@ -176,7 +176,7 @@ def decode_picture(name: str, data: bytes, width: int, height: int) -> Samples:
     sizes = webp_sizes(data) if name == "WebP" else _jpeg2000_sizes(data)
     if not sizes or any(w > width or h > height for w, h in sizes):
         raise TileError(
-            "corrupt", f"{name} data of {sizes} px in a TIFF segment of {width}×{height}"
+            Status.CORRUPT, f"{name} data of {sizes} px in a TIFF segment of {width}×{height}"
         )
     try:
         return np.asarray(getattr(library, f"{_PICTURES[name]}_decode")(data))
@@ -209,7 +209,7 @@ def _need_imagecodecs(name: str) -> ModuleType:
     library = _imagecodecs()
     if library is None:
         raise TileError(
-            "unsupported",
+            Status.UNSUPPORTED,
             f"TIFF compression {name} needs an extra: pip install 'edgelung[tiff]'",
         )
     return library

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from mmap import mmap
 
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 
 Data = bytes | mmap
 
@@ -33,12 +33,12 @@ class Directory:
         count_code, entry_code, inline = ("Q", "HHQ", 8) if self.big else ("H", "HHI", 4)
         count_size, entry_size = (8, 20) if self.big else (2, 12)
         if offset < 8 or offset + count_size > len(data):
-            raise TileError("truncated", "a TIFF directory lies beyond the end of the file")
+            raise TileError(Status.TRUNCATED, "a TIFF directory lies beyond the end of the file")
         (count,) = self._unpack(count_code, offset)
         start = offset + count_size
         end = start + count * entry_size
         if end + inline > len(data):
-            raise TileError("truncated", "a TIFF directory ends beyond the end of the file")
+            raise TileError(Status.TRUNCATED, "a TIFF directory ends beyond the end of the file")
         for at in range(start, end, entry_size):
             tag, kind, values = self._unpack(entry_code, at)
             value_at = at + entry_size - inline
@@ -62,7 +62,9 @@ class Directory:
         kind, count, at = self._entries.get(tag, (1, 0, 0))
         size = _SIZES.get(kind, 1) * count
         if at + size > len(self.data):
-            raise TileError("truncated", f"the values of TIFF tag {tag} lie beyond the file's end")
+            raise TileError(
+                Status.TRUNCATED, f"the values of TIFF tag {tag} lie beyond the file's end"
+            )
         return self.data[at : at + size]
 
     def integers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -71,9 +73,11 @@ class Directory:
             return default
         kind, count, at = self._entries[tag]
         if kind not in _INTEGERS or not 0 < count <= MAX_VALUES:
-            raise TileError("corrupt", f"TIFF tag {tag} holds {count} values of type {kind}")
+            raise TileError(Status.CORRUPT, f"TIFF tag {tag} holds {count} values of type {kind}")
         if at + _SIZES[kind] * count > len(self.data):
-            raise TileError("truncated", f"the values of TIFF tag {tag} lie beyond the file's end")
+            raise TileError(
+                Status.TRUNCATED, f"the values of TIFF tag {tag} lie beyond the file's end"
+            )
         return self._unpack(f"{count}{_INTEGERS[kind]}", at)
 
     def integer(self, tag: int, default: int) -> int:
@@ -101,13 +105,13 @@ class Directory:
 def first_directory(data: Data) -> Directory:
     """The first directory of a TIFF, BigTIFF or EXIF block; raises TileError."""
     if data[:4] not in TIFF_MARKS:
-        raise TileError("corrupt", "the TIFF header cannot be read")
+        raise TileError(Status.CORRUPT, "the TIFF header cannot be read")
     big = data[2:4] in (b"+\0", b"\0+")
     if len(data) < (16 if big else 8):
-        raise TileError("truncated", "the TIFF ends within its header")
+        raise TileError(Status.TRUNCATED, "the TIFF ends within its header")
     order = "<" if data[:1] == b"I" else ">"
     if big and struct.unpack_from(order + "HH", data, 4) != (8, 0):
-        raise TileError("corrupt", "the BigTIFF header cannot be read")
+        raise TileError(Status.CORRUPT, "the BigTIFF header cannot be read")
     (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     return Directory(data, offset)
 
@@ -122,7 +126,7 @@ def _chain(data: Data, directory: Directory) -> Iterator[Directory]:
     yield directory
     while directory.next and len(seen) < MAX_DIRECTORIES:
         if directory.next in seen:
-            raise TileError("corrupt", "the TIFF directories lead in a circle")
+            raise TileError(Status.CORRUPT, "the TIFF directories lead in a circle")
         seen.add(directory.next)
         directory = Directory(data, directory.next)
         yield directory

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.table import Kind, check_size, decide
 from edgelung.tiles.tiff_codecs import NAMES
 from edgelung.tiles.tiff_directory import Directory
@@ -65,9 +65,9 @@ def read_layout(page: Directory, size: int, stated_bits: int | None = None) -> L
     """
     for tag, name in ((256, "ImageWidth"), (257, "ImageLength"), (262, "Photometric")):
         if tag not in page:
-            raise TileError("corrupt", f"the TIFF has no tag {tag} ({name})")
+            raise TileError(Status.CORRUPT, f"the TIFF has no tag {tag} ({name})")
     if _DNG_VERSION in page:
-        raise TileError("unsupported", "a camera's raw file (DNG)")
+        raise TileError(Status.UNSUPPORTED, "a camera's raw file (DNG)")
     kind, samples = _read_kind(page)
     decide(kind)
     width, height = page.integer(256, 0), page.integer(257, 0)
@@ -102,12 +102,16 @@ def _read_kind(page: Directory) -> tuple[Kind, int]:
     bits = page.integers(258, (1,))
     formats = page.integers(339, (1,))
     if len(set(bits)) != 1 or len(set(formats)) != 1:
-        raise TileError("unsupported", "a TIFF whose samples differ in their bits or their type")
+        raise TileError(
+            Status.UNSUPPORTED, "a TIFF whose samples differ in their bits or their type"
+        )
     code, photometric = page.integer(259, 1), page.integer(262, 0)
     colour = _PHOTOMETRICS.get(photometric, f"photometric {photometric}")
     extra = samples - _COLOURS.get(colour, 1)
     if extra < 0:
-        raise TileError("corrupt", f"a TIFF of {samples} samples a pixel whose colour is {colour}")
+        raise TileError(
+            Status.CORRUPT, f"a TIFF of {samples} samples a pixel whose colour is {colour}"
+        )
     meanings = page.integers(338, ()) if extra else ()
     alpha = _ALPHAS.get(meanings, "unspecified") if len(meanings) == extra else "unspecified"
     compression = NAMES.get(code)
@@ -135,11 +139,11 @@ def _read_grid(page: Directory, width: int, height: int) -> tuple[int, tuple[int
         tile = page.integer(322, 0), page.integer(323, 0)
         # Tiles are padded to their full size; one that is far larger than the picture is no tile.
         if min(tile) < 1 or tile[0] > 2 * width + 1024 or tile[1] > 2 * height + 1024:
-            raise TileError("corrupt", f"TIFF tiles of {tile[0]}×{tile[1]} px")
+            raise TileError(Status.CORRUPT, f"TIFF tiles of {tile[0]}×{tile[1]} px")
         return -(-width // tile[0]), tile
     rows = page.integer(278, height)
     if rows < 1:
-        raise TileError("corrupt", "TIFF strips without a row")
+        raise TileError(Status.CORRUPT, "TIFF strips without a row")
     return 1, (width, min(rows, height))
 
 
@@ -149,13 +153,14 @@ def _read_segments(page: Directory, number: int) -> tuple[tuple[int, ...], tuple
     counts = page.integers(325 if 325 in page else 279)
     if len(offsets) != number or len(counts) != number:
         raise TileError(
-            "corrupt", f"{len(offsets)} offsets and {len(counts)} lengths of {number} TIFF segments"
+            Status.CORRUPT,
+            f"{len(offsets)} offsets and {len(counts)} lengths of {number} TIFF segments",
         )
     end = len(page.data)
     if any(at >= end for at in offsets):
-        raise TileError("truncated", "TIFF pixels lie beyond the end of the file")
+        raise TileError(Status.TRUNCATED, "TIFF pixels lie beyond the end of the file")
     if 0 in counts:
-        raise TileError("unsupported", "a TIFF with parts that are not stored (sparse)")
+        raise TileError(Status.UNSUPPORTED, "a TIFF with parts that are not stored (sparse)")
     # A count may be too large by mistake; that data is missing shows when it is decoded.
     within = (min(count, end - at) for at, count in zip(offsets, counts, strict=True))
     return offsets, tuple(within)
@@ -166,16 +171,16 @@ def _bits_used(page: Directory, bits: int, stated: int | None) -> int | None:
     full = 2**bits - 1
     lowest, highest = set(page.numbers(340)), set(page.numbers(341))
     if stated is not None and not 0 < stated <= bits:
-        raise TileError("corrupt", f"{stated} significant bits of {bits}")
+        raise TileError(Status.CORRUPT, f"{stated} significant bits of {bits}")
     if highest - {float(full)}:
         top = max(highest)
         if len(highest) > 1 or not top.is_integer() or not _is_all_ones(int(top)) or top > full:
-            raise TileError("unsupported", f"samples that end at {top:g} (SMaxSampleValue)")
+            raise TileError(Status.UNSUPPORTED, f"samples that end at {top:g} (SMaxSampleValue)")
         stated = int(top).bit_length() if stated is None else stated
     elif highest and stated is None:
         stated = bits
     if lowest - {0.0}:
-        raise TileError("unsupported", f"samples from {min(lowest):g} (SMinSampleValue)")
+        raise TileError(Status.UNSUPPORTED, f"samples from {min(lowest):g} (SMinSampleValue)")
     # MaxSampleValue is a statistic in most files: it counts only where it names whole bits.
     statistic = set(page.numbers(281))
     if stated is None and bits == 16 and len(statistic) == 1:
@@ -193,20 +198,24 @@ def _check_rare_tags(page: Directory, layout: Layout) -> None:
     """Raise TileError `unsupported` for what would change the pixels and is not read."""
     kind, tiff = layout.kind, "a TIFF with "
     if layout.predictor not in (1, 2):
-        raise TileError("unsupported", f"{tiff}predictor {layout.predictor}")
+        raise TileError(Status.UNSUPPORTED, f"{tiff}predictor {layout.predictor}")
     if layout.predictor == 2 and (
         kind.bits not in (8, 16) or kind.compression not in ("LZW", "Deflate", "LZMA", "Zstandard")
     ):
         reason = f"predictor 2, {kind.bits} bits and compression {kind.compression}"
-        raise TileError("unsupported", tiff + reason)
+        raise TileError(Status.UNSUPPORTED, tiff + reason)
     if layout.fill_order == 2 and (kind.bits != 1 or kind.compression != "none"):
         reason = f"FillOrder 2, {kind.bits} bits and compression {kind.compression}"
-        raise TileError("unsupported", tiff + reason)
+        raise TileError(Status.UNSUPPORTED, tiff + reason)
     if kind.colour == "CMYK" and (page.integer(332, 1) != 1 or page.integer(334, 4) != 4):
-        raise TileError("unsupported", f"{tiff}inks other than CMYK")
+        raise TileError(Status.UNSUPPORTED, f"{tiff}inks other than CMYK")
     if kind.colour == "YCbCr":
         luma = page.numbers(529) or _LUMA_601
         if any(abs(a - b) > 0.001 for a, b in zip(luma, _LUMA_601, strict=False)):
-            raise TileError("unsupported", f"{tiff}YCbCr coefficients other than those of JPEG")
+            raise TileError(
+                Status.UNSUPPORTED, f"{tiff}YCbCr coefficients other than those of JPEG"
+            )
         if page.numbers(532) not in ((), (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)):
-            raise TileError("unsupported", f"{tiff}a ReferenceBlackWhite other than that of JPEG")
+            raise TileError(
+                Status.UNSUPPORTED, f"{tiff}a ReferenceBlackWhite other than that of JPEG"
+            )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
 
-from edgelung.tiles.errors import TileError
+from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.tiff_directory import MAX_DIRECTORIES, Data, Directory, directories
 
 SLIDE_PIXELS = 25_000_000  # a tiled TIFF of more is a slide, even with one level
@@ -39,7 +39,7 @@ def find_picture(data: Data) -> Picture:
     others = [page for parent in chain for page in _sub_directories(parent)]
     slide = describe_slide(chain, others)
     if slide:
-        raise TileError("slide", slide)
+        raise TileError(Status.SLIDE, slide)
     text = chain[0].text(_DESCRIPTION)
     if "<OME" in text[:MAX_XML] and not others:
         return _ome(chain, text)
@@ -49,10 +49,10 @@ def find_picture(data: Data) -> Picture:
     if len(pages) > 1:
         sizes = ", ".join(f"{w}×{h}" for w, h in map(_size, pages[:4]))
         more = ", …" if len(pages) > 4 else ""
-        raise TileError("several-pages", f"a TIFF of {len(pages)} pages ({sizes}{more} px)")
+        raise TileError(Status.SEVERAL_PAGES, f"a TIFF of {len(pages)} pages ({sizes}{more} px)")
     _check_hidden_pages(chain[0], text)
     if chain[0].integer(_NEW_SUBFILE, 0) & _MASK:
-        raise TileError("unsupported", "the only page of the TIFF is a transparency mask")
+        raise TileError(Status.UNSUPPORTED, "the only page of the TIFF is a transparency mask")
     return Picture(chain)
 
 
@@ -110,9 +110,9 @@ def _check_hidden_pages(page: Directory, text: str) -> None:
     """Raise TileError for a stack of which the one directory describes only the first page."""
     planes = page.count(_UIC2)
     if planes > 1:
-        raise TileError("several-pages", f"a MetaMorph stack of {planes} planes")
+        raise TileError(Status.SEVERAL_PAGES, f"a MetaMorph stack of {planes} planes")
     if _NIH_HEADER in page:
-        raise TileError("several-pages", "an NIH Image stack")
+        raise TileError(Status.SEVERAL_PAGES, "an NIH Image stack")
     if not text.startswith('{"shape"'):
         return
     try:
@@ -121,13 +121,13 @@ def _check_hidden_pages(page: Directory, text: str) -> None:
         return
     width, height = _size(page)
     if math.prod(shape) != width * height * page.integer(277, 1):
-        raise TileError("several-pages", f"a TIFF whose description says the shape {shape}")
+        raise TileError(Status.SEVERAL_PAGES, f"a TIFF whose description says the shape {shape}")
 
 
 def _several(what: str, numbers: Sequence[int]) -> TileError:
     channels, slices, times = numbers
     return TileError(
-        "several-pages",
+        Status.SEVERAL_PAGES,
         f"{what} of {channels} channels, {slices} slices and {times} times that is not "
         "red, green and blue",
     )
@@ -139,16 +139,16 @@ def _ome(chain: Sequence[Directory], text: str) -> Picture:
     images = root.findall("{*}Image")
     pixels = images[0].find("{*}Pixels") if images else None
     if len(images) > 1:
-        raise TileError("several-pages", f"an OME-TIFF of {len(images)} images")
+        raise TileError(Status.SEVERAL_PAGES, f"an OME-TIFF of {len(images)} images")
     if pixels is None:
-        raise TileError("unsupported", "an OME-TIFF whose description is in another file")
+        raise TileError(Status.UNSUPPORTED, "an OME-TIFF whose description is in another file")
     try:
         sizes = [int(pixels.get(f"Size{axis}", "1")) for axis in "CZT"]
         bits = int(pixels.get("SignificantBits", "0")) or None
     except ValueError:
-        raise TileError("corrupt", "the sizes in the OME-XML are no numbers") from None
+        raise TileError(Status.CORRUPT, "the sizes in the OME-XML are no numbers") from None
     if len({uuid.get("FileName") for uuid in pixels.iter() if uuid.tag.endswith("}UUID")}) > 1:
-        raise TileError("several-pages", "an OME-TIFF of several files")
+        raise TileError(Status.SEVERAL_PAGES, "an OME-TIFF of several files")
     if len(chain) == 1 and sizes == [chain[0].integer(277, 1), 1, 1]:
         return Picture(chain, bits)
     order = _ome_order(pixels)
@@ -181,11 +181,11 @@ def _ome_order(pixels: ElementTree.Element) -> list[int]:
 def _parse_xml(text: str) -> ElementTree.Element:
     """Parse without entities, which could expand without end; raises TileError."""
     if len(text) > MAX_XML or "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise TileError("unsupported", "an OME-XML with entities, or of more than 4 MiB")
+        raise TileError(Status.UNSUPPORTED, "an OME-XML with entities, or of more than 4 MiB")
     try:
         return ElementTree.fromstring(text.encode())
     except (ElementTree.ParseError, ValueError, RecursionError):
-        raise TileError("unsupported", "an OME-TIFF whose OME-XML cannot be read") from None
+        raise TileError(Status.UNSUPPORTED, "an OME-TIFF whose OME-XML cannot be read") from None
 
 
 def _imagej(chain: Sequence[Directory], text: str) -> Picture:
@@ -198,7 +198,7 @@ def _imagej(chain: Sequence[Directory], text: str) -> Picture:
     sizes = [number("channels"), number("slices"), number("frames")]
     images = max(number("images"), math.prod(sizes), len(chain))
     if "c0" in lines and chain[0].integer(258, 1) == 16:
-        raise TileError("unsupported", "ImageJ samples with a calibration of their own")
+        raise TileError(Status.UNSUPPORTED, "ImageJ samples with a calibration of their own")
     if images == 1:
         return Picture(chain)
     is_plain = all(page.integer(258, 1) == 8 and page.integer(277, 1) == 1 for page in chain)

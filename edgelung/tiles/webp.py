@@ -5,7 +5,7 @@ import io
 from PIL import Image
 
 from edgelung.tiles.colour import exif_orientation, to_rgb, upright
-from edgelung.tiles.errors import TileError, damaged
+from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 
@@ -16,16 +16,16 @@ def decode_webp(data: bytes, size: int) -> Tile | Image.Image:
     """Decode a WebP, alpha over white; raises TileError. Animations are refused."""
     stated = 8 + int.from_bytes(data[4:8], "little")
     if stated > len(data):
-        raise TileError("truncated", f"{len(data)} bytes of a WebP of {stated}")
+        raise TileError(Status.TRUNCATED, f"{len(data)} bytes of a WebP of {stated}")
     chunks = _read_chunks(data[:stated])
     if not chunks:
-        raise TileError("truncated", "the WebP ends within its header")
+        raise TileError(Status.TRUNCATED, "the WebP ends within its header")
     extended = chunks.get(b"VP8X", b"")
     if b"ANIM" in chunks or b"ANMF" in chunks or (extended and extended[0] & _ANIMATION):
-        raise TileError("several-pages", "an animated WebP")
+        raise TileError(Status.SEVERAL_PAGES, "an animated WebP")
     coding = next((name for name in ("VP8L", "VP8 ") if name.encode() in chunks), "")
     if not coding:
-        raise TileError("corrupt", "the WebP holds no picture")
+        raise TileError(Status.CORRUPT, "the WebP holds no picture")
     has_alpha = b"ALPH" in chunks or bool(extended and extended[0] & _ALPHA)
     decide(Kind("WebP", coding.strip(), "RGB", 8, "straight" if has_alpha else "none"))
     for width, height in webp_sizes(data):

@@ -34,7 +34,7 @@ def beside(tmp_path: Path) -> Path:
 def test_every_key_is_read(user: Path) -> None:
     user.write_text(
         '[infer]\nmodel = "../b"\nengine = "openvino"\nprecision = "int8"\nthreads = 2\n'
-        "batch_size = 8\nmin_confidence = 0.5\n"
+        "batch_size = 8\nmin_confidence = 0.5\nstrict_size = true\n"
     )
     assert read_defaults(None) == InferDefaults(
         model=str(user.parent / "../b"),
@@ -43,6 +43,7 @@ def test_every_key_is_read(user: Path) -> None:
         threads=2,
         batch_size=8,
         min_confidence=0.5,
+        strict_size=True,
     )
 
 

@@ -53,6 +53,7 @@ CHANGES = {
     "listing": ("--files", "00"),
     "subset": ("--subset", "test"),
     "watch": ("--watch", True),
+    "strict_size": ("--strict-size", True),
 }
 
 

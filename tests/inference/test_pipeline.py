@@ -13,7 +13,7 @@ from PIL import Image
 from edgelung.inference import pipeline
 from edgelung.inference.pipeline import Row, predict_batches
 from edgelung.tiles.find import FoundFile, find_files
-from edgelung.tiles.reader import ReaderSpec, read_tile
+from edgelung.tiles.reader import ReaderSpec, read_decoded
 
 SPEC = ReaderSpec(size=32)
 
@@ -95,17 +95,17 @@ def test_decoding_goes_on_while_the_engine_works(
     """The engine holds the first batch until a tile of the second has been decoded."""
     second_batch = threading.Event()
 
-    def read(path: str, spec: ReaderSpec, out: np.ndarray) -> np.ndarray:
+    def read(path: str, spec: ReaderSpec) -> object:
         if int(Path(path).stem) >= 5:
             second_batch.set()
-        return read_tile(path, spec, out)
+        return read_decoded(path, spec)
 
     class Waiting(MeanColour):
         def infer(self, tiles: np.ndarray) -> np.ndarray:
             assert second_batch.wait(10), "nothing was decoded beside the engine"
             return super().infer(tiles)
 
-    monkeypatch.setattr(pipeline, "read_tile", read)
+    monkeypatch.setattr(pipeline, "read_decoded", read)
     assert len(predict(find_files(folder), Waiting(), 5, threads=1)) == 60
 
 
@@ -158,12 +158,12 @@ def test_where_the_engine_threads_decode_rows_stay_in_order(folder: Path, concur
 
 
 def test_a_decoder_that_breaks_costs_one_row(folder: Path, monkeypatch) -> None:
-    def read(path: str, spec: ReaderSpec, out: np.ndarray) -> np.ndarray:
+    def read(path: str, spec: ReaderSpec) -> object:
         if path.endswith("004.png"):
             raise KeyError("-1")
-        return read_tile(path, spec, out)
+        return read_decoded(path, spec)
 
-    monkeypatch.setattr(pipeline, "read_tile", read)
+    monkeypatch.setattr(pipeline, "read_decoded", read)
     rows = predict(find_files(folder), MeanColour(), 8)
     assert rows[4].status == "corrupt"
     assert sum(row.status == "ok" for row in rows) == 50

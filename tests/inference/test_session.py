@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.summary import read_summary
@@ -42,6 +43,33 @@ def stop_after_a_batch(
 
     with pytest.raises(KeyboardInterrupt):
         infer_folder(source, bundle, destination, BY_TWO, on_rows=interrupt, on_stopped=on_stopped)
+
+
+def test_tiles_of_sizes_that_the_model_never_saw_are_counted_and_can_be_left_without_a_label(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, cli
+) -> None:
+    folder = tmp_path / "some"
+    some_tiles(tiles, folder)
+    with Image.open(next(iter(folder.iterdir()))) as image:
+        side = image.width
+        image.resize((5 * side, side)).save(folder / "wide.png")
+    words = ["infer", folder, "--model", bundle_folder, "--out", "rows.csv"]
+    counted = cli(*words)
+    assert counted.returncode == 0
+    assert (
+        f"sizes     1 tiles are of other sizes than the training tiles ({side}×{side} px)"
+        in counted.stdout
+    )
+    summary = read_summary(tmp_path / "rows.summary.json")
+    assert (summary.other_sizes, summary.statuses) == (1, {"ok": 7})
+    assert cli(*words, "--strict-size").returncode == 0
+    summary = read_summary(tmp_path / "rows.summary.json")
+    assert summary.statuses == {"ok": 6, "other-size": 1}
+    assert summary.options["--strict-size"] is True
+    rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    wide = next(row for row in rows if row["path"] == "wide.png")
+    assert wide["label"] == ""
+    assert wide["error"] == f"{5 * side}×{side} px; trained on {side}×{side} px"
 
 
 def test_rows_on_standard_output(bundle_folder: Path, tiles: Path, tmp_path: Path, cli) -> None:

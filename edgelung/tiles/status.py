@@ -1,0 +1,25 @@
+"""The status of a row: was the file predicted, and if not, why."""
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """One fixed word per row. Only `corrupt` and `truncated` mean damage."""
+
+    OK = "ok"
+    REVIEW = "review"  # predicted, but less confident than --min-confidence
+    OTHER_SIZE = "other-size"  # predicted, but of a size that the model was not trained on
+    SKIPPED = "skipped"  # no image by its name and its first bytes
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"  # the operating system cannot give its bytes
+    UNSUPPORTED = "unsupported"  # a valid image of a kind that is not read
+    SEVERAL_PAGES = "several-pages"
+    SLIDE = "slide"
+    CORRUPT = "corrupt"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too-large"
+    FAILED = "failed"  # the engine gave no usable probabilities
+
+
+# A row with one of these is no failure: it was predicted, or it never was a tile.
+NO_FAILURE = frozenset([Status.OK, Status.REVIEW, Status.OTHER_SIZE, Status.SKIPPED])
