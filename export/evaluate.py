@@ -27,7 +27,7 @@ from edgelung.export.tiles import TileReader, TileSet
 
 # From this activation on, FP16 (largest value 65,504) is too close to overflow to trust.
 FP16_PEAK_LIMIT = 32_000.0
-SPEED_TILES = 32
+SPEED_TILES = 16  # the batch size of `infer` on a CPU
 
 
 @dataclass(frozen=True)
