@@ -225,9 +225,9 @@ def infer(
             print(json.dumps(plain(result), indent=2), flush=True)
         else:
             print_summary(result)
+        report(RESEARCH_USE_ONLY)
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what Python flushes at its end)
-    report(RESEARCH_USE_ONLY)
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
     raise typer.Exit(result.exit_code)
 
 

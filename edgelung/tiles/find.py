@@ -33,8 +33,15 @@ IMAGE_SUFFIXES = SLIDE_SUFFIXES | frozenset(
 # Folders that systems add to data: archives made by macOS, recycle bins, thumbnails, old copies.
 LEFTOVER_FOLDERS = frozenset(
     (
-        *("__MACOSX", ".AppleDouble", ".Trashes", "$RECYCLE.BIN", "System Volume Information"),
-        *("@eaDir", ".ipynb_checkpoints", "lost+found"),
+        # macOS
+        *("__MACOSX", ".AppleDouble", ".Trash", ".Trashes", ".Spotlight-V100", ".fseventsd"),
+        *(".DocumentRevisions-V100", ".TemporaryItems", "Network Trash Folder"),
+        # Windows
+        *("$RECYCLE.BIN", "RECYCLER", "System Volume Information"),
+        # Synology, QNAP
+        *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", ".@__thumb"),
+        # Linux, file servers, Jupyter
+        *("lost+found", ".Trash-1000", ".thumbnails", ".snapshot", ".ipynb_checkpoints"),
     )
 )
 

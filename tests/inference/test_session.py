@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,3 +242,81 @@ def test_a_stopped_run_tells_how_many_rows_its_journal_keeps(
     assert done == [2, 2, 2]
     assert destination.journal is not None
     assert not destination.journal.exists()
+
+
+MAC_METADATA = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60)
+
+
+@pytest.fixture
+def travelled(tiles: Path, tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A folder that a Mac copied to a Windows share on a NAS, and the tiles in it."""
+    folder, real = tmp_path / "travelled", []
+    stems = ["Gewebe gesünd", "肺", "a,b;c", "führend ", "ß", "it's"]
+    for label in ("lung_aca", "lung_n"):
+        (folder / label).mkdir(parents=True)
+        sources = sorted((tiles / label).glob("*.jpeg"))
+        for i, stem in enumerate(stems):
+            name = unicodedata.normalize("NFD" if i % 2 else "NFC", stem) + (".JPG", ".jpeg")[i % 2]
+            path = folder / label / name
+            shutil.copy(sources[i], path)
+            real.append(path)
+            path.with_name(f"._{name}").write_bytes(MAC_METADATA)
+        (folder / label / ".DS_Store").write_bytes(b"\0\0\0\1Bud1" + bytes(500))
+        (folder / label / "Thumbs.db").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1"))
+        (folder / label / "desktop.ini").write_text("[.ShellClassInfo]")
+    for name in ("__MACOSX", ".fseventsd", "$RECYCLE.BIN", "@eaDir", "#recycle", ".Trash-1000"):
+        (folder / name).mkdir()
+        shutil.copy(real[0], folder / name / "1.jpeg")
+    return folder, real
+
+
+def test_every_tile_of_a_travelled_folder_is_predicted_and_every_leftover_skipped(
+    travelled: tuple[Path, list[Path]], bundle_folder: Path, tmp_path: Path, cli
+) -> None:
+    folder, real = travelled
+    result = cli("infer", folder, "--model", bundle_folder)
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    status = {row["path"]: row["status"] for row in rows}
+    names = {path.relative_to(folder).as_posix() for path in real}
+    assert {path for path in status if status[path] == "ok"} == names
+    assert {status[path] for path in status if path not in names} == {"skipped"}
+    assert "on 12 labelled tiles" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter", "root"),
+    [("utf-16", ";", "D:\\Scans\\tiles\\"), ("utf-8-sig", "\t", ""), ("utf-16", "\t", ".\\")],
+)
+def test_every_tile_that_windows_lists_is_predicted(
+    travelled: tuple[Path, list[Path]],
+    bundle_folder: Path,
+    tmp_path: Path,
+    cli,
+    encoding: str,
+    delimiter: str,
+    root: str,
+) -> None:
+    folder, real = travelled
+    with (tmp_path / "list.csv").open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\r\n")
+        writer.writerow(["Filename", "Label"])
+        for path in real:
+            name = unicodedata.normalize("NFC", path.relative_to(folder).as_posix())
+            writer.writerow([root + name.replace("/", "\\"), path.parent.name])
+    result = cli("infer", folder, "--files", "list.csv", "--model", bundle_folder)
+    assert result.returncode == 0, result.stderr
+    assert "12 files → predictions.csv (12 ok)" in result.stdout
+
+
+def test_a_closed_pipe_does_not_change_the_exit_code(
+    bundle_folder: Path, tiles: Path, tmp_path: Path
+) -> None:
+    some_tiles(tiles, tmp_path / "some")
+    read, write = os.pipe()
+    os.close(read)
+    command = [EDGELUNG, "infer", tmp_path / "some", "--model", bundle_folder]
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=write, check=False)
+    os.close(write)
+    assert done.returncode == 0
+    assert (tmp_path / "predictions.csv").is_file()
