@@ -7,11 +7,12 @@
     edgelung.infer_folder("tiles/", out="rows.parquet")
     edgelung.open_run("runs/first").predictions
 
-The commands call the same functions of the rooms below. Nothing is printed; progress and notes go
-to the logger `edgelung`.
+The commands call the same functions of the rooms below. Nothing is printed; progress, notes and
+warnings go to the logger `edgelung`.
 """
 
 import itertools
+import logging
 import os
 import threading
 from collections import deque
@@ -25,17 +26,17 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct, to_builtins
 from PIL import Image
 
 from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
-from edgelung.artifacts.opened_run import Run
+from edgelung.artifacts.opened_run import Run, to_records
 from edgelung.artifacts.predictions import Prediction, Predictions, read_predictions
 from edgelung.artifacts.summary import Summary
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import Precision
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
+from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.inference import session
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import default_batch_size
@@ -62,6 +63,8 @@ PathInput = str | os.PathLike[str]
 ImageInput = PathInput | npt.NDArray[np.uint8] | Image.Image
 AUTO = "auto"
 E = TypeVar("E", bound=StrEnum)
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -112,6 +115,7 @@ class Classifier:
         engine: name of the engine that runs.
         precision: the variant that runs.
         reason: why this engine and variant were chosen.
+        concerns: why the model, or the figures about it, should not be trusted; logged as warnings.
     """
 
     def __init__(self, bundle: Bundle, chosen: Chosen) -> None:
@@ -120,6 +124,9 @@ class Classifier:
         self.engine = EngineName(chosen.engine.name)
         self.precision = chosen.variant.precision
         self.reason = chosen.reason
+        self.concerns = tuple(bundle_concerns(bundle.manifest))
+        for concern in self.concerns:
+            logger.warning("%s", concern.text)
         self._engine = chosen.engine
         self._is_closed = False
         self._running = 0  # batches in the engine
@@ -359,11 +366,6 @@ def open_run(path: PathInput) -> Run:
         EdgelungError: if the folder is not a run; later, if a file in it is missing or damaged.
     """
     return Run(Path(path))
-
-
-def to_records(rows: Iterable[Struct]) -> list[dict[str, object]]:
-    """Return one dict per row, for `pandas.DataFrame`: of `run.history` or `run.split`."""
-    return [to_builtins(row) for row in rows]
 
 
 def _attempt(decode: Callable[[], Tile]) -> Tile | TileError:

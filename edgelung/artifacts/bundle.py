@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
-from edgelung.artifacts.results import GateResult, SetSize, VariantTest
+from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL
@@ -160,7 +160,11 @@ class FileEntry(Struct, frozen=True, kw_only=True):
 
 
 class BundleManifest(Struct, frozen=True, kw_only=True):
-    """bundle.json."""
+    """bundle.json.
+
+    `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
+    derives them.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str = ""
@@ -172,6 +176,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     sensitivity: Sensitivity | None = None
     golden: list[GoldenEntry]
     outside: OutsideConfidence | None = None
+    concerns: list[Concern] | UnsetType = UNSET
     provenance: Provenance | None = None
     files: dict[str, FileEntry] = {}
 
