@@ -89,8 +89,9 @@ class VariantMaker:
         return self._measured(evaluation)
 
     def _measured(self, evaluation: Evaluation) -> MeasuredVariant:
-        reasons = "; ".join(evaluation.gate.reasons)
-        verdict = f"{evaluation.gate.verdict} {reasons}".rstrip()
+        verdict = evaluation.gate.verdict
+        if evaluation.gate.reasons:
+            verdict = f"{verdict}: {'; '.join(evaluation.gate.reasons)}"
         logger.info("%s gate: %s", evaluation.candidate.precision, verdict)
         inputs = self.inputs
         return measure_variant(

@@ -179,7 +179,8 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
     table = Table(
         Column("variant", no_wrap=True),
         Column("gate", no_wrap=True),
-        *("for", "MB", "agreement", "test balanced acc.", "test ECE", "tiles/s"),
+        *("for", "MB", "agreement", "test balanced acc.", "test ECE"),
+        Column("tiles/s", overflow="fold"),
     )
     for name, entry in manifest.variants.items():
         test, verdict = entry.test, entry.gate.verdict

@@ -15,7 +15,6 @@ from msgspec import UNSET
 
 from edgelung.artifacts.bundle import BundleManifest
 from edgelung.artifacts.results import (
-    ClassMetrics,
     Concern,
     GateResult,
     Metrics,
@@ -44,7 +43,7 @@ def run_concerns(metrics: RunMetrics, counts: Counts) -> list[Concern]:
     concerns: list[Concern] = []
     for role, model in reversed(metrics.models.items()):
         concerns += model_concerns(model.test, metrics.classes, f"the {role}")
-    return [*concerns, *test_set_concerns(counts["test"]), *validation_concerns(counts["val"])]
+    return [*concerns, *concerns_of_test(counts["test"]), *validation_concerns(counts["val"])]
 
 
 def bundle_concerns(
@@ -70,7 +69,7 @@ def bundle_concerns(
         text = f"The model was not tested: the run has no test tile; {MORE_TEST}."
         concerns.append(Concern(kind="not-tested", text=text))
     elif test_sizes is not None:
-        concerns += test_set_concerns(test_sizes)
+        concerns += concerns_of_test(test_sizes)
     elif total and total.groups < MIN_GROUPS * len(manifest.classes):
         concerns.append(
             _few_test_groups(f"it has {total.groups} groups for {len(manifest.classes)} classes")
@@ -117,9 +116,7 @@ def model_concerns(
         what = f"it never predicts {', '.join(never)}"
         concerns.append(_do_not_use("never-predicted", model, what))
     if rarely:
-        what = (
-            f"it recognises {', '.join(rarely)} less often than by chance ({100 * chance:.0f} %)"
-        )
+        what = f"it recognises {', '.join(rarely)} less often than by chance ({100 * chance:.0f} %)"
         concerns.append(_do_not_use("below-chance", model, what))
     if not concerns and (what := _not_above_chance(test, chance)):
         concerns.append(_do_not_use("not-above-chance", model, what))
@@ -146,7 +143,7 @@ def _not_above_chance(test: ModelTest | VariantTest, chance: float) -> str:
     )
 
 
-def test_set_concerns(sizes: Mapping[str, SetSize]) -> list[Concern]:
+def concerns_of_test(sizes: Mapping[str, SetSize]) -> list[Concern]:
     """A concern if a class has no test tile, and one if a class has few test groups.
 
     `sizes`: class → test tiles and groups. With fewer than MIN_GROUPS groups in a class a bootstrap

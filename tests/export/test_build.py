@@ -131,8 +131,8 @@ def test_an_inconclusive_gate_exits_4_unless_allowed(run: Path, tmp_path: Path, 
     assert result.returncode == 4
     manifest = json.loads(result.stdout)
     assert manifest["variants"]["int8"]["gate"]["verdict"] == "inconclusive"
-    assert "gate groups in the smallest class" in result.stderr
-    assert "would decide" in result.stderr
+    assert "int8 gate: inconclusive: not enough validation groups to tell: about" in result.stderr
+    assert "(2 in the smallest class); label more slides or raise split.val" in result.stderr
     assert "512 or more are advised" in result.stderr
     allowed = cli("export", run, "--out", tmp_path / "b", "--int8", "--allow-drop")
     assert allowed.returncode == 0
