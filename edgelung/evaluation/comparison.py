@@ -16,7 +16,7 @@ from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import Labels
 
 NO_INTERVAL = (
-    "Without an interval no difference is shown: it needs at least 2 test groups in each class, and "
+    "Without an interval no difference is shown. It needs 2 test groups in each class, and "
     "a difference that varies between groups."
 )
 

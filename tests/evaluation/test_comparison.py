@@ -117,7 +117,7 @@ def test_one_group_per_class_gives_no_interval_and_shows_no_difference(
     assert "no interval: one group" in " ".join(printed.split())
     assert "<td>no interval: one group</td>" in page
     for text in (printed, page):
-        assert "Without an interval no difference is shown" in text
+        assert "Without an interval no difference is shown." in text
     listed = json.loads(cli("compare", first, second, "--json").stdout)["models"][3]["difference"]
     assert (listed["interval"], listed["no_interval"]) == (None, "one group")
 
