@@ -7,11 +7,12 @@
     edgelung.infer_folder("tiles/", out="rows.parquet")
     edgelung.open_run("runs/first").predictions
 
-The commands call the same functions of the rooms below. Nothing is printed; progress and notes go
-to the logger `edgelung`.
+The commands call the same functions of the rooms below. Nothing is printed; progress, notes and
+warnings go to the logger `edgelung`.
 """
 
 import itertools
+import logging
 import os
 import threading
 from collections import deque
@@ -23,11 +24,10 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct, to_builtins
 from PIL import Image
 
 from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
-from edgelung.artifacts.opened_run import Run
+from edgelung.artifacts.opened_run import Run, to_records
 from edgelung.artifacts.predictions import Prediction, Predictions, read_predictions
 from edgelung.artifacts.summary import Summary
 from edgelung.core.choice import E, parse_choice
@@ -35,6 +35,7 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import Precision
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
+from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.inference import session
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import default_batch_size
@@ -60,6 +61,8 @@ __all__ = [
 
 PathInput = str | os.PathLike[str]
 ImageInput = PathInput | npt.NDArray[np.uint8] | Image.Image
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -110,6 +113,7 @@ class Classifier:
         engine: name of the engine that runs.
         precision: the variant that runs.
         reason: why this engine and variant were chosen.
+        concerns: why the model, or the figures about it, should not be trusted; logged as warnings.
     """
 
     def __init__(self, bundle: Bundle, chosen: Chosen) -> None:
@@ -118,6 +122,9 @@ class Classifier:
         self.engine = EngineName(chosen.engine.name)
         self.precision = chosen.variant.precision
         self.reason = chosen.reason
+        self.concerns = tuple(bundle_concerns(bundle.manifest))
+        for concern in self.concerns:
+            logger.warning("%s", concern.text)
         self._engine = chosen.engine
         self._is_closed = False
         self._running = 0  # batches in the engine
@@ -307,8 +314,7 @@ def infer_folder(
         engine, precision, threads: as for `edgelung.load`.
         batch_size: tiles per batch. None: 16, on a GPU 32.
         min_confidence: 0…1; less confident rows get the status 'review' and no label.
-        strict_size: tiles whose size in pixels is far from the training tiles get the status
-            'other-size' and no label.
+        strict_size: tiles of sizes far from the training tiles get 'other-size' and no label.
         verify: run full precision on every tile as well, and compare.
         resume: True continues a stopped run, False discards its rows, None refuses to do either.
         on_rows: called with the number of rows that are done since the last call.
@@ -363,11 +369,6 @@ def open_run(path: PathInput) -> Run:
         EdgelungError: if the folder is not a run; later, if a file in it is missing or damaged.
     """
     return Run(Path(path))
-
-
-def to_records(rows: Iterable[Struct]) -> list[dict[str, object]]:
-    """Return one dict per row, for `pandas.DataFrame`: of `run.history` or `run.split`."""
-    return [to_builtins(row) for row in rows]
 
 
 def _attempt(decode: Callable[[], Tile]) -> Tile | TileError:

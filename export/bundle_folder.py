@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.artifacts.bundle import (
@@ -23,6 +24,7 @@ from edgelung.artifacts.bundle import (
 )
 from edgelung.core.files import atomic_folder, sha256_file
 from edgelung.core.typed_json import Json
+from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.export.evaluate import MeasuredVariant
 from edgelung.export.inputs import ExportInputs
 from edgelung.export.tiles import read_checked
@@ -61,6 +63,8 @@ def write_bundle_folder(
         tile_sizes=frequent(inputs.config.sizes.items()),
         provenance=_provenance(inputs, variants),
     )
+    concerns = bundle_concerns(manifest, inputs.config.counts["test"])
+    manifest = structs.replace(manifest, concerns=concerns)
     pictures = variant_figures(
         {variant.precision: variant.probabilities for variant in variants},
         {name: tiles.labels for name, tiles in inputs.judging_sets.items()},

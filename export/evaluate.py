@@ -81,7 +81,10 @@ class Evaluation:
 
 
 def evaluate_reference(candidate: Candidate, tiles: TileSet, reader: TileReader) -> Evaluation:
-    """Evaluate full precision: it is not judged, the others are compared with it."""
+    """Evaluate full precision, the reference of the gate.
+
+    The gate cannot judge it. `evaluation.concerns` does, from its figures on the test tiles.
+    """
     probabilities = predict(candidate.graph, tiles, reader, f"{candidate.precision}, gate")
     metrics = evaluate(probabilities, tiles.labels)
     result = GateResult(
@@ -195,7 +198,14 @@ def measure_variant(
 ) -> MeasuredVariant:
     """Measure an evaluated candidate on the test tiles and its speed on this machine.
 
-    `reference`: full precision, measured; None for full precision itself.
+    Without test figures if a probability is not finite, be it of the candidate or the reference.
+
+    Args:
+        evaluation: the candidate, judged by the gate.
+        gate_tiles: some of them measure the speed.
+        test: the test tiles; may be empty.
+        reader: reads the tiles.
+        reference: full precision, measured; None for full precision itself.
     """
     candidate, result = evaluation.candidate, evaluation.gate
     precision = candidate.precision
@@ -203,7 +213,7 @@ def measure_variant(
     probabilities = {"gate": evaluation.probabilities}
     report = None
     speeds = tiles_per_second(candidate.graph, reader.read(gate_tiles.every(SPEED_TILES)), bf16)
-    if len(test):
+    if len(test) and (reference is None or "test" in reference.probabilities):
         on_test = predict(candidate.graph, test, reader, f"{precision}, test")
         if np.isfinite(on_test).all():
             probabilities["test"] = on_test

@@ -89,9 +89,9 @@ class VariantMaker:
         return self._measured(evaluation)
 
     def _measured(self, evaluation: Evaluation) -> MeasuredVariant:
-        reasons = "; ".join(evaluation.gate.reasons)
-        verdict = f"{evaluation.gate.verdict} {reasons}".rstrip()
-        logger.info("%s gate: %s", evaluation.candidate.precision, verdict)
+        gate = evaluation.gate
+        text = f"{gate.verdict}: {'; '.join(gate.reasons)}" if gate.reasons else gate.verdict
+        logger.info("%s gate: %s", evaluation.candidate.precision, text)
         inputs = self.inputs
         return measure_variant(
             evaluation, inputs.gate, inputs.test, inputs.reader, self.full_precision

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 import edgelung
 from edgelung import Classifier
-from edgelung.artifacts.bundle import starter_bundle
+from edgelung.artifacts.bundle import open_bundle, starter_bundle, write_bundle
+from edgelung.artifacts.results import Concern
 from edgelung.engines.names import EngineName
 
 HEAVY = ("numpy", "msgspec", "PIL", "rich", "typer", "onnxruntime", "openvino", "torch", "logging")
@@ -174,6 +176,18 @@ def test_an_array_of_several_tiles_is_classified(classifier: Classifier) -> None
     together = [p.probabilities for p in classifier.classify(tiles)]
     assert together == [p.probabilities for p in classifier.classify(list(tiles))]
     assert len(together) == 5
+
+
+def test_loading_a_model_that_is_not_to_be_used_warns(
+    copied_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = open_bundle(copied_bundle)
+    concern = Concern(kind="one-class", text="Do not use the model: it is wrong.", do_not_use=True)
+    write_bundle(copied_bundle, structs.replace(opened.manifest, concerns=[concern]))
+    with edgelung.load(copied_bundle, engine="onnxruntime", precision="fp32") as classifier:
+        assert classifier.concerns == (concern,)
+    (record,) = [record for record in caplog.records if record.name == "edgelung.api"]
+    assert (record.levelname, record.message) == ("WARNING", concern.text)
 
 
 def test_a_closed_classifier_says_so(bundle_folder: Path, png: Path) -> None:

@@ -13,6 +13,7 @@ from edgelung.artifacts.run import EpochRecord, RunFolder, RunMetrics
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import TEMPORARY_SUFFIX, atomic_write, locked
 from edgelung.core.terminal import progress as progress_bar
+from edgelung.evaluation.concerns import run_concerns
 from edgelung.report.pages import run_page
 from edgelung.train.distributed import allow_nondeterministic
 from edgelung.train.models import Model, load_saved, save_model
@@ -89,7 +90,8 @@ def _finish(run: Run, modules: dict[str, nn.Module] | None) -> RunMetrics:
         )
         metrics = evaluate_models(run, _train_models(run, None))
     assert metrics is not None
-    metrics = structs.replace(metrics, unrepeatable=unrepeatable)
+    concerns = run_concerns(metrics, run.folder.read_config().counts)
+    metrics = structs.replace(metrics, unrepeatable=unrepeatable, concerns=concerns)
     if context.is_main:
         with atomic_write(run.folder.report_path, "w", encoding="utf-8") as file:
             file.write(run_page(run.folder, metrics, run_pictures(run)))

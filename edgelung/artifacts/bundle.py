@@ -17,9 +17,9 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
-from edgelung.artifacts.results import GateResult, SetSize, VariantTest
+from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL
@@ -165,6 +165,8 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     """bundle.json.
 
     `tile_sizes`: number of training tiles by '<width>x<height>' in pixels; empty in older bundles.
+    `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
+    derives them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -178,6 +180,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     golden: list[GoldenEntry]
     outside: OutsideConfidence | None = None
     tile_sizes: dict[str, int] = {}
+    concerns: list[Concern] | UnsetType = UNSET
     provenance: Provenance | None = None
     files: dict[str, FileEntry] = {}
 

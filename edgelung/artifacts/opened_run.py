@@ -1,7 +1,10 @@
 """A run folder for notebooks: each artefact is an attribute that is read on first use."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+
+from msgspec import Struct, to_builtins
 
 from edgelung.artifacts.run import (
     EpochRecord,
@@ -74,3 +77,8 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder.path)!r})"
+
+
+def to_records(rows: Iterable[Struct]) -> list[dict[str, object]]:
+    """Return one dict per row, for `pandas.DataFrame`: of `run.history` or `run.split`."""
+    return [to_builtins(row) for row in rows]

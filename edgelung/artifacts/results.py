@@ -113,6 +113,18 @@ class Bound(Struct, frozen=True, kw_only=True):
         return "pass" if self.high <= self.limit else "inconclusive"
 
 
+class Concern(Struct, frozen=True, kw_only=True):
+    """Why a model, or the figures about it, should not be trusted (`evaluation.concerns`).
+
+    `kind` is a stable name for programs and `text` one sentence for people. `do_not_use`: the
+    predictions are worth nothing; otherwise the evidence says little.
+    """
+
+    kind: str  # not a Literal: a newer edgelung may know more kinds
+    text: str
+    do_not_use: bool = False
+
+
 class TilesNeeded(Struct, frozen=True, kw_only=True):
     """Gate tiles and groups of the same kind that would decide."""
 

@@ -23,7 +23,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from edgelung.artifacts.model_config import ModelConfig
 from edgelung.artifacts.predictions import probability_columns
-from edgelung.artifacts.results import Metrics, ModelTest, SetSize
+from edgelung.artifacts.results import Concern, Metrics, ModelTest, SetSize
 from edgelung.artifacts.run_predictions import RunPredictions, from_rows
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
@@ -103,13 +103,18 @@ class ModelMetrics(Struct, frozen=True, kw_only=True):
 
 
 class RunMetrics(Struct, frozen=True, kw_only=True):
-    """metrics.json. `unrepeatable`: an operation that is not deterministic on the device."""
+    """metrics.json.
+
+    `unrepeatable`: an operation that is not deterministic on the device. `concerns`: UNSET in files
+    of an older edgelung; `evaluation.concerns.run_concerns` then derives them.
+    """
 
     classes: list[str]
     teacher: ModelMetrics | UnsetType = UNSET
     baseline: ModelMetrics | UnsetType = UNSET
     student: ModelMetrics | UnsetType = UNSET
     unrepeatable: str | None = None
+    concerns: list[Concern] | UnsetType = UNSET
 
     @property
     def models(self) -> dict[str, ModelMetrics]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from edgelung.artifacts.results import LabelledMetrics
+from edgelung.artifacts.results import Concern, LabelledMetrics
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.system import Host
@@ -56,10 +56,12 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         exit_code: see `edgelung.core.errors.ExitCode`.
         out, out_sha256: the file of the rows ('-' is standard output) and its hash.
         options, options_sha256: all settings that affect the rows, and their hash as sorted JSON.
+            An option that the user left open has the value that was used.
         seconds, tiles_per_second: of the last session, without the time to load the engine.
         milliseconds: durations by step.
         other_sizes: predicted tiles whose size in pixels is far from `trained_sizes`.
         waiting: files without a row when `--watch` ended; None for other runs.
+        concerns: why the bundle's model, or the figures about it, should not be trusted.
     """
 
     kind: str
@@ -95,6 +97,7 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     other_sizes: int = 0
     trained_sizes: str = ""
     waiting: int | None = None
+    concerns: list[Concern] = []
 
 
 def write_summary(path: Path, summary: Summary) -> None:

@@ -9,7 +9,7 @@ import typer
 from edgelung.cli.options import OUTPUT
 
 if TYPE_CHECKING:
-    from edgelung.evaluation.comparison import ComparedModel
+    from edgelung.evaluation.comparison import ComparedModel, Difference
 
 
 def compare(
@@ -51,11 +51,23 @@ def compare(
         _print(comparison.models)
 
 
+def _difference_cell(difference: "Difference | None") -> str:
+    """The difference in points, and its interval, or why there is none."""
+    if difference is None:
+        return ""
+    change = f"{100 * difference.balanced_accuracy:+.2f}"
+    if difference.interval is None:
+        return f"{change}\nno interval: {difference.no_interval}"
+    low, high = difference.interval
+    return f"{change}\n{100 * low:+.2f} … {100 * high:+.2f}"
+
+
 def _print(models: list["ComparedModel"]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
     from edgelung.core.terminal import out
+    from edgelung.evaluation.comparison import NO_INTERVAL
     from edgelung.evaluation.intervals import caution, table_cells
 
     table = Table(
@@ -64,20 +76,19 @@ def _print(models: list["ComparedModel"]) -> None:
         title="test set, %; below a figure its 95 % interval over groups",
     )
     for model in models:
-        difference = ""
-        if model.difference:
-            low, high = model.difference.interval
-            change = 100 * model.difference.balanced_accuracy
-            difference = f"{change:+.2f}\n{100 * low:+.2f} … {100 * high:+.2f}"
         name = escape(f"{model.run}: {model.role}\n{model.model}")
         cells = table_cells(model.test, model.test.intervals)
-        table.add_row(name, model.split, *cells, difference)
+        table.add_row(name, model.split, *cells, _difference_cell(model.difference))
     out().print(table)
-    against = dict.fromkeys(model.difference.against for model in models if model.difference)
-    for name in against:
+    differences = [model.difference for model in models if model.difference]
+    for name in dict.fromkeys(difference.against for difference in differences):
         out().print(
             f"difference  in recall, in points, to {name}; paired over groups", markup=False
         )
+    if differences:
+        out().print("An interval that contains 0 shows no difference.")
+    if any(difference.interval is None for difference in differences):
+        out().print(NO_INTERVAL)
     if warning := caution(min(model.fewest_groups for model in models)):
         out().print(warning)
     if any(model.split == "random" for model in models):

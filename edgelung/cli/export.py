@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgelung.cli.command import report
 from edgelung.cli.options import INPUT, OUTPUT, training_extra
 
 if TYPE_CHECKING:
-    from edgelung.artifacts.bundle import Sensitivity, VariantEntry
+    from edgelung.artifacts.bundle import BundleManifest, Sensitivity
 
 
 VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"
@@ -125,12 +126,14 @@ def export(
     """Which variants of a run are as good as full precision?
 
     Writes a bundle: full precision and the variants asked for, each judged against it, with the
-    evidence. Exit code 4: a variant did not pass its gate.
+    evidence. Says if full precision itself should not be used. Exit code 4: a variant did not
+    pass its gate.
     """
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.core.errors import EdgelungError, ExitCode
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
+    from edgelung.evaluation.concerns import bundle_concerns
 
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
@@ -156,28 +159,36 @@ def export(
     if as_json:
         print(json.dumps(plain(bundle.manifest), indent=2))
     else:
-        _print_table(bundle.manifest.variants, out)
+        print_table(bundle.manifest, out)
         _print_sensitivity(bundle.manifest.sensitivity)
+    for concern in bundle_concerns(bundle.manifest):
+        report("%s", concern.text)
     if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
 
 
-def _print_table(variants: dict[str, "VariantEntry"], folder: Path) -> None:
-    from rich.table import Table
+def print_table(manifest: "BundleManifest", folder: Path) -> None:
+    """Print one line per variant. The verdict is whole on 80 columns; other cells wrap."""
+    from rich.table import Column, Table
 
     from edgelung.artifacts.bundle import REPORT
     from edgelung.core.terminal import out
+    from edgelung.evaluation.concerns import bundle_concerns
 
+    useless = any(concern.do_not_use for concern in bundle_concerns(manifest))
     table = Table(
-        "variant", "for", "MB", "gate", "agreement", "test balanced acc.", "test ECE", "tiles/s"
+        Column("variant", no_wrap=True),
+        Column("gate", no_wrap=True),
+        *("for", "MB", "agreement", "test balanced acc.", "test ECE"),
+        Column("tiles/s", overflow="fold"),
     )
-    for name, entry in variants.items():
-        test = entry.test
+    for name, entry in manifest.variants.items():
+        test, verdict = entry.test, entry.gate.verdict
         table.add_row(
             name,
+            "do not use" if useless and verdict == "reference" else verdict,
             entry.meant_for,
             f"{entry.bytes / 1e6:.1f}",
-            entry.gate.verdict,
             _figure(entry.gate.agreement),
             _figure(test.balanced_accuracy if test else None),
             _figure(test.expected_calibration_error if test else None),

@@ -267,6 +267,7 @@ def print_summary(summary: "Summary") -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
     labels = ", ".join(f"{name} {n}" for name, n in summary.labels.items())
     lines = [
+        *(concern.text for concern in summary.concerns),
         f"{summary.files} files → {summary.out} ({counts})",
         f"engine    {summary.engine} {summary.precision} on {summary.device} ({summary.choice})",
         f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",

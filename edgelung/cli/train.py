@@ -143,6 +143,7 @@ def train(
         print(json.dumps(plain(metrics), indent=2))
     else:
         _print_table(metrics, out)
+    _report_concerns(metrics, out)
 
 
 @contextmanager
@@ -179,3 +180,12 @@ def _print_table(metrics: "RunMetrics", folder: Path) -> None:
     if warning := caution(run.read_config().fewest_test_groups):
         out().print(warning)
     out().print(f"run     {folder}\nreport  {run.report_path}", markup=False)
+
+
+def _report_concerns(metrics: "RunMetrics", folder: Path) -> None:
+    """Say why the models or their figures should not be trusted. The exit code stays 0."""
+    from edgelung.artifacts.run import RunFolder
+    from edgelung.evaluation.concerns import run_concerns
+
+    for concern in run_concerns(metrics, RunFolder(folder).read_config().counts):
+        report("%s", concern.text)

@@ -15,15 +15,25 @@ from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.intervals import paired_intervals
 from edgelung.evaluation.metrics import Labels
 
+NO_INTERVAL = (
+    "Without an interval no difference is shown. It needs 2 test groups in each class, and "
+    "a difference that varies between groups."
+)
+
 TileKey = tuple[str, str, str]  # path, true class, SHA-256: data sets reuse file names
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """Balanced accuracy of a model minus that of `against`, with its paired 95 % interval."""
+    """Balanced accuracy of a model minus that of `against`, with its paired 95 % interval.
+
+    Without an interval no difference is shown, however large it is: `interval` is None and
+    `no_interval` says why. An interval that contains 0 shows no difference either.
+    """
 
     against: str
     balanced_accuracy: float
-    interval: Interval
+    interval: Interval | None
+    no_interval: str = ""
 
 
 class ComparedModel(Struct, frozen=True, kw_only=True):
@@ -112,7 +122,10 @@ def _models(run: RunFolder, name: str) -> list[_Candidate]:
 
 
 def _with_difference(candidate: _Candidate, reference: _Candidate) -> ComparedModel:
+    """The model of the candidate, with its difference to the reference."""
     ours, theirs = candidate.model, reference.model
+    interval = _paired(reference.predictions, candidate.predictions)
+    no_interval = _why_no_interval(interval, candidate.predictions)
     change = (ours.test.balanced_accuracy or 0) - (theirs.test.balanced_accuracy or 0)
     return ComparedModel(
         run=ours.run,
@@ -124,9 +137,21 @@ def _with_difference(candidate: _Candidate, reference: _Candidate) -> ComparedMo
         difference=Difference(
             against=theirs.title,
             balanced_accuracy=change,
-            interval=_paired(reference.predictions, candidate.predictions),
+            interval=None if no_interval else interval,
+            no_interval=no_interval,
         ),
     )
+
+
+def _why_no_interval(interval: Interval, predictions: RunPredictions) -> str:
+    """Why resampled groups say nothing about a difference; '' if they do.
+
+    The only group of a class is in every resample, so its share of the difference never varies.
+    """
+    pairs = set(zip(predictions.labels.tolist(), predictions.groups, strict=True))
+    if min(Counter(label for label, _ in pairs).values()) < 2:
+        return "one group"
+    return "" if interval[0] < interval[1] else "equal in all groups"
 
 
 def _paired(reference: RunPredictions, candidate: RunPredictions) -> Interval:

@@ -9,8 +9,8 @@ judged by a bound, not by its estimate:
 
 - *pass*: every pessimistic bound lies inside its limit.
 - *fail*: at least one optimistic bound lies outside its limit. The tiles show a violation.
-- *inconclusive*: neither. The tiles cannot decide, and this is not a pass. The result says how many
-  tiles and groups of the same kind would decide.
+- *inconclusive*: neither. The tiles cannot decide, and this is not a pass. The first reason says
+  how many groups of the same kind would decide and what to do; the bounds follow.
 
 **The bounds** are percentile bootstraps of the paired differences. They resample whole groups
 within each class, because the errors of a quantized model cluster by source, not by tile. Two
@@ -57,6 +57,7 @@ from edgelung.evaluation.metrics import BINS, Floats, Labels, agreement, confide
 
 RESAMPLES = 2000
 MIN_GROUPS = 5  # per class; resampling fewer says nothing about other sources
+MORE_GROUPS = "label more slides or raise split.val"
 MAX_GROWTH = 64  # more than this many times the present tiles is no useful advice
 
 LIMITS = Limits()
@@ -102,24 +103,22 @@ def gate(
         return result
     result = _with_estimates(result, variant, reference, truth)
     per_class = _groups_per_class(truth, groups, reference.shape[1])
-    if min(per_class) == 0:
-        return structs.replace(result, verdict="inconclusive", reasons=["a class has no gate tile"])
     sums = _Sums(variant, reference, truth, groups, classes)
+    if min(per_class) == 0:
+        absent = [name for name, n in zip(sums.names, per_class, strict=True) if not n]
+        reason = f"the gate has no tile of {', '.join(absent)}; {MORE_GROUPS}"
+        return structs.replace(result, verdict="inconclusive", reasons=[reason])
     level = 0.9 if looks == 1 else 1 - 0.1 / (looks * (looks + 1))
     checks = sums.checks(limits, level)
     result = structs.replace(result, checks=checks)
     failed = [_reason(*item) for item in checks.items() if item[1].verdict == "fail"]
     if failed:
         return structs.replace(result, verdict="fail", reasons=failed)
-    reasons = [_reason(*item) for item in checks.items() if item[1].verdict == "inconclusive"]
-    if min(per_class) < MIN_GROUPS:
-        reasons.append(
-            f"{min(per_class)} gate groups in the smallest class; at least {MIN_GROUPS} are needed"
-        )
-    if not reasons:
+    bounds = [_reason(*item) for item in checks.items() if item[1].verdict == "inconclusive"]
+    if not bounds and min(per_class) >= MIN_GROUPS:
         return structs.replace(result, verdict="pass", reasons=[])
     growth = _needed(sums, limits, level, MIN_GROUPS / min(per_class))
-    return _inconclusive(result, reasons, growth, len(truth), count)
+    return _inconclusive(result, bounds, growth, min(per_class))
 
 
 def _with_estimates(
@@ -143,28 +142,42 @@ def _with_estimates(
 
 
 def _inconclusive(
-    result: GateResult, reasons: list[str], growth: float | None, tiles: int, groups: int
+    result: GateResult, bounds: list[str], growth: float | None, fewest_groups: int
 ) -> GateResult:
-    """The result if the tiles cannot decide, with the number of tiles that would."""
+    """The result if the tiles cannot decide: what it means, what to do, then the bounds.
+
+    Args:
+        result: the result so far.
+        bounds: a reason for each undecided criterion.
+        growth: how many times the present groups would decide; None if no reasonable number does.
+        fewest_groups: gate groups of the class with the fewest.
+    """
+    result = structs.replace(result, verdict="inconclusive")
     if growth is None:
-        reason = "it lies so close to the limit that no reasonable number of tiles decides"
-        return structs.replace(result, verdict="inconclusive", reasons=[*reasons, reason])
-    needed = TilesNeeded(tiles=int(np.ceil(growth * tiles)), groups=int(np.ceil(growth * groups)))
+        reason = (
+            "too close to a limit to tell: not even "
+            f"{MAX_GROWTH} times as many validation groups would decide"
+        )
+        return structs.replace(result, reasons=[reason, *bounds])
+    groups = result.groups or 0
+    needed = TilesNeeded(
+        tiles=int(np.ceil(growth * result.tiles)), groups=int(np.ceil(growth * groups))
+    )
+    few = f" ({fewest_groups} in the smallest class)" if fewest_groups < MIN_GROUPS else ""
     reason = (
-        f"about {needed.tiles} gate tiles in {needed.groups} groups of the same kind would decide "
-        f"({tiles} in {groups} are there)"
+        f"not enough validation groups to tell: about {needed.groups} groups with {needed.tiles} "
+        f"tiles are needed, {groups} with {result.tiles} are there{few}; {MORE_GROUPS}"
     )
-    return structs.replace(
-        result, verdict="inconclusive", reasons=[*reasons, reason], needed=needed
-    )
+    return structs.replace(result, reasons=[reason, *bounds], needed=needed)
 
 
 def _reason(name: str, check: Bound) -> str:
+    """Estimate, decisive bound and limit of a criterion, in points."""
     sign = "is above" if check.verdict == "fail" else "may reach"
     bound = check.low if check.verdict == "fail" else check.high
     return (
-        f"{name} {100 * check.loss:.2f} points ({100 * check.low:.2f} … "
-        f"{100 * check.high:.2f}) {sign} {100 * bound:.2f}, allowed {100 * check.limit:.2f}"
+        f"{name} {100 * check.loss:.2f} points, {sign} {100 * bound:.2f}, "
+        f"allowed {100 * check.limit:.2f}"
     )
 
 

@@ -103,10 +103,10 @@ def confidence_gaps(probabilities: Floats, truth: Labels) -> npt.NDArray[np.floa
     """Correctness − confidence of each tile, in the column of its confidence bin: (N, BINS)."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == truth
+    # A confidence that is not a number has no bin of its own; its gap makes the sum NaN.
+    bins = np.minimum((np.nan_to_num(confidence) * BINS).astype(int), BINS - 1)
     gaps = np.zeros((len(truth), BINS))
-    gaps[np.arange(len(truth)), np.minimum((confidence * BINS).astype(int), BINS - 1)] = (
-        correct - confidence
-    )
+    gaps[np.arange(len(truth)), bins] = correct - confidence
     return gaps
 
 

@@ -12,6 +12,7 @@ from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.system import host
 from edgelung.core.typed_json import Json
 from edgelung.engines.choose import Chosen
+from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.percentiles import DurationHistogram
@@ -101,6 +102,7 @@ def summarize(
         threads=threads,
         host=host(),
         waiting=waiting,
+        concerns=bundle_concerns(bundle.manifest),
     )
 
 

@@ -7,7 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.artifacts.bundle import BundleManifest
 from edgelung.artifacts.run import RunFolder, RunMetrics
-from edgelung.evaluation.comparison import Comparison
+from edgelung.evaluation.comparison import NO_INTERVAL, Comparison
+from edgelung.evaluation.concerns import bundle_concerns, run_concerns
 from edgelung.evaluation.intervals import caution, written
 from edgelung.report import figures
 from edgelung.report.figures import RunPictures
@@ -20,10 +21,12 @@ def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
     history = run.read_history()
     models = dict(reversed(metrics.models.items()))  # the student first
     stages = {role: [record for record in history if record.stage == role] for role in models}
+    config = run.read_config()
     return _render(
         "run.html.j2",
         title=f"edgelung run {run.path.name}",
-        config=run.read_config(),
+        config=config,
+        concerns=run_concerns(metrics, config.counts),
         classes=metrics.classes,
         models=models,
         pictures=pictures,
@@ -41,6 +44,7 @@ def bundle_page(manifest: BundleManifest, pictures: VariantFigures) -> str:
         "bundle.html.j2",
         title=f"edgelung bundle: {manifest.name}",
         manifest=manifest,
+        concerns=bundle_concerns(manifest),
         pictures=pictures,
         confusions={
             name: figures.confusion(entry.test.confusion, manifest.classes, f"{name}, test")
@@ -58,6 +62,7 @@ def model_card(manifest: BundleManifest) -> str:
         m=manifest,
         p=manifest.provenance,
         sizes=TrainedSizes(manifest.tile_sizes),
+        concerns=bundle_concerns(manifest),
     )
 
 
@@ -68,6 +73,7 @@ def compare_page(comparison: Comparison) -> str:
         "compare.html.j2",
         title="edgelung: runs compared",
         models=models,
+        no_interval=NO_INTERVAL,
         plot=figures.estimates(
             [model.title for model in models],
             [model.test.balanced_accuracy or 0.0 for model in models],

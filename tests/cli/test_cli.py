@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgelung.artifacts.bundle import write_bundle
+
 NO_TORCH = """
 import sys
 class Refuse:
@@ -80,6 +82,32 @@ def test_infer_writes_one_row_per_file_and_a_summary(
             assert float(row["confidence"]) == max(chances.values())
             assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
     assert "Research use only" in result.stderr
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_infer_says_that_the_model_of_a_bundle_is_not_to_be_used(
+    copied_bundle: Path, tiles: Path, tmp_path: Path, cli, recorded: bool
+) -> None:
+    """Recorded by `export`, or derived from the test figures of an older bundle."""
+    content = json.loads((copied_bundle / "bundle.json").read_text("utf-8"))
+    test = content["variants"]["fp32"]["test"]
+    test["confusion"] = [[0, 1, 5], [0, 6, 0], [0, 0, 6]]
+    test["recall"] = [0.0, 1.0, 1.0]
+    del content["concerns"]
+    text = "Do not use the model: it never predicts lung_aca (0 of 18 test tiles, 6 are of this "
+    text += "class)."
+    if recorded:
+        content["concerns"] = [{"kind": "never-predicted", "text": text, "do_not_use": True}]
+    write_bundle(copied_bundle, content)
+    result = cli("infer", tiles / "lung_n", "--model", copied_bundle)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{text}\n")
+    summary = json.loads((tmp_path / "predictions.summary.json").read_text())
+    assert summary["concerns"][0] == {
+        "kind": "never-predicted",
+        "text": text,
+        "do_not_use": True,
+    }
 
 
 def test_verify_compares_with_full_precision(bundle_folder: Path, tiles: Path, cli) -> None:

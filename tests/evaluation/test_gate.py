@@ -134,7 +134,8 @@ def test_the_strict_limits_need_more_tiles() -> None:
     probabilities, truth, names = reference()
     result = gate(probabilities, probabilities, truth, names, limits=STRICT)
     assert result.verdict == "inconclusive"
-    assert "balanced accuracy" in result.reasons[0]
+    assert result.reasons[0].startswith("not enough validation groups to tell")
+    assert "balanced accuracy" in result.reasons[1]
     probabilities, truth, names = reference(60)
     assert gate(probabilities, probabilities, truth, names, limits=STRICT).verdict == "pass"
 
@@ -164,6 +165,34 @@ def test_a_class_without_tiles_is_inconclusive() -> None:
     names = [name for name, keep in zip(names, kept, strict=True) if keep]
     result = gate(probabilities[kept], probabilities[kept], truth[kept], names)
     assert result.verdict == "inconclusive"
+    assert result.reasons == [
+        "the gate has no tile of class 2; label more slides or raise split.val"
+    ]
+
+
+def test_an_inconclusive_verdict_says_first_what_it_means_and_what_to_do() -> None:
+    probabilities, truth, names = reference(3, 3)
+    result = gate(probabilities, probabilities, truth, names)
+    needed = result.needed
+    meaning, *bounds = result.reasons
+    assert meaning == (
+        f"not enough validation groups to tell: about {needed.groups} groups with {needed.tiles} "
+        "tiles are needed, 9 with 27 are there (3 in the smallest class); label more slides or "
+        "raise split.val"
+    )
+    undecided = [name for name, c in result.checks.items() if c.verdict == "inconclusive"]
+    assert [bound.split(" 0.00 points")[0] for bound in bounds] == undecided
+    for name, bound in zip(undecided, bounds, strict=True):
+        high = f"{100 * result.checks[name].high:.2f}"
+        assert bound.count(high) == 1, "a bound is said once"
+
+
+def test_a_limit_that_no_number_of_tiles_decides_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_needed", lambda *values: None)
+    probabilities, truth, names = reference(8, 12)
+    result = gate(probabilities, probabilities, truth, names)
+    assert result.needed is None
+    assert result.reasons[0].startswith("too close to a limit to tell")
 
 
 def test_groups_of_several_classes_are_judged() -> None:

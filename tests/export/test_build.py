@@ -1,15 +1,20 @@
 """Bundles: what is in them, what is refused, what a failed gate does."""
 
 import csv
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.artifacts.run import RunFolder
+from edgelung.cli.export import print_table
+from edgelung.core import terminal
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_file
 from edgelung.core.precision import Precision
@@ -131,12 +136,76 @@ def test_an_inconclusive_gate_exits_4_unless_allowed(run: Path, tmp_path: Path, 
     assert result.returncode == 4
     manifest = json.loads(result.stdout)
     assert manifest["variants"]["int8"]["gate"]["verdict"] == "inconclusive"
-    assert "gate groups in the smallest class" in result.stderr
-    assert "would decide" in result.stderr
+    assert "int8 gate: inconclusive: not enough validation groups to tell: about" in result.stderr
+    assert "(2 in the smallest class); label more slides or raise split.val" in result.stderr
     assert "512 or more are advised" in result.stderr
     allowed = cli("export", run, "--out", tmp_path / "b", "--int8", "--allow-drop")
     assert allowed.returncode == 0
     assert "inconclusive" in allowed.stdout
+
+
+@pytest.fixture
+def one_class_run(copied_run: Path) -> Path:
+    """A run whose student gives every tile the same probabilities."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(copied_run / "model.safetensors")
+    for head in ("head", "head_dist"):
+        weights[f"{head}.weight"] = np.zeros_like(weights[f"{head}.weight"])
+        weights[f"{head}.bias"] = np.log(np.array([0.25, 0.25, 0.5], np.float32))
+    save_file(weights, copied_run / "model.safetensors")
+    folder = RunFolder(copied_run)
+    predictions = folder.read_predictions()
+    same = np.tile([0.25, 0.25, 0.5], (len(predictions), 1))
+    folder.write_predictions(replace(predictions, probabilities=same))
+    return copied_run
+
+
+def test_full_precision_that_names_one_class_for_every_tile_is_not_to_be_used(
+    one_class_run: Path, tmp_path: Path, cli
+) -> None:
+    """The gate cannot see it: every variant agrees with such a model."""
+    folder = tmp_path / "bundle"
+    done = cli("export", one_class_run, "--out", folder)
+    text = "Do not use the model: it predicts lung_scc for all 18 test tiles."
+    assert done.returncode == 0, done.stderr
+    assert f"{text}\n" in done.stderr
+    assert "do not use" in done.stdout
+    assert "reference" not in done.stdout
+    recorded = open_bundle(folder).manifest.concerns
+    assert (recorded[0].kind, recorded[0].text) == ("one-class", text)
+    page, card = ((folder / name).read_text() for name in ("report.html", "MODEL_CARD.md"))
+    assert page.index(text) < page.index("<h2>Variants</h2>")
+    assert '<td class="fail">do not use</td>' in page
+    assert card.index(f"**{text}**") < card.index("## Data")
+
+
+def test_a_bundle_records_that_its_test_and_its_gate_say_little(bundle: Bundle) -> None:
+    """Two groups per class, both times; the class is named although bundle.json holds totals."""
+    texts = {concern.kind: concern.text for concern in bundle.manifest.concerns}
+    assert texts["few-test-groups"].startswith("The test says little: lung_aca has 2 test groups,")
+    assert "groups are needed, 6 are there" in texts["gate-undecided"]
+    page = (bundle.folder / "report.html").read_text()
+    assert all(text in page for text in texts.values())
+
+
+def test_what_nobody_asked_for_is_not_recorded_as_asked(bundle: Bundle) -> None:
+    assert bundle.manifest.variants["int8"].calibration.asked == "auto"
+
+
+def test_the_verdict_is_whole_on_80_columns(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80)
+    monkeypatch.setattr(terminal, "out", lambda: console)
+    print_table(bundle.manifest, bundle.folder)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines[:-2])) <= 80
+    for name, entry in bundle.manifest.variants.items():
+        (line,) = [line for line in lines if line.startswith(f"│ {name} ")]
+        verdict = line.split("│")[2].strip()
+        assert verdict in (entry.gate.verdict, "do not use")
 
 
 def test_the_card_says_what_was_measured(bundle: Bundle, tiles: Path) -> None:

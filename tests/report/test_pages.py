@@ -175,6 +175,13 @@ def test_the_page_of_a_bundle_shows_how_a_label_flips(tmp_path: Path) -> None:
     assert "p(normal) 0.300 → 0.750" in bundle_html(tmp_path)
 
 
+@pytest.mark.parametrize("page", [run_html, bundle_html])
+def test_a_page_begins_with_its_concerns(page: Page, tmp_path: Path) -> None:
+    """Both are made from a test with fewer groups than say anything."""
+    html = page(tmp_path)
+    assert html.index('<p class="notice">The test says little: ') < html.index("<h2>")
+
+
 def test_the_page_of_an_audit_names_files_left_out(tmp_path: Path) -> None:
     assert "<li>a/broken.png: it is truncated</li>" in audit_html(tmp_path)
 

@@ -261,7 +261,9 @@ def test_the_command_prints_what_it_writes(bundle_folder: Path, tmp_path: Path, 
     words = ["bench", bundle_folder, "--seconds", "0.1", "--threads", "2", "--json"]
     done = cli(*words, "--out", "bench.json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((tmp_path / "bench.json").read_text())
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert json.loads(done.stdout) == written
+    assert "asked" not in written["choice"], "neither engine nor precision was named"
     (tmp_path / "mine.txt").write_text("precious")
     refused = cli(*words, "--out", "mine.txt")
     assert refused.returncode == 2

@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET, structs
 
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import locked
+from edgelung.evaluation.concerns import run_concerns
 from edgelung.train import run as run_module
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
@@ -57,6 +59,37 @@ def test_the_run_folder_holds_what_the_design_says(run: Path) -> None:
     header = (run / "predictions.csv").read_text().splitlines()[0]
     assert header == "path,class,group,subset,p_lung_aca,p_lung_n,p_lung_scc"
     assert (run / "teacher" / "predictions.csv").read_text().startswith(header)
+
+
+def test_the_concerns_of_a_run_are_recorded_and_head_its_page(run: Path) -> None:
+    """Two test groups per class always say little."""
+    folder = RunFolder(run)
+    recorded = folder.read_metrics().concerns
+    unrecorded = structs.replace(folder.read_metrics(), concerns=UNSET)
+    assert recorded == run_concerns(unrecorded, folder.read_config().counts)
+    assert "few-test-groups" in [concern.kind for concern in recorded]
+    page = (run / "report.html").read_text()
+    for concern in recorded:
+        assert page.index(f">{concern.text}</p>") < page.index("<h2>Result</h2>")
+
+
+def test_train_says_at_its_end_that_a_student_is_not_to_be_used(
+    run: Path, tiles: Path, tmp_path: Path, cli
+) -> None:
+    """Also for a run of an older edgelung, which recorded no concerns."""
+    folder = RunFolder(Path(shutil.copytree(run, tmp_path / "run")))
+    metrics = folder.read_metrics()
+    confusion = [[0, 1, 5], [0, 6, 0], [0, 0, 6]]
+    student = metrics.models["student"]
+    test = structs.replace(student.test, confusion=confusion, recall=[0.0, 1.0, 1.0])
+    changed = structs.replace(student, test=test)
+    folder.write_metrics(structs.replace(metrics, student=changed, concerns=UNSET))
+    done = cli("train", tiles, "--out", folder.path, "--resume")
+    assert done.returncode == 0
+    assert (
+        "Do not use the student: it never predicts lung_aca (0 of 18 test tiles, 6 are of this "
+        "class).\n"
+    ) in done.stderr
 
 
 def test_a_second_run_never_writes_over_the_first(run: Path, tiles: Path, small: list[str]) -> None:
