@@ -41,7 +41,7 @@ def test_an_interrupted_training_prints_a_command_that_continues_it(
     )
     assert stopped.returncode == 130, stopped.stderr
     message, command = stopped.stderr.splitlines()[-2:]
-    assert message == "interrupted; about a minute of training is lost at most. To continue:"
+    assert message == ("interrupted; the split is kept, no training was done yet. To continue:")
     assert shlex.split(command) == ["edgelung", "train", "my tiles", "--out", "r 1", "--resume"]
     assert RunFolder(tmp_path / "r 1").config_path.is_file()
     again = subprocess.run(  # goes as far as the first run, which is where this test stops it

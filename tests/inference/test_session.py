@@ -62,7 +62,7 @@ def test_rows_on_standard_output(bundle_folder: Path, tiles: Path, tmp_path: Pat
         (["--watch", "--files", "x"], "--watch finds its files itself"),
         (["--watch", "--out", "p.parquet"], "cannot be added to"),
         (["--min-confidence", "1.5"], "min-confidence"),
-        (["--summary", "gone/s.json"], "cannot write the summary"),
+        (["--summary", "gone/s.json"], "--summary gone/s.json: the folder gone does not exist"),
         (["--files", "-", "--subset", "test"], "expected path and subset"),
     ],
 )
