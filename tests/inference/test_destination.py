@@ -100,7 +100,9 @@ def test_rows_and_summary_are_two_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gone/s.json", "folder"])
 def test_a_summary_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(EdgelungError, match="--summary .*(gone does not exist|folder is a folder)"):
+    with pytest.raises(
+        EdgelungError, match=r"--summary .*(gone does not exist|folder is a folder)"
+    ):
         Destination.parse(tmp_path / "rows.csv", tmp_path / name)
 
 
