@@ -48,8 +48,8 @@ def read_state_dict(path: Path) -> tuple[StateDict, str]:
             Python objects.
     """
     if path.is_dir():
-        inside = path / "model.safetensors"
-        hint = f": did you mean {inside}?" if inside.is_file() else ""
+        inside = sorted(path.glob("*.safetensors"))
+        hint = f": did you mean {inside[0]}?" if inside else ""
         raise EdgelungError(f"{path} is a folder; expected a weights file{hint}")
     if not path.is_file():
         raise EdgelungError(
