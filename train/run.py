@@ -11,7 +11,7 @@ from torch import nn
 
 from edgelung.artifacts.run import EpochRecord, RunFolder, RunMetrics
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import TEMPORARY_SUFFIX, atomic_write, locked
+from edgelung.core.files import TEMPORARY_SUFFIX, atomic_write, locked, writing
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.concerns import run_concerns
 from edgelung.report.pages import run_page
@@ -59,7 +59,8 @@ def train_run(
         run, modules = start_run(data, out, recipe, groups)
     if not run.context.is_main:
         return _finish(run, modules)
-    handle = locked(folder.lock_path, f"another process is training in {out}; wait for it")
+    with writing(folder.lock_path):
+        handle = locked(folder.lock_path, f"another process is training in {out}; wait for it")
     try:
         # Left by a process that was killed while it wrote a checkpoint.
         for leftover in out.glob(f".{folder.checkpoint_path.name}.*{TEMPORARY_SUFFIX}"):

@@ -13,10 +13,11 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.train.guidance import FrozenTeacher, GuidedStudent, feature_modules
 from edgelung.train.losses import DistillationLoss, LabelLoss, StageLoss
 from edgelung.train.lr_schedule import WarmRestart
-from edgelung.train.models import WEIGHT_SOURCES, Model, create_classifier, create_student
+from edgelung.train.models import Model, create_classifier, create_student
 from edgelung.train.recipe import Augment, Recipe, Schedule
 from edgelung.train.seeds import seed_weights
 from edgelung.train.student import StudentModule, UnguidedStudent
+from edgelung.train.weights import is_file_name
 
 S = TypeVar("S", bound=Schedule)
 
@@ -151,7 +152,7 @@ def absolute_weights(recipe: Recipe) -> Recipe:
     changes: dict[str, Schedule] = {}
     for role in recipe.roles:
         schedule = recipe.schedule(role)
-        if schedule.weights not in WEIGHT_SOURCES:
+        if is_file_name(schedule.weights):
             weights = str(Path(schedule.weights).absolute())
             changes[role] = schedule.model_copy(update={"weights": weights})
     return recipe.model_copy(update=changes)

@@ -6,6 +6,7 @@ from msgspec import Struct, field
 
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
+from edgelung.core.files import check_output_file
 from edgelung.core.system import Host
 
 SCHEMA_VERSION = 1  # results without a version are read as version 1
@@ -99,11 +100,10 @@ class BenchResult(Struct, frozen=True, kw_only=True):
 
 def check_bench_path(path: Path) -> None:
     """Raise EdgelungError if `path` is not writable, or is a file other than a result."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise EdgelungError(f"cannot write {path}; expected the name of a file in a folder")
+    check_output_file(path)
     if path.exists() and path.stat().st_size and not _is_bench_result(path):
         raise EdgelungError(
-            f"{path} exists and is no result of `edgelung bench`; it was left alone: choose "
+            f"--out {path} exists and is no result of `edgelung bench`; it was left alone: choose "
             "another name"
         )
 

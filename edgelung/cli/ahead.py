@@ -63,7 +63,7 @@ def plan_engines(engine: str | None, target: str | None, bundle: Path) -> Engine
             f"--engine {engine} needs --target: one or more of {', '.join(flavour.targets())}"
         )
     folder = bundle.with_name(f"{bundle.name}.engines")
-    new_folder(folder, "engines")
+    new_folder(folder, "engines", option="the folder")
     return EnginePlan(flavour, check_targets(flavour, target.split(",")), folder)
 
 

@@ -18,7 +18,7 @@ from edgelung.cli.export import export
 from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
 from edgelung.cli.train import train
-from edgelung.core.errors import EdgelungError, ExitCode, one_line
+from edgelung.core.errors import EdgelungError, ExitCode
 
 app = typer.Typer(
     name="edgelung",
@@ -70,6 +70,8 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without permission, a lost network share
         if error.errno is None:  # no errno: raised by our code, not by the OS
             raise
-        print(f"edgelung: {one_line(error)}", file=sys.stderr)
+        from edgelung.core.files import describe_os_error
+
+        print(f"edgelung: {describe_os_error(error)}", file=sys.stderr)
         code = ExitCode.USAGE
     sys.exit(code)

@@ -33,12 +33,14 @@ def compare(
     differences where runs were tested on the same tiles. Research use only.
     """
     from edgelung.core.errors import EdgelungError
-    from edgelung.core.files import atomic_write
+    from edgelung.core.files import atomic_write, check_output_file
     from edgelung.core.typed_json import plain
     from edgelung.evaluation.comparison import compare_runs
 
     if out and (out.exists() or out.suffix != ".html"):
         raise EdgelungError(f"--out {out}: expected the name of a new .html file")
+    if out:
+        check_output_file(out)
     comparison = compare_runs(runs)
     if out:
         from edgelung.report.pages import compare_page

@@ -69,6 +69,7 @@ def demo(
     `pip install 'edgelung[train]'`. Research use only.
     """
     from edgelung.core.errors import EdgelungError
+    from edgelung.core.files import check_output_file
     from edgelung.tools.demo import DemoOptions, run_demo
 
     if groups and data is None:
@@ -77,6 +78,8 @@ def demo(
         import timm  # noqa: F401 (asked for now, not when minutes of work are done)
 
         from edgelung.train.synthetic import write_dataset  # noqa: F401
+    if json_path:
+        check_output_file(json_path, "--json")
     folder = _new_folder(out)
     if data is None:
         options = _synthetic(folder, recipe or "demo", also or [])
@@ -87,19 +90,28 @@ def demo(
 
 def _synthetic(folder: Path, recipe: str, also: list[Path]) -> "DemoOptions":
     """Draw the tiles that the demo runs on without --data."""
+    from edgelung.core.files import writing
     from edgelung.core.terminal import out
     from edgelung.tools.demo import CALIBRATION_TILES, DemoOptions
     from edgelung.train.synthetic import write_dataset
 
-    data = write_dataset(folder / "tiles", sources=64, tiles_per_source=10)
+    with writing(folder / "tiles"):
+        data = write_dataset(folder / "tiles", sources=64, tiles_per_source=10)
     out().print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.", markup=False)
     return DemoOptions(data, data / "groups.csv", recipe, CALIBRATION_TILES, also)
 
 
 def _new_folder(folder: Path) -> Path:
-    """Create `folder`, with a number behind its name if it exists."""
+    """Create `folder`, with a number behind its name if it exists.
+
+    Raises EdgelungError if it cannot be created.
+    """
+    from edgelung.core.files import new_folder, writing
+
     candidate, number = folder, 2
     while candidate.exists():
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    candidate.mkdir(parents=True)
+    new_folder(candidate, "demo")
+    with writing(candidate):
+        candidate.mkdir(parents=True)
     return candidate

@@ -1,7 +1,9 @@
 """`edgelung train`."""
 
 import json
+import os
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,18 +150,51 @@ def train(
 
 @contextmanager
 def _resume_hint(data: Path, out: Path) -> Iterator[None]:
-    """Where training is interrupted, print the command that continues it."""
-    from edgelung.artifacts.run import RunFolder
+    """Where training is interrupted or cannot write, name the command that continues it."""
+    from edgelung.core.errors import EdgelungError
+    from edgelung.core.files import WriteError
 
+    started = time.time()
     try:
         yield
     except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGTERM
-        if RunFolder(out).config_path.is_file():
-            command = shlex.join(["edgelung", "train", str(data), "--out", str(out), "--resume"])
-            report(
-                "interrupted; about a minute of training is lost at most. To continue:\n%s", command
-            )
+        if kept := _what_is_kept(out, started):
+            report("interrupted; %s. To continue:\n%s", kept, _resume_command(data, out))
         raise
+    except WriteError as error:
+        if not (kept := _what_is_kept(out, started)):
+            raise
+        raise EdgelungError(
+            f"{error.fault}; {kept}. {error.remedy}, then run: {_resume_command(data, out)}"
+        ) from error
+
+
+def _what_is_kept(out: Path, started: float) -> str | None:
+    """What a run that ends now keeps, and how much of its work is lost; None without a run.
+
+    `started` is the time at which this process began to work on it.
+    """
+    from edgelung.artifacts.run import RunFolder
+
+    run = RunFolder(out)
+    if not run.config_path.is_file() or run.is_finished:
+        return None
+    try:
+        begun = max(run.checkpoint_path.stat().st_mtime, started)
+    except OSError:
+        return "the split is kept, no training was done yet"
+    seconds = max(time.time() - begun, 0)
+    lost = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"the last checkpoint is kept, the work of the {lost} since then is lost"
+
+
+def _resume_command(data: Path, out: Path) -> str:
+    """The command that continues a run, with as many processes as it has now."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    program = ["edgelung"]
+    if processes != "1":
+        program = ["torchrun", "--nproc-per-node", processes, "-m", "edgelung"]
+    return shlex.join([*program, "train", str(data), "--out", str(out), "--resume"])
 
 
 def _print_table(metrics: "RunMetrics", folder: Path) -> None:

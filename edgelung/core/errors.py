@@ -1,6 +1,9 @@
 """The error type for users' mistakes, and the exit codes of all commands."""
 
+import re
 from enum import IntEnum
+
+ANSI_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # torch colours its messages
 
 
 class ExitCode(IntEnum):
@@ -26,7 +29,7 @@ class EdgelungError(Exception):
 def one_line(error: object, limit: int = 200) -> str:
     """The text of an error, or any other text, on one line of at most `limit` characters.
 
-    An error without a text is shown by the name of its type.
+    ANSI codes are removed. An error without a text is shown by the name of its type.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(ANSI_CODES.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

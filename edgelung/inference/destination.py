@@ -13,7 +13,7 @@ from edgelung.artifacts.predictions import (
 )
 from edgelung.artifacts.summary import rows_name_of
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import JOURNAL_SUFFIX
+from edgelung.core.files import JOURNAL_SUFFIX, check_output_file
 
 STANDARD_OUTPUT = Path("-")
 
@@ -67,20 +67,18 @@ class Destination:
 
 
 def _checked_format(rows: Path) -> PredictionsFormat:
+    check_output_file(rows)
     if rows.suffix.lower() not in FORMATS:
         *names, last = FORMATS
         raise EdgelungError(
-            f"cannot write {rows.name}: expected a name that ends in {', '.join(names)} or {last}, "
+            f"--out {rows}: expected a name that ends in {', '.join(names)} or {last}, "
             "or - for standard output"
         )
     kind = format_of(rows)
-    if rows.is_dir():
-        raise EdgelungError(f"{rows} is a folder; expected the name of a file to write")
-    if not rows.absolute().parent.is_dir():
-        raise EdgelungError(f"cannot write {rows}: {rows.parent} is no folder")
     if rows.is_file() and rows.stat().st_size and not is_predictions(rows):
         raise EdgelungError(
-            f"{rows} exists and is no list of predictions; it was left alone: choose another name"
+            f"--out {rows} exists and is no list of predictions; it was left alone: choose another "
+            "name"
         )
     return kind
 
@@ -100,8 +98,7 @@ def _summary_beside(rows: Path, named: Path | None) -> Path:
 
 
 def _checked_summary(summary: Path) -> Path:
-    if summary.is_dir() or not summary.absolute().parent.is_dir():
-        raise EdgelungError(f"cannot write the summary {summary}; expected a file in a folder")
+    check_output_file(summary, "--summary")
     if summary.exists() and summary.stat().st_size and _described_by(summary) is None:
         raise EdgelungError(
             f"{summary} exists and is no summary of a run; it was left alone: name another file "

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import JOURNAL_SUFFIX, locked
+from edgelung.core.files import JOURNAL_SUFFIX, WriteError, locked
 from edgelung.core.typed_json import Json
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Stamp, stamp_of
@@ -59,7 +59,7 @@ class Journal:
                 f"another run is writing {output} right now; wait for it or choose another --out",
             )
         except OSError as error:
-            raise EdgelungError(f"cannot write {path}: {error.strerror}") from error
+            raise WriteError(path, error) from error
         try:
             self._scan()
         except BaseException:
@@ -103,7 +103,10 @@ class Journal:
         self.batches += 1
         self.rows += len(records)
         if monotonic() - self._last_sync > SYNC_SECONDS:
-            os.fsync(self._handle)
+            try:
+                os.fsync(self._handle)
+            except OSError as error:  # network shares report a full disk only here
+                raise self._write_error(error) from error
             self._last_sync = monotonic()
 
     def records(self) -> Iterator[Record]:
@@ -145,8 +148,16 @@ class Journal:
             while data:
                 data = data[os.write(self._handle, data) :]
         except OSError as error:
-            kept = f"; {self.rows} rows are kept: make room, then --resume" if self.rows else ""
-            raise EdgelungError(f"cannot write {self.path}: {error.strerror}{kept}") from error
+            raise self._write_error(error) from error
+
+    def _write_error(self, error: OSError) -> EdgelungError:
+        failed = WriteError(self.path, error)
+        if not self.rows:
+            return failed
+        return EdgelungError(
+            f"{failed.fault}; {self.rows} rows are kept. {failed.remedy}, then run the same "
+            "command with --resume"
+        )
 
     def _scan(self) -> None:
         """Read what is there, and cut off what a killed process left incomplete."""

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import TEMPORARY_SUFFIX
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import TEMPORARY_SUFFIX, WriteError
 
 
 def write_whole(output: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -28,9 +28,10 @@ def write_whole(output: Path, write: Callable[[IO[bytes]], None]) -> None:
         with suppress(OSError):
             part.unlink()
         if isinstance(error, OSError):
+            failed = WriteError(output, error)
             raise EdgelungError(
-                f"cannot write {output}: {error.strerror or one_line(error)}; every row is kept: "
-                "make room, then --resume"
+                f"{failed.fault}; every row is kept in the journal. {failed.remedy}, then run the "
+                "same command with --resume"
             ) from error
         raise
 
@@ -64,6 +65,7 @@ class UnbufferedWriter:
                 "was predicted"
             ) from error
         except OSError as error:
-            raise EdgelungError(f"cannot write to {self._name}: {error.strerror}") from error
+            failed = WriteError(Path(self._name), error)
+            raise EdgelungError(f"{failed.fault}. {failed.remedy}, then run it again") from error
         self._bytes_written += len(data)
         return len(data)

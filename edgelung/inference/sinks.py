@@ -11,6 +11,7 @@ from typing import IO, Protocol
 
 from edgelung.artifacts.predictions import ByteWriter, PredictionsFormat
 from edgelung.core.errors import EdgelungError
+from edgelung.core.files import writing
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.journal import Journal
@@ -260,14 +261,16 @@ class LiveSink(JournalSink):
         """See `Sink`. Writes the rows so far, then keeps the output open."""
         super().start(identity, when)
         part = temporary_sibling(self._output)
-        self._file = part.open("wb", buffering=0)
+        with writing(self._output, own=part):
+            self._file = part.open("wb", buffering=0)
         try:
             live = UnbufferedWriter(self._file.fileno(), self._output.name)
             self._writer = self._kind.writer(live, self._classes)
             records = self._journal.records()
             while chunk := list(islice(records, WRITE_ROWS)):
                 self._writer.write(record.prediction(self._classes) for record in chunk)
-            part.replace(self._output)
+            with writing(self._output, own=part):
+                part.replace(self._output)
         except BaseException:
             part.unlink(missing_ok=True)
             raise

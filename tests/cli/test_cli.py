@@ -203,7 +203,10 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["infer", "TEXT", "--model", "BUNDLE"], "no image among them"),
         (["infer", "TILES", "--nonsense"], "--nonsense"),
         (["infer", "TILES", "--model", "BUNDLE", "--out", "p.xlsx"], "ends in .csv"),
-        (["infer", "TILES", "--model", "BUNDLE", "--out", "gone/p.csv"], "cannot write"),
+        (
+            ["infer", "TILES", "--model", "BUNDLE", "--out", "gone/p.csv"],
+            "--out gone/p.csv: the folder gone does not exist",
+        ),
         (["infer", "TILES", "--model", "BUNDLE", "--subset", "test"], "--subset needs --files"),
         (["train", "gone", "--out", "new"], "gone is no folder"),
         (["train", "EMPTY", "--out", "new"], "holds no image"),
