@@ -13,11 +13,12 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table: header, rows of cells, and the content of the files that it was made from."""
+    """A table: header, rows of cells, the content of its files, and a line to stand above it."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     sources: dict[str, dict[str, Any]]
+    note: str = ""
 
 
 def result(name: str) -> dict[str, Any]:
@@ -42,6 +43,11 @@ def interval(bounds: Sequence[float] | None, form: Callable[[float], str] | None
         return NONE
     form = form or (lambda value: f"{100 * value:.1f}")
     return f"{form(bounds[0])} … {form(bounds[1])}"
+
+
+def difference(found: dict[str, Any]) -> str:
+    """A paired difference in points and its interval."""
+    return f"{points(found['difference'])} ({interval(found['difference_interval'], points)})"
 
 
 def tested(test: dict[str, Any]) -> list[str]:
@@ -257,12 +263,7 @@ def ablation() -> Table:
             [
                 name,
                 ", ".join(percent(seed["val"]) for seed in seeds),
-                "; ".join(
-                    f"{points(seed['difference'])} ({interval(seed['difference_interval'], points)})"
-                    for seed in seeds
-                    if "difference" in seed
-                )
-                or NONE,
+                "; ".join(difference(seed) for seed in seeds if "difference" in seed) or NONE,
                 ", ".join(percent(seed["test"]) for seed in seeds),
             ]
         )
@@ -303,7 +304,11 @@ def quantization() -> Table:
         )
     header = ["INT8 by", "same label as FP32", "balanced accuracy, points", "95 %"]
     header += ["mean Δ probability", "gate", "ONNX Runtime", "OpenVINO"]
-    return Table(header, rows, {"quantization.json": content})
+    note = (
+        f"{content['calibration_tiles']:,} calibration tiles, {content['test_tiles']:,} test tiles "
+        f"in {content['test_groups']} groups:"
+    )
+    return Table(header, rows, {"quantization.json": content}, note)
 
 
 FOLDER = {
@@ -446,6 +451,87 @@ def card() -> Table:
     return Table(header, rows, {"gpu-nvidia-h200.json": content})
 
 
+def card_throughput() -> Table:
+    """An H200: DeiT-base in FP16 and the folder run."""
+    content = result("gpu-nvidia-h200.json")
+    parts = content["parts"]
+    engine = parts["DeiT-B FP16 throughput"]["onnxruntime-cuda"]
+    torch, run = parts["DeiT-B torch FP16"], parts["folder run"]
+    compiled = torch["compiled batch 128"]["tiles_per_second"]
+    rows = [
+        [
+            "DeiT-base FP16, ONNX Runtime CUDA, uint8 in host memory",
+            f"{engine['single_stream_ms']['p50']:.2f} ms",
+            f"{engine['offline_tiles_per_second']:,.0f} tiles/s",
+            percent(engine["share_of_fp16_peak"], 0),
+        ],
+        [
+            "DeiT-base FP16, torch compiled, tensors on the card already",
+            f"{torch['compiled batch 1']['p50']:.2f} ms",
+            f"{compiled:,.0f} tiles/s",
+            NONE,
+        ],
+        [
+            f"folder run, DeiT-tiny, {run['files']} files, 16 CPU cores",
+            NONE,
+            f"{run['tiles_per_second']:,.0f} tiles/s",
+            NONE,
+        ],
+    ]
+    header = ["what", "batch 1, p50", "throughput", "of the FP16 peak"]
+    return Table(header, rows, {"gpu-nvidia-h200.json": content})
+
+
+def card_parity() -> Table:
+    """An H200: the same file on the card and on a CPU."""
+    content = result("gpu-nvidia-h200.json")
+    rows = []
+    parity = content["parts"]["parity with ONNX Runtime CPU"]
+    for name, found in parity.items():
+        if isinstance(found, dict) and "largest_difference" in found:
+            rows.append(
+                [
+                    name,
+                    f"{found['largest_difference']:.1g}",
+                    percent(found["agreement_with_same_file_on_cpu"]),
+                    percent(found["agreement_with_fp32"]),
+                ]
+            )
+    header = ["engine, variant", "largest probability difference to the CPU"]
+    header += ["same label as on the CPU", "same label as FP32"]
+    return Table(header, rows, {"gpu-nvidia-h200.json": content}, f"On {parity['note']}:")
+
+
+def card_kernels() -> Table:
+    """An H200: the resize kernels."""
+    content = result("gpu-nvidia-h200.json")
+    rows = [
+        [name, str(found["differing_values"]), f"{found['tiles_per_second']:,.0f} tiles/s"]
+        for name, found in content["parts"]["resize kernels"].items()
+        if isinstance(found, dict)
+    ]
+    header = ["random tiles", "values that differ from the reader's", "speed"]
+    return Table(header, rows, {"gpu-nvidia-h200.json": content})
+
+
+def rtx() -> Table:
+    """Engines of a trained DeiT-tiny that TensorRT-RTX built without a GPU."""
+    content = result("rtx-builds.json")
+    rows = [
+        [
+            row["variant"],
+            row["target"],
+            f"{row['onnx_bytes'] / 1e6:.1f} MB",
+            f"{row['engine_bytes'] / 1e6:.1f} MB",
+            ", ".join(f"{count} {kind}" for kind, count in row["linears"].items()),
+            f"{row['seconds']:.1f} s",
+        ]
+        for row in content["engines"]
+    ]
+    header = ["variant", "for", "ONNX", "engine", "linear layers", "build"]
+    return Table(header, rows, {"rtx-builds.json": content})
+
+
 BATCHES = (1, 8, 32, 128)
 TABLES: dict[str, Callable[[], Table]] = {
     "overview": overview,
@@ -467,4 +553,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "reader": reader,
     "loader": loader,
     "card": card,
+    "card-throughput": card_throughput,
+    "card-parity": card_parity,
+    "card-kernels": card_kernels,
+    "rtx": rtx,
 }

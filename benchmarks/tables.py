@@ -49,10 +49,11 @@ def source(name: str, content: dict[str, object], link: str) -> str:
 
 
 def render(table: Table, page: Path) -> str:
-    """The table and its sources as Markdown, for a page."""
-    up = len(page.relative_to(ROOT).parts) - 1
+    """The table and its sources as Markdown, for a page; `page` is relative to the repository."""
+    up = len(page.parts) - 1
     link = "../" * up + "benchmarks/results/"
-    lines = [f"| {' | '.join(table.header)} |", "|" + "---|" * len(table.header)]
+    lines = [table.note, ""] if table.note else []
+    lines += [f"| {' | '.join(table.header)} |", "|" + "---|" * len(table.header)]
     lines += [f"| {' | '.join(row)} |" for row in table.rows]
     sources = [source(name, content, link) for name, content in table.sources.items()]
     if page.name == "README.md":  # short: the results page names machines and commits
@@ -60,10 +61,10 @@ def render(table: Table, page: Path) -> str:
     return "\n".join([*lines, "", f"Source: {'; '.join(sources)}.", ""])
 
 
-def rewrite(page: Path) -> tuple[str, str]:
+def rewrite(page: Path, root: Path = ROOT) -> tuple[str, str]:
     """The text of a page as it is, and with its tables written anew."""
-    text = page.read_text(encoding="utf-8")
-    return text, BLOCK.sub(lambda m: m[1] + render(TABLES[m[2]](), page) + m[3], text)
+    text, place = page.read_text(encoding="utf-8"), page.relative_to(root)
+    return text, BLOCK.sub(lambda m: m[1] + render(TABLES[m[2]](), place) + m[3], text)
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def command_section(name: str, command: Any) -> Iterator[str]:
         is_argument = parameter.param_type_name == "argument"
         heading = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
         form = form.partition(" <")[0] if is_argument else form
-        cell = " ".join(text.split()).replace("|", "\\|").replace("[default", "<br>[default")
+        cell = " ".join(text.split()).replace("|", "\\|").replace("[", "\\[")
         groups.setdefault(heading, []).append(f"| `{form}` | {cell} |")
     for heading, rows in groups.items():
         yield f"| {heading} | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
