@@ -10,17 +10,15 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from edgelung.artifacts import bench_result, bundle, predictions, run, summary
+from edgelung.artifacts import bench_result, bundle, run, summary
 from edgelung.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FORMATS = [
-    ("Predictions: one row", predictions.Prediction),
     ("Summary of a run of `infer`: rows.summary.json", summary.Summary),
     ("Bundle: bundle.json", bundle.BundleManifest),
     ("Run folder: run.json", run.RunConfig),
-    ("Run folder: a row of split.csv", run.SplitRow),
     ("Run folder: a line of metrics.jsonl", run.EpochRecord),
     ("Run folder: metrics.json", run.RunMetrics),
     ("Figures of `bench --out`", bench_result.BenchResult),
@@ -83,29 +81,40 @@ def schemas() -> Iterator[str]:
     for title, kind in FORMATS:
         (_,), definitions = msgspec.json.schema_components([kind], ref_template="{name}")
         yield f"## {title}\n"
-        yield f"{first_paragraph(kind)}\n"
-        yield from field_table(definitions[kind.__name__])
+        yield from definition(definitions[kind.__name__])
         for name in sorted(set(definitions) - {kind.__name__}):
             yield f'??? note "{name}"\n'
-            yield from (f"    {line}" for line in field_table(definitions[name]))
+            text = "\n".join(definition(definitions[name]))
+            yield from (f"    {line}" for line in text.splitlines())
         schema = msgspec.json.format(msgspec.json.encode(msgspec.json.schema(kind)), indent=2)
         yield '\n??? abstract "JSON Schema"\n\n    ```json'
         yield from (f"    {line}" for line in schema.decode().splitlines())
         yield "    ```\n"
 
 
-def first_paragraph(kind: type) -> str:
-    """The docstring up to its first empty line."""
-    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-
-
-def field_table(definition: dict[str, Any]) -> Iterator[str]:
-    """The fields of one type as a table."""
-    required = definition.get("required", ())
-    yield "| field | type | always there |\n|---|---|---|"
-    for name, field in definition.get("properties", {}).items():
-        yield f"| `{name}` | {type_words(field)} | {'yes' if name in required else 'no'} |"
+def definition(schema: dict[str, Any]) -> Iterator[str]:
+    """One type: its docstring, and its fields as a table."""
+    text, _, attributes = schema.get("description", "").partition("Attributes:")
+    yield f"{' '.join(text.split())}\n"
+    meanings = field_meanings(attributes)
+    required = schema.get("required", ())
+    head = ["field", "type", "always there"] + (["meaning"] if meanings else [])
+    yield f"| {' | '.join(head)} |\n|{'---|' * len(head)}"
+    for name, field in schema.get("properties", {}).items():
+        cells = [f"`{name}`", type_words(field), "yes" if name in required else "no"]
+        cells += [meanings.get(name, "").replace("|", "\\|")] if meanings else []
+        yield f"| {' | '.join(cells)} |"
     yield ""
+
+
+def field_meanings(attributes: str) -> dict[str, str]:
+    """The meanings in a docstring's section `Attributes:` (`one, other: what they hold.`)."""
+    entries = re.split(r"(?:^|(?<=[.;])) *(?=(?:\w+, )*\w+: )", " ".join(attributes.split()))
+    meanings = {}
+    for entry in filter(None, entries):
+        names, _, text = entry.partition(": ")
+        meanings |= dict.fromkeys(names.split(", "), text.strip())
+    return meanings
 
 
 def type_words(field: dict[str, Any]) -> str:

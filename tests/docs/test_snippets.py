@@ -37,7 +37,8 @@ def run_page(chosen: list[Block], folder: Path, small: list[str]) -> None:
         for command in block.commands:
             text = command.text
             if text.startswith("edgelung train"):
-                text += "".join(f" --set '{setting}'" for setting in small)
+                settings = [*small, "distill.features_epochs=0"]
+                text += "".join(f" --set '{setting}'" for setting in settings)
             done = subprocess.run(
                 ["bash", "-o", "pipefail", "-c", text],
                 cwd=folder,
