@@ -3,8 +3,8 @@
     python benchmarks/tables.py            # write
     python benchmarks/tables.py --check    # exit code 1 if a text differs from the files
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. `table_rows.TABLES` has a
-function of each NAME. Below each table stands its source: the file, the machine, the commit, and a
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; a module of `figures` has a
+function for each NAME. Below each table stands its source: the file, the machine, the commit, and a
 word if it was measured with an earlier version or another bundle than the one that is shipped.
 """
 
@@ -13,11 +13,13 @@ import re
 import sys
 from pathlib import Path
 
-from table_rows import ROOT, TABLES, Table
+from figures import accuracy, card, speed
+from figures.table import ROOT, Table
 
 from edgelung import __version__
 from edgelung.artifacts.bundle import SEAL, starter_bundle
 
+TABLES = accuracy.TABLES | speed.TABLES | card.TABLES
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 
