@@ -3,9 +3,9 @@
     python benchmarks/tables.py            # write
     python benchmarks/tables.py --check    # exit code 1 if a text differs from the files
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; a module of `figures` has a
-function for each NAME. Below each table stands its source: the file, the machine, the commit, and a
-word if it was measured with an earlier version or another bundle than the one that is shipped.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. The modules of `figures`
+have a function for each NAME. Below each table stands its source: the file, the machine, the
+commit, and a word if it is of an earlier version or of another bundle than the one that is shipped.
 """
 
 import argparse

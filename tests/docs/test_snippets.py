@@ -34,6 +34,7 @@ def run_page(chosen: list[Block], folder: Path, small: list[str]) -> None:
     """Run the blocks in order; `train` gets the overrides that make it take seconds."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for block in chosen:
+        seen = set()
         for command in block.commands:
             text = command.text
             if text.startswith("edgelung train"):
@@ -48,8 +49,10 @@ def run_page(chosen: list[Block], folder: Path, small: list[str]) -> None:
                 timeout=300,
             )
             assert done.returncode in block.exit_codes | {0}, f"{command.text}\n{done.stderr}"
+            seen.add(done.returncode)
             if command.output:
                 assert is_like(command.output, done.stdout), f"{command.text}\n{done.stdout}"
+        assert not block.commands or seen & block.exit_codes, block.body
     if code := "".join(block.body for block in chosen if block.kind == "python"):
         words = [sys.executable, "-c", code]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
