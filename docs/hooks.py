@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import typer
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from edgelung.artifacts import bench_result, bundle, run, summary
 from edgelung.cli.app import app
@@ -41,6 +43,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(parts()))
     return re.sub(r"\]\(\.\./((?:\.\./)*benchmarks/results/)", r"](\1", markdown)
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Refuse a page that would load something from a network."""
+    if found := re.search(
+        r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="https?://[^"]*', output
+    ):
+        raise PluginError(f"{page.file.src_uri} loads from a network: {found[0]}")
+    return output
 
 
 def commands() -> Iterator[str]:
