@@ -1,6 +1,8 @@
 # make demo               draw synthetic tiles, train, export, infer, compare
 # make demo DATA=folder   the same with your own tiles (GROUPS=groups.csv if you have groups)
 # make test               lint, types, tests
+# make docs               build the documentation into build/site (open build/site/index.html)
+# make tables             write the tables of README.md and docs/ from benchmarks/results
 # make gpu-check          everything that only a GPU can prove (BUNDLE=folder TILES=folder)
 # make kernels            compile the CUDA kernels and print what they use
 # All set up .venv first.
@@ -16,13 +18,13 @@ OUT ?= demo
 BUNDLE ?=
 TILES ?=
 
-.PHONY: demo test lint types unit slow gpu-check gpu-test kernels clean
+.PHONY: demo test lint types unit slow docs tables gpu-check gpu-test kernels clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/edgelung demo --out "$(OUT)" --recipe $(RECIPE) \
 		$(if $(DATA),--data "$(DATA)") $(if $(GROUPS),--groups "$(GROUPS)")
 
-test: lint types unit
+test: lint types unit docs
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -42,6 +44,13 @@ unit: $(VENV)/.ready
 slow: $(VENV)/.ready
 	$(BIN)/pytest -m "slow and not gpu"
 
+# Strict: a broken link is an error.
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+tables: $(VENV)/.ready
+	$(BIN)/python benchmarks/tables.py
+
 # Offline: what is installed is taken as it is, however old.
 gpu-check: $(if $(wildcard $(VENV)/.ready),,$(VENV)/.ready)
 	$(BIN)/edgelung gpu-check --out benchmarks/results \
@@ -57,7 +66,8 @@ kernels: $(VENV)/.ready
 # The demo needs no tools of development.
 $(VENV)/.ready: EXTRA = dev
 $(VENV)/.ready-demo: EXTRA = train
-$(VENV)/.ready $(VENV)/.ready-demo: pyproject.toml setup.py kernels/resize_cpu.cpp kernels/resize.h
+$(VENV)/.ready-docs: EXTRA = docs
+$(VENV)/.ready $(VENV)/.ready-demo $(VENV)/.ready-docs: pyproject.toml setup.py kernels/resize_cpu.cpp kernels/resize.h
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" wheel
 	$(BIN)/python -m pip install -q -e ".[$(EXTRA)]"

@@ -1,0 +1,1 @@
+"""Tables of figures, from the files in benchmarks/results; `benchmarks/tables.py` writes them."""

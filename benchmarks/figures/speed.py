@@ -1,0 +1,224 @@
+"""Tables of tools on a CPU: INT8, folder runs, grouping, reading."""
+
+from figures.table import Table, interval, percent, points, result
+
+QUANTIZED = {
+    "edgelung": "**edgelung** (`auto`)",
+    "edgelung, linears alone": "edgelung, linears alone",
+    "min-max alone": "min-max of the linears, no migration",
+    "ort-dynamic": "ONNX Runtime `quantize_dynamic`",
+    "ort-static": "ONNX Runtime `quantize_static`",
+    "modelopt": "NVIDIA ModelOpt",
+    "nncf": "NNCF, transformer mode",
+    "edgelung, stressed": "edgelung, stressed student",
+    "min-max alone, stressed": "min-max, stressed student",
+}
+
+
+def quantization() -> Table:
+    """INT8 by edgelung and by other tools, on one student."""
+    content = result("quantization.json")
+    rows = []
+    for key, name in QUANTIZED.items():
+        row = content["rows"][key]
+        rows.append(
+            [
+                f"{name} {row.get('version', '')}".strip(),
+                percent(row["agreement"], 2),
+                points(row["balanced_accuracy_change"], 2),
+                interval(row["change_interval"], lambda value: points(value, 2)),
+                f"{row['mean_probability_difference']:.5f}",
+                row["gate_on_test"],
+                f"{row['onnxruntime_speedup']:.2f} ×",
+                f"{row['openvino_speedup']:.2f} ×",
+            ]
+        )
+    header = ["INT8 by", "same label as FP32", "balanced accuracy, points", "95 %"]
+    header += ["mean Δ probability", "gate", "ONNX Runtime", "OpenVINO"]
+    note = (
+        f"{content['calibration_tiles']:,} calibration tiles, {content['test_tiles']:,} test tiles "
+        f"in {content['test_groups']} groups:"
+    )
+    return Table(header, rows, {"quantization.json": content}, note)
+
+
+FOLDER = {
+    "a timm-style fp32": "Pillow, torchvision, PyTorch FP32 behind a DataLoader",
+    "b pillow+ort fp32": "Pillow, ONNX Runtime FP32",
+    "c pillow+ort int8": "Pillow, ONNX Runtime INT8",
+    "d edgelung fp32": "`edgelung infer` FP32",
+    "d edgelung int8": "**`edgelung infer` INT8**",
+    "e decode alone": "decoding alone",
+    "e engine alone int8": "INT8 engine alone",
+}
+
+
+def folder() -> Table:
+    """The folder run against what people write themselves; tiles a second."""
+    content = result("folder.json")
+    sets = [content["sets"][size] for size in ("768", "224")]
+    rows = [
+        [name, *(f"{found['tiles_per_second'][key]:,.1f}" for found in sets)]
+        for key, name in FOLDER.items()
+    ]
+    rows.append(
+        [
+            "floor: 1 / (decoding + engine)",
+            *(f"{found['floor_tiles_per_second']:,.1f}" for found in sets),
+        ]
+    )
+    header = ["tiles a second, from file to row"]
+    header += [f"{found['files']:,} files of {size} px" for size, found in content["sets"].items()]
+    return Table(header, rows, {"folder.json": content})
+
+
+def memory() -> Table:
+    """Peak memory of a folder run."""
+    content = result("folder-memory.json")
+    rows = [[f"{row['files']:,}", f"{row['peak_mb']:.0f} MB"] for row in content["memory"]]
+    return Table(["files", "peak memory"], rows, {"folder-memory.json": content})
+
+
+def latency() -> Table:
+    """Latency of one tile at a time, on two machines."""
+    names = ("bench.json", "bench-steady.json")
+    contents = dict(zip(names, map(result, names), strict=True))
+    rows = []
+    for name, content in contents.items():
+        stream = content["single_stream"]
+        whole, loop = stream["end_to_end"], stream["fixed_loop"]
+        rows.append(
+            [
+                name,
+                *(f"{whole[key]:.1f} ms" for key in ("p50_ms", "p90_ms", "p99_ms")),
+                f"{whole['p99_ms'] / whole['p50_ms']:.2f}",
+                f"{loop['p99_ms'] / loop['p50_ms']:.2f}",
+                f"{content['offline_tiles_per_second']['end_to_end']:.0f} tiles/s",
+            ]
+        )
+    header = ["file", "p50", "p90", "p99", "p99 / p50", "the same of a fixed loop", "Offline"]
+    return Table(header, rows, contents)
+
+
+def audit() -> Table:
+    """Grouping of the LC25000 lung tiles."""
+    content = result("audit.json")
+    rows = [
+        [
+            f"{row['tiles']:,}",
+            f"{row['seconds']:.0f}",
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+            str(row["groups"]),
+            str(row["known_groups"]),
+            percent(row["recall"], 0),
+            percent(row["precision"], 0),
+            str(row["known_pairs_joined"]),
+        ]
+        for row in content["sets"]
+    ]
+    header = ["tiles", "seconds", "peak memory", "groups found", "published", "recall of pairs"]
+    header += ["precision", "published pairs joined"]
+    return Table(header, rows, {"audit.json": content})
+
+
+def joined_pairs() -> Table:
+    """Published groups that show one piece of tissue."""
+    content = result("audit.json")
+    by_class: dict[str, list[str]] = {}
+    for pair in sorted(content["sets"][-1]["known_pairs"], key=lambda pair: -pair["inliers"]):
+        label, _, first = pair["first"].partition(":")
+        second = pair["second"].partition(":")[2]
+        by_class.setdefault(label, []).append(f"{first} and {second} ({pair['inliers']})")
+    rows = [[label, ", ".join(pairs)] for label, pairs in sorted(by_class.items())]
+    header = ["class", "published groups that are one (inliers of the linking tiles)"]
+    return Table(header, rows, {"audit.json": content})
+
+
+def demo() -> Table:
+    """`make demo` on synthetic tiles."""
+    content = result("demo-cpu.json")
+    rows = [
+        [
+            f"student {row['precision'].upper()}, {row['engine']}",
+            percent(row["balanced_accuracy"], 2),
+            interval(row["balanced_accuracy_interval"]),
+            percent(row["agreement_with_onnxruntime_fp32"], 2),
+            f"{row['tiles_per_second']:.0f}",
+        ]
+        for row in content["test"]
+    ]
+    header = ["model", "test, balanced", "95 % interval", "same label as FP32", "tiles/s"]
+    return Table(header, rows, {"demo-cpu.json": content})
+
+
+def reader() -> Table:
+    """The reader on the test files of other projects."""
+    content = result("corpora.json")
+    rows = [[f"`{status}`", f"{count:,}"] for status, count in content["statuses"].items()]
+    rows.append(["errors without a status", str(len(content["exceptions_other_than_TileError"]))])
+    rows.append(["lines that decoders printed", str(content["lines_on_stderr"])])
+    return Table([f"of {content['files']:,} files", "files"], rows, {"corpora.json": content})
+
+
+def loader() -> Table:
+    """Reading tiles against training on them."""
+    content = result("loader.json")
+    rows = [
+        [name, *(f"{rate[key]:,.0f}" for key in ("median", "slowest", "fastest"))]
+        for name, rate in content["tiles_per_second"].items()
+    ]
+    header = ["tiles a second", "median", "slowest", "fastest"]
+    return Table(header, rows, {"loader.json": content})
+
+
+def calibrations() -> Table:
+    """Time and memory of INT8 calibration by the number of tiles."""
+    content = result("quantization.json")
+    rows = [
+        [f"{row['tiles']:,}", f"{row['seconds']:.0f} s", f"{row['peak_mb']} MB", row["method"]]
+        for row in content["calibrations"]
+    ]
+    header = ["calibration tiles", "both files written in", "peak memory", "method chosen"]
+    return Table(header, rows, {"quantization.json": content})
+
+
+def without_copies() -> Table:
+    """Grouping of tiles none of which shares tissue with another."""
+    content = result("audit.json")
+    rows = [
+        [
+            f"{row['tiles']:,}",
+            f"{row['seconds']:.0f}",
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+            f"{row['groups']:,}",
+        ]
+        for row in content["without_copies"]["sets"]
+    ]
+    header = ["tiles without copies", "seconds", "peak memory", "groups found"]
+    machine = content["machine"] | {"commit": content["without_copies"]["commit"]}
+    return Table(header, rows, {"audit.json": {"machine": machine}})
+
+
+def startup() -> Table:
+    """How long the command line takes to answer."""
+    content = result("startup.json")
+    seconds = [content[f"{key}_seconds"] for key in ("median", "min", "max")]
+    rows = [[f"`{content['command']}`", *(f"{1000 * value:.0f} ms" for value in seconds)]]
+    header = [f"{content['repeats']} starts", "median", "fastest", "slowest"]
+    return Table(header, rows, {"startup.json": content})
+
+
+TABLES = {
+    "quantization": quantization,
+    "folder": folder,
+    "memory": memory,
+    "latency": latency,
+    "audit": audit,
+    "joined-pairs": joined_pairs,
+    "demo": demo,
+    "reader": reader,
+    "loader": loader,
+    "calibrations": calibrations,
+    "without-copies": without_copies,
+    "startup": startup,
+}

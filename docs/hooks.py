@@ -1,0 +1,149 @@
+"""MkDocs hooks: pages that are generated from the code, and the result files that pages link to."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from edgelung.artifacts import bench_result, bundle, run, summary
+from edgelung.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+FORMATS = [
+    ("Summary of a run of `infer`: rows.summary.json", summary.Summary),
+    ("Bundle: bundle.json", bundle.BundleManifest),
+    ("Run folder: run.json", run.RunConfig),
+    ("Run folder: a line of metrics.jsonl", run.EpochRecord),
+    ("Run folder: metrics.json", run.RunMetrics),
+    ("Figures of `bench --out`", bench_result.BenchResult),
+]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the result files that pages link to."""
+    for path in sorted(RESULTS.iterdir()):
+        target = f"benchmarks/results/{path.name}"
+        if path.suffix == ".json":
+            files.append(File.generated(config, target, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Write the generated parts, and let links to benchmarks/results lead to the site's copies."""
+    for name, parts in GENERATED.items():
+        marker = f"<!-- generated: {name} -->"
+        if marker in markdown:
+            markdown = markdown.replace(marker, "\n".join(parts()))
+    return re.sub(r"\]\(\.\./((?:\.\./)*benchmarks/results/)", r"](\1", markdown)
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Refuse a page that would load something from a network."""
+    if found := re.search(
+        r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="https?://[^"]*', output
+    ):
+        raise PluginError(f"{page.file.src_uri} loads from a network: {found[0]}")
+    return output
+
+
+def commands() -> Iterator[str]:
+    """The commands and their options, from the command line's own definitions."""
+    group: Any = typer.main.get_command(app)
+    yield "| command | question |\n|---|---|"
+    for name, command in group.commands.items():
+        question = str(command.help).strip().splitlines()[0]
+        yield f"| [`{name}`](#{name}) | {question} |"
+    yield ""
+    for name, command in group.commands.items():
+        yield from command_section(name, command)
+
+
+def command_section(name: str, command: Any) -> Iterator[str]:
+    """One command: its usage, its text, a table for each group of options."""
+    context = command.make_context(name, [], resilient_parsing=True)
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield f"## {name}\n\n```text\nedgelung {name} {usage}\n```\n"
+    yield from (f"{part.strip()}\n" for part in str(command.help).split("\n\n"))
+    groups: dict[str, list[str]] = {}
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is None:
+            continue
+        form, text = record
+        is_argument = parameter.param_type_name == "argument"
+        heading = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
+        form = form.partition(" <")[0] if is_argument else form
+        cell = " ".join(text.split()).replace("|", "\\|").replace("[", "\\[")
+        groups.setdefault(heading, []).append(f"| `{form}` | {cell} |")
+    for heading, rows in groups.items():
+        yield f"| {heading} | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def schemas() -> Iterator[str]:
+    """The fields of every artefact, from its msgspec type, and its JSON Schema."""
+    for title, kind in FORMATS:
+        (_,), definitions = msgspec.json.schema_components([kind], ref_template="{name}")
+        yield f"## {title}\n"
+        yield from definition(definitions[kind.__name__])
+        for name in sorted(set(definitions) - {kind.__name__}):
+            yield f'??? note "{name}"\n'
+            text = "\n".join(definition(definitions[name]))
+            yield from (f"    {line}" for line in text.splitlines())
+        schema = msgspec.json.format(msgspec.json.encode(msgspec.json.schema(kind)), indent=2)
+        yield '\n??? abstract "JSON Schema"\n\n    ```json'
+        yield from (f"    {line}" for line in schema.decode().splitlines())
+        yield "    ```\n"
+
+
+def definition(schema: dict[str, Any]) -> Iterator[str]:
+    """One type: its docstring, and its fields as a table."""
+    text, _, attributes = schema.get("description", "").partition("Attributes:")
+    yield f"{' '.join(text.split())}\n"
+    meanings = field_meanings(attributes)
+    required = schema.get("required", ())
+    head = ["field", "type", "always there"] + (["meaning"] if meanings else [])
+    yield f"| {' | '.join(head)} |\n|{'---|' * len(head)}"
+    for name, field in schema.get("properties", {}).items():
+        cells = [f"`{name}`", type_words(field), "yes" if name in required else "no"]
+        cells += [meanings.get(name, "").replace("|", "\\|")] if meanings else []
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def field_meanings(attributes: str) -> dict[str, str]:
+    """The meanings in a docstring's section `Attributes:` (`one, other: what they hold.`)."""
+    entries = re.split(r"(?:^|(?<=[.;])) *(?=(?:\w+, )*\w+: )", " ".join(attributes.split()))
+    meanings = {}
+    for entry in filter(None, entries):
+        names, _, text = entry.partition(": ")
+        meanings |= dict.fromkeys(names.split(", "), text.strip())
+    return meanings
+
+
+def type_words(field: dict[str, Any]) -> str:
+    """A JSON Schema type in words."""
+    if "anyOf" in field:
+        return " or ".join(type_words(option) for option in field["anyOf"])
+    if "$ref" in field:
+        return str(field["$ref"])
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    kind = str(field.get("type", "any JSON"))
+    if kind == "array" and "items" in field and field["items"]:
+        return f"list of {type_words(field['items'])}"
+    if kind == "array" and "prefixItems" in field:
+        return "list of " + ", ".join(type_words(item) for item in field["prefixItems"])
+    if kind == "object" and isinstance(field.get("additionalProperties"), dict):
+        return f"object of {type_words(field['additionalProperties'])}"
+    return kind
+
+
+GENERATED = {"commands": commands, "schemas": schemas}

@@ -1,0 +1,53 @@
+"""The parts of the site that are generated from the code. Skipped without `edgelung[docs]`."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+from edgelung.artifacts.bundle import BundleManifest
+from edgelung.cli.app import app
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    pytest.importorskip("mkdocs", reason="pip install 'edgelung[docs]'")
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_and_option_is_in_the_reference(hooks: ModuleType) -> None:
+    page = "\n".join(hooks.commands())
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"\n## {name}\n" in page
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        for parameter in command.params:
+            form = parameter.opts[0] if parameter.param_type_name == "option" else ""
+            assert form in section, (name, form)
+
+
+def test_every_field_of_a_bundle_is_in_the_reference(hooks: ModuleType) -> None:
+    page = "\n".join(hooks.schemas())
+    for field in BundleManifest.__struct_fields__:
+        assert f"| `{field}` |" in page
+
+
+def test_every_generated_part_has_a_place(hooks: ModuleType) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    for name in hooks.GENERATED:
+        assert text.count(f"<!-- generated: {name} -->") == 1
+
+
+def test_a_link_to_a_result_file_leads_to_the_copy_in_the_site(hooks: ModuleType) -> None:
+    linked = "[x](../benchmarks/results/x.json) [y](../../benchmarks/results/y.json)"
+    assert hooks.on_page_markdown(linked) == (
+        "[x](benchmarks/results/x.json) [y](../benchmarks/results/y.json)"
+    )
