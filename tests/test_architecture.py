@@ -26,7 +26,9 @@ LEVELS = [
 MOST_LINES, MOST_BODY_LINES, MOST_ANY_LINES = 400, 60, 70
 # Names of files in a run folder and a bundle, and the module that owns each.
 OWNED = {
-    "edgelung.core.own_folders": ["run.json", "split.csv", "bundle.json", "audit.json"],
+    "edgelung.core.own_folders": [
+        *("run.json", "split.csv", "bundle.json", "audit.json", "groups.csv", "report.html"),
+    ],
     "edgelung.artifacts.run": ["metrics.json", "metrics.jsonl", "state.pt", "model.safetensors"],
     "edgelung.artifacts.bundle": ["MODEL_CARD.md"],
 }

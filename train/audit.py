@@ -16,6 +16,7 @@ from edgelung.core.terminal import progress as progress_bar
 from edgelung.tiles.reader import TileError
 from edgelung.train.audit_pictures import draw_pictures, read_pixels
 from edgelung.train.audit_report import (
+    SCHEMA_VERSION,
     Audit,
     ClassSummary,
     Copy,
@@ -107,6 +108,7 @@ def _summarise(
         copies.setdefault(tile.sha256, []).append(Copy(tile.path, tile.label))
     sizes = Counter((tile.width, tile.height) for tile in tiles)
     return Audit(
+        schema_version=SCHEMA_VERSION,
         edgelung=__version__,
         notice=RESEARCH_USE_ONLY,
         tiles=len(tiles),

@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 
 from edgelung.core.files import atomic_folder, write_json
-from edgelung.core.own_folders import AUDIT_FIGURES, AUDIT_LINKS
+from edgelung.core.own_folders import AUDIT_FIGURES, AUDIT_LINKS, GROUPS, REPORT_PAGE
 from edgelung.report.pages import audit_page
 from edgelung.train.audit_pictures import AuditPictures
 from edgelung.train.groups.grouping import Link
 from edgelung.train.index import IndexedTile
 
-AUDIT, GROUPS, LINKS, REPORT = AUDIT_FIGURES, "groups.csv", AUDIT_LINKS, "report.html"
+AUDIT, LINKS, REPORT = AUDIT_FIGURES, AUDIT_LINKS, REPORT_PAGE
+SCHEMA_VERSION = 1  # audit.json of edgelung 0.1 has no version; it has the same fields
 
 
 class ClassSummary(msgspec.Struct, frozen=True):
@@ -72,6 +73,7 @@ class Audit(msgspec.Struct, frozen=True, omit_defaults=True):
     classes: dict[str, ClassSummary]
     weakest_link: int | None  # inliers
     strongest_refused: int | None
+    schema_version: int
     known: KnownGroups | None = None  # left out of the JSON if nothing was compared
 
 

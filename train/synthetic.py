@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from edgelung.core.own_folders import GROUPS
+
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -300,7 +302,7 @@ def write_dataset(
                 tile = draw_tile(label, source, index, size, seed)
                 Image.fromarray(tile).save(folder / path, quality=90)
                 rows.append((path, label, f"{label}:{source}"))
-    with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / GROUPS).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     (folder / "SYNTHETIC.txt").write_text(NOTICE, encoding="utf-8")
     return folder

@@ -22,7 +22,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
-from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL
+from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL, REPORT_PAGE
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.typed_json import Json, convert, parse, plain
 from edgelung.tiles.reader import ReaderSpec
@@ -31,7 +31,7 @@ from edgelung.tiles.sizes import TrainedSizes
 SCHEMA_VERSION = 1
 MANIFEST, SEAL = BUNDLE_MANIFEST, BUNDLE_SEAL
 GOLDEN_FOLDER = "golden"
-REPORT = "report.html"
+REPORT = REPORT_PAGE
 MODEL_CARD = "MODEL_CARD.md"
 STARTER_NOTE = (
     "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "

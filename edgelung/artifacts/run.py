@@ -28,9 +28,10 @@ from edgelung.artifacts.run_predictions import RunPredictions, from_rows
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, sha256_file
-from edgelung.core.own_folders import RUN_CONFIG, RUN_SPLIT
+from edgelung.core.own_folders import REPORT_PAGE, RUN_CONFIG, RUN_SPLIT
 from edgelung.core.typed_json import Json
 
+METRICS_VERSION = 1  # metrics.json of edgelung 0.1 has no version; it is read as version 1
 SCHEMA_VERSION = 2  # folders of edgelung 0.1 have no version; they are read as version 1
 SUBSETS = ("train", "val", "test")
 ROLES = ("teacher", "baseline", "student")  # in the order of training
@@ -109,6 +110,7 @@ class RunMetrics(Struct, frozen=True, kw_only=True):
     of an older edgelung; `evaluation.concerns.run_concerns` then derives them.
     """
 
+    schema_version: int = METRICS_VERSION
     classes: list[str]
     teacher: ModelMetrics | UnsetType = UNSET
     baseline: ModelMetrics | UnsetType = UNSET
@@ -155,7 +157,7 @@ class RunFolder:
     @property
     def report_path(self) -> Path:
         """report.html."""
-        return self.path / "report.html"
+        return self.path / REPORT_PAGE
 
     @property
     def checkpoint_path(self) -> Path:
@@ -247,7 +249,7 @@ class RunFolder:
 
     def read_metrics(self) -> RunMetrics:
         """Read metrics.json."""
-        return typed_json.read(self.metrics_path, RunMetrics, ANEW)
+        return typed_json.read(self.metrics_path, RunMetrics, ANEW, METRICS_VERSION)
 
     def write_metrics(self, metrics: RunMetrics) -> None:
         """Write metrics.json, which marks the run as finished."""

@@ -61,8 +61,9 @@ def audit(
 
 
 def _print(audit: "Audit", folder: Path) -> None:
+    from edgelung.core.own_folders import GROUPS
     from edgelung.core.terminal import out
-    from edgelung.train.audit_report import GROUPS, REPORT
+    from edgelung.train.audit_report import REPORT
 
     counts = {
         "tiles": audit.tiles,

@@ -91,6 +91,7 @@ def demo(
 def _synthetic(folder: Path, recipe: str, also: list[Path]) -> "DemoOptions":
     """Draw the tiles that the demo runs on without --data."""
     from edgelung.core.files import writing
+    from edgelung.core.own_folders import GROUPS
     from edgelung.core.terminal import out
     from edgelung.tools.demo import CALIBRATION_TILES, DemoOptions
     from edgelung.train.synthetic import write_dataset
@@ -98,7 +99,7 @@ def _synthetic(folder: Path, recipe: str, also: list[Path]) -> "DemoOptions":
     with writing(folder / "tiles"):
         data = write_dataset(folder / "tiles", sources=64, tiles_per_source=10)
     out().print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.", markup=False)
-    return DemoOptions(data, data / "groups.csv", recipe, CALIBRATION_TILES, also)
+    return DemoOptions(data, data / GROUPS, recipe, CALIBRATION_TILES, also)
 
 
 def _new_folder(folder: Path) -> Path:

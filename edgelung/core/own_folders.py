@@ -10,6 +10,8 @@ from collections.abc import Callable
 RUN_CONFIG, RUN_SPLIT = "run.json", "split.csv"
 BUNDLE_MANIFEST, BUNDLE_SEAL = "bundle.json", "bundle.json.sha256"
 AUDIT_FIGURES, AUDIT_LINKS = "audit.json", "links.csv"
+GROUPS = "groups.csv"  # of an audit, and beside the tiles that edgelung draws
+REPORT_PAGE = "report.html"
 ENGINES_MANIFEST = "engines.json"
 MAX_BYTES = 1 << 24  # of a JSON file that is looked at
 
