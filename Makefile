@@ -24,7 +24,7 @@ demo: $(VENV)/.ready-demo
 	$(BIN)/edgelung demo --out "$(OUT)" --recipe $(RECIPE) \
 		$(if $(DATA),--data "$(DATA)") $(if $(GROUPS),--groups "$(GROUPS)")
 
-test: lint types unit docs
+test: lint types docs unit
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
