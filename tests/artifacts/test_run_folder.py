@@ -9,6 +9,7 @@ import pytest
 from msgspec import structs
 
 from edgelung.artifacts.run import (
+    METRICS_VERSION,
     SCHEMA_VERSION,
     RunConfig,
     RunFolder,
@@ -81,7 +82,8 @@ def test_every_file_survives_reading_and_writing(copy: RunFolder) -> None:
     metrics = copy.read_metrics()
     text = json.loads(copy.metrics_path.read_text("utf-8"))
     copy.write_metrics(metrics)
-    assert json.loads(copy.metrics_path.read_text("utf-8")) == text
+    written = json.loads(copy.metrics_path.read_text("utf-8"))
+    assert written == text | {"schema_version": METRICS_VERSION}
     config = copy.read_config()
     copy.write_config(config)
     assert copy.read_config() == structs.replace(config, schema_version=SCHEMA_VERSION)
