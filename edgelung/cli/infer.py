@@ -178,6 +178,7 @@ def infer(
     `edgelung doctor`. Research use only.
     """
     from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
+    from edgelung.cli.counting import counting
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
     from edgelung.core.typed_json import plain
@@ -209,7 +210,7 @@ def infer(
         strict_size=strict_size or bool(defaults.strict_size),
     )
     _warn_of_gate(bundle, options.precision)
-    with progress("infer") as advance:
+    with progress("infer") as advance, counting(source, destination, advance, watch):
         run = watch_folder if watch else infer_folder
         result = run(
             source,
