@@ -232,19 +232,35 @@ class Bundle:
     def variant(self, precision: Precision) -> Variant:
         """The variant of this precision. Raises EdgelungError if the bundle has none."""
         if precision not in self.variants:
+            held = ", ".join(self.variants)
+            if self.is_starter:
+                raise EdgelungError(
+                    f"the starter holds no {precision} variant; expected --precision auto or one "
+                    f"of {held}. A bundle of your own can hold it: `edgelung export` with "
+                    f"{precision.about.option}, then --model BUNDLE"
+                )
             raise EdgelungError(
-                f"bundle {self.folder} holds no {precision} variant (it holds "
-                f"{', '.join(self.variants)}); export it with {precision.about.option}"
+                f"bundle {self.folder} holds no {precision} variant; expected one of {held}, or "
+                f"export its run again with {precision.about.option}"
             )
         return self.variants[precision]
+
+    @property
+    def is_starter(self) -> bool:
+        """True for the bundle in the package."""
+        return self.folder.resolve() == _starter_folder().resolve()
 
 
 def starter_bundle() -> Path:
     """The folder of the bundle in the package. Raises EdgelungError if it is not there."""
-    folder = Path(str(resources.files("edgelung"))) / "starter"
+    folder = _starter_folder()
     if not (folder / MANIFEST).is_file():
         raise EdgelungError("this installation has no starter bundle; expected --model BUNDLE")
     return folder
+
+
+def _starter_folder() -> Path:
+    return Path(str(resources.files("edgelung"))) / "starter"
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -59,6 +59,16 @@ def report(message: str, *values: object) -> None:
     logging.getLogger(__name__).info(message, *values)
 
 
+def print_next(*words: object) -> None:
+    """End the output for people with the command that comes next."""
+    import shlex
+
+    from edgelung.core.terminal import out
+
+    command = shlex.join(["edgelung", *map(str, words)])
+    out().print(f"next    {command}", markup=False)
+
+
 def usage_message(error: TyperException) -> str:
     """Return the message of a usage error; the help page where no command was given."""
     text = error.format_message()
