@@ -127,9 +127,9 @@ def export(
 ) -> None:
     """Which variants of a run are as good as full precision?
 
-    Writes a bundle: full precision and the variants asked for, each judged against it, with the
-    evidence. Says if full precision itself should not be used. Exit code 4: a variant did not
-    pass its gate.
+    Writes a bundle with the full-precision (FP32) model and the variants that the options add. An
+    accuracy gate compares each variant with full precision. Warns if full precision itself should
+    not be used. Exit code 4: a variant did not pass its gate.
     """
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.core.errors import EdgelungError, ExitCode
