@@ -232,16 +232,11 @@ class Bundle:
     def variant(self, precision: Precision) -> Variant:
         """The variant of this precision. Raises EdgelungError if the bundle has none."""
         if precision not in self.variants:
-            held = ", ".join(self.variants)
-            if self.is_starter:
-                raise EdgelungError(
-                    f"the starter holds no {precision} variant; expected --precision auto or one "
-                    f"of {held}. A bundle of your own can hold it: `edgelung export` with "
-                    f"{precision.about.option}, then --model BUNDLE"
-                )
+            name = "the starter" if self.is_starter else f"bundle {self.folder}"
             raise EdgelungError(
-                f"bundle {self.folder} holds no {precision} variant; expected one of {held}, or "
-                f"export its run again with {precision.about.option}"
+                f"{name} holds no {precision} variant; expected --precision auto or one of "
+                f"{', '.join(self.variants)}. To get a bundle that holds it: `edgelung export RUN "
+                f"--out BUNDLE {precision.about.option}`, with a run of your own"
             )
         return self.variants[precision]
 
@@ -253,8 +248,7 @@ class Bundle:
 
 def starter_bundle() -> Path:
     """The folder of the bundle in the package. Raises EdgelungError if it is not there."""
-    folder = _starter_folder()
-    if not (folder / MANIFEST).is_file():
+    if not ((folder := _starter_folder()) / MANIFEST).is_file():
         raise EdgelungError("this installation has no starter bundle; expected --model BUNDLE")
     return folder
 
