@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
+from edgelung.core.progress import SILENT, Advance
 from edgelung.inference.record import printable
 from edgelung.tiles.find import LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.lists import read_rows
@@ -38,7 +39,7 @@ class IndexedTile:
 def index_tiles(
     data: Path,
     classes: Sequence[str] = (),
-    on_tile: Callable[[int], None] = lambda n: None,
+    advance: Advance = SILENT,
     on_error: Callable[[str, str], None] | None = None,
 ) -> list[IndexedTile]:
     """Index every image below `data`, labelled by the folder it lies in, in path order.
@@ -50,7 +51,7 @@ def index_tiles(
     Args:
         data: folder of class folders.
         classes: names of the class folders; none: every folder that holds tiles is a class.
-        on_tile: called with the number of tiles done since the last call.
+        advance: the progress bar of the files.
         on_error: called with path and reason of a file that cannot be read or lies in no class
             folder, which is then left out; a single class and empty ones are accepted then.
 
@@ -66,8 +67,10 @@ def index_tiles(
     files = _labelled(data, files, labels, classes, on_error)
     _check_classes(data, files, labels, classes, complete=on_error is None)
 
+    advance.set_total(len(files))
+
     def index(file: FoundFile) -> IndexedTile | None:
-        on_tile(1)
+        advance(1)
         try:
             data_bytes = read_bytes(file.location)
             width, height = image_size(data_bytes)

@@ -147,9 +147,11 @@ def _train_stage(run: Run, stage: Stage, progress: Progress) -> Model:
             run.folder.checkpoint_path,
             on_epoch,
         )
-        size = trainer.batch_size
-        with progress_bar(stage.name, trainer.total_steps * size) as advance:
-            advance(progress.step * size)
+        size, steps = trainer.batch_size, trainer.total_steps
+        work = trainer.work_of(range(steps))
+        with progress_bar(stage.name, steps * size, total_work=work) as advance:
+            done = range(progress.step)
+            advance(len(done) * size, work=trainer.work_of(done))
             return trainer.fit(on_step=advance)
     except (RuntimeError, MemoryError) as error:
         # On a CPU torch raises a plain RuntimeError.

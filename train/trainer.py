@@ -38,7 +38,7 @@ from edgelung.train.seeds import derive_seed
 from edgelung.train.stages import Stage, timm_model
 from edgelung.train.tiles import LabelledTiles, prefetch
 
-OnStep = Callable[[int, str], None]
+OnStep = Callable[[int, str, float], None]
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,23 @@ class Trainer:
             self.module = DistributedDataParallel(self.module, device_ids=devices)
         self.timer = CheckpointTimer()
 
-    def fit(self, on_step: OnStep = lambda count, text: None) -> Model:
+    def fit(self, on_step: OnStep = lambda count, text, work: None) -> Model:
         """Train to the end of the stage; returns the (averaged) timm model in eval mode.
 
-        `on_step` is called with the number of tiles of a step and a line of text. Raises
-        EdgelungError if a loss or a gradient is not finite; the last checkpoint stays.
+        `on_step` is called with the number of tiles of a step, a line of text, and the step's work
+        (see `work_of`). Raises EdgelungError if a loss or a gradient is not finite; the last
+        checkpoint stays.
         """
         batches = prefetch(self.load_batch, range(self.progress.step, self.total_steps))
         first = self.progress.step // self.steps_per_epoch
         for epoch in range(first, self.stage.schedule.epochs):
             self.epoch(epoch, batches, on_step)
         return self.evaluated_model()
+
+    def work_of(self, steps: range) -> float:
+        """Relative cost of steps: the input pixels of their tiles, since sizes differ by epoch."""
+        sides = (self.stage.input_size(step // self.steps_per_epoch) for step in steps)
+        return float(sum(self.batch_size * side**2 for side in sides))
 
     def epoch(self, epoch: int, batches: Iterator[Batch], on_step: OnStep) -> None:
         """Train the rest of an epoch, validate, and record what it came to."""
@@ -112,8 +118,8 @@ class Trainer:
             mean_loss = progress.losses["loss"] / (progress.step - epoch * self.steps_per_epoch)
             self.check_finite(mean_loss, "loss", batch.step)
             epochs = self.stage.schedule.epochs
-            text = f"{self.stage.name} epoch {epoch + 1}/{epochs} loss {mean_loss:.3f}"
-            on_step(self.batch_size, text)
+            text = f"epoch {epoch + 1}/{epochs} loss {mean_loss:.3f}"
+            on_step(self.batch_size, text, self.work_of(range(batch.step, batch.step + 1)))
             if progress.step < end and self.timer.is_due():
                 self.save_checkpoint()
         progress.history.append(self.record(epoch))

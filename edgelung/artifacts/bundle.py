@@ -232,19 +232,29 @@ class Bundle:
     def variant(self, precision: Precision) -> Variant:
         """The variant of this precision. Raises EdgelungError if the bundle has none."""
         if precision not in self.variants:
+            name = "the starter" if self.is_starter else f"bundle {self.folder}"
             raise EdgelungError(
-                f"bundle {self.folder} holds no {precision} variant (it holds "
-                f"{', '.join(self.variants)}); export it with {precision.about.option}"
+                f"{name} holds no {precision} variant; expected --precision auto or one of "
+                f"{', '.join(self.variants)}. To get a bundle that holds it: `edgelung export RUN "
+                f"--out BUNDLE {precision.about.option}`, with a run of your own"
             )
         return self.variants[precision]
+
+    @property
+    def is_starter(self) -> bool:
+        """True for the bundle in the package."""
+        return self.folder.resolve() == _starter_folder().resolve()
 
 
 def starter_bundle() -> Path:
     """The folder of the bundle in the package. Raises EdgelungError if it is not there."""
-    folder = Path(str(resources.files("edgelung"))) / "starter"
-    if not (folder / MANIFEST).is_file():
+    if not ((folder := _starter_folder()) / MANIFEST).is_file():
         raise EdgelungError("this installation has no starter bundle; expected --model BUNDLE")
     return folder
+
+
+def _starter_folder() -> Path:
+    return Path(str(resources.files("edgelung"))) / "starter"
 
 
 def open_bundle(folder: Path) -> Bundle:

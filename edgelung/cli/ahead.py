@@ -10,6 +10,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.files import new_folder
 from edgelung.core.terminal import err, progress
 from edgelung.engines.base import EngineUnavailableError
+from edgelung.engines.names import EngineName
 from edgelung.engines.tensorrt.build import check_targets
 from edgelung.engines.tensorrt.flavour import MODULES, Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, planned_builds
@@ -32,7 +33,7 @@ class EnginePlan:
     folder: Path
 
 
-def plan_engines(engine: str | None, target: str | None, bundle: Path) -> EnginePlan | None:
+def plan_engines(engine: EngineName | None, target: str | None, bundle: Path) -> EnginePlan | None:
     """Check --engine and --target before the bundle is made; None if no engine is asked for.
 
     Raises:
@@ -45,10 +46,10 @@ def plan_engines(engine: str | None, target: str | None, bundle: Path) -> Engine
         return None
     if engine not in MODULES:
         raise EdgelungError(
-            f"engine {engine!r} is not built ahead of time; expected tensorrt-rtx "
+            f"engine {engine} is not built ahead of time; expected tensorrt-rtx "
             "(the others load the bundle's ONNX files as they are)"
         )
-    if engine == "tensorrt":
+    if engine == EngineName.TENSORRT:
         raise EdgelungError(
             "TensorRT builds its engines on the GPU that runs them, at the first `edgelung infer "
             f"--engine tensorrt`; {_what_is_missing()}. Ahead of time, without that GPU, --engine "

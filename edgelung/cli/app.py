@@ -28,7 +28,7 @@ app = typer.Typer(
     "3 finished, but some files failed · 4 an accuracy gate failed or was inconclusive.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
 )

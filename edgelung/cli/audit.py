@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgelung.cli.command import print_next
 from edgelung.cli.options import INPUT, OUTPUT, training_extra
 
 if TYPE_CHECKING:
@@ -51,11 +52,16 @@ def audit(
 
     with training_extra("audit"):
         from edgelung.train.audit import audit_folder
+        from edgelung.train.audit_report import GROUPS
     result = audit_folder(data, out, groups, classes or ())
     if as_json:
         print(json.dumps(plain(result), indent=2))
     else:
         _print(result, out)
+        chosen = json.dumps(list(classes), ensure_ascii=False) if classes else ""
+        named = ["--set", f"classes={chosen}"] if chosen else []
+        run = out.with_name(f"{out.name}-run")
+        print_next("train", data, "--groups", out / GROUPS, "--out", run, *named)
     if result.unreadable:
         raise typer.Exit(ExitCode.SOME_FAILED)
 

@@ -59,15 +59,39 @@ def report(message: str, *values: object) -> None:
     logging.getLogger(__name__).info(message, *values)
 
 
+def print_next(*words: object) -> None:
+    """End the output for people with the command that comes next."""
+    import shlex
+
+    from edgelung.core.terminal import out
+
+    command = shlex.join(["edgelung", *map(str, words)])
+    out().print(f"next    {command}", markup=False)
+
+
 def usage_message(error: TyperException) -> str:
-    """Return the message of a usage error; the help page where no command was given."""
+    """Return the message of a usage error: what was found, what was expected, where to read on.
+
+    If no command was given, it is the help page.
+    """
     text = error.format_message()
     if "\n" in text:
         return text
     context = getattr(error, "ctx", None)
     see = f"see `{context.command_path if context else 'edgelung'} --help`"
-    message = one_line(text)
-    message = message[0].lower() + message[1:].removesuffix(".")
-    return f"edgelung: {message}" + (
-        f" {see.capitalize()}" if message.endswith("?") else f"; {see}"
-    )
+    message = one_line(text).rstrip(".")
+    message = message[0].lower() + message[1:]
+    if message.startswith("missing ") and (help_text := _help_of(error)):
+        message += f" ({help_text.rstrip('.')})"
+    elif message.startswith("no such option") and message.endswith(")"):
+        message, _, similar = message.removesuffix(")").partition(" (Possible options: ")
+        message += f". Did you mean {similar}?"
+    elif message.startswith("no such command") and not message.endswith("?") and context:
+        message += f"; expected one of {', '.join(context.command.commands)}"
+    asks = message.endswith("?")
+    return f"edgelung: {message}" + (f" {see.capitalize()}" if asks else f"; {see}")
+
+
+def _help_of(error: TyperException) -> str:
+    """The help text of the parameter that an error is about; '' if it has none."""
+    return getattr(getattr(error, "param", None), "help", None) or ""

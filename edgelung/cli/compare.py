@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgelung.cli.options import OUTPUT
+from edgelung.cli.options import OUTPUT, training_extra
 
 if TYPE_CHECKING:
     from edgelung.evaluation.comparison import ComparedModel, Difference
@@ -43,10 +43,12 @@ def compare(
         check_output_file(out)
     comparison = compare_runs(runs)
     if out:
-        from edgelung.report.pages import compare_page
+        with training_extra("compare --out"):
+            from edgelung.report.pages import compare_page
 
+            page = compare_page(comparison)
         with atomic_write(out, "w", encoding="utf-8") as file:
-            file.write(compare_page(comparison))
+            file.write(page)
     if as_json:
         print(json.dumps(plain(comparison), indent=2))
     else:
@@ -65,24 +67,27 @@ def _difference_cell(difference: "Difference | None") -> str:
 
 
 def _print(models: list["ComparedModel"]) -> None:
-    from rich.markup import escape
     from rich.table import Column, Table
 
     from edgelung.core.terminal import out
     from edgelung.evaluation.comparison import NO_INTERVAL
     from edgelung.evaluation.intervals import caution, table_cells
 
+    differences = [model.difference for model in models if model.difference]
+    for number, model in enumerate(models, 1):
+        name = f"{model.run}: {model.role} {model.model}, split by {model.split}"
+        out().print(f"{number:2}  {name}", markup=False)
     table = Table(
-        Column("model", overflow="fold"),  # names differ at their ends
-        *("split", "accuracy", "precision", "recall", "F1", "difference"),
+        Column("model", no_wrap=True),
+        *(["difference"] if differences else []),  # what the command is asked for
+        *("accuracy", "recall", "F1", "precision"),
         title="test set, %; below a figure its 95 % interval over groups",
     )
-    for model in models:
-        name = escape(f"{model.run}: {model.role}\n{model.model}")
-        cells = table_cells(model.test, model.test.intervals)
-        table.add_row(name, model.split, *cells, _difference_cell(model.difference))
+    for number, model in enumerate(models, 1):
+        accuracy, precision, recall, f1 = table_cells(model.test, model.test.intervals)
+        cells = [_difference_cell(model.difference)] if differences else []
+        table.add_row(f"{number} {model.role}", *cells, accuracy, recall, f1, precision)
     out().print(table)
-    differences = [model.difference for model in models if model.difference]
     for name in dict.fromkeys(difference.against for difference in differences):
         out().print(
             f"difference  in recall, in points, to {name}; paired over groups", markup=False

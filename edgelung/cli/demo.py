@@ -1,5 +1,6 @@
 """`edgelung demo`."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,15 +53,14 @@ def demo(
             help="Recipe of `edgelung train`.  [default: demo; with --data quick]",
         ),
     ] = "",
-    json_path: Annotated[
-        Path | None,
+    as_json: Annotated[
+        bool,
         typer.Option(
             "--json",
-            metavar="FILE",
             rich_help_panel=OUTPUT,
-            help="File for the figures.  [default: results.json in --out]",
+            help="Print the figures as JSON on standard output; they are in results.json too.",
         ),
-    ] = None,
+    ] = False,
 ) -> None:
     """Does the whole chain work here, from tiles to predictions?
 
@@ -69,7 +69,7 @@ def demo(
     `pip install 'edgelung[train]'`. Research use only.
     """
     from edgelung.core.errors import EdgelungError
-    from edgelung.core.files import check_output_file
+    from edgelung.core.typed_json import plain
     from edgelung.tools.demo import DemoOptions, run_demo
 
     if groups and data is None:
@@ -78,27 +78,28 @@ def demo(
         import timm  # noqa: F401 (asked for now, not when minutes of work are done)
 
         from edgelung.train.synthetic import write_dataset  # noqa: F401
-    if json_path:
-        check_output_file(json_path, "--json")
     folder = _new_folder(out)
     if data is None:
-        options = _synthetic(folder, recipe or "demo", also or [])
+        options = _synthetic(folder, recipe or "demo", also or [], quiet=as_json)
     else:
         options = DemoOptions(data, groups, recipe or "quick", also=also or [])
-    run_demo(options, folder, json_path)
+    figures = run_demo(options, folder, quiet=as_json)
+    if as_json:
+        print(json.dumps(plain(figures), indent=2))
 
 
-def _synthetic(folder: Path, recipe: str, also: list[Path]) -> "DemoOptions":
+def _synthetic(folder: Path, recipe: str, also: list[Path], *, quiet: bool) -> "DemoOptions":
     """Draw the tiles that the demo runs on without --data."""
     from edgelung.core.files import writing
     from edgelung.core.own_folders import GROUPS
-    from edgelung.core.terminal import out
+    from edgelung.core.terminal import err, out
     from edgelung.tools.demo import CALIBRATION_TILES, DemoOptions
     from edgelung.train.synthetic import write_dataset
 
     with writing(folder / "tiles"):
         data = write_dataset(folder / "tiles", sources=64, tiles_per_source=10)
-    out().print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.", markup=False)
+    console = err() if quiet else out()
+    console.print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.", markup=False)
     return DemoOptions(data, data / GROUPS, recipe, CALIBRATION_TILES, also)
 
 

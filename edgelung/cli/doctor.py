@@ -51,26 +51,48 @@ def doctor(
 
 
 def _print(result: "Examination") -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    """Print the answer first, then a line per finding; what to do stands whole on its own line."""
+    from rich.table import Column, Table
 
     from edgelung.core.terminal import out
 
-    table = Table("", "what", "found", "to fix it")
+    out().print(f"infer would run {result.choice}\n", markup=False)
+    width = max(len(finding.what) for finding in result.findings)
     for finding in result.findings:
-        cells = (finding.what, finding.found, finding.remedy)
-        table.add_row(MARKS[finding.state], *map(escape, cells))
-    out().print(table)
-    out().print(f"infer would run {result.choice}", markup=False)
+        _print_indented(f"{MARKS[finding.state]} {finding.what:{width}}  ", finding.found)
+        if finding.remedy:  # not wrapped: it is to be copied
+            out().print(f"{'':{width + 4}}to install it: {finding.remedy}", markup=False)
     if result.selftest is None:
         return
-    tests = Table("engine", "variant", "golden tiles", "largest difference")
+    tests = Table(
+        *("engine", "variant", Column("golden tiles", no_wrap=True), "largest\ndifference"),
+        title="self-test",
+    )
     for test in result.selftest:
         difference = test.golden_difference
         tests.add_row(
             test.engine,
             test.precision if test.state != "unavailable" else "",
-            escape(test.state if test.state == "ok" else f"{test.state}: {test.reason}"),
+            test.state,
             "" if difference is None else f"{difference:.2g}",
         )
+    out().print()
     out().print(tests)
+    reasons: dict[str, list[str]] = {}
+    for test in result.selftest:
+        if test.reason:
+            reasons.setdefault(test.reason, []).append(test.engine)
+    for reason, engines in reasons.items():
+        out().print(f"{', '.join(dict.fromkeys(engines))}: {reason}", markup=False)
+
+
+def _print_indented(head: str, text: str) -> None:
+    """Print `head` and a text that continues below its own beginning."""
+    import textwrap
+
+    from edgelung.core.terminal import out
+
+    width = max(out().width - len(head), 20)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    for number, line in enumerate(lines or [""]):
+        out().print((head if not number else " " * len(head)) + line, markup=False)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgelung.cli.command import report
-from edgelung.cli.options import INPUT, OUTPUT, training_extra
+from edgelung.cli.command import print_next, report
+from edgelung.cli.options import INPUT, OUTPUT, engine_name, training_extra
+from edgelung.engines.names import EngineName
 
 if TYPE_CHECKING:
     from edgelung.artifacts.bundle import BundleManifest, Sensitivity
@@ -101,8 +102,9 @@ def export(
         ),
     ] = False,
     engine: Annotated[
-        str | None,
+        EngineName | None,
         typer.Option(
+            parser=engine_name,
             metavar="NAME",
             rich_help_panel=AHEAD,
             help="Also build engines, without a GPU: tensorrt-rtx.",
@@ -125,9 +127,9 @@ def export(
 ) -> None:
     """Which variants of a run are as good as full precision?
 
-    Writes a bundle: full precision and the variants asked for, each judged against it, with the
-    evidence. Says if full precision itself should not be used. Exit code 4: a variant did not
-    pass its gate.
+    Writes a bundle with the full-precision (FP32) model and the variants that the options add. An
+    accuracy gate compares each variant with full precision. Warns if full precision itself should
+    not be used. Exit code 4: a variant did not pass its gate.
     """
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.core.errors import EdgelungError, ExitCode
@@ -161,14 +163,17 @@ def export(
     else:
         print_table(bundle.manifest, out)
         _print_sensitivity(bundle.manifest.sensitivity)
-    for concern in bundle_concerns(bundle.manifest):
+    concerns = bundle_concerns(bundle.manifest)
+    for concern in concerns:
         report("%s", concern.text)
+    if not as_json and not any(concern.do_not_use for concern in concerns):
+        print_next("infer", "FOLDER", "--model", out)
     if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
 
 
 def print_table(manifest: "BundleManifest", folder: Path) -> None:
-    """Print one line per variant. The verdict is whole on 80 columns; other cells wrap."""
+    """Print a row per variant, the verdict first; nothing is cut on 80 columns."""
     from rich.table import Column, Table
 
     from edgelung.artifacts.bundle import REPORT
@@ -177,22 +182,20 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
 
     useless = any(concern.do_not_use for concern in bundle_concerns(manifest))
     table = Table(
-        Column("variant", no_wrap=True),
-        Column("gate", no_wrap=True),
-        *("for", "MB", "agreement", "test balanced acc.", "test ECE"),
-        Column("tiles/s", overflow="fold"),
+        *(Column(name, no_wrap=True) for name in ("variant", "gate")),  # others shrink first
+        *("balanced\naccuracy", "agree-\nment", "tiles/s", "MB", "for"),
+        caption="balanced accuracy on the test set; agreement with full precision in the gate",
     )
     for name, entry in manifest.variants.items():
         test, verdict = entry.test, entry.gate.verdict
         table.add_row(
             name,
             "do not use" if useless and verdict == "reference" else verdict,
-            entry.meant_for,
-            f"{entry.bytes / 1e6:.1f}",
-            _figure(entry.gate.agreement),
             _figure(test.balanced_accuracy if test else None),
-            _figure(test.expected_calibration_error if test else None),
-            ", ".join(f"{k} {v:.0f}" for k, v in entry.tiles_per_second.items()),
+            _figure(entry.gate.agreement),
+            "\n".join(f"{engine} {speed:.0f}" for engine, speed in entry.tiles_per_second.items()),
+            f"{entry.bytes / 1e6:.1f}",
+            entry.meant_for,
         )
     out().print(table)
     out().print(f"bundle  {folder}\nreport  {folder / REPORT}", markup=False)

@@ -177,7 +177,8 @@ def infer(
     Writes one row per file and a summary of the run. Defaults can stand in edgelung.toml, see
     `edgelung doctor`. Research use only.
     """
-    from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
+    from edgelung.artifacts.bundle import MODEL_CARD, STARTER_NOTE, open_bundle, starter_bundle
+    from edgelung.cli.counting import counting
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
     from edgelung.core.typed_json import plain
@@ -209,7 +210,7 @@ def infer(
         strict_size=strict_size or bool(defaults.strict_size),
     )
     _warn_of_gate(bundle, options.precision)
-    with progress("infer") as advance:
+    with progress("infer") as advance, counting(source, destination, advance, watch):
         run = watch_folder if watch else infer_folder
         result = run(
             source,
@@ -224,7 +225,7 @@ def infer(
         if as_json:
             print(json.dumps(plain(result), indent=2), flush=True)
         else:
-            print_summary(result)
+            print_summary(result, bundle.folder / MODEL_CARD if bundle.is_starter else None)
         report(RESEARCH_USE_ONLY)
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
@@ -259,8 +260,11 @@ def _print_resume_command(rows: int, journal: Path) -> None:
     report("stopped: %d rows are kept in %s. To continue:\n%s", *(rows, journal.name, command))
 
 
-def print_summary(summary: "Summary") -> None:
-    """Print the run for people: on standard output, or on standard error if the rows go there."""
+def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:
+    """Print the run for people: on standard output, or on standard error if the rows go there.
+
+    `starter_card`: the model card of the starter, if that predicted.
+    """
     from edgelung.core.terminal import err, out
 
     console = err() if summary.out == "-" else out()
@@ -283,6 +287,17 @@ def print_summary(summary: "Summary") -> None:
             f"accuracy  {_percent(labelled.accuracy)}, balanced "
             f"{_percent(labelled.balanced_accuracy)} on {labelled.tiles} labelled tiles"
         )
+        tiles = sum(summary.labels.values())
+        if others := tiles - labelled.tiles:
+            lines.append(
+                f"          {others} of {tiles} tiles lie in folders that name no class: no "
+                "accuracy for them"
+            )
+        if starter_card:
+            lines.append(
+                "          the starter was trained on tiles of LC25000: on tiles of LC25000 this "
+                f"is no test. Its test figures: {starter_card}"
+            )
     if verify := summary.verify:
         lines.append(
             f"verify    agreement {_percent(verify.agreement)} on {verify.tiles} tiles, "
@@ -304,10 +319,11 @@ def print_summary(summary: "Summary") -> None:
 
 def _print_confusion(labelled: "LabelledMetrics", console: "Console") -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     names = [escape(name) for name in labelled.classes]
-    table = Table("truth ↓  predicted →", *names, "recall", title="confusion matrix")
+    columns = (Column(name, overflow="fold") for name in ("truth ↓  predicted →", *names))
+    table = Table(*columns, Column("recall", no_wrap=True), title="confusion matrix")
     for name, row, recall in zip(names, labelled.confusion, labelled.recall, strict=True):
         table.add_row(name, *map(str, row), _percent(recall))
     console.print(table)

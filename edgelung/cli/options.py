@@ -32,6 +32,16 @@ def choice_parser(kind: type[E]) -> Callable[[str], Choice[E]]:
     return parse
 
 
+def engine_name(text: str) -> EngineName:
+    """Parse the name of one engine."""
+    try:
+        return EngineName(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is unknown; expected one of {', '.join(EngineName)}"
+        ) from None
+
+
 def chosen(choice: Choice[E] | None, default: E | None = None) -> E | None:
     """Return what the command line chose, or the default if it says nothing."""
     return default if choice is None else choice.value

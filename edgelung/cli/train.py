@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgelung.cli.command import report
+from edgelung.cli.command import print_next, report
 from edgelung.cli.options import INPUT, MODEL, OUTPUT, training_extra
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def train(
         typer.Option(
             metavar="NAME",
             rich_help_panel=MODEL,
-            help="quick, demo, paper, starter, or a TOML file.  [default: quick]",
+            help="quick, demo, paper, starter, or a TOML file. Measured on two cores with BF16: "
+            "demo 2 minutes (1,920 tiles), quick 16 (12,897 tiles).  [default: quick]",
         ),
     ] = "",
     student: Annotated[
@@ -145,7 +146,8 @@ def train(
         print(json.dumps(plain(metrics), indent=2))
     else:
         _print_table(metrics, out)
-    _report_concerns(metrics, out)
+    if _report_concerns(metrics, out) and not as_json:
+        print_next("export", out, "--out", f"{out}-bundle", "--int8")
 
 
 @contextmanager
@@ -198,18 +200,18 @@ def _resume_command(data: Path, out: Path) -> str:
 
 
 def _print_table(metrics: "RunMetrics", folder: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from edgelung.artifacts.run import RunFolder
     from edgelung.core.terminal import out
     from edgelung.evaluation.intervals import caution, table_cells
 
     title = "test set, %; below a figure its 95 % interval over groups"
-    table = Table("model", "accuracy", "precision", "recall", "F1", title=title)
+    table = Table(Column("model", no_wrap=True), "accuracy", "precision", "recall", "F1")
+    table.title = title
     for role, model in metrics.models.items():
-        cells = table_cells(model.test, model.test.intervals)
-        table.add_row(escape(f"{role} {model.model}"), *cells)
+        out().print(f"{role} {model.model}", markup=False)
+        table.add_row(role, *table_cells(model.test, model.test.intervals))
     out().print(table)
     run = RunFolder(folder)
     if warning := caution(run.read_config().fewest_test_groups):
@@ -217,10 +219,15 @@ def _print_table(metrics: "RunMetrics", folder: Path) -> None:
     out().print(f"run     {folder}\nreport  {run.report_path}", markup=False)
 
 
-def _report_concerns(metrics: "RunMetrics", folder: Path) -> None:
-    """Say why the models or their figures should not be trusted. The exit code stays 0."""
+def _report_concerns(metrics: "RunMetrics", folder: Path) -> bool:
+    """Say why the models or their figures should not be trusted; False if the student is useless.
+
+    The exit code stays 0.
+    """
     from edgelung.artifacts.run import RunFolder
     from edgelung.evaluation.concerns import run_concerns
 
-    for concern in run_concerns(metrics, RunFolder(folder).read_config().counts):
+    concerns = run_concerns(metrics, RunFolder(folder).read_config().counts)
+    for concern in concerns:
         report("%s", concern.text)
+    return not any(concern.do_not_use for concern in concerns)

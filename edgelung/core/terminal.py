@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from edgelung.core.progress import SILENT, Advance, show_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,52 +68,26 @@ def show_reports() -> None:
     logger.propagate = False
 
 
-class Advance(Protocol):
-    """Moves a progress bar."""
-
-    def __call__(self, n: int = 1, note: str = "") -> None:
-        """Add `n` to what is done and show `note` beside the bar."""
-
-
 @contextmanager
-def progress(text: str, total: int | None = None) -> Iterator[Advance]:
-    """Show a bar with rate and remaining time on a terminal, nothing elsewhere.
+def progress(
+    text: str, total: int | None = None, total_work: float | None = None
+) -> Iterator[Advance]:
+    """Show a bar with speed and remaining time on a terminal, nothing elsewhere.
+
+    It appears with the first call of what is yielded, so that an error at once paints no bar.
 
     Args:
         text: what is done, shown in front of the bar.
-        total: how much there is to do; None: unknown.
+        total: how much there is to do; None: unknown, and only a counter is shown.
+        total_work: the same, weighed by what each part costs, if the parts differ: the remaining
+            time is computed from it.
 
     Yields:
         A function that moves the bar.
     """
-    if not (_reports_shown and sys.stderr and sys.stderr.isatty()):
-        yield lambda n=1, note="": None
+    is_terminal = _reports_shown and sys.stderr is not None and sys.stderr.isatty()
+    if not (is_terminal and err().is_interactive):  # a terminal that can move its cursor
+        yield SILENT
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task(text, total=total, rate="", note="")
-
-        def advance(n: int = 1, note: str = "") -> None:
-            speed = bar.tasks[task].speed
-            bar.update(task, advance=n, rate=f"{speed:.1f}/s" if speed else "", note=note)
-
+    with show_bar(err(), text, total, total_work) as advance:
         yield advance

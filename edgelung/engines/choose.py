@@ -101,6 +101,11 @@ def open_engine(
             return Chosen(loaded, variant, "; ".join([why, *failures]), difference)
     if engine is not None:
         failures = failures[-1:]
+        if engine in GPU_ENGINES and not gpu_present():  # installing something would not help
+            failures = [
+                f"{engine} needs an NVIDIA GPU, and none is visible; leave --engine out to run on "
+                "the CPU"
+            ]
     raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(failures)}")
 
 

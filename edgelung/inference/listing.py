@@ -19,20 +19,23 @@ logger = logging.getLogger(__name__)
 __all__ = ["STANDARD_INPUT", "listed_files"]
 
 
-def listed_files(folder: Path, listing: Path, subset: str | None) -> Iterator[FoundFile]:
+def listed_files(
+    folder: Path, listing: Path, subset: str | None, *, check: bool = True
+) -> Iterator[FoundFile]:
     """The files that the list names, each once, read from the list as they are needed.
 
     Args:
         folder: what relative paths in the list are relative to.
         listing: a file, a pipe, or `-` for standard input.
         subset: of a CSV, only the rows whose column `subset` holds this.
+        check: read a regular file to its end first, and warn if none of its files is there.
 
     Raises:
         EdgelungError: the list is wrong, or names no file. A regular file is checked to its end at
             once, a stream as it is read.
     """
     name = list_name(listing)
-    if listing.is_file():  # a pipe can be read only once
+    if check and listing.is_file():  # a pipe can be read only once
         _check(folder, listing, subset)
     names = _names(listing, subset)
     first = next(names, None)

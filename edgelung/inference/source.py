@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -56,6 +57,24 @@ class Source:
             # Resolving a path is slow; the name alone rules out nearly every file.
             if os.path.basename(file.location) not in own_names or not _is_one_of(file, own_files)
         )
+
+    def count(self, destination: Destination, stop: threading.Event) -> int | None:
+        """Count the files without keeping them; None for a stream, or once `stop` is set.
+
+        Raises what `files` raises.
+        """
+        if self.listing is None:
+            files = self.files(destination)
+        elif self.listing == STANDARD_INPUT or not self.listing.is_file():
+            return None  # can be read only once
+        else:
+            files = listed_files(self.folders[0], self.listing, self.subset, check=False)
+        count = 0
+        for _ in files:
+            if stop.is_set():
+                return None
+            count += 1
+        return count
 
     def _listed(self, listing: Path, destination: Destination) -> Iterator[FoundFile]:
         rows = destination.rows

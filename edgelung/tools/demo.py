@@ -20,7 +20,7 @@ from edgelung.core.config import ENVIRONMENT, OFF
 from edgelung.core.errors import ExitCode
 from edgelung.core.precision import Precision
 from edgelung.core.system import describe_machine
-from edgelung.core.terminal import out as console
+from edgelung.core.terminal import err, out
 from edgelung.engines.names import EngineName
 from edgelung.tools.demo_figures import AlsoFigures, DemoFigures, Labels, collect_figures, show
 
@@ -56,34 +56,42 @@ class DemoOptions:
 
 @dataclass
 class Steps:
-    """Runs `edgelung` commands, prints each one and remembers how long it took."""
+    """Runs `edgelung` commands, prints each one and remembers how long it took.
 
+    `quiet` keeps standard output free: all that is printed goes to standard error.
+    """
+
+    quiet: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, name: str, *words: object, allowed: Sequence[ExitCode] = (ExitCode.OK,)) -> None:
         """Run one command; an exit code that is not allowed ends this program with the same."""
         command = [str(word) for word in words]
-        console().print(f"\n$ edgelung {' '.join(command)}", markup=False)
+        console = err() if self.quiet else out()
+        console.print(f"\n$ edgelung {' '.join(command)}", markup=False)
         environment = os.environ | {ENVIRONMENT: OFF}  # the same figures whatever the defaults
         start = time.perf_counter()
         code = subprocess.run(
-            [sys.executable, "-m", "edgelung", *command], env=environment, check=False
+            [sys.executable, "-m", "edgelung", *command],
+            env=environment,
+            stdout=sys.stderr if self.quiet else None,
+            check=False,
         ).returncode
         self.seconds[name] = round(time.perf_counter() - start, 1)
         if code not in allowed:
             raise SystemExit(code)  # the command has said why
 
 
-def run_demo(options: DemoOptions, folder: Path, json_path: Path | None = None) -> DemoFigures:
+def run_demo(options: DemoOptions, folder: Path, *, quiet: bool = False) -> DemoFigures:
     """Run the chain in `folder`; a variant that does not pass its gate is shown, not an error.
 
     Args:
         options: tiles, groups and recipe.
         folder: an existing folder for the run, the bundle, the rows and results.json.
-        json_path: the file for the figures; None: results.json in `folder`.
+        quiet: print nothing on standard output.
     """
     run, bundle = folder / "run", folder / "bundle"
-    steps = Steps()
+    steps = Steps(quiet=quiet)
     groups = ["--groups", options.groups] if options.groups else []
     steps.run("train", "train", options.data, "--out", run, "--recipe", options.recipe, *groups)
     few = ["--calibration-tiles", options.calibration_tiles] if options.calibration_tiles else []
@@ -113,9 +121,10 @@ def run_demo(options: DemoOptions, folder: Path, json_path: Path | None = None) 
         seconds=steps.seconds,
         machine=describe_machine(),
     )
-    path = json_path or folder / "results.json"
+    path = folder / "results.json"
     typed_json.write(path, figures)
-    show(figures, has_groups=options.groups is not None)
-    reports = f"{RunFolder(run).report_path}\n          {bundle / REPORT}"
-    console().print(f"reports   {reports}\nfigures   {path}", markup=False)
+    if not quiet:
+        show(figures, has_groups=options.groups is not None)
+        reports = f"{RunFolder(run).report_path}\n          {bundle / REPORT}"
+        out().print(f"reports   {reports}\nfigures   {path}", markup=False)
     return figures

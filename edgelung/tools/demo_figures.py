@@ -195,12 +195,15 @@ def _infer_figures(
 
 def show(figures: DemoFigures, *, has_groups: bool) -> None:
     """Print the closing table. `has_groups`: groups were given, not found."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     which = "" if has_groups else "of groups as `edgelung audit` finds them; "
     title = f"test tiles, {which}no group of which was seen in training"
-    names = ("model", "accuracy", "balanced (95 %)", "FP32's label", "tiles/s", "MB")
-    table = Table(*names, title=title)
+    table = Table(
+        Column("model", overflow="fold"),
+        *("accuracy", "balanced\n(95 % interval)", "FP32's\nlabel", "tiles/s", "MB"),
+        title=title,
+    )
     if figures.teacher:
         test = figures.teacher.test
         cells = (_percent(test.accuracy), _balanced(test))
@@ -235,7 +238,7 @@ def show(figures: DemoFigures, *, has_groups: bool) -> None:
 def _balanced(figures: Headline | InferFigures) -> str:
     bounds = figures.balanced_accuracy_interval
     text = _percent(figures.balanced_accuracy)
-    return text if bounds is None else f"{text} ({written(bounds).removesuffix(' %')})"
+    return text if bounds is None else f"{text}\n{written(bounds).removesuffix(' %')}"
 
 
 def _percent(value: float | None) -> str:

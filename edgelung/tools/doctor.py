@@ -20,7 +20,7 @@ from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores, version
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.cuda import GRAPHS, Device, driver_version, gpu_present
-from edgelung.engines.names import EngineName
+from edgelung.engines.names import GPU_ENGINES, EngineName
 from edgelung.engines.tensorrt.flavour import INSTALL, MODULES, load_flavour
 from edgelung.kernels import build as kernels
 
@@ -128,7 +128,9 @@ def run_selftest(bundle: Bundle) -> list[EngineTest]:
             try:
                 engine = factory(variant.path, available_cores())
             except Exception as error:  # runtimes raise their own exception types
-                results.append(EngineTest(name, precision, "unavailable", one_line(error)))
+                lacks_gpu = name in GPU_ENGINES and not gpu_present()
+                reason = "needs an NVIDIA GPU; none is visible" if lacks_gpu else one_line(error)
+                results.append(EngineTest(name, precision, "unavailable", reason))
                 if isinstance(error, EngineUnavailableError):
                     break  # the other variants would give the same reason
                 continue

@@ -61,7 +61,7 @@ def test_what_is_read_is_what_the_file_says() -> None:
 
 def test_a_variant_that_is_not_there_names_the_option_that_adds_it() -> None:
     bundle = open_bundle(starter_bundle())
-    with pytest.raises(EdgelungError, match=r"holds no fp16 variant .*fp32, int8.*--fp16"):
+    with pytest.raises(EdgelungError, match=r"holds no fp16 variant; .*fp32, int8.*--fp16"):
         bundle.variant(Precision.FP16)
 
 

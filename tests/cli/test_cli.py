@@ -192,7 +192,7 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["infer", "gone", "--model", "BUNDLE"], "gone does not exist"),
         (["infer", "EMPTY", "--model", "BUNDLE"], "found no file at all"),
         (["infer", "TILES", "--model", "TILES"], "is no bundle"),
-        (["infer", "TILES", "--model", "BUNDLE", "--engine", "tensorrt"], "tensorrt is not inst"),
+        (["infer", "TILES", "--model", "BUNDLE", "--engine", "tensorrt"], "tensorrt"),
         (
             ["infer", "TILES", "--model", "BUNDLE", "--engine", "x"],
             "'x' is unknown; expected one of auto",

@@ -1,7 +1,9 @@
 """Help and usage errors: one question per command, groups of options, one line per mistake."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -31,6 +33,26 @@ def test_every_option_says_what_it_is(name: str) -> None:
             assert "<" not in form, form  # a type of Python's, such as <list[str]>
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_80_columns(name: str, cli) -> None:
+    text = cli(*filter(None, [name]), "--help", env=os.environ | {"COLUMNS": "80"}).stdout
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_installed(shell: str, tmp_path: Path, cli) -> None:
+    environment = os.environ | {"HOME": str(tmp_path), "SHELL": f"/bin/{shell}"}
+    environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # the tests' own shell
+    done = cli("--install-completion", shell, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert any("edgelung" in path.name for path in tmp_path.rglob("*"))
+
+
+def test_completion_knows_the_commands(cli) -> None:
+    asked = {"_EDGELUNG_COMPLETE": "complete_bash", "COMP_WORDS": "edgelung inf", "COMP_CWORD": "1"}
+    assert cli(env=os.environ | asked).stdout.split() == ["infer"]
+
+
 def test_the_short_and_the_long_form_of_help_are_the_same(cli) -> None:
     assert cli("infer", "-h").stdout == cli("infer", "--help").stdout
 
@@ -47,13 +69,31 @@ def test_the_options_of_infer_stand_in_groups(cli) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["predict"], "no such command 'predict'; see `edgelung --help`"),
+        (
+            ["predict"],
+            "no such command 'predict'; expected one of audit, train, compare, export, infer, "
+            "bench, doctor, demo, gpu-check; see `edgelung --help`",
+        ),
         (["infr"], "no such command 'infr'. Did you mean 'infer'? See `edgelung --help`"),
-        (["infer"], "missing argument 'FOLDER'; see `edgelung infer --help`"),
-        (["train", "x"], "missing option '--out'; see `edgelung train --help`"),
+        (
+            ["infer"],
+            "missing argument 'FOLDER' (Folder of tiles, searched with all folders below; several "
+            "share one output); see `edgelung infer --help`",
+        ),
+        (
+            ["train", "x"],
+            "missing option '--out' (New run folder to write); see `edgelung train --help`",
+        ),
         (
             ["infer", "x", "--modle", "y"],
-            "no such option: --modle (Possible options: --model); see `edgelung infer --help`",
+            "no such option: --modle. Did you mean --model? See `edgelung infer --help`",
+        ),
+        (["infer", "x", "--zzz"], "no such option: --zzz; see `edgelung infer --help`"),
+        (
+            ["export", "run", "--out", "new", "--engine", "tensort"],
+            "invalid value for '--engine': 'tensort' is unknown; expected one of openvino, "
+            "onnxruntime, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-tensorrt; see "
+            "`edgelung export --help`",
         ),
         (
             ["infer", "x", "--precision", "int4"],

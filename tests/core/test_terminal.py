@@ -60,6 +60,19 @@ def test_a_bar_on_a_terminal_shows_totals_and_notes() -> None:
     assert "val [a]" in shown
 
 
+def test_an_error_at_once_paints_no_bar() -> None:
+    program = """
+from edgelung.core import terminal
+terminal.show_reports()
+try:
+    with terminal.progress("infer", total=40):
+        raise ValueError
+except ValueError:
+    pass
+"""
+    assert on_a_terminal(program) == ""
+
+
 def test_without_a_terminal_there_is_no_bar() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SHOW_PROGRESS], capture_output=True, text=True, check=True

@@ -168,3 +168,29 @@ def test_folders_that_overlap_are_refused_and_thousands_are_no_burden(tmp_path: 
     for file in files:
         file.touch()
     assert len(list(Source(tuple(files)).files(OUT))) == 3000
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_count_is_the_number_of_files_to_predict(tmp_path: Path, listed: bool) -> None:
+    folder = tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    for name in ("1.png", "a/2.png", "predictions.csv"):
+        (folder / name).touch()
+    listing = tmp_path / "list"
+    listing.write_text("1.png\n./1.png\na/2.png\ngone.png\n")
+    source = Source((folder,), listing if listed else None)
+    destination = Destination.parse(folder / "predictions.csv")
+    expected = len(list(source.files(destination)))
+    assert source.count(destination, threading.Event()) == expected == (3 if listed else 2)
+
+
+def test_a_stream_is_not_read_to_count_it(tmp_path: Path) -> None:
+    stop = threading.Event()
+    assert Source((tmp_path,), Path("-")).count(OUT, stop) is None
+
+
+def test_counting_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    stop = threading.Event()
+    stop.set()
+    assert Source((tmp_path,)).count(OUT, stop) is None

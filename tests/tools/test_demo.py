@@ -114,3 +114,16 @@ def test_groups_need_tiles_of_ones_own(cli, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "--groups needs --data" in result.stderr
     assert not (tmp_path / "demo").exists()
+
+
+def test_with_json_standard_output_stays_free_for_the_figures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    terminal.err.cache_clear()
+    Steps(quiet=True).run("version", "--version")
+    terminal.err.cache_clear()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "$ edgelung --version" in printed.err
+    assert "edgelung 0" in printed.err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,3 +191,12 @@ def test_fewer_tiles_than_processes_are_refused() -> None:
     assert global_batch_size(schedule, 7, context) == 4
     with pytest.raises(EdgelungError, match="3 training tiles are fewer than 4 processes"):
         global_batch_size(schedule, 3, context)
+
+
+def test_a_step_is_weighed_by_the_pixels_of_its_epoch() -> None:
+    """Two epochs of two steps at 112 px, then one at 224 px: its steps cost four times as much."""
+    stage = SimpleNamespace(input_size=lambda epoch: 112 if epoch < 2 else 224)
+    trainer: Any = SimpleNamespace(stage=stage, steps_per_epoch=2, batch_size=8)
+    low, high = (trainer_module.Trainer.work_of(trainer, range(n, n + 1)) for n in (3, 4))
+    assert high == 4 * low
+    assert trainer_module.Trainer.work_of(trainer, range(6)) == 4 * low + 2 * high

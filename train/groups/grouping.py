@@ -9,6 +9,8 @@ from functools import lru_cache
 
 from threadpoolctl import threadpool_limits
 
+from edgelung.core.progress import Advance
+from edgelung.core.terminal import progress
 from edgelung.train.groups.candidates import Voting, find_candidates
 from edgelung.train.groups.coverage import cover, lay_out
 from edgelung.train.groups.disjoint_set import DisjointSet
@@ -62,7 +64,6 @@ def group_tiles(
     count: int,
     read: Callable[[int], Bytes],
     identical: Sequence[object],
-    advance: Callable[..., None] = lambda n=1, note="": None,
 ) -> Grouping:
     """Group `count` tiles by what they show.
 
@@ -74,7 +75,6 @@ def group_tiles(
         count: number of tiles.
         read: returns tile i as uint8 (224, 224, 3); called from several threads.
         identical: a hash of each tile; tiles with equal hashes are one group from the start.
-        advance: called once for each tile in the first round.
     """
     if not count:
         return Grouping()
@@ -85,23 +85,37 @@ def group_tiles(
     search = _Search(read, sets)
     distinct = sorted({sets.find(i) for i in range(count)})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def keypoints(tile: int) -> Keypoints:
-            points = find_keypoints(read(tile))
-            advance(1)
-            return points
-
-        few = list(pool.map(keypoints, distinct))
+        few = _map(pool, "key points", lambda tile: find_keypoints(read(tile)), distinct)
         plain = [i for i, points in zip(distinct, few, strict=True) if len(points) < LINK]
-        search.connect(pool, distinct, few, VOTING, TRIES[0])
+        search.connect(pool, "pairs", distinct, few, VOTING, TRIES[0])
         del few
         selected = _representatives([sets.find(i) for i in range(count)], search.links)
         limit = min(MANY, max(FEW, MAX_VOTERS // len(selected)))
-        many = list(pool.map(lambda tile: search.many(tile).strongest(limit), selected))
-        search.connect(pool, selected, many, Voting(limit, limit, NEIGHBOURS), TRIES[1])
+        many = _map(
+            pool, "key points, round 2", lambda tile: search.many(tile).strongest(limit), selected
+        )
+        voting = Voting(limit, limit, NEIGHBOURS)
+        search.connect(pool, "pairs, round 2", selected, many, voting, TRIES[1])
     numbers: dict[int, int] = {}
     group = [numbers.setdefault(sets.find(i), len(numbers)) for i in range(count)]
     return Grouping(group, search.links, _best_of_each_pair(search.refused), plain)
+
+
+def _map(
+    pool: ThreadPoolExecutor,
+    text: str,
+    function: Callable[[int], Keypoints],
+    tiles: Sequence[int],
+) -> list[Keypoints]:
+    """The function of each tile, computed in parallel under a progress bar of its own."""
+    with progress(text, len(tiles)) as advance:
+
+        def counted(tile: int) -> Keypoints:
+            keypoints = function(tile)
+            advance(1)
+            return keypoints
+
+        return list(pool.map(counted, tiles))
 
 
 class _Search:
@@ -117,6 +131,7 @@ class _Search:
     def connect(
         self,
         pool: ThreadPoolExecutor,
+        text: str,
         tiles: Sequence[int],
         keypoints: Sequence[Keypoints],
         voting: Voting,
@@ -125,12 +140,13 @@ class _Search:
         """Join the groups of `tiles` that are proven to show one piece of tissue.
 
         A pair is tried while either of its tiles has failed less than `tries` times. So the work is
-        bounded by the number of tiles, however much they look alike.
+        bounded by the number of tiles, however much they look alike. `text` names the progress bar,
+        which counts the pairs that are proven, refused or no longer open.
         """
         candidates = find_candidates(keypoints, voting)
         enough = candidates.votes >= MIN_VOTES
         columns = (candidates.first, candidates.second, candidates.mirrored)
-        pairs = zip(*(column[enough].tolist() for column in columns), strict=True)
+        pairs = list(zip(*(column[enough].tolist() for column in columns), strict=True))
         failures: Counter[int] = Counter()
 
         def groups_of(pair: Pair) -> Groups:
@@ -145,8 +161,8 @@ class _Search:
             return self._prove(tiles, keypoints, pair)
 
         # The threads share the pairs; BLAS threads within a pair would compete with them.
-        with threadpool_limits(1, "blas"):
-            for batch in _batches(pairs, is_open, groups_of):
+        with threadpool_limits(1, "blas"), progress(text, len(pairs)) as advance:
+            for batch in _batches(_counted(pairs, advance), is_open, groups_of):
                 for pair, proof in zip(batch, pool.map(try_proof, batch), strict=True):
                     i, j, _ = pair
                     if proof is not None and proof.inliers >= LINK:
@@ -171,6 +187,12 @@ class _Search:
             again = prove(more_keypoints(tiles[i]), more_keypoints(tiles[j]), mirrored)
             proof = max(proof, again or proof, key=lambda p: p.inliers)
         return proof
+
+
+def _counted(pairs: Iterable[Pair], advance: Advance) -> Iterator[Pair]:
+    for pair in pairs:
+        yield pair
+        advance(1)
 
 
 def _batches(

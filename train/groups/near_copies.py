@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.core.terminal import progress as progress_bar
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.groups.grouping import Grouping, group_tiles
 from edgelung.train.groups.keypoints import SIZE
@@ -21,8 +20,7 @@ def find_groups(data: Path, tiles: Sequence[IndexedTile]) -> Grouping:
     def read(index: int) -> npt.NDArray[np.uint8]:
         return read_training_tile(data / tiles[index].path, spec)
 
-    with progress_bar("group", len(tiles)) as advance:
-        return group_tiles(len(tiles), read, [tile.sha256 for tile in tiles], advance)
+    return group_tiles(len(tiles), read, [tile.sha256 for tile in tiles])
 
 
 def group_names(tiles: Sequence[IndexedTile], grouping: Grouping) -> list[str]:

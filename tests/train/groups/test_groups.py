@@ -1,5 +1,8 @@
 """Near copies are found, strangers are not joined."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import cv2
 import numpy as np
 import pytest
@@ -142,3 +145,27 @@ def test_only_votes_for_one_turn_count(sources, changed) -> None:
     assert (found.first[0], found.second[0], found.mirrored[0]) == (0, 12, True)
     strangers = found.votes[(found.second != 12) | (found.first != 0)]
     assert strangers[0] < found.votes[0] / 4
+
+
+def test_each_stage_has_a_bar_that_reaches_its_total(
+    sources, changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: dict[str, list[int]] = {}
+
+    @contextmanager
+    def record(text: str, total: int) -> Iterator[Callable[[int], None]]:
+        bars[text] = [0, total]
+
+        def advance(n: int) -> None:
+            bars[text][0] += n
+
+        yield advance
+
+    monkeypatch.setattr(grouping, "progress", record)
+    tiles = [t for tile in sources for t in (tile, changed(tile, 25, 1.0, False))]
+    # The first two are identical files: looked at once.
+    group_tiles(len(tiles), tiles.__getitem__, ["same", "same", *range(2, len(tiles))])
+    assert list(bars) == ["key points", "pairs", "key points, round 2", "pairs, round 2"]
+    assert bars["key points"][1] == len(tiles) - 1
+    for text, (done, total) in bars.items():
+        assert done == total, text
