@@ -225,6 +225,10 @@ def infer(
             print(json.dumps(plain(result), indent=2), flush=True)
         else:
             print_summary(result)
+        if destination.rows:
+            beside = [] if summary is None else ["--summary", str(summary)]
+            words = ["edgelung", "view", destination.name, *beside]
+            report("to see the tiles: %s", shlex.join(words))
         report(RESEARCH_USE_ONLY)
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
