@@ -44,7 +44,7 @@
   }
 
   function shortened(name) {
-    return name.length <= 28 ? name : name.slice(0, 13) + "…" + name.slice(-14);
+    return name.length <= 20 ? name : name.slice(0, 8) + "…" + name.slice(-11);
   }
 
   function link(row) {

@@ -176,7 +176,12 @@ def _columns(entries: Sequence[Entry]) -> dict[str, object]:
     }
     # A backslash: the path is a printable form and no name that a link could use.
     outside = {i: 1 for i, e in enumerate(entries) if e.location is None or "\\" in e.row.path}
-    errors = {i: entry.row.error for i, entry in enumerate(entries) if entry.row.error}
+    # 'review' needs no reason: the confidence stands beside it.
+    errors = {
+        i: entry.row.error
+        for i, entry in enumerate(entries)
+        if entry.row.error and entry.row.status != Status.REVIEW
+    }
     return {
         "rows": {**rows, "outside": outside},
         "folders": list(folders),
@@ -244,17 +249,14 @@ def _facts(run: FinishedRun) -> dict[str, str]:
         "speed": f"{summary.tiles_per_second} tiles/s" if summary.tiles_per_second else "",
         "SHA-256 of the bundle": summary.bundle_sha256[:16],
         "SHA-256 of the rows": run.sha256[:16],
-        "command": _command(summary),
+        "options": _options(summary),
     }
 
 
-def _command(summary: Summary) -> str:
-    """A command that repeats the run, with the folders by name; '' where a list named the files."""
-    options, inputs = summary.options, summary.options.get("inputs") or []
-    if options.get("--files"):
-        return ""
-    words = ["edgelung", "infer", *(Path(one).name for one in inputs)]
-    for name, value in options.items():
+def _options(summary: Summary) -> str:
+    """The options that the rows depend on, as one would type them. A list is named by its hash."""
+    words = []
+    for name, value in summary.options.items():
         if name.startswith("--") and value not in (None, False):
             words += [name] if value is True else [name, str(value)]
     return shlex.join(words)
