@@ -42,4 +42,5 @@ def concentration(errors: Sequence[GroupErrors], groups: int) -> str:
         return f"No error in any of {groups} groups."
     held = counts.cumsum()
     few = int(np.searchsorted(held, held[-1] / 2)) + 1
-    return f"{few} of {groups} groups hold {held[few - 1]} of {held[-1]} errors."
+    hold = "holds" if few == 1 else "hold"
+    return f"{few} of {groups} groups {hold} {held[few - 1]} of {held[-1]} errors."

@@ -30,7 +30,7 @@ from edgelung.core.system import available_cores
 from edgelung.evaluation.metrics import confusion_matrix, labelled_metrics
 from edgelung.report.finished_run import FinishedRun
 from edgelung.report.render import render
-from edgelung.report.verdicts import predictions_headline
+from edgelung.report.verdicts import count, predictions_headline
 from edgelung.tiles.find import class_of
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 from edgelung.tiles.status import NO_FAILURE, Status
@@ -79,7 +79,7 @@ def predictions_page(
     entries = sorted(_entries(run), key=lambda entry: entry.priority)
     shown = _within_budget(entries[:MAX_ROWS])
     columns = _columns(shown)
-    room = PAGE_BYTES - len(json.dumps(columns, ensure_ascii=False).encode())
+    room = PAGE_BYTES - len(script_json(columns).encode())
     columns["thumbnails"], missing = _thumbnails(shown, room, advance)
     columns |= {"classes": classes, "base": _base(run.root, page)}
     statuses = Counter(entry.row.status for entry in entries)
@@ -148,11 +148,14 @@ def _entries(run: FinishedRun) -> list[Entry]:
 def _within_budget(entries: Sequence[Entry]) -> Sequence[Entry]:
     """The first entries whose texts fit in ROWS_BYTES."""
     size = 0
-    for count, entry in enumerate(entries):
-        name = entry.row.path.rpartition("/")[2]
-        size += len(name.encode()) + len(entry.row.error.encode()) + 30  # numbers, commas, quotes
+    folders: set[str] = set()
+    for number, entry in enumerate(entries):
+        folder, _, name = entry.row.path.rpartition("/")
+        texts = [name, entry.row.error, *({folder} - folders)]
+        folders.add(folder)
+        size += len(script_json(texts).encode()) + 20  # numbers and commas
         if size > ROWS_BYTES:
-            return entries[:count]
+            return entries[:number]
     return entries
 
 
@@ -270,7 +273,8 @@ def _warnings(run: FinishedRun, shown: int, missing: int) -> list[str]:
     if shown < rows:
         warnings.append(f"The page shows the {shown:,} most urgent rows of {rows:,}.")
     if missing:
-        warnings.append(f"{missing:,} tiles are no longer where they were; see --root.")
+        were = "it was; name its folder" if missing == 1 else "they were; name their folder"
+        warnings.append(f"{count(missing, 'tile')} cannot be read where {were} with --root.")
     if run.summary.other_sizes:
         warnings.append(
             f"{run.summary.other_sizes:,} tiles are of other sizes than the training tiles "

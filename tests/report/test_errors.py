@@ -26,7 +26,7 @@ def test_groups_with_most_errors_come_first_and_sure_errors_within_them() -> Non
 
 def test_the_fewest_groups_that_hold_half_of_the_errors_are_named() -> None:
     errors = [GroupErrors("a", 9, (1, 2, 3)), GroupErrors("b", 9, (4,)), GroupErrors("c", 9, (5,))]
-    assert concentration(errors, 40) == "1 of 40 groups hold 3 of 5 errors."
+    assert concentration(errors, 40) == "1 of 40 groups holds 3 of 5 errors."
 
 
 def test_no_error_is_said() -> None:
