@@ -120,9 +120,10 @@ def _group_picture(
     return GroupPicture(_data_uri(np.vstack(rows)), f"{name}: {count} tiles{shown}")
 
 
-def _framed(pixels: Pixels) -> Pixels:
+def _framed(pixels: npt.ArrayLike) -> Pixels:
     """The picture with a white margin of GAP pixels, so that tiles side by side stay apart."""
-    return np.pad(pixels, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+    margins = ((GAP, GAP), (GAP, GAP), (0, 0))
+    return np.pad(np.asarray(pixels, np.uint8), margins, constant_values=255)
 
 
 def _data_uri(pixels: Pixels) -> str:

@@ -46,7 +46,7 @@ def view(
         ),
     ] = None,
 ) -> None:
-    """Which predictions need a look? Shows them in a page.
+    """Which predictions need a look?
 
     Writes one HTML file: a gallery of the tiles that can be filtered by label, confidence, status
     and truth. It needs no network and no server. Research use only.

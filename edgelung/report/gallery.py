@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from edgelung.artifacts.summary import Summary
 from edgelung.core.system import available_cores
 from edgelung.evaluation.metrics import confusion_matrix, labelled_metrics
 from edgelung.report.finished_run import FinishedRun
-from edgelung.report.render import render
+from edgelung.report.render import render, typed
 from edgelung.report.verdicts import count, predictions_headline
 from edgelung.tiles.find import class_of
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
@@ -262,7 +261,7 @@ def _options(summary: Summary) -> str:
     for name, value in summary.options.items():
         if name.startswith("--") and value not in (None, False):
             words += [name] if value is True else [name, str(value)]
-    return shlex.join(words)
+    return typed(words)
 
 
 def _warnings(run: FinishedRun, shown: int, missing: int) -> list[str]:

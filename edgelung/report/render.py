@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import PurePath
 
@@ -63,15 +64,19 @@ def now() -> str:
 
 
 def command() -> str:
-    """The edgelung command that runs now, with absolute paths reduced to their last name; else ''.
+    """The edgelung command that runs now, as `typed` writes it; '' in another program."""
+    if PurePath(sys.argv[0]).stem != "edgelung":
+        return ""
+    return typed(["edgelung", *sys.argv[1:]])
+
+
+def typed(words: Iterable[str]) -> str:
+    """Words of a command line with absolute paths reduced to their last name.
 
     A page leaves the computer that it was made on.
     """
-    if PurePath(sys.argv[0]).stem != "edgelung":
-        return ""
-    words = []
-    for word in sys.argv[1:]:
-        option, equals, value = word.rpartition("=")
-        path = PurePath(value)
-        words.append(f"{option}{equals}{path.name if path.is_absolute() else value}")
-    return shlex.join(["edgelung", *words])
+    parts = (word.rpartition("=") for word in words)
+    return shlex.join(
+        f"{option}{equals}{PurePath(value).name if PurePath(value).is_absolute() else value}"
+        for option, equals, value in parts
+    )
