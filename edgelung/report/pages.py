@@ -68,10 +68,13 @@ def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
 
 def bundle_page(manifest: BundleManifest, pictures: VariantFigures) -> str:
     """report.html of a bundle, from its manifest and the result of `variant_figures`."""
+    concerns = bundle_concerns(manifest)
+    said = any(concern.kind == "gate-undecided" for concern in concerns)
     reasons: dict[str, list[str]] = {}  # the first of each gate, once for all its variants
     for name, entry in manifest.variants.items():
-        for reason in entry.gate.reasons[:1]:
-            reasons.setdefault(reason.removesuffix("."), []).append(name)
+        if not (said and entry.gate.verdict == "inconclusive"):
+            for reason in entry.gate.reasons[:1]:
+                reasons.setdefault(reason, []).append(name)
     origin = manifest.provenance
     return render(
         "bundle.html.j2",
@@ -90,7 +93,7 @@ def bundle_page(manifest: BundleManifest, pictures: VariantFigures) -> str:
         if origin
         else {},
         manifest=manifest,
-        concerns=bundle_concerns(manifest),
+        concerns=concerns,
         reasons=reasons,
         pictures=pictures,
         nats=_nats(manifest.sensitivity),

@@ -10,7 +10,14 @@ from msgspec import structs
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import BundleManifest, Provenance, VariantEntry
-from edgelung.artifacts.results import GateResult, Intervals, ModelTest, SetSize, VariantTest
+from edgelung.artifacts.results import (
+    GateResult,
+    Intervals,
+    ModelTest,
+    SetSize,
+    VariantTest,
+    Verdict,
+)
 from edgelung.artifacts.run import (
     SUBSETS,
     EpochRecord,
@@ -82,7 +89,7 @@ def run_html(folder: Path, epochs: int = 2) -> str:
     return run_page(run, RunMetrics(classes=CLASSES, student=model), pictures)
 
 
-def bundle_html(folder: Path) -> str:
+def bundle_html(folder: Path, verdict: Verdict = "fail") -> str:
     variant = VariantEntry(
         file="model.fp32.onnx",
         bytes=1,
@@ -94,13 +101,13 @@ def bundle_html(folder: Path) -> str:
         gate=GateResult(verdict="reference", reasons=[], tiles=4),
         test=VariantTest(**structs.asdict(METRICS), intervals=INTERVALS, agreement_with_fp32=1),
     )
-    gate = GateResult(verdict="inconclusive", reasons=["too few groups"], tiles=4)
-    undecided = structs.replace(variant, gate=gate)
+    gate = GateResult(verdict=verdict, reasons=["too many labels change"], tiles=4)
+    failed = structs.replace(variant, gate=gate)
     manifest = BundleManifest(
         classes=CLASSES,
         preprocessing={},
         temperature=1.25,
-        variants={"fp32": variant, "int8": undecided, "fp8": undecided},
+        variants={"fp32": variant, "int8": failed, "fp8": failed},
         golden=[],
         provenance=Provenance(
             edgelung="0",
@@ -217,8 +224,8 @@ def test_one_epoch_is_a_sentence_and_no_curve(tmp_path: Path) -> None:
 
 def test_a_reason_that_several_variants_share_is_said_once(tmp_path: Path) -> None:
     html = bundle_html(tmp_path)
-    assert html.count("too few groups") == 1
-    assert "<b>int8, fp8</b>: too few groups." in html
+    assert html.count("too many labels change") == 1
+    assert "<b>int8, fp8</b>: too many labels change" in html
 
 
 def test_the_page_of_an_audit_names_files_left_out(tmp_path: Path) -> None:
@@ -227,3 +234,9 @@ def test_the_page_of_an_audit_names_files_left_out(tmp_path: Path) -> None:
 
 def test_the_page_of_a_comparison_warns_of_a_random_split(tmp_path: Path) -> None:
     assert "cannot tell recognition from memory" in compare_html(tmp_path)
+
+
+def test_what_a_concern_says_is_not_said_again_above_the_details(tmp_path: Path) -> None:
+    html = bundle_html(tmp_path, "inconclusive")
+    assert html.index("The gate cannot tell whether int8, fp8") < html.index("<h2>Variants</h2>")
+    assert html.index("too many labels change") > html.index("<h2>Details</h2>")
