@@ -71,7 +71,6 @@ def write_bundle_folder(
         {name: tiles.paths for name, tiles in inputs.judging_sets.items()},
         inputs.student.classes,
         lambda path: _pixels(inputs, path),
-        sensitivity,
     )
     with atomic_folder(out) as folder:
         for variant in variants:

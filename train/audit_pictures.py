@@ -20,6 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 SHOWN_GROUPS, SHOWN_PAIRS, SHOWN_TILES = 8, 10, 20
 SHOWN_KNOWN = 100  # there can be as many links between known groups as tiles
 THUMBNAIL, COLUMNS = 96, 10  # of a contact sheet
+GAP = 3  # pixels around each tile of a contact sheet and of an aligned pair
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,15 @@ def read_pixels(data: Path, tile: IndexedTile) -> Pixels:
 
 
 def draw_aligned(first: Pixels, second: Pixels, link: Link) -> Pixels:
-    """Three panels, uint8 (224, 672, 3): a tile, the other one warped onto it, a chequerboard."""
+    """A tile, the other one warped onto it, a chequerboard: uint8 (224 + 2·GAP, 672 + 6·GAP, 3)."""
     other = second[:, ::-1].copy() if link.proof.mirrored else second
     box = (SIZE, SIZE)
     warped = cv2.warpAffine(other, link.proof.matrix, box, borderValue=(255, 255, 255))
     inside = cv2.warpAffine(np.ones(box, np.uint8), link.proof.matrix, box) > 0
     cell = np.arange(SIZE) // (SIZE // 8)
     odd = (cell[:, None] + cell[None]) % 2 == 1
-    return np.hstack([first, warped, np.where((odd & inside)[..., None], warped, first)])
+    board = np.where((odd & inside)[..., None], warped, first)
+    return np.hstack([_framed(panel) for panel in (first, warped, board)])
 
 
 def _group_picture(
@@ -108,13 +110,20 @@ def _group_picture(
     members.sort(key=lambda tile: labels[tile.label])
     size = (THUMBNAIL, THUMBNAIL)
     small = [
-        cv2.resize(read_pixels(data, tile), size, interpolation=cv2.INTER_AREA)
+        _framed(cv2.resize(read_pixels(data, tile), size, interpolation=cv2.INTER_AREA))
         for tile in members[:SHOWN_TILES]
     ]
-    small += [np.full((*size, 3), 255, np.uint8)] * (-len(small) % COLUMNS)
-    rows = [np.hstack(small[i : i + COLUMNS]) for i in range(0, len(small), COLUMNS)]
+    columns = min(COLUMNS, len(small))
+    small += [np.full_like(small[0], 255)] * (-len(small) % columns)
+    rows = [np.hstack(small[i : i + columns]) for i in range(0, len(small), columns)]
     shown = f", {SHOWN_TILES} of them here" if count > SHOWN_TILES else ""
     return GroupPicture(_data_uri(np.vstack(rows)), f"{name}: {count} tiles{shown}")
+
+
+def _framed(pixels: npt.ArrayLike) -> Pixels:
+    """The picture with a white margin of GAP pixels, so that tiles side by side stay apart."""
+    margins = ((GAP, GAP), (GAP, GAP), (0, 0))
+    return np.pad(np.asarray(pixels, np.uint8), margins, constant_values=255)
 
 
 def _data_uri(pixels: Pixels) -> str:

@@ -16,6 +16,7 @@ from edgelung.evaluation.metrics import (
     expected_calibration_error,
     fit_temperature,
 )
+from edgelung.report.errors import SHOWN_GROUPS, errors_by_group
 from edgelung.report.figures import RunPictures, TilePicture, picture
 from edgelung.train.augment import augment
 from edgelung.train.models import Model
@@ -23,6 +24,7 @@ from edgelung.train.prediction import predict
 from edgelung.train.prepare import Run
 
 SHOWN_AUGMENTED, SHOWN_TILES = 9, 12  # in the report; the paper's Fig. 10 shows nine
+SHOWN_OF_GROUP = 5
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -90,7 +92,7 @@ def _predictions(run: Run, probabilities: dict[str, Probabilities]) -> RunPredic
 
 def run_pictures(run: Run) -> RunPictures:
     """Pictures with captions: augmented training tiles (Fig. 10), random test tiles (Fig. 15), and
-    the student's mistakes on the test set, the most confident first.
+    the student's mistakes on the test set, the most confident first and by group.
     """
     rng = np.random.default_rng(run.recipe.seed)
     train, test = run.tiles.subsets["train"], run.tiles.subsets["test"]
@@ -125,4 +127,8 @@ def run_pictures(run: Run) -> RunPictures:
         ],
         sample=[describe(index) for index in sample],
         mistakes=[describe(index) for index in mistakes[:SHOWN_TILES]],
+        by_group={
+            one.group: [describe(row) for row in one.wrong[:SHOWN_OF_GROUP]]
+            for one in errors_by_group(predictions)[:SHOWN_GROUPS]
+        },
     )

@@ -18,6 +18,7 @@ from edgelung.cli.export import export
 from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
 from edgelung.cli.train import train
+from edgelung.cli.view import view
 from edgelung.core.errors import EdgelungError, ExitCode
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
 )
-for command in (audit, train, compare, export, infer, bench, doctor, demo):
+for command in (audit, train, compare, export, infer, view, bench, doctor, demo):
     app.command(cls=Command)(command)
 app.command("gpu-check", cls=Command)(gpu_check)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edgelung.artifacts.results import LabelledMetrics
     from edgelung.artifacts.summary import Summary
     from edgelung.core.precision import Precision
+    from edgelung.inference.destination import Destination
 
 
 def infer(
@@ -226,6 +227,7 @@ def infer(
             print(json.dumps(plain(result), indent=2), flush=True)
         else:
             print_summary(result, bundle.folder / MODEL_CARD if bundle.is_starter else None)
+        _print_view_command(destination, summary)
         report(RESEARCH_USE_ONLY)
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
@@ -258,6 +260,14 @@ def _print_resume_command(rows: int, journal: Path) -> None:
     words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
     command = shlex.join(["edgelung", *words, "--resume"])
     report("stopped: %d rows are kept in %s. To continue:\n%s", *(rows, journal.name, command))
+
+
+def _print_view_command(destination: "Destination", summary: Path | None) -> None:
+    """Name the command that shows the rows as pictures; rows on standard output have none."""
+    if destination.rows:
+        beside = [] if summary is None else ["--summary", str(summary)]
+        words = ["edgelung", "view", destination.name, *beside]
+        report("to see the tiles: %s", shlex.join(words))
 
 
 def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:

@@ -1,36 +1,18 @@
-"""Figures as SVG text and pictures as data URIs, to embed in an HTML page."""
+"""Figures of a run and pictures as data URIs, to embed in an HTML page."""
 
 import base64
-import io
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
 from edgelung.artifacts.run import EpochRecord
+from edgelung.evaluation.metrics import BINS, Floats, Labels
+from edgelung.report.chart import Axis, Points, Series, chart, padded
 
-mpl.use("svg")  # works without a display
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-# The colours also differ in lightness, for print and for colour-blind readers. Both are visible on
-# a white page and on a dark page.
-BLUE, ORANGE = "#3d85c6", "#d9822b"
-INK = "#010203"  # placeholder: `svg` replaces it by the text colour of the page
-
-for _part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.", "axes.title"):
-    mpl.rcParams[f"{_part}color"] = INK  # type: ignore[index]  # the name is composed
-mpl.rcParams["legend.labelcolor"] = INK
-mpl.rcParams["svg.fonttype"] = "none"  # text stays text: browsers have fonts for more scripts
-mpl.rcParams["text.parse_math"] = False  # class names may contain dollar signs
-for _part in ("figure", "axes"):
-    mpl.rcParams[f"{_part}.facecolor"] = "none"  # type: ignore[index]
+CURVE_POINTS = 150  # most points of a ROC curve; more would not be visible
 
 
 @dataclass(frozen=True)
@@ -46,11 +28,15 @@ class TilePicture:
 
 @dataclass(frozen=True)
 class RunPictures:
-    """The tiles on the page of a run, by the section that shows them."""
+    """The tiles on the page of a run, by the section that shows them.
+
+    `by_group`: group → some of the student's wrong test tiles in it.
+    """
 
     augmented: list[TilePicture]
     sample: list[TilePicture]
     mistakes: list[TilePicture]
+    by_group: dict[str, list[TilePicture]] = field(default_factory=dict)
 
 
 def picture(pixels: npt.NDArray[np.uint8]) -> str:
@@ -59,89 +45,79 @@ def picture(pixels: npt.NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def curves(history: Sequence[EpochRecord], title: str) -> str:
-    """Plot loss and validation accuracy over the epochs of one stage (the paper's Figs. 11–13)."""
+def curves(history: Sequence[EpochRecord], title: str) -> list[str]:
+    """Charts of loss and validation accuracy over the epochs of a stage (the paper's Figs. 11–13).
 
-    def draw(axes: Axes, key: str, scale: float, *style: Any, **options: Any) -> None:
-        points = [(record.epoch, getattr(record, key)) for record in history]
-        known = [(epoch, value) for epoch, value in points if value is not None]
-        epochs, values = [epoch for epoch, _ in known], [scale * value for _, value in known]
-        axes.plot(epochs, values, *style, markersize=3, **options)
+    Empty for fewer than two epochs, which make no curve. The losses are not comparable: training is
+    Eq. 8 on augmented tiles, validation is the negative log likelihood on plain tiles.
+    """
+    if len(history) < 2:
+        return []
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    # The losses are not comparable: training is Eq. 8 on augmented tiles, validation is the
-    # negative log likelihood on plain tiles.
-    for key, style, colour, label in (
-        ("loss", "o-", BLUE, "training"),
-        ("val_loss", "o--", ORANGE, "validation, −log p"),
-    ):
-        draw(left, key, 1, style, color=colour, label=label)
-    left.set(xlabel="epoch", ylabel="loss", title=f"{title}: loss")
-    for key, style, colour in (
-        ("val_accuracy", "o-", BLUE),
-        ("val_balanced_accuracy", "o--", ORANGE),
-    ):
-        label = key.removeprefix("val_").replace("_", " ")
-        draw(right, key, 100, style, color=colour, label=label)
-    right.set(xlabel="epoch", ylabel="%", title=f"{title}: validation", xlim=left.get_xlim())
-    low, high = right.get_ylim()  # nearly equal values would fill the axis with rounding noise
-    right.set_ylim(min(low, high - 2), max(high, low + 2))
+    def points(key: str, scale: float = 1) -> Points:
+        values = [(record.epoch, getattr(record, key)) for record in history]
+        return [(epoch, scale * value) for epoch, value in values if value is not None]
+
+    losses = [
+        Series("training", points("loss")),
+        Series("validation, −log p", points("val_loss")),
+    ]
+    shares = [
+        Series("accuracy", points("val_accuracy", 100)),
+        Series("balanced accuracy", points("val_balanced_accuracy", 100)),
+    ]
+    epochs = Axis("epoch", history[0].epoch - 0.2, history[-1].epoch + 0.2, whole=True)
     begin = next((record.epoch for record in history if record.val_loss is not None), 1)
-    if begin > 1:
-        left.axvline(begin - 0.5, color=INK, linewidth=0.8, linestyle=":", label="labels begin")
-    for axes in (left, right):
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    return svg(figure)
+    later = f"; labels from epoch {begin}" if begin > 1 else ""
+    charts = [
+        chart(f"{title}: loss{later}", epochs, Axis("loss", *_range(losses, 0.1, 0, 1e9)), losses)
+    ]
+    if shares[0].points:
+        percent = Axis("%", *_range(shares, 2, 0, 100))
+        charts.append(chart(f"{title}: validation", epochs, percent, shares))
+    return charts
 
 
-def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> str:
-    """Plot a confusion matrix: counts, and shares of the row (the paper's Fig. 14)."""
-    figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(classes), 1.2 + 0.8 * len(classes)))
-    figure.set_layout_engine("constrained")
-    shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
-    opacity = np.array(shares)  # one transparent colour suits a light and a dark page
-    rgba = np.zeros((*opacity.shape, 4))
-    rgba[..., :3], rgba[..., 3] = mpl.colors.to_rgb("#1f5fa8"), opacity
-    axes.imshow(rgba)
-    for i, row in enumerate(matrix):
-        for j, n in enumerate(row):
-            colour = "white" if shares[i][j] > 0.5 else INK
-            axes.text(
-                j, i, f"{n}\n{100 * shares[i][j]:.1f} %", ha="center", va="center", color=colour
-            )
-    axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="truth", title=title)
-    return svg(figure)
+def roc_chart(probabilities: Floats, truth: Labels, classes: Sequence[str]) -> str:
+    """ROC curves, each class against the rest. Classes without or with all tiles have no curve."""
+    series = [
+        Series(name, _roc_points(probabilities[:, label], truth == label), dots=False)
+        for label, name in enumerate(classes)
+    ]
+    x, y = Axis("false positive rate"), Axis("true positive rate")
+    return chart("ROC, each class against the rest", x, y, series, diagonal=True)
 
 
-def estimates(
-    names: Sequence[str], values: Sequence[float], bounds: Sequence[tuple[float, float]], title: str
-) -> str:
-    """Plot one dot with its 95 % interval per model, from top to bottom. Fractions, shown in %."""
-    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(names)), layout="constrained")
-    for row, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
-        axes.plot([100 * low, 100 * high], [row, row], color=BLUE, linewidth=2, alpha=0.6)
-        axes.plot(100 * value, row, "o", color=BLUE)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set(xlabel=title)
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    return svg(figure)
+def _roc_points(scores: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> Points:
+    """(false positive rate, true positive rate) at falling thresholds; ties are one step."""
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return []
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # last tile of each threshold
+    hits = np.cumsum(positive[order])[ends]
+    x, y = (ends + 1 - hits) / negatives, hits / positives
+    shown = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), CURVE_POINTS)).astype(int))
+    return [(0.0, 0.0), *zip(x[shown].tolist(), y[shown].tolist(), strict=True)]
 
 
-def svg(figure: Figure) -> str:
-    """Return the figure as SVG text in the text colour of the page, and close the figure."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # fonts only measure the text here
-        # No date: the same run gives the same bytes.
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+def reliability_chart(models: dict[str, Floats], truth: Labels) -> str:
+    """Accuracy against mean confidence, per confidence bin. `models`: name → (N, classes)."""
+    series = [Series(name, _reliability_points(values, truth)) for name, values in models.items()]
+    x, y = Axis("mean confidence"), Axis("accuracy")
+    return chart("Reliability: on the diagonal, confidence is right", x, y, series, diagonal=True)
+
+
+def _reliability_points(probabilities: Floats, truth: Labels) -> Points:
+    """(mean confidence, accuracy) of each bin that holds tiles."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == truth
+    bins = np.minimum((np.nan_to_num(confidence) * BINS).astype(int), BINS - 1)
+    return [
+        (float(confidence[bins == index].mean()), float(correct[bins == index].mean()))
+        for index in np.unique(bins)
+    ]
+
+
+def _range(series: Sequence[Series], least: float, low: float, high: float) -> tuple[float, float]:
+    return padded((y for one in series for _, y in one.points), least, low, high)

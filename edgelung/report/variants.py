@@ -1,25 +1,22 @@
 """Figures of the variants on the page of a bundle.
 
 Per variant: a scatter plot of its probabilities against full precision, and the tiles whose label
-flips. For the bundle: which parts of the network INT8 harms.
+flips. For the bundle: ROC and reliability curves on the test tiles.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.artifacts.bundle import Sensitivity
 from edgelung.core.precision import FULL_PRECISION
-from edgelung.report.figures import BLUE, ORANGE, picture, svg
+from edgelung.evaluation.metrics import Floats, Labels
+from edgelung.report.chart import Axis, Series, chart
+from edgelung.report.figures import picture, reliability_chart, roc_chart
 
 MAX_TILES = 24  # flipped tiles shown per variant; the page gives the total
 
-Floats = npt.NDArray[np.floating[Any]]
-Labels = npt.NDArray[np.int64]
 Pixels = Callable[[str], npt.NDArray[np.uint8]]
 
 
@@ -51,7 +48,7 @@ class VariantFigures:
     scatter: dict[str, str]
     flipped: dict[str, int]  # all flipped tiles
     flips: dict[str, list[ShownFlip]]  # at most MAX_TILES, the most confident first
-    sensitivity: str | None
+    judged: list[str]  # ROC and reliability on the test tiles
 
 
 def variant_figures(
@@ -60,7 +57,6 @@ def variant_figures(
     paths: Mapping[str, Sequence[str]],
     classes: Sequence[str],
     pixels: Pixels,
-    ranking: Sensitivity | None,
 ) -> VariantFigures:
     """Draw the figures of all variants.
 
@@ -70,7 +66,6 @@ def variant_figures(
         paths: set → path of each tile, length N.
         classes: names of the classes.
         pixels: reads a tile by its path: RGB, uint8 (H, W, 3).
-        ranking: sensitivity of the parts of the network to INT8; None if it was not measured.
     """
     reference = probabilities[FULL_PRECISION]
     others = {name: sets for name, sets in probabilities.items() if name != FULL_PRECISION}
@@ -85,7 +80,7 @@ def variant_figures(
             name: [ShownFlip(tile, picture(pixels(tile.path))) for tile in tiles[:MAX_TILES]]
             for name, tiles in flips.items()
         },
-        sensitivity=_sensitivity(ranking) if ranking else None,
+        judged=_judged(probabilities, labels, classes),
     )
 
 
@@ -123,33 +118,24 @@ def _scatter(
     labels: Mapping[str, Labels],
 ) -> str:
     """Plot the probability of the true class, full precision against the variant."""
-    figure, axes = plt.subplots(figsize=(4.2, 4.2), layout="constrained")
-    axes.plot([0, 1], [0, 1], color="#8888", linewidth=1)
-    for subset, colour in (("gate", BLUE), ("test", ORANGE)):
+    series = []
+    for subset in ("gate", "test"):
         if subset in variant:
             rows = np.arange(len(labels[subset]))
-            x, y = (p[subset][rows, labels[subset]] for p in (reference, variant))
-            axes.plot(x, y, ".", color=colour, markersize=3, label=subset, rasterized=True)
-    axes.set(xlabel="full precision", ylabel=name, title="probability of the true class")
-    axes.legend(frameon=False, loc="upper left")  # 'best' would compare every dot, which is slow
-    axes.spines[["top", "right"]].set_visible(False)
-    return svg(figure)
+            x, y = (p[subset][rows, labels[subset]].tolist() for p in (reference, variant))
+            series.append(Series(subset, list(zip(x, y, strict=True)), line=False))
+    axes = Axis("full precision"), Axis(name)
+    return chart("Probability of the true class", *axes, series, diagonal=True)
 
 
-def _sensitivity(ranking: Sensitivity) -> str:
-    """Plot, per part, how far INT8 in that part alone, or in all others, moves the output."""
-    parts = [*ranking.blocks, *ranking.linears]
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.17 * len(parts)), layout="constrained")
-    rows = np.arange(len(parts))
-    floor = 1e-9  # a log axis cannot show 0
-    for key, marker, colour in (("alone", "o", BLUE), ("all_but", "x", ORANGE)):
-        values = [max(getattr(part, key), floor) for part in parts]
-        axes.plot(values, rows, marker, color=colour, label=key.replace("_", " "), markersize=4)
-    axes.axvline(max(ranking.everything, floor), color="#888", linewidth=1, label="all in INT8")
-    axes.axhline(len(ranking.blocks) - 0.5, color="#8888", linewidth=1)
-    axes.set_yticks(rows, [part.name for part in parts], fontsize=7)
-    axes.set_ylim(len(parts) - 0.4, -0.6)
-    axes.set(xscale="log", xlabel="divergence from full precision, nats")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return svg(figure)
+def _judged(
+    probabilities: Mapping[str, Mapping[str, Floats]],
+    labels: Mapping[str, Labels],
+    classes: Sequence[str],
+) -> list[str]:
+    """ROC curves of full precision and reliability of every variant, on the test tiles."""
+    test = {name: sets["test"] for name, sets in probabilities.items() if "test" in sets}
+    if FULL_PRECISION not in test or not len(labels["test"]):
+        return []
+    roc = roc_chart(test[FULL_PRECISION], labels["test"], classes)
+    return [roc, reliability_chart(test, labels["test"])]

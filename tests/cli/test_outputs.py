@@ -23,7 +23,6 @@ GOLDEN = Path(__file__).parents[2] / "edgelung" / "starter" / "golden"
         ("train nothing --out file/r", "--out file/r: "),
         ("export nothing --out file/b", "--out file/b: "),
         ("demo --out file/d", "--out file/d: "),
-        ("demo --json gone/f.json", "--json gone/f.json: the folder gone does not exist"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_named_by_its_option(

@@ -1,5 +1,6 @@
 """Every page has the research notice and its figures, and escapes the names of classes."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,14 @@ from msgspec import structs
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import BundleManifest, Provenance, VariantEntry
-from edgelung.artifacts.results import GateResult, Intervals, ModelTest, SetSize, VariantTest
+from edgelung.artifacts.results import (
+    GateResult,
+    Intervals,
+    ModelTest,
+    SetSize,
+    VariantTest,
+    Verdict,
+)
 from edgelung.artifacts.run import (
     SUBSETS,
     EpochRecord,
@@ -19,6 +27,7 @@ from edgelung.artifacts.run import (
     RunMetrics,
     SplitRow,
 )
+from edgelung.artifacts.run_predictions import RunPredictions
 from edgelung.evaluation.comparison import ComparedModel, Comparison
 from edgelung.evaluation.metrics import evaluate
 from edgelung.report.figures import RunPictures, TilePicture
@@ -29,9 +38,15 @@ HOSTILE = "<script>alert(1)</script>"
 CLASSES = [HOSTILE, "normal"]
 BOUNDS = (0.612, 0.987)
 PICTURE = "data:image/jpeg;base64,AAAA"
-METRICS = evaluate(
-    np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 0, 0])
+PREDICTIONS = RunPredictions(
+    classes=tuple(CLASSES),
+    paths=("a/1.png", "a/2.png", "a/3.png", "a/4.png"),
+    labels=np.array([0, 1, 0, 0]),
+    groups=("g1", "g2", "g3", "g4"),
+    subsets=("test",) * 4,
+    probabilities=np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]),
 )
+METRICS = evaluate(PREDICTIONS.probabilities, PREDICTIONS.labels)
 INTERVALS = Intervals(accuracy=BOUNDS, balanced_accuracy=BOUNDS, macro_f1=BOUNDS)
 TEST = ModelTest(
     **structs.asdict(METRICS),
@@ -41,7 +56,7 @@ TEST = ModelTest(
 )
 
 
-def run_html(folder: Path) -> str:
+def run_html(folder: Path, epochs: int = 2) -> str:
     run = RunFolder(folder)
     run.write_split([SplitRow("a/1.png", HOSTILE, "g1", "train", "0")])
     sizes = {name: SetSize(tiles=2, groups=2) for name in CLASSES}
@@ -62,15 +77,19 @@ def run_html(folder: Path) -> str:
         )
     )
     run.write_history(
-        [EpochRecord(stage="student", epoch=1, size=64, lr=0.1, loss=0.5, seconds=1.0)]
+        [
+            EpochRecord(stage="student", epoch=epoch, size=64, lr=0.1, loss=0.5, seconds=1.0)
+            for epoch in range(1, epochs + 1)
+        ]
     )
+    run.write_predictions(PREDICTIONS)
     model = ModelMetrics(model="deit", temperature=1.25, val=METRICS, test=TEST)
     tile = TilePicture(PICTURE, HOSTILE, "a/1.png", "normal", 0.875)
     pictures = RunPictures([TilePicture(PICTURE, HOSTILE)], [tile], [tile])
     return run_page(run, RunMetrics(classes=CLASSES, student=model), pictures)
 
 
-def bundle_html(folder: Path) -> str:
+def bundle_html(folder: Path, verdict: Verdict = "fail") -> str:
     variant = VariantEntry(
         file="model.fp32.onnx",
         bytes=1,
@@ -82,11 +101,13 @@ def bundle_html(folder: Path) -> str:
         gate=GateResult(verdict="reference", reasons=[], tiles=4),
         test=VariantTest(**structs.asdict(METRICS), intervals=INTERVALS, agreement_with_fp32=1),
     )
+    gate = GateResult(verdict=verdict, reasons=["too many labels change"], tiles=4)
+    failed = structs.replace(variant, gate=gate)
     manifest = BundleManifest(
         classes=CLASSES,
         preprocessing={},
         temperature=1.25,
-        variants={"fp32": variant, "int8": variant},
+        variants={"fp32": variant, "int8": failed, "fp8": failed},
         golden=[],
         provenance=Provenance(
             edgelung="0",
@@ -104,7 +125,7 @@ def bundle_html(folder: Path) -> str:
     )
     tile = FlippedTile("gate", "a/1.png", HOSTILE, HOSTILE, "normal", (0.7, 0.3), (0.25, 0.75))
     flips = {"int8": [ShownFlip(tile, PICTURE)]}
-    return bundle_page(manifest, VariantFigures({"int8": "<svg></svg>"}, {"int8": 1}, flips, None))
+    return bundle_page(manifest, VariantFigures({"int8": "<svg></svg>"}, {"int8": 1}, flips, []))
 
 
 def compare_html(folder: Path) -> str:
@@ -154,7 +175,7 @@ def test_a_name_with_a_script_tag_is_shown_as_text(page: Page, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("page", "plots", "pictures"),
-    [(run_html, 2, 3), (bundle_html, 3, 1), (compare_html, 1, 0), (audit_html, 0, 1)],
+    [(run_html, 3, 3), (bundle_html, 1, 1), (compare_html, 0, 0), (audit_html, 0, 1)],
 )
 def test_a_page_has_its_plots_and_pictures(
     page: Page, plots: int, pictures: int, tmp_path: Path
@@ -182,9 +203,40 @@ def test_a_page_begins_with_its_concerns(page: Page, tmp_path: Path) -> None:
     assert html.index('<p class="notice">The test says little: ') < html.index("<h2>")
 
 
+@every_page
+def test_a_page_begins_with_its_verdict_and_allows_no_request(page: Page, tmp_path: Path) -> None:
+    html = page(tmp_path)
+    assert html.index("Content-Security-Policy") < html.index("<style>")
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in html
+    assert html.index("<h1 class=") < html.index('<dl class="facts">') < html.index("<h2>")
+
+
+@every_page
+def test_every_column_and_row_of_a_table_is_named(page: Page, tmp_path: Path) -> None:
+    assert not re.search(r"<th(?! scope=)[ >]", page(tmp_path))
+
+
+def test_one_epoch_is_a_sentence_and_no_curve(tmp_path: Path) -> None:
+    html = run_html(tmp_path, epochs=1)
+    assert "Student: 1 epoch, training loss 0.500." in html
+    assert "student: loss" not in html
+
+
+def test_a_reason_that_several_variants_share_is_said_once(tmp_path: Path) -> None:
+    html = bundle_html(tmp_path)
+    assert html.count("too many labels change") == 1
+    assert "<b>int8, fp8</b>: too many labels change" in html
+
+
 def test_the_page_of_an_audit_names_files_left_out(tmp_path: Path) -> None:
     assert "<li>a/broken.png: it is truncated</li>" in audit_html(tmp_path)
 
 
 def test_the_page_of_a_comparison_warns_of_a_random_split(tmp_path: Path) -> None:
     assert "cannot tell recognition from memory" in compare_html(tmp_path)
+
+
+def test_what_a_concern_says_is_not_said_again_above_the_details(tmp_path: Path) -> None:
+    html = bundle_html(tmp_path, "inconclusive")
+    assert html.index("The gate cannot tell whether int8, fp8") < html.index("<h2>Variants</h2>")
+    assert html.index("too many labels change") > html.index("<h2>Details</h2>")

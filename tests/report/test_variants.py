@@ -29,19 +29,14 @@ def test_a_flipped_tile_holds_both_labels_and_their_probabilities() -> None:
 
 
 def test_full_precision_has_no_figures_of_its_own() -> None:
-    figures = variant_figures(
-        {"fp32": REFERENCE, "int8": VARIANT}, LABELS, PATHS, CLASSES, grey, None
-    )
+    figures = variant_figures({"fp32": REFERENCE, "int8": VARIANT}, LABELS, PATHS, CLASSES, grey)
     assert list(figures.scatter) == list(figures.flipped) == list(figures.flips) == ["int8"]
-    assert figures.scatter["int8"].startswith("<svg")
-    assert figures.sensitivity is None
+    assert "<svg" in figures.scatter["int8"]
 
 
 def test_all_flips_are_counted_though_few_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_TILES", 1)
-    figures = variant_figures(
-        {"fp32": REFERENCE, "int8": VARIANT}, LABELS, PATHS, CLASSES, grey, None
-    )
+    figures = variant_figures({"fp32": REFERENCE, "int8": VARIANT}, LABELS, PATHS, CLASSES, grey)
     assert figures.flipped["int8"] == 2
     (shown,) = figures.flips["int8"]
     assert shown.tile.path == "3.png"

@@ -46,7 +46,7 @@ def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) ->
     page = (tmp_path / "audit/report.html").read_text("utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "broken.png" in page
-    assert "<td>c</td><td>0</td><td>0</td><td>1</td><td>–</td><td>–</td>" in page
+    assert '<th scope="row">c</th><td>0</td><td>0</td><td>1</td><td>–</td><td>–</td>' in page
     assert sorted(os.listdir(tmp_path / "audit")) == [
         "audit.json",
         "groups.csv",
