@@ -259,9 +259,10 @@ def test_a_summary_without_room_is_written_by_a_resume(
     def full(path: Path, summary: object) -> None:
         raise WriteError(path, OSError(errno.ENOSPC, "no space"))
 
-    with monkeypatch.context() as patch, pytest.raises(EdgelungError) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr("edgelung.inference.session.write_summary", full)
-        infer_folder(source, bundle, destination, BY_TWO)
+        with pytest.raises(EdgelungError) as caught:
+            infer_folder(source, bundle, destination, BY_TWO)
     assert str(caught.value) == (
         f"cannot write {tmp_path}/rows.summary.json: the disk is full; the rows in "
         f"{tmp_path}/rows.csv are complete. Make room, then run the same command with --resume"
