@@ -13,7 +13,7 @@ from edgelung.core.files import sha256_bytes
 from edgelung.core.progress import SILENT, Advance
 from edgelung.inference.record import printable
 from edgelung.tiles.find import LEFTOVER_FOLDERS, FoundFile, class_of, find_files
-from edgelung.tiles.lists import read_rows
+from edgelung.tiles.lists import is_utf8, read_rows
 from edgelung.tiles.names import find, lookup, plain_name
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
 from edgelung.tiles.status import Status
@@ -21,6 +21,10 @@ from edgelung.tiles.status import Status
 # Folders with one of these words in their names may hold the same classes each.
 SUBSET_WORDS = frozenset(
     ["train", "training", "val", "valid", "validation", "test", "testing", "dev"]
+)
+# What programs write into an empty cell, in lower case.
+NO_GROUP = frozenset(
+    ["", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a", "nan", "-nan", "none", "null", "nil"]
 )
 SAY_CLASSES = """--set 'classes=["a", "b"]' (audit: --class a --class b)"""
 
@@ -248,15 +252,27 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
 
     Paths are as in the data folder. Where one of them begins further up
     (`lung_image_sets/lung_aca/1.jpeg`, `lung_aca/1.jpeg`), `<class>/<file>` must be the same. See
-    `edgelung.tiles.lists` for the forms that a list may have. Raises EdgelungError if a tile has
-    no group, or two.
+    `edgelung.tiles.lists` for the forms that a list may have.
+
+    Raises:
+        EdgelungError: a tile has no group (`NO_GROUP` counts as none) or two, or two groups may be
+            one that is written in two ways.
     """
     groups: dict[str, str] = {}
+    not_utf8 = False
     for row in read_rows(path, ("group|cluster",)):
         group = (row.get("group") or row.get("cluster") or "").strip()  # "s1 " and "s1" are one
+        if not is_utf8(group):
+            raise EdgelungError(f"{path} is not UTF-8 (group {printable(group)}); save it as UTF-8")
+        if group.lower() in NO_GROUP:
+            group = ""
         key = plain_name(row["path"])
+        not_utf8 = not_utf8 or not is_utf8(key)
         if groups.setdefault(key, group) != group:
-            raise EdgelungError(f"{path} puts {key} into two groups, {groups[key]} and {group}")
+            first, second = (name or "(none)" for name in (groups[key], group))
+            raise EdgelungError(
+                f"{path} puts {printable(key)} into two groups, {first} and {second}"
+            )
     table = lookup(groups)
 
     def group_of(tile: IndexedTile) -> str | None:
@@ -266,8 +282,25 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
     found = [group_of(tile) for tile in tiles]
     without = [tile.path for tile, group in zip(tiles, found, strict=True) if not group]
     if without:
+        remedy = "add them or leave those tiles out of the folder"
         raise EdgelungError(
             f"{path} names no group, or more than one, for {len(without)} of {len(tiles)} tiles, "
-            f"{without[0]} for one; add them or leave those tiles out of the folder"
+            f"{without[0]} for one; "
+            + ("the list is not UTF-8: save it as UTF-8" if not_utf8 else remedy)
         )
-    return [str(group) for group in found]
+    names = [str(group) for group in found]
+    _check_spelling(path, names)
+    return names
+
+
+def _check_spelling(path: Path, groups: Sequence[str]) -> None:
+    """Raise EdgelungError for two groups that may be one: its tiles could be in train and test."""
+    spellings: dict[str, str] = {}
+    for group in groups:
+        plain = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
+        plain = re.sub(r"^([0-9]+)\.0+$", r"\1", plain)  # pandas writes 1.0 for 1
+        if (other := spellings.setdefault(plain, group)) != group:
+            raise EdgelungError(
+                f"{path} has the groups {other!r} and {group!r}, which differ only in case, blanks "
+                "or .0; write one group in one way, or give two groups other names"
+            )

@@ -112,14 +112,15 @@ def infer(
         ),
     ] = None,
     strict_size: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--strict-size",
+            "--strict-size/--no-strict-size",
             rich_help_panel=OUTPUT,
             help="Tiles whose size in pixels is far from the training tiles get status "
             "`other-size` and no label.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     resume: Annotated[
         bool | None,
         typer.Option(
@@ -208,7 +209,7 @@ def infer(
         verify=verify,
         verify_every=verify_every,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
-        strict_size=strict_size or bool(defaults.strict_size),
+        strict_size=bool(defaults.strict_size if strict_size is None else strict_size),
     )
     _warn_of_gate(bundle, options.precision)
     with progress("infer") as advance, counting(source, destination, advance, watch):

@@ -96,7 +96,8 @@ def model_concerns(
     if not test.tiles:
         return []
     predicted = [sum(column) for column in zip(*test.confusion, strict=True)]
-    if max(predicted) == test.tiles:
+    tested = sum(recall is not None for recall in test.recall)
+    if max(predicted) == test.tiles and tested > 1:
         only = classes[predicted.index(test.tiles)]
         what = f"it predicts {only} for all {test.tiles} test tiles"
         return [_do_not_use("one-class", model, what)]
@@ -132,9 +133,9 @@ def _is_finite(test: Metrics) -> bool:
 
 def _not_above_chance(test: ModelTest | VariantTest, chance: float) -> str:
     """A clause if the interval of balanced accuracy reaches chance; '' if it does not."""
-    present = sum(recall is not None for recall in test.recall)
+    tested = sum(recall is not None for recall in test.recall)
     low, high = test.intervals.balanced_accuracy
-    if test.balanced_accuracy is None or present < 2 or low > chance:
+    if test.balanced_accuracy is None or tested < 2 or low > chance:
         return ""
     interval = f", interval {100 * low:.0f} to {100 * high:.0f} %" if low < high else ""
     return (

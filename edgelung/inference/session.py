@@ -13,6 +13,8 @@ from pathlib import Path
 from edgelung import __version__
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.summary import Summary, write_summary
+from edgelung.core.errors import EdgelungError
+from edgelung.core.files import WriteError
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores, versions
 from edgelung.engines.base import Engine
@@ -184,10 +186,23 @@ class Session:
             threads=self._engines.threads,
             waiting=waiting,
         )
-        if self._destination.summary:
-            write_summary(self._destination.summary, summary)
+        self._write_summary(summary)
         self._sink.complete()
         return summary
+
+    def _write_summary(self, summary: Summary) -> None:
+        path = self._destination.summary
+        if path is None:
+            return
+        try:
+            write_summary(path, summary)
+        except WriteError as error:
+            if not self._destination.journal:  # rows on standard output: no resume
+                raise
+            raise EdgelungError(
+                f"{error.fault}; the rows in {self._destination.name} are complete. "
+                f"{error.remedy}, then run the same command with --resume"
+            ) from error
 
 
 @contextmanager

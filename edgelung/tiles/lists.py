@@ -2,8 +2,8 @@
 
 One parser for `infer --files` and `train --groups`. It reads what pandas, Excel, QuPath and shells
 write: commas, semicolons, tabs or bars; UTF-8 with or without a byte-order mark, UTF-16; column
-names in any case. What it cannot read it names in one line. Rows are read as they are needed, so a
-list may be a pipe.
+names in any case, with blanks or hyphens for `_`. What it cannot read it names in one line. Rows
+are read as they are needed, so a list may be a pipe.
 """
 
 import codecs
@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgelung.core.errors import EdgelungError, one_line
@@ -21,14 +22,57 @@ from edgelung.core.errors import EdgelungError, one_line
 STANDARD_INPUT = Path("-")
 # The column that names the tile, in order of preference.
 PATH_COLUMNS = (
-    *("path", "filepath", "file_path", "image_path", "img_path", "tile_path"),
-    *("filename", "file_name", "file", "image_name", "image", "tile"),
+    *("path", "filepath", "file_path", "image_path", "img_path", "tile_path", "fullname"),
+    *("filename", "file_name", "file", "image_name", "tile_name", "image", "tile", "image_id"),
 )
 DELIMITERS = ",;\t|"
 BLOCK_BYTES = 1 << 16
 _SPREADSHEETS = {b"PK\3\4": "a zip archive or an .xlsx", b"\xd0\xcf\x11\xe0": "an old .xls"}
 
+# Byte-order marks and their codecs. UTF-32's marks begin with those of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+    codecs.BOM_UTF8: "utf-8",
+}
+_LINE_END = r"(?: \r\n | \n | \r )"
+# Before the header: blank lines, Excel's `sep=;`, or PowerShell's `#TYPE System.IO.FileInfo`.
+_PREAMBLE = re.compile(
+    rf"""(?: [\s,;|]* | "?sep=[ -~\t]{{0,3}} | \#TYPE\ [ -~]* ) {_LINE_END}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
 Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What was read ahead of a list.
+
+    Attributes:
+        first: the bytes from the header on, behind the byte-order mark. The header is complete.
+        skipped: lines before the header.
+    """
+
+    first: bytes
+    skipped: int
+
+    @property
+    def encoding(self) -> str:
+        codec = _mark_and_codec(self.first)[1]
+        return "utf-8-sig" if codec == "utf-8" else codec[:6]
+
+    @property
+    def header(self) -> str:
+        """The first line; incomplete bytes after it are ignored."""
+        text = self.first.decode(self.encoding, "replace")
+        return re.split("[\n\r\0]", text.lstrip("\ufeff"), maxsplit=1)[0].strip()
+
+    @property
+    def columns(self) -> list[str]:
+        return split_header(self.header)
 
 
 def list_name(path: Path) -> str:
@@ -39,21 +83,22 @@ def list_name(path: Path) -> str:
 def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the rows of a list; every row has the key `path`.
 
-    A CSV needs one of `PATH_COLUMNS`; its other columns keep their names, in lower case. `wanted`
+    A CSV needs one of `PATH_COLUMNS`; its other columns keep their names, in lower case and with
+    `_` for blanks and hyphens. Bytes that are not UTF-8 become surrogates, as in `os.fsdecode`;
+    `is_utf8` tells. `wanted`
     names columns that must be there, `a|b` either of two. Anything else is a plain list with a path
     per line, or per NUL as `find -print0` writes it, if no other column is `wanted`.
 
     Raises:
-        EdgelungError: the list cannot be read, is a spreadsheet, or lacks a wanted column.
+        EdgelungError: the list cannot be read, is a spreadsheet, lacks a wanted column or has it
+            twice, or a row does not fit the header.
     """
     name = list_name(path)
     try:
         with _open(path) as source:
-            first = _first_line(source, b"")
-            if first.lower().startswith((b"sep=", codecs.BOM_UTF8 + b"sep=")):  # Excel's own line
-                first = _first_line(source, first.partition(b"\n")[2])
-            stream: io.BufferedReader = io.BufferedReader(_Prefixed(first, source))
-            yield from _rows(stream, first, name, wanted)
+            head = _read_head(source)
+            stream: io.BufferedReader = io.BufferedReader(_Prefixed(head.first, source))
+            yield from _rows(stream, head, name, wanted)
     except OSError as error:
         raise EdgelungError(f"cannot read the list {name}: {error.strerror}") from error
     except csv.Error as error:
@@ -67,6 +112,40 @@ def read_rows(path: Path, wanted: Sequence[str] = ()) -> Iterator[Row]:
         ) from error
 
 
+def unknown_columns(path: Path) -> list[str]:
+    """Columns of a regular file that looks like a table but is read as a plain list; else []."""
+    with path.open("rb") as source:
+        columns = _read_head(source).columns
+    return columns if len(columns) > 1 and path_column(columns) is None else []
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a path or a cell of a list was UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_head(source: io.BufferedReader) -> _Head:
+    """Read until the header is complete, and drop the lines before it."""
+    first, skipped = _first_line(source, b""), 0
+    while True:
+        mark, codec = _mark_and_codec(first)
+        preamble = _PREAMBLE.match(first[len(mark) :].decode(codec, "replace"))
+        if preamble is None:
+            return _Head(first, skipped)
+        behind = len(mark) + len(preamble[0].encode(codec))
+        skipped += len(re.findall(_LINE_END, preamble[0], re.VERBOSE))
+        first = _first_line(source, mark + first[behind:])
+
+
+def _mark_and_codec(first: bytes) -> tuple[bytes, str]:
+    marked = ((mark, codec) for mark, codec in _MARKS.items() if first.startswith(mark))
+    return next(marked, (b"", "utf-8"))
+
+
 def _first_line(source: io.BufferedReader, read: bytes) -> bytes:
     """Read until the first line is complete; a pipe delivers it in pieces."""
     while more := source.read1(BLOCK_BYTES) if not _has_line(read) else b"":
@@ -75,33 +154,32 @@ def _first_line(source: io.BufferedReader, read: bytes) -> bytes:
 
 
 def _has_line(read: bytes) -> bool:
-    wide = read.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # holds NULs anyway
-    return b"\n" in read or b"\r" in read or (b"\0" in read and not wide)
+    mark, codec = _mark_and_codec(read)
+    if codec != "utf-8":
+        return not {"\n", "\r"}.isdisjoint(read[len(mark) :].decode(codec, "ignore"))
+    return b"\n" in read or b"\r" in read or b"\0" in read
 
 
 def _rows(
-    stream: io.BufferedReader, first: bytes, name: str, wanted: Sequence[str]
+    stream: io.BufferedReader, head: _Head, name: str, wanted: Sequence[str]
 ) -> Iterator[Row]:
     for magic, kind in _SPREADSHEETS.items():
-        if first.startswith(magic):
+        if head.first.startswith(magic):
             raise EdgelungError(f"{name} is {kind}, not text; save it as CSV")
-    if _is_unmarked_utf16(first):
+    if _is_unmarked_utf16(head.first):
         raise EdgelungError(f"{name} is UTF-16 without a byte-order mark; save it as UTF-8")
-    encoding = _encoding(first)
-    header = _header(first, encoding)
-    column = path_column(split_header(header))
-    if column is not None:
-        yield from _table(stream, name, encoding, header, wanted)
+    if path_column(head.columns) is not None:
+        yield from _table(stream, name, head, wanted)
     elif wanted:
-        found = ", ".join(split_header(header)) or "(none)"
+        found = ", ".join(head.columns) or "(none)"
         raise EdgelungError(
             f"{name} has the columns {found}; expected {_spoken(['path', *wanted])} in its "
             "first line"
         )
-    elif encoding == "utf-8-sig" and b"\0" in first:
+    elif head.encoding == "utf-8-sig" and b"\0" in head.first:
         yield from ({"path": path} for path in _between_zeros(stream))
     else:
-        yield from ({"path": path} for path in _lines(stream, encoding))
+        yield from ({"path": path} for path in _lines(stream, head.encoding))
 
 
 def _is_unmarked_utf16(first: bytes) -> bool:
@@ -117,9 +195,9 @@ def path_column(columns: Sequence[str]) -> str | None:
 
 
 def split_header(line: str) -> list[str]:
-    """Names of the columns of a header line, in lower case."""
+    """Names of the columns of a header line, in lower case, with `_` for blanks and hyphens."""
     fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
-    return [field.strip().lower() for field in fields]
+    return [re.sub(r"[\s-]+", "_", field.strip().lower()) for field in fields]
 
 
 def _spoken(columns: Sequence[str]) -> str:
@@ -131,42 +209,44 @@ def _delimiter(line: str) -> str:
     return max(DELIMITERS, key=line.count)
 
 
-def _encoding(first: bytes) -> str:
-    if first.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    return "utf-8-sig"
-
-
-def _header(first: bytes, encoding: str) -> str:
-    """Decode the first line; incomplete bytes after it are ignored."""
-    text = first.decode(encoding, "replace")
-    return re.split("[\n\r\0]", text.lstrip("\ufeff"), maxsplit=1)[0].strip()
-
-
 def _table(
-    stream: io.BufferedReader, name: str, encoding: str, header: str, wanted: Sequence[str]
+    stream: io.BufferedReader, name: str, head: _Head, wanted: Sequence[str]
 ) -> Iterator[Row]:
-    columns = split_header(header)
+    columns = head.columns
     column = path_column(columns)
     assert column is not None
-    missing = [names for names in wanted if not any(n in columns for n in names.split("|"))]
+    _check_columns(columns, column, name, wanted)
+    # Bytes of a name that are not UTF-8 go through unchanged.
+    errors = "surrogateescape" if head.encoding == "utf-8-sig" else "strict"
+    text = io.TextIOWrapper(stream, encoding=head.encoding, errors=errors, newline="")
+    line = head.skipped + 1
+    try:
+        reader = csv.reader(text, delimiter=_delimiter(head.header))
+        for fields in reader:
+            if line > head.skipped + 1 and any(field.strip() for field in fields):
+                yield _row(columns, column, fields, f"{name}, line {line}")
+            line = head.skipped + reader.line_num + 1  # where the next row begins
+    except csv.Error as error:
+        raise csv.Error(f"line {line}: {error}") from error
+    finally:
+        text.detach()  # the stream is closed by whoever opened it
+
+
+def _check_columns(columns: Sequence[str], column: str, name: str, wanted: Sequence[str]) -> None:
+    """Raise EdgelungError unless each wanted column is there exactly once, as the path is."""
+    present = [
+        [found for found in columns if found in names.split("|")] for names in (column, *wanted)
+    ]
+    missing = [names for names, found in zip(wanted, present[1:], strict=True) if not found]
     if missing:
         raise EdgelungError(
             f"{name} has the columns {', '.join(columns)}; expected {_spoken(missing)} too"
         )
-    # Bytes of a name that are not UTF-8 go through unchanged.
-    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
-    text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
-    try:
-        reader = csv.reader(text, delimiter=_delimiter(header))
-        next(reader)
-        for fields in reader:
-            if any(field.strip() for field in fields):  # else a blank line
-                yield _row(columns, column, fields, f"{name}, line {reader.line_num}")
-    finally:
-        text.detach()  # the stream is closed by whoever opened it
+    if twice := next((found for found in present if len(found) > 1), None):
+        raise EdgelungError(
+            f"{name} has the columns {' and '.join(twice)}; expected one of them: remove or rename "
+            "the others"
+        )
 
 
 def _row(columns: Sequence[str], column: str, fields: Sequence[str], where: str) -> Row:
@@ -175,6 +255,11 @@ def _row(columns: Sequence[str], column: str, fields: Sequence[str], where: str)
         raise EdgelungError(
             f"{where}: {len(fields)} cells, but the header has {len(columns)}; put quotes around "
             "names that hold the delimiter"
+        )
+    if any("\n" in field or "\r" in field for field in fields):
+        raise EdgelungError(
+            f"{where}: a cell goes on in the next line; close the quote in it, or remove the line "
+            "break"
         )
     cells = [*fields, *[""] * (len(columns) - len(fields))]
     row = dict(zip(columns, cells, strict=False))

@@ -80,6 +80,28 @@ def test_the_command_line_wins_over_both_files(
 
 
 @pytest.mark.parametrize(
+    ("words", "strict"), [([], True), (["--no-strict-size"], None), (["--strict-size"], True)]
+)
+def test_strict_size_in_the_file_can_be_switched_off(
+    bundle_folder: Path,
+    tiles: Path,
+    tmp_path: Path,
+    cli,
+    words: list[str],
+    strict: bool | None,
+) -> None:
+    path = tmp_path / "edgelung.toml"
+    path.write_text("[infer]\nstrict_size = true\n")
+    (tmp_path / "list").write_text("lung_n/lung_n_s0_0.jpeg\n")
+    result = cli(
+        *("infer", tiles, "--model", bundle_folder, "--files", tmp_path / "list", "--json"),
+        *words,
+        env=os.environ | {"EDGELUNG_CONFIG": str(path)},
+    )
+    assert json.loads(result.stdout)["options"].get("--strict-size") is strict
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[infer]\nengin = 'x'\n", "has 'engin'; known are model, engine, precision, threads"),

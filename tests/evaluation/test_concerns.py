@@ -109,6 +109,13 @@ def test_one_class_for_every_tile_is_said_once() -> None:
     assert said([[0, 0, 10]] * 3) == [("one-class", text)]
 
 
+def test_one_class_for_every_tile_is_right_if_the_test_holds_no_other() -> None:
+    assert said([[0, 0, 0], [0, 20, 0], [0, 0, 0]]) == []
+    ((kind, text),) = said([[0, 0, 0], [0, 0, 20], [0, 0, 0]])
+    assert kind == "never-predicted"
+    assert "never predicts n (0 of 20 test tiles" in text
+
+
 def test_a_class_found_less_often_than_by_chance_is_named() -> None:
     text = (
         "Do not use the model: it recognises aca (20 % of 10 test tiles) less often than by chance "

@@ -64,6 +64,51 @@ def test_what_is_no_list(tmp_path: Path, data: bytes) -> None:
         list(Source((tmp_path,), tmp_path / "list").files(OUT))
 
 
+def test_a_table_of_unknown_columns_is_told_which_ones_are_understood(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jpg").touch()
+    listing = tmp_path / "list.csv"
+    listing.write_text("Slide Tile;Class\na.jpg;n\n")
+    paths(tmp_path, listing)
+    assert "none of the files" in caplog.messages[0]
+    assert f"the columns of {listing} were not recognised (slide_tile, class)" in caplog.messages[1]
+    assert "one of path, filepath," in caplog.messages[1]
+    caplog.clear()
+    listing.write_text("path;class\ngone.jpg;n\n")
+    paths(tmp_path, listing)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp850", "mac_roman"])
+@pytest.mark.parametrize("header", ["", "path\n"])
+def test_a_list_of_another_encoding_is_told_apart_from_a_name_of_those_bytes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str, header: str
+) -> None:
+    for name in ("a.jpg", "ä.jpg"):
+        (tmp_path / name).touch()
+    listing = tmp_path / "list"
+    listing.write_text(f"{header}a.jpg\nä.jpg\n", encoding=encoding)
+    paths(tmp_path, listing)
+    (message,) = caplog.messages
+    assert message.startswith(f"{listing} is not UTF-8, and ")
+    assert message.endswith(" is not there; save the list as UTF-8")
+    caplog.clear()
+    (tmp_path / os.fsdecode("ä.jpg".encode(encoding))).touch()
+    paths(tmp_path, listing)
+    assert caplog.messages == []
+
+
+def test_a_subset_that_is_not_there_is_told_which_ones_are(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,subset\na.jpg,Test\nb.jpg, test\nc.jpg,val\n")
+    with pytest.raises(EdgelungError) as caught:
+        paths(tmp_path, listing, "test")
+    assert str(caught.value) == (
+        f"{listing} names no files in subset 'test'; it has the subsets ' test', 'Test', 'val'"
+    )
+
+
 def test_what_the_run_writes_is_no_input(tmp_path: Path) -> None:
     for name in ("a.jpg", "p.csv", "p.summary.json", "p.csv.edgelung-journal", "deep/p.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

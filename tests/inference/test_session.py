@@ -1,6 +1,7 @@
 """The run as a user meets it: where rows go, the audit record, abstention, lists."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from PIL import Image
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.summary import read_summary
 from edgelung.core.errors import EdgelungError
+from edgelung.core.files import WriteError
 from edgelung.core.precision import Precision
 from edgelung.inference.destination import Destination
 from edgelung.inference.session import OnStopped, Options, infer_folder
@@ -245,6 +247,28 @@ def test_a_stopped_run_tells_how_many_rows_its_journal_keeps(
 
 
 MAC_METADATA = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60)
+
+
+def test_a_summary_without_room_is_written_by_a_resume(
+    bundle: Bundle, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_tiles(tiles, tmp_path / "some")
+    source = Source((tmp_path / "some",))
+    destination = Destination.parse(tmp_path / "rows.csv")
+
+    def full(path: Path, summary: object) -> None:
+        raise WriteError(path, OSError(errno.ENOSPC, "no space"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgelung.inference.session.write_summary", full)
+        with pytest.raises(EdgelungError) as caught:
+            infer_folder(source, bundle, destination, BY_TWO)
+    assert str(caught.value) == (
+        f"cannot write {tmp_path}/rows.summary.json: the disk is full; the rows in "
+        f"{tmp_path}/rows.csv are complete. Make room, then run the same command with --resume"
+    )
+    infer_folder(source, bundle, destination, BY_TWO, resume=True)
+    assert read_summary(tmp_path / "rows.summary.json").files == 6
 
 
 @pytest.fixture

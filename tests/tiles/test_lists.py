@@ -47,10 +47,30 @@ def test_a_list_of_find_print0_is_read(tmp_path: Path) -> None:
     assert paths(file) == ["a\nb.jpeg", *PATHS]
 
 
-def test_excels_own_first_line_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    "lines", [["sep=;"], ['"sep=;"'], ["#TYPE System.IO.FileInfo"], ["", " ", ";;"], ["", "sep=;"]]
+)
+def test_lines_before_the_header_are_passed_over(
+    tmp_path: Path, encoding: str, newline: str, lines: list[str]
+) -> None:
     file = tmp_path / "list.csv"
-    file.write_text("sep=;\nPath;Group\na/1.jpeg;g\n")
+    text = newline.join([*lines, "Path;Group", "a/1.jpeg;g", ""])
+    file.write_bytes(text.encode(encoding))
     assert list(read_rows(file, ["group"])) == [{"path": "a/1.jpeg", "group": "g"}]
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["File Name", "Image Path", "image-name", "tile_name", "Image ID", "FullName", "Tile  Path"],
+)
+def test_the_column_of_the_paths_is_found_however_it_is_written(
+    tmp_path: Path, column: str
+) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(f'"Mode","{column}"\n"-a","a/1.jpeg"\n')
+    assert paths(file) == ["a/1.jpeg"]
 
 
 def test_the_index_that_pandas_writes_is_no_path(tmp_path: Path) -> None:
@@ -77,6 +97,12 @@ def test_bytes_of_a_name_that_are_not_utf8_go_through(tmp_path: Path) -> None:
         ("a/1.jpeg\n".encode("utf-16-le"), (), "is UTF-16 without a byte-order mark"),
         ("a/1.jpeg\n".encode("utf-16-be"), (), "is UTF-16 without a byte-order mark"),
         (b"path\n" + b"x" * 200_000, (), "cannot read the list"),
+        (b'path,n\na,1\n"b,2\nc,3\n"d,4\n', (), "list.csv, line 3: a cell goes on in the next"),
+        (b'path,n\na,1\n"b,2\nc,3\n', (), "line 3: a cell goes on in the next line; close the"),
+        (b'path\na\n"b\n' + b"x\n" * 100_000, (), "line 3: field larger than field limit"),
+        (b"path,group,Group\na,1,2\n", ("group",), "has the columns group and group; expected one"),
+        (b"path,group,cluster\na,1,2\n", ("group|cluster",), "the columns group and cluster; exp"),
+        (b"#TYPE x\n\npath\n\n,\na,b\n", (), "line 6: 2 cells"),
         ("Path\n".encode("utf-16") + b"\x00\xd8\x00", (), "save it as UTF-8"),
     ],
 )

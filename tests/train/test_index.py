@@ -155,6 +155,54 @@ def test_a_space_behind_a_group_makes_no_other_group(tmp_path: Path) -> None:
     assert read_groups(path, [tile("a/1.png"), tile("a/2.png")]) == ["s1", "s1"]
 
 
+@pytest.mark.parametrize("name", ["NA", "nan", "NaN", "#N/A", "None", "null", "<NA>", " n/a "])
+def test_what_programs_write_for_an_empty_cell_is_no_group(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(f"path,group\na/1.png,s1\na/2.png,{name}\n")
+    with pytest.raises(EdgelungError, match=r"names no group.* for 1 of 2 tiles, a/2\.png"):
+        read_groups(path, [tile("a/1.png"), tile("a/2.png")])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("P1", "p1"), ("P 1", "P  1"), ("P 1", "P\u00a01"), ("1", "1.0")]
+)
+def test_two_groups_that_may_be_one_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(f"path,group\na/1.png,{first}\na/2.png,{second}\n", encoding="utf-8")
+    with pytest.raises(
+        EdgelungError, match=r"differ only in case, blanks or \.0; write one group"
+    ) as error:
+        read_groups(path, [tile("a/1.png"), tile("a/2.png")])
+    assert repr(first) in str(error.value)
+    assert repr(second).replace("  ", " ") in str(error.value)  # a message has single blanks
+
+
+@pytest.mark.parametrize(("first", "second"), [("1", "10"), ("1.1", "1.10"), ("p1", "p2")])
+def test_groups_of_other_names_are_other_groups(tmp_path: Path, first: str, second: str) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(f"path,group\na/1.png,{first}\na/2.png,{second}\n")
+    assert read_groups(path, [tile("a/1.png"), tile("a/2.png")]) == [first, second]
+
+
+@pytest.mark.parametrize("header", ["path,group,Group", "path,group,cluster"])
+def test_of_two_group_columns_none_is_chosen(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(f"{header}\na/1.png,1,2\n")
+    with pytest.raises(EdgelungError, match="expected one of them: remove or rename"):
+        read_groups(path, [tile("a/1.png")])
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp850", "mac_roman"])
+@pytest.mark.parametrize("row", ["a/ä.png,g", "a/1.png,ä"])
+def test_groups_of_another_encoding_are_to_be_saved_as_utf_8(
+    tmp_path: Path, encoding: str, row: str
+) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(f"path,group\n{row}\n", encoding=encoding)
+    with pytest.raises(EdgelungError, match=r"not UTF-8.*save it as UTF-8"):
+        read_groups(path, [tile(row.partition(",")[0])])
+
+
 def test_groups_that_contradict_each_other_or_are_of_another_folder(tmp_path: Path) -> None:
     csv = tmp_path / "g.csv"
     csv.write_text("path,group\na/1.jpg,1\na/1.jpg,2\n")
