@@ -253,10 +253,6 @@ def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
 
     Pillow ignores libjpeg's warnings, so the Huffman codes are read once more here.
     """
-    if header.coding != "sequential Huffman":
-        raise TileError(
-            Status.UNSUPPORTED, "a progressive JPEG of unusual sampling factors; save it as PNG"
-        )
     if len(data) > MAX_ODD_BYTES:
         limit = f"{MAX_ODD_BYTES >> 20} MiB"
         raise TileError(
@@ -264,7 +260,8 @@ def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
         )
     pixels = _decode_by_pillow(data)
     scans = read_scans(data, header.segments, header.scan)
-    check_codes(scans, sampling(header.frame), header.width, header.height)
+    progressive = header.coding.startswith("progressive")
+    check_codes(scans, sampling(header.frame), header.width, header.height, progressive)
     return pixels
 
 

@@ -10,7 +10,7 @@ from encoders import jpeg, page, segment, tiff
 from PIL import Image
 
 from edgelung.tiles.jpeg import decode_jpeg, read_header
-from edgelung.tiles.jpeg_scans import check_codes, read_scans, sampling
+from edgelung.tiles.jpeg_scans import check_codes, check_complete, read_scans, sampling
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile
 
 SPEC = ReaderSpec(size=64)
@@ -96,7 +96,7 @@ def test_a_progressive_jpeg_that_lacks_its_last_scans_is_truncated(mode: str) ->
 def test_progressive_jpegs_of_every_setting_are_read() -> None:
     image = Image.fromarray(PICTURE)
     for quality, subsampling, optimize, mode in itertools.product(
-        (1, 50, 95, 100), (0, 1, 2), (False, True), ("RGB", "L")
+        (1, 50, 95, 100), (0, 1, 2), (False, True), ("RGB", "L", "CMYK")
     ):
         options = {"quality": quality, "subsampling": subsampling, "optimize": optimize}
         data = encoded(image.convert(mode), progressive=True, **options)
@@ -137,27 +137,62 @@ def test_damage_of_a_jpeg_with_odd_sampling_is_found(factors: list[tuple[int, in
     assert set(found.values()) <= {"corrupt", "truncated"}, found
 
 
-def test_the_codes_of_every_whole_jpeg_are_read_to_their_end() -> None:
+@pytest.mark.parametrize("rows", [0, 1])
+def test_damage_of_a_progressive_jpeg_with_odd_sampling_is_found(rows: int) -> None:
+    image = Image.fromarray(PICTURE).convert("CMYK")
+    data = encoded(image, quality=95, progressive=True, subsampling=2, restart_marker_rows=rows)
+    assert status_of(data) == "ok"
+    parts = [*scan_starts(data), len(data) - 2]
+    found = {}
+    for number, (start, end) in enumerate(itertools.pairwise(parts)):
+        found[f"without scan {number}"] = status_of(data[:start] + data[end:])
+        tables = data.find(b"\xff\xc4", start, end)
+        last = tables if tables > 0 else end
+        begin = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+        found[f"scan {number} cut"] = status_of(data[: begin + 1] + data[last:])
+        found[f"scan {number} longer"] = status_of(data[:last] + b"\x55" * 40 + data[last:])
+        marks = [m.start() for m in re.finditer(rb"\xff[\xd0-\xd7]", data[:last])]
+        if marks and marks[-1] > start:
+            swapped = bytearray(data)
+            swapped[marks[-1] + 1] ^= 1
+            found[f"restart number of scan {number}"] = status_of(bytes(swapped))
+    assert set(found.values()) <= {"corrupt", "truncated"}, found
+
+
+def whole_codes(data: bytes) -> None:
+    header = read_header(data)
+    scans = read_scans(data, header.segments, header.scan)
+    progressive = header.coding == "progressive Huffman"
+    check_codes(scans, sampling(header.frame), header.width, header.height, progressive)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_codes_of_every_whole_jpeg_are_read_to_their_end(progressive: bool) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (37, 29, 3)).astype(np.uint8)
-    for quality, subsampling, optimize, rows, mode, pixels in itertools.product(
-        (1, 50, 100), (0, 1, 2), (False, True), (0, 1), ("RGB", "L"), (PICTURE, noise)
+    for quality, subsampling, rows, mode, pixels in itertools.product(
+        (1, 50, 100), (0, 1, 2), (0, 1), ("RGB", "L"), (PICTURE, noise)
     ):
-        options = {"quality": quality, "subsampling": subsampling, "optimize": optimize}
         image = Image.fromarray(pixels).convert(mode)
-        data = encoded(image, restart_marker_rows=rows, **options)
-        header = read_header(data)
-        scans = read_scans(data, header.segments, header.scan)
-        check_codes(scans, sampling(header.frame), header.width, header.height)
+        options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
+        whole_codes(encoded(image, restart_marker_rows=rows, **options))
 
 
-def test_a_flat_list_of_too_many_huffman_codes_is_corrupt() -> None:
+def test_a_huffman_table_of_too_many_short_codes_is_corrupt() -> None:
     data = jpeg(YCC, ODD[0])
     start = data.index(b"\xff\xc4")
     crowded = segment(0xC4, b"\0" + bytes([3] + [0] * 15) + bytes(3))
-    header = read_header(data[:start] + crowded + data[data.index(b"\xff\xc4", start + 1) :])
-    broken = data[:start] + crowded + data[data.index(b"\xff\xc4", start + 1) :]
     with pytest.raises(TileError, match="Huffman table"):
-        check_codes(read_scans(broken, header.segments, header.scan), sampling(header.frame), W, H)
+        whole_codes(data[:start] + crowded + data[data.index(b"\xff\xc4", start + 1) :])
+
+
+def test_a_refinement_of_what_was_not_sent_is_corrupt() -> None:
+    data = encoded(Image.fromarray(PICTURE), progressive=True)
+    first = scan_starts(data)[0]
+    assert data[first + 13] == 1  # DC without its lowest bit
+    changed = data[: first + 13] + b"\x11" + data[first + 14 :]
+    header = read_header(changed)
+    with pytest.raises(TileError, match="not in order"):
+        check_complete(read_scans(changed, header.segments, header.scan), b"\1\2\3", True)
 
 
 # ---- kinds that are refused
