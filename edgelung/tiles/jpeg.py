@@ -1,8 +1,9 @@
 """JPEG → uint8 RGB by simplejpeg, and by Pillow what simplejpeg cannot convert.
 
 simplejpeg decodes strictly: every warning of libjpeg-turbo is an error, so half a picture is never
-taken for a whole one. Segments that the pixels do not need (a broken ICC profile, stray bytes) are
-dropped and the decode is repeated before a file is called damaged.
+taken for a whole one. `jpeg_scans` finds what libjpeg-turbo does not warn of. Segments that the
+pixels do not need (a broken ICC profile, stray bytes) are dropped and the decode is repeated before
+a file is called damaged.
 """
 
 import io
@@ -18,14 +19,15 @@ from PIL import Image
 
 from edgelung.tiles.colour import exif_orientation, to_rgb, upright
 from edgelung.tiles.errors import Status, TileError, damaged
+from edgelung.tiles.jpeg_scans import check_codes, check_complete, read_scans, sampling
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 from edgelung.tiles.tiff_directory import first_directory
 
 MAX_SCANS = 500  # ten are usual; each costs a pass over all pixels
+MAX_ODD_BYTES = 16 << 20  # of a file with unusual sampling: its codes are read at 1 MB/s
 MARK = b"\xff\xd8\xff"
 
-_ENTROPY_END = re.compile(rb"\xff[^\x00\xff]")
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\1-\4]")  # marker, length, components
 _SOF = {  # start of frame → the coding, in the standard's terms
     0xC0: "sequential Huffman",
@@ -51,8 +53,7 @@ _APP14 = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: the colour transf
 _MP_IMAGES = 0xB002  # MP entries of 16 bytes; the low 24 bits of the first word are the type
 _MP_THUMBNAIL = 1  # the class of a type: 1 thumbnail, 2 several views, 3 the primary picture
 _GAIN_MAPS = (b"hdrgm:", b"HDRGainMap", b"hdr-gain-map", b"urn:iso:std:iso:ts:21496")
-# Not a marker, and no run of it decodes to nothing: it shows where entropy-coded data is missing.
-_FILL = bytes(b for b in range(1, 240)) * 16
+_TRANSFORMS = {3: (0, 1), 4: (0, 2)}  # components → Adobe's colour transforms that exist for them
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Header:
     width: int = 0
     height: int = 0
     components: int = 0
+    frame: bytes = b""  # the body of its segment
     exif: bytes = b""
     multi_picture: bytes = b""
     jfif: bool = False
@@ -129,6 +131,7 @@ def _read_frame(header: Header, marker: int, frame: bytes) -> None:
     if header.coding or len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         raise TileError(Status.CORRUPT, "the JPEG frame header cannot be read")
     header.coding, header.bits, header.components = _SOF[marker], frame[0], frame[5]
+    header.frame = frame
     header.height = int.from_bytes(frame[1:3])
     header.width = int.from_bytes(frame[3:5])
 
@@ -156,6 +159,9 @@ def decode_segment(tables: bytes, segment: bytes, transform: bool) -> Tile:
     if header.components == 3:
         says_ycc = header.jfif if header.adobe is None else header.adobe == 1
         says_rgb = header.adobe == 0 and not header.jfif
+        factors = sampling(header.frame)
+        says_ycc |= len(set(factors.values())) > 1  # nobody subsamples green and blue
+        says_rgb |= bytes(factors) == b"RGB" and not header.jfif
         if says_rgb if transform else says_ycc:
             names = ("YCbCr", "RGB") if transform else ("RGB", "YCbCr")
             reason = "the TIFF says {} and the JPEG data in it {}".format(*names)
@@ -183,6 +189,7 @@ def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
     if header.height == 0 and header.width:
         raise TileError(Status.UNSUPPORTED, "a JPEG whose height stands behind its pixels (DNL)")
     _check_kind(header.coding, header.components, header.bits)
+    _check_transform(header)
     check_size(header.width, header.height, size)
     if data.count(b"\xff\xda") > MAX_SCANS and _has_many_scans(data):
         raise TileError(Status.TOO_LARGE, f"a JPEG of more than {MAX_SCANS} scans")
@@ -195,6 +202,16 @@ def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
         return _decode_strictly(needed, read_header(needed), size)
 
 
+def _check_transform(header: Header) -> None:
+    """Raise TileError for a colour transform that does not exist; JFIF says YCbCr by itself."""
+    known = _TRANSFORMS.get(header.components)
+    if known is None or header.adobe is None or (header.components == 3 and header.jfif):
+        return
+    if header.adobe not in known:
+        reason = f"a JPEG of {header.components} components with Adobe's transform {header.adobe}"
+        raise TileError(Status.UNSUPPORTED, f"{reason}, expected one of {known}")
+
+
 def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Image:
     """Decode; any warning of libjpeg-turbo is an error."""
     four_inks = header.components == 4
@@ -203,7 +220,7 @@ def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Ima
             Status.UNSUPPORTED, "a CMYK JPEG without Adobe's mark: inverted inks or not"
         )
     try:
-        pixels: Tile = simplejpeg.decode_jpeg(
+        pixels: Tile | None = simplejpeg.decode_jpeg(
             data,
             "CMYK" if four_inks else "RGB",
             min_height=size,
@@ -212,10 +229,12 @@ def _decode_strictly(data: bytes, header: Header, size: int) -> Tile | Image.Ima
         )
     except Exception as error:  # ValueError; KeyError for a sampling that it does not know
         if isinstance(error, KeyError) or "subsampling" in str(error):
-            return _decode_odd_sampling(data, header)
-        if "rithmetic" in str(error):
-            raise TileError(Status.UNSUPPORTED, "an arithmetic-coded JPEG is not read") from error
-        raise damaged(error) from error
+            pixels = None
+        else:
+            raise damaged(error) from error
+    _check_scans(data, header)
+    if pixels is None:
+        return _decode_odd_sampling(data, header)
     # The data is whole, but libjpeg-turbo converts no CMYK. Pillow does, and inverts Adobe's.
     return _decode_by_pillow(data) if four_inks else pixels
 
@@ -232,60 +251,26 @@ def _decode_by_pillow(data: bytes) -> Image.Image:
 def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
     """Decode sampling factors that TurboJPEG has no name for.
 
-    Pillow ignores libjpeg's warnings. Missing data shows because filling up the end of each scan
-    then changes pixels, while a decoder that has all it needs skips the filling.
+    Pillow ignores libjpeg's warnings, so the Huffman codes are read once more here.
     """
+    if len(data) > MAX_ODD_BYTES:
+        limit = f"{MAX_ODD_BYTES >> 20} MiB"
+        raise TileError(
+            Status.TOO_LARGE, f"a JPEG of unusual sampling factors of more than {limit}"
+        )
     pixels = _decode_by_pillow(data)
-    filled = bytearray(data[: header.scan])
-    start = header.scan
-    for end in _check_scans(data, header):
-        filled += data[start:end] + _FILL
-        start = end
-    if _decode_by_pillow(bytes(filled + data[start:])).tobytes() != pixels.tobytes():
-        raise TileError(Status.TRUNCATED, "the JPEG lacks some of its pixels")
+    scans = read_scans(data, header.segments, header.scan)
+    progressive = header.coding.startswith("progressive")
+    check_codes(scans, sampling(header.frame), header.width, header.height, progressive)
     return pixels
 
 
-def _check_scans(data: bytes, header: Header) -> list[int]:
-    """Where entropy-coded data ends: at each restart marker and after each scan.
-
-    Raises TileError `truncated` if a component or a restart interval is missing.
-    """
-    frame = next(data[a + 4 : b] for marker, a, b in header.segments if marker in _SOF)
-    factors = {frame[i]: divmod(frame[i + 1], 16) for i in range(6, 6 + 3 * frame[5], 3)}
-    intervals = [data[a + 4 : b] for marker, a, b in header.segments if marker == 0xDD]
-    interval = int.from_bytes(intervals[-1]) if intervals else 0
-    ends, missing, at, last = [], set(factors), header.scan, 0
-    while at + 4 <= len(data) and data[at + 1] != 0xD9:
-        marker, next_at = data[at + 1], at + 2
-        if not 0xD0 <= marker <= 0xD7:
-            next_at += int.from_bytes(data[at + 2 : at + 4])
-            last = 0
-        if marker == 0xDA:
-            scan = data[at + 5 : at + 5 + 2 * data[at + 4] : 2]
-            missing -= set(scan)
-            last = -(-_units(scan, factors, header) // interval) - 1 if interval else 0
-        elif 0xD0 <= marker <= 0xD7:
-            last -= 1
-        if marker == 0xDA or 0xD0 <= marker <= 0xD7:
-            found = _ENTROPY_END.search(data, next_at)
-            if found is None:
-                break
-            next_at = found.start()
-            ends.append(next_at)
-            if last > 0 and not 0xD0 <= data[next_at + 1] <= 0xD7:
-                raise TileError(Status.TRUNCATED, "the JPEG lacks some of its restart intervals")
-        at = next_at
-    if missing:
-        raise TileError(Status.TRUNCATED, "the JPEG lacks the scan of a component")
-    return ends
-
-
-def _units(scan: bytes, factors: dict[int, tuple[int, int]], header: Header) -> int:
-    """Number of MCUs in a scan of these components."""
-    wide, high = (max(factor[i] for factor in factors.values()) for i in (0, 1))
-    h, v = factors.get(scan[0], (1, 1)) if len(scan) == 1 else (1, 1)
-    return -(-header.width * h // (8 * wide)) * -(-header.height * v // (8 * high))
+def _check_scans(data: bytes, header: Header) -> None:
+    """Raise TileError if the JPEG lacks a scan. One scan of all components needs no look."""
+    progressive = header.coding.startswith("progressive")
+    if progressive or data[header.scan + 4] < header.components:
+        scans = read_scans(data, header.segments, header.scan)
+        check_complete(scans, header.frame[6 : 6 + 3 * header.components : 3], progressive)
 
 
 def _without_extras(data: bytes, header: Header) -> bytes:

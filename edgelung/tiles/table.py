@@ -58,12 +58,7 @@ GREY = ("BlackIsZero", "WhiteIsZero")
 PLAIN = ("none", "LZW", "Deflate", "PackBits")
 EXTRA = ("LZMA", "Zstandard")
 PICTURES = ("JPEG 2000", "WebP")
-JPEG_CODES = (
-    "sequential Huffman",
-    "progressive Huffman",
-    "sequential arithmetic",
-    "progressive arithmetic",
-)
+JPEG_CODES = ("sequential Huffman", "progressive Huffman")
 
 TABLE = (
     Row("JPEG", JPEG_CODES, ("grey", "RGB or YCbCr"), (8,), NO_ALPHA, INTERLEAVED, "simplejpeg"),
