@@ -29,12 +29,12 @@ _ORIENTATION = {
 _EXIF_ORIENTATION = 0x0112
 
 
-def check_peak(peak: int, what: str = "samples") -> None:
+def check_peak(peak: int, what: str = "sample") -> None:
     """Raise TileError where 16-bit samples that end at `peak` may hold fewer bits than they say."""
     if peak < MIN_PEAK_16:
         raise TileError(
             Status.UNSUPPORTED,
-            f"16-bit {what} that never pass {peak}; the header does not say how many bits count",
+            f"no 16-bit {what} is above {peak}; fewer bits may count than the header says",
         )
 
 

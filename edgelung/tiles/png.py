@@ -18,8 +18,10 @@ _ALPHA = (4, 6)
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Interlacing: first row, first column, step of rows and step of columns of each pass.
 _WHOLE = ((0, 0, 1, 1),)
-_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2))
-_ADAM7 += ((1, 0, 2, 1),)
+_ADAM7 = (
+    *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)),
+    *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+)
 
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # Pillow's 1 MiB is less than many a colour profile
 
@@ -171,7 +173,7 @@ def _check_16_bits(source: Image.Image) -> None:
     # Of RGB and of grey with alpha, Pillow holds the high byte only.
     check_peak(_peak(source) if source.mode.startswith("I") else _peak(source) * 256 + 255)
     if source.mode in ("LA", "RGBA"):
-        check_peak(int(source.getchannel("A").getextrema()[1]) * 256 + 255, "alpha")
+        check_peak(_peak(source.getchannel("A")) * 256 + 255, "alpha")
 
 
 def _check_significant_bits(source: Image.Image, bits: int, colour: int, stated: bytes) -> None:
