@@ -144,8 +144,6 @@ def _decode_colours(rows: Tile, header: _Header) -> Tile:
             channels.append(to_8_bits(values, (mask >> shift).bit_length()))
     if len(channels) == 3:
         return np.stack(channels, -1)
-    if not channels[3].any():
-        raise TileError(Status.UNSUPPORTED, "a BMP with an alpha mask and nothing but alpha 0")
     return np.asarray(over_white(np.stack(channels, -1)))
 
 

@@ -29,13 +29,19 @@ _ORIENTATION = {
 _EXIF_ORIENTATION = 0x0112
 
 
-def check_peak(peak: int) -> None:
+def check_peak(peak: int, what: str = "sample") -> None:
     """Raise TileError where 16-bit samples that end at `peak` may hold fewer bits than they say."""
     if peak < MIN_PEAK_16:
         raise TileError(
             Status.UNSUPPORTED,
-            f"16-bit samples that never pass {peak}; the header does not say how many bits count",
+            f"no 16-bit {what} is above {peak}; fewer bits may count than the header says",
         )
+
+
+def check_alpha(alpha: npt.NDArray[Any]) -> None:
+    """Raise TileError where every pixel is transparent: colours that nobody meant to hide."""
+    if not alpha.any():
+        raise TileError(Status.UNSUPPORTED, "every pixel is transparent (only alpha 0)")
 
 
 def to_8_bits(samples: Samples, bits: int) -> Tile:
@@ -50,13 +56,15 @@ def to_8_bits(samples: Samples, bits: int) -> Tile:
 
 
 def over_white(rgba: Tile) -> Image.Image:
-    """Composite RGBA with straight alpha (H, W, 4) over white."""
+    """Composite RGBA with straight alpha (H, W, 4) over white; raises TileError if all is 0."""
+    check_alpha(rgba[..., 3])
     image = Image.fromarray(rgba)
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def premultiplied_over_white(rgba: Tile) -> Tile:
-    """Composite RGBA whose colours are already multiplied by alpha (H, W, 4) over white."""
+    """As `over_white`, of colours that are already multiplied by alpha (H, W, 4)."""
+    check_alpha(rgba[..., 3])
     white = 255 - rgba[..., 3:].astype(np.uint16)
     pixels: Tile = np.minimum(rgba[..., :3] + white, 255).astype(np.uint8)
     return pixels
@@ -85,7 +93,7 @@ def exif_orientation(exif: bytes) -> int:
     EXIF is the only source: an orientation in XMP is ignored in every container.
     """
     try:
-        directory = first_directory(exif.removeprefix(b"Exif\0\0"))
+        directory = first_directory(exif.removeprefix(b"Exif\0\0"), needs_next=False)
         return directory.integer(_EXIF_ORIENTATION, 1)
     except TileError:  # a broken EXIF block says nothing about the pixels
         return 1

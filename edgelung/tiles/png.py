@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from edgelung.tiles.colour import check_peak, exif_orientation, to_rgb, upright
+from edgelung.tiles.colour import check_alpha, check_peak, exif_orientation, to_rgb, upright
 from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
@@ -15,16 +15,24 @@ from edgelung.tiles.table import Kind, check_size, decide
 MARK = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey", 6: "RGB"}
 _ALPHA = (4, 6)
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# Interlacing: first row, first column, step of rows and step of columns of each pass.
+_WHOLE = ((0, 0, 1, 1),)
+_ADAM7 = (
+    *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)),
+    *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+)
 
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # Pillow's 1 MiB is less than many a colour profile
 
 
 @dataclass(slots=True)
 class _Chunks:
-    """Chunks of interest: type → content; `order` of the types as they come."""
+    """Chunks of interest: type → content; `order` of the types as they come; the IDAT chunks."""
 
     content: dict[bytes, bytes] = field(default_factory=dict)
     order: list[bytes] = field(default_factory=list)
+    pixels: list[memoryview] = field(default_factory=list)
 
 
 def decode_png(data: bytes, size: int) -> Tile | Image.Image:
@@ -38,6 +46,7 @@ def decode_png(data: bytes, size: int) -> Tile | Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as source:
             source.load()
+            _check_rows(source, data, chunks)
             pixels = _to_rgb(source, bits, colour, chunks.content)
             return upright(pixels, exif_orientation(_exif(source, chunks.content)))
     except TileError:
@@ -56,6 +65,8 @@ def _read_header(data: bytes) -> tuple[int, int, int, int]:
     """Width, height, bits and colour type; raises TileError."""
     if len(data) < 33:
         raise TileError(Status.TRUNCATED, "the PNG ends within its header")
+    if data[12:16] == b"CgBI":
+        raise TileError(Status.UNSUPPORTED, "an iOS PNG (CgBI); convert it to a standard PNG")
     if data[12:16] != b"IHDR" or data[25] not in _COLOURS or data[26:28] != b"\0\0":
         raise TileError(Status.CORRUPT, "the PNG header cannot be read")
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
@@ -78,10 +89,36 @@ def _read_chunks(data: bytes) -> _Chunks:
                 raise TileError(Status.CORRUPT, "the PNG holds no pixels")
             return chunks
         chunks.order.append(kind)
+        if kind == b"IDAT":
+            chunks.pixels.append(view[content:end])
         if kind in (b"PLTE", b"tRNS", b"sBIT", b"acTL", b"eXIf"):
             chunks.content[kind] = data[content:end]
         place = end + 4
     raise TileError(Status.TRUNCATED, "the PNG ends before its end mark")
+
+
+def _check_rows(source: Image.Image, data: bytes, chunks: _Chunks) -> None:
+    """Raise TileError where rows are missing: Pillow leaves them 0 if the data ends cleanly.
+
+    The data is decompressed a second time only if the last row is 0, or the PNG is interlaced.
+    """
+    interlaced = data[28] == 1
+    last = source.crop((0, source.height - 1, source.width, source.height)).tobytes()
+    if not interlaced and last.strip(b"\0"):
+        return
+    expected = 0
+    bits = data[24] * _CHANNELS[data[25]]
+    for top, left, down, right in _ADAM7 if interlaced else _WHOLE:
+        rows, columns = -(-(source.height - top) // down), -(-(source.width - left) // right)
+        if rows > 0 and columns > 0:
+            expected += rows * (1 + (columns * bits + 7) // 8)  # each row begins with its filter
+    decoder, found = zlib.decompressobj(), 0
+    for part in chunks.pixels:
+        for at in range(0, len(part), 2**16):  # which may grow a thousandfold
+            found += len(decoder.decompress(part[at : at + 2**16]))
+            if found >= expected:
+                return
+    raise TileError(Status.TRUNCATED, f"{found} bytes of PNG pixels of {expected}")
 
 
 def _check_animation(chunks: _Chunks) -> None:
@@ -101,6 +138,11 @@ def _to_rgb(source: Image.Image, bits: int, colour: int, chunks: dict[bytes, byt
         _check_16_bits(source)
     _check_significant_bits(source, bits, colour, chunks.get(b"sBIT", b""))
     key = chunks.get(b"tRNS", b"")
+    values = [int.from_bytes(key[at : at + 2]) for at in range(0, len(key), 2)]
+    if colour in (0, 2) and values and max(values) >= 2**bits:
+        raise TileError(
+            Status.UNSUPPORTED, f"a PNG of {bits} bits whose transparent colour (tRNS) has more"
+        )
     if colour == 0 and key:
         return _grey_with_key(source, bits, int.from_bytes(key[:2]))
     if source.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
@@ -114,6 +156,7 @@ def _grey_with_key(source: Image.Image, bits: int, key: int) -> Image.Image:
     if bits == 1:
         grey = grey * 255
     scaled = key if bits >= 8 else key * 255 // (2**bits - 1)
+    check_alpha(grey != scaled)
     shown = np.where(grey == scaled, 255, grey >> 8 if bits == 16 else grey)
     return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
 
@@ -129,6 +172,8 @@ def _peak(source: Image.Image) -> int:
 def _check_16_bits(source: Image.Image) -> None:
     # Of RGB and of grey with alpha, Pillow holds the high byte only.
     check_peak(_peak(source) if source.mode.startswith("I") else _peak(source) * 256 + 255)
+    if source.mode in ("LA", "RGBA"):
+        check_peak(_peak(source.getchannel("A")) * 256 + 255, "alpha")
 
 
 def _check_significant_bits(source: Image.Image, bits: int, colour: int, stated: bytes) -> None:

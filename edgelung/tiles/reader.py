@@ -68,8 +68,11 @@ _OTHERS = (
     (0, b"BA", "an OS/2 bitmap array"),
     (0, b"ZISRAWFILE", "a Zeiss CZI file"),
     (128, b"DICM", "a DICOM file"),
+    (0, b"%PDF-", "a PDF document"),
 )
 _APPLE_DOUBLE = b"\0\5\x16\7"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_MANGLED_PNG = (b"\x89PNG\n", b"\x89PNG\r\r\n")  # transferred as text: line ends were changed
 _DICOM_SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class: VL Whole Slide Microscopy Image
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS replaces Pillow's warning
@@ -145,6 +148,11 @@ def _decoder(data: bytes) -> Callable[[bytes, int], Tile | Image.Image]:
         raise TileError(Status.SLIDE, "a whole slide (DICOM), not a tile; cut tiles from it first")
     if data.startswith(_APPLE_DOUBLE):
         raise TileError(Status.SKIPPED, "macOS metadata (AppleDouble), not an image")
+    if data.startswith(_LFS_POINTER):
+        raise TileError(Status.UNSUPPORTED, "a Git LFS pointer, not an image; run `git lfs pull`")
+    if data.startswith(_MANGLED_PNG):
+        reason = "a PNG whose line ends were changed by a transfer as text; copy it again as binary"
+        raise TileError(Status.CORRUPT, reason)
     for offset, mark, name in _OTHERS:
         if data.startswith(mark, offset):
             raise TileError(Status.UNSUPPORTED, f"{name}; convert it to PNG or TIFF")

@@ -17,7 +17,7 @@ from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.jpeg import decode_segment
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import PICTURES
-from edgelung.tiles.tiff_codecs import decode_picture, decompress
+from edgelung.tiles.tiff_codecs import decode_picture, decompress, excess_reason
 from edgelung.tiles.tiff_directory import Directory
 from edgelung.tiles.tiff_layout import Layout, read_layout
 from edgelung.tiles.tiff_pages import find_picture
@@ -68,10 +68,13 @@ def _to_8_bits(samples: Samples, layout: Layout) -> Tile:
         raise TileError(
             Status.UNSUPPORTED, f"samples of more than the {bits} bits that the TIFF states"
         )
-    if bits == 16 and layout.bits_used is None:
+    if bits == 16:  # also where the header says 16: Bio-Formats says so of any uint16
         colours = samples[..., :-1] if layout.kind.alpha != "none" else samples
-        peak = int(colours.max())
-        check_peak(65535 - int(colours.min()) if layout.kind.colour == "WhiteIsZero" else peak)
+        check_peak(int(colours.max()))
+        if layout.kind.colour == "WhiteIsZero":
+            check_peak(65535 - int(colours.min()))
+        if layout.kind.alpha != "none":
+            check_peak(int(samples[..., -1].max()), "alpha")
     return to_8_bits(samples, bits)
 
 
@@ -118,7 +121,8 @@ def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
         part = decode_segment(layout.tables, data, kind.colour == "YCbCr")
         return _check_shape(part, expected)
     if kind.compression in PICTURES:
-        part = decode_picture(kind.compression, data, layout.segment_width, layout.segment_height)
+        size = layout.segment_width, layout.segment_height
+        part = decode_picture(kind.compression, data, *size, kind.bits)
         if kind.compression == "WebP" and (channels, part.shape[-1]) == (4, 3):
             part = np.dstack([part, np.full_like(part[..., 0], 255)])  # WebP drops an opaque alpha
         return _check_shape(part, expected, kind.bits)
@@ -127,20 +131,32 @@ def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
     length = stride * expected[0]
     if layout.fill_order == 2:
         data = data.translate(_REVERSED)
-    decoded = decompress(kind.compression, data, length)
+    whole = stride * layout.segment_height  # a last strip may be stored whole
+    decoded = decompress(kind.compression, data, whole + 2)
     if len(decoded) < length:
         raise TileError(Status.TRUNCATED, f"{len(decoded)} bytes of a TIFF segment of {length}")
-    if (
-        kind.compression == "none"
-        and 8 < kind.bits < 16
-        and len(decoded) >= 2 * across * expected[0]
-    ):
-        raise TileError(Status.UNSUPPORTED, f"TIFF samples of {kind.bits} bits that are not packed")
+    _check_excess(kind.compression, len(decoded), length, whole, expected[0])
     stored = np.frombuffer(decoded, np.uint8, length).reshape(expected[0], stride)
     samples = _unpack(stored, layout, across).reshape(expected)
     if layout.predictor == 2:  # each sample is stored as its difference from the one before it
         return np.cumsum(samples, axis=1, dtype=samples.dtype)
     return samples
+
+
+def _check_excess(compression: str, found: int, length: int, whole: int, rows: int) -> None:
+    """Raise TileError where a segment holds so much more than `length` that its layout is another.
+
+    One byte more is padding. The byte count of uncompressed data may include more of it, or what
+    follows; samples or bits that the header does not tell of make each of the `rows` longer.
+    """
+    excess = found - length
+    if excess <= 1 or 0 <= found - whole <= 1:
+        return
+    if compression == "none" and excess % rows and 4 * excess < length:
+        return
+    if compression == "none" and found < whole:  # the file ends within a strip stored whole
+        return
+    raise TileError(Status.UNSUPPORTED, excess_reason(length))
 
 
 def _unpack(stored: npt.NDArray[np.uint8], layout: Layout, count: int) -> Samples:

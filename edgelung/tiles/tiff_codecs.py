@@ -48,11 +48,17 @@ NAMES = {  # tag 259 → name; those of the decision table and those that only a
     50002: "JPEG XL",
     52546: "JPEG XL of DNG",
 }
+_SIZ = b"\xff\x4f\xff\x51"  # the beginning of a JPEG 2000 codestream
 _CLEAR, _END = 256, 257  # codes of LZW
 
 
+def excess_reason(size: int) -> str:
+    """Why a segment of more than `size` bytes is refused."""
+    return f"a TIFF segment of more than the {size} bytes that its header's size and bits make"
+
+
 def inflate(data: bytes, size: int) -> bytes:
-    """Decompress Deflate to at most `size` bytes; raises TileError."""
+    """Decompress Deflate to at most `size` bytes; raises TileError, also without the checksum."""
     decoder = zlib.decompressobj()
     try:
         decoded = decoder.decompress(data, size)
@@ -60,6 +66,8 @@ def inflate(data: bytes, size: int) -> bytes:
             decoder.decompress(decoder.unconsumed_tail, 1)  # checks the checksum
     except zlib.error as error:
         raise TileError(Status.CORRUPT, one_line(error)) from error
+    if len(decoded) < size and not decoder.eof:
+        raise TileError(Status.TRUNCATED, "Deflate data that ends before its checksum")
     return decoded
 
 
@@ -155,7 +163,7 @@ _PICTURES = {"JPEG 2000": "jpeg2k", "WebP": "webp"}
 
 
 def decompress(name: str, data: bytes, size: int) -> bytes:
-    """Decompress `data` by a byte codec to `size` bytes or a few less; raises TileError."""
+    """Decompress `data` by a byte codec to at most `size` bytes; raises TileError."""
     plain = _BYTES.get(name)
     if plain is not None and (name != "LZW" or _imagecodecs() is None):
         return plain(data, size)
@@ -164,19 +172,27 @@ def decompress(name: str, data: bytes, size: int) -> bytes:
     try:
         return bytes(decode(data, out=size))
     except Exception as error:  # every codec raises a type of its own
+        if "buffer is too small" in str(error):  # Zstandard
+            raise TileError(Status.UNSUPPORTED, excess_reason(size)) from error
         raise damaged(error) from error
 
 
-def decode_picture(name: str, data: bytes, width: int, height: int) -> Samples:
+def decode_picture(name: str, data: bytes, width: int, height: int, bits: int) -> Samples:
     """Decode a strip or tile that is a JPEG 2000 or a WebP; raises TileError.
 
     Its own header must say the size that the TIFF says, or less: a decoder allocates what it says.
+    The bits of a JPEG 2000 must be those of the TIFF.
     """
     library = _need_imagecodecs(name)
     sizes = webp_sizes(data) if name == "WebP" else _jpeg2000_sizes(data)
     if not sizes or any(w > width or h > height for w, h in sizes):
         raise TileError(
             Status.CORRUPT, f"{name} data of {sizes} px in a TIFF segment of {width}×{height}"
+        )
+    if name == "JPEG 2000" and (found := _jpeg2000_bits(data)) != {bits}:
+        stated = ", ".join(map(str, sorted(found)))
+        raise TileError(
+            Status.UNSUPPORTED, f"JPEG 2000 data of {stated} bits in a TIFF of {bits} bits"
         )
     try:
         return np.asarray(getattr(library, f"{_PICTURES[name]}_decode")(data))
@@ -186,11 +202,18 @@ def decode_picture(name: str, data: bytes, width: int, height: int) -> Samples:
 
 def _jpeg2000_sizes(data: bytes) -> list[tuple[int, int]]:
     """Width and height from the SIZ marker of the codestream, with or without the boxes of JP2."""
-    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if at < 0 or len(data) < at + 24:
+    at = data.find(_SIZ, 0, 4096)
+    if at < 0 or len(data) < at + 42:
         return []
     right, lower, left, top = (int.from_bytes(data[n : n + 4]) for n in range(at + 8, at + 24, 4))
     return [(right - left, lower - top)]
+
+
+def _jpeg2000_bits(data: bytes) -> set[int]:
+    """Bits of the components from the SIZ marker (Ssiz; the highest bit of it means signed)."""
+    at = data.find(_SIZ, 0, 4096)
+    components = int.from_bytes(data[at + 40 : at + 42])
+    return {1 + (ssiz & 127) for ssiz in data[at + 42 : at + 42 + 3 * components : 3]}
 
 
 _library: list[ModuleType | None] = []  # imported once; None where it is not installed

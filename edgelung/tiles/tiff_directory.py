@@ -24,7 +24,7 @@ _SIZES |= {16: 8, 17: 8, 18: 8}
 class Directory:
     """One directory: tag → its values, and where the next directory begins (0 for none)."""
 
-    def __init__(self, data: Data, offset: int) -> None:
+    def __init__(self, data: Data, offset: int, needs_next: bool = True) -> None:
         self.data = data
         self.order = "<" if data[:1] == b"I" else ">"
         self.big = data[2:4] in (b"+\0", b"\0+")
@@ -37,7 +37,7 @@ class Directory:
         (count,) = self._unpack(count_code, offset)
         start = offset + count_size
         end = start + count * entry_size
-        if end + inline > len(data):
+        if end + (inline if needs_next else 0) > len(data):
             raise TileError(Status.TRUNCATED, "a TIFF directory ends beyond the end of the file")
         for at in range(start, end, entry_size):
             tag, kind, values = self._unpack(entry_code, at)
@@ -45,7 +45,8 @@ class Directory:
             if _SIZES.get(kind, 1) * values > inline:
                 (value_at,) = self._unpack("Q" if self.big else "I", value_at)
             self._entries.setdefault(tag, (kind, values, value_at))
-        (self.next,) = self._unpack("Q" if self.big else "I", end)
+        if end + inline <= len(data):
+            (self.next,) = self._unpack("Q" if self.big else "I", end)
 
     def _unpack(self, code: str, offset: int) -> tuple[int, ...]:
         return struct.unpack_from(self.order + code, self.data, offset)
@@ -102,8 +103,11 @@ class Directory:
         return bytes(self.raw(tag)).split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def first_directory(data: Data) -> Directory:
-    """The first directory of a TIFF, BigTIFF or EXIF block; raises TileError."""
+def first_directory(data: Data, needs_next: bool = True) -> Directory:
+    """The first directory of a TIFF, BigTIFF or EXIF block; raises TileError.
+
+    `needs_next`: whether it must end with the offset of the next one, which some EXIF blocks lack.
+    """
     if data[:4] not in TIFF_MARKS:
         raise TileError(Status.CORRUPT, "the TIFF header cannot be read")
     big = data[2:4] in (b"+\0", b"\0+")
@@ -113,7 +117,7 @@ def first_directory(data: Data) -> Directory:
     if big and struct.unpack_from(order + "HH", data, 4) != (8, 0):
         raise TileError(Status.CORRUPT, "the BigTIFF header cannot be read")
     (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    return Directory(data, offset)
+    return Directory(data, offset, needs_next)
 
 
 def directories(data: Data) -> list[Directory]:

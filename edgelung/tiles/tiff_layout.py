@@ -75,7 +75,9 @@ def read_layout(page: Directory, size: int, stated_bits: int | None = None) -> L
     across, segment = _read_grid(page, width, height)
     planes = samples if kind.planes == "separate" else 1
     down = -(-height // segment[1])
-    offsets, counts = _read_segments(page, across * down * planes)
+    row_bytes = (segment[0] * (samples if planes == 1 else 1) * kind.bits + 7) // 8
+    length = row_bytes * segment[1] if kind.compression == "none" else None
+    offsets, counts = _read_segments(page, across * down * planes, length)
     layout = Layout(
         kind=kind,
         width=width,
@@ -141,16 +143,25 @@ def _read_grid(page: Directory, width: int, height: int) -> tuple[int, tuple[int
         if min(tile) < 1 or tile[0] > 2 * width + 1024 or tile[1] > 2 * height + 1024:
             raise TileError(Status.CORRUPT, f"TIFF tiles of {tile[0]}×{tile[1]} px")
         return -(-width // tile[0]), tile
-    rows = page.integer(278, height)
-    if rows < 1:
-        raise TileError(Status.CORRUPT, "TIFF strips without a row")
+    rows = page.integer(278, height) or height  # 0: some writers' word for one strip
     return 1, (width, min(rows, height))
 
 
-def _read_segments(page: Directory, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Offsets and byte counts of the segments; raises TileError unless there are `number`."""
+def _read_segments(
+    page: Directory, number: int, length: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and byte counts of the segments; raises TileError unless there are `number`.
+
+    `length`: bytes of an uncompressed segment, for a single one whose byte count is missing.
+    """
     offsets = page.integers(324 if 324 in page else 273)
     counts = page.integers(325 if 325 in page else 279)
+    if not counts and len(offsets) == number:
+        if number > 1 or length is None:
+            raise TileError(
+                Status.UNSUPPORTED, "a TIFF without the byte counts of its strips or tiles"
+            )
+        counts = (length,)
     if len(offsets) != number or len(counts) != number:
         raise TileError(
             Status.CORRUPT,
@@ -209,6 +220,9 @@ def _check_rare_tags(page: Directory, layout: Layout) -> None:
         raise TileError(Status.UNSUPPORTED, tiff + reason)
     if kind.colour == "CMYK" and (page.integer(332, 1) != 1 or page.integer(334, 4) != 4):
         raise TileError(Status.UNSUPPORTED, f"{tiff}inks other than CMYK")
+    dots = page.numbers(336)
+    if kind.colour == "CMYK" and (any(dots[::2]) or set(dots[1::2]) - {2.0**kind.bits - 1}):
+        raise TileError(Status.UNSUPPORTED, f"{tiff}a DotRange of {dots[0]:g} to {dots[-1]:g}")
     if kind.colour == "YCbCr":
         luma = page.numbers(529) or _LUMA_601
         if any(abs(a - b) > 0.001 for a, b in zip(luma, _LUMA_601, strict=False)):

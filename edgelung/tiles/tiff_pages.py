@@ -149,9 +149,13 @@ def _ome(chain: Sequence[Directory], text: str) -> Picture:
         raise TileError(Status.CORRUPT, "the sizes in the OME-XML are no numbers") from None
     if len({uuid.get("FileName") for uuid in pixels.iter() if uuid.tag.endswith("}UUID")}) > 1:
         raise TileError(Status.SEVERAL_PAGES, "an OME-TIFF of several files")
-    if len(chain) == 1 and sizes == [chain[0].integer(277, 1), 1, 1]:
-        return Picture(chain, bits)
     order = _ome_order(pixels)
+    if len(chain) == 1 and sizes == [chain[0].integer(277, 1), 1, 1]:
+        if sizes[0] > 1 and any(colour not in (-1, place) for place, colour in enumerate(order)):
+            raise TileError(
+                Status.UNSUPPORTED, "an OME-TIFF whose samples are not named red, green, blue"
+            )
+        return Picture(chain, bits)
     if sizes != [3, 1, 1] or len(chain) != 3 or sorted(order) != [0, 1, 2]:
         raise _several("an OME-TIFF", sizes)
     return Picture([chain[order.index(colour)] for colour in range(3)], bits)
@@ -190,7 +194,8 @@ def _parse_xml(text: str) -> ElementTree.Element:
 
 def _imagej(chain: Sequence[Directory], text: str) -> Picture:
     """An ImageJ TIFF: one page, or a composite of red, green and blue pages."""
-    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    lines = {key.strip(): value.strip() for key, value in pairs}
 
     def number(key: str) -> int:
         return int(lines[key]) if lines.get(key, "").isdecimal() else 1

@@ -34,6 +34,8 @@ def decode_webp(data: bytes, size: int) -> Tile | Image.Image:
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as source:
             source.load()
             return upright(to_rgb(source), exif_orientation(source.info.get("exif", b"")))
+    except TileError:
+        raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
         raise damaged(error) from error
 

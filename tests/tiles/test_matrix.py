@@ -6,6 +6,7 @@ encoders of `encoders.py`.
 
 import io
 import itertools
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from PIL import Image
 from edgelung.tiles.reader import ReaderSpec, TileError, read_pixels
 
 tifffile = pytest.importorskip("tifffile")
-pytest.importorskip("imagecodecs")
+imagecodecs = pytest.importorskip("imagecodecs")
 
 FULL = ReaderSpec(size=4096)  # larger than any of them: no JPEG is decoded scaled
 H, W = 29, 37
@@ -267,6 +268,64 @@ def fewer_bits() -> Iterator[Case]:
     yield Case("png sBIT 4, full range", png(full, 8, 2, before=small), full)
 
 
+def stated_16_bits() -> Iterator[Case]:
+    """A header that says 16 bits says nothing: writers say so of any 16-bit sample."""
+    for used in (10, 12):
+        values = (DEEP >> (16 - used)).astype(np.uint16)
+        ome = f'<OME xmlns="o"><Image><Pixels SizeX="{W}" SizeY="{H}" SizeC="3" SizeZ="1" SizeT="1"'
+        ome += ' SignificantBits="16"><Channel SamplesPerPixel="3"/></Pixels></Image></OME>'
+        for tags in ({270: ome.encode()}, {341: [65535] * 3}, {281: [65535] * 3}):
+            name = f"stated 16, {used} used {[*tags]}"
+            yield Case(name, tiff(page(values, 16, 2, tags=tags)), None, REFUSED)
+            yield Case(f"{name}, all used", tiff(page(DEEP, 16, 2, tags=tags)), RGB)
+        one = page(values[..., :1], 16, 0)
+        yield Case(f"white is zero, {used} bits in 16", tiff(one), None, REFUSED)
+    alpha = np.full((H, W, 1), 255, np.uint16)
+    for name, data in (
+        ("tiff", tiff(page(np.dstack([DEEP, alpha]), 16, 2, tags={338: [2]}))),
+        ("tiff, premultiplied", tiff(page(np.dstack([DEEP, alpha]), 16, 2, tags={338: [1]}))),
+        ("png", png(np.dstack([DEEP, alpha]), 16, 6)),
+        ("grey png", png(np.dstack([DEEP[..., :1], alpha]), 16, 4)),
+    ):
+        yield Case(f"{name}, 8-bit alpha in 16", data, None, REFUSED)
+
+
+def longer_segments() -> Iterator[Case]:
+    """Segments of more than the header says are another picture, but for padding."""
+    codecs = {1: bytes, 5: imagecodecs.lzw_encode, 8: zlib.compress}
+    codecs |= {32773: imagecodecs.packbits_encode, 34925: imagecodecs.lzma_encode}
+    codecs |= {50000: imagecodecs.zstd_encode}
+    twelve, four, one_bit = DEEP >> 4, RGB >> 4, RGB[..., 1:2] >> 7
+    words = twelve.astype("<u2").tobytes()
+    for code, encode in codecs.items():
+        for name, samples, bits, photometric, stored in (
+            ("12 bits in words", twelve, 12, 2, words),
+            ("four samples", RGB, 8, 2, np.dstack([RGB, ALPHA]).tobytes()),
+            ("16 bits", RGB, 8, 2, DEEP.astype("<u2").tobytes()),
+            ("4 bits in bytes", four, 4, 2, four.tobytes()),
+            ("1 bit in bytes", one_bit, 1, 1, one_bit.tobytes()),
+            ("width 3 too small", RGB[:, :-3], 8, 2, RGB.tobytes()),
+        ):
+            one = page(samples, bits, photometric, segments=[encode(stored)], compression=code)
+            yield Case(f"tiff {code}: {name}", tiff(one), None, REFUSED)
+        for extra in (0, 1):
+            stored = encode(RGB.tobytes() + bytes(extra))
+            one = page(RGB, 8, 2, segments=[stored], compression=code)
+            yield Case(f"tiff {code}: {extra} bytes of padding", tiff(one), RGB)
+        whole = np.pad(RGB, ((0, -H % 8), (0, 0), (0, 0)), "edge")
+        parts = [encode(whole[top : top + 8].tobytes()) for top in range(0, H, 8)]
+        one = page(RGB, 8, 2, segments=parts, rows=8, compression=code)
+        yield Case(f"tiff {code}: last strip whole", tiff(one), RGB)
+    data = tiff(page(RGB, 8, 2, tags={279: [10**6]}))
+    yield Case("tiff byte count beyond the file", data, RGB)
+    short = page(RGB, 8, 2, segments=[zlib.compress(RGB.tobytes())[:-4]], compression=8)
+    yield Case("tiff Deflate without its checksum", tiff(short), None, ("truncated",))
+    for bits in (5, 7):
+        stored = imagecodecs.jpeg2k_encode(RGB >> (8 - bits), bitspersample=bits, level=0)
+        one = page(RGB, 8, 2, segments=[stored], compression=34712)
+        yield Case(f"JPEG 2000 of {bits} bits in 8", tiff(one), None, REFUSED)
+
+
 def refused_tiffs() -> Iterator[Case]:
     for name, samples, tags in (
         ("signed", RGB, {339: [2] * 3}),
@@ -304,9 +363,19 @@ def refused_tiffs() -> Iterator[Case]:
         samples = RGB[..., 0].astype(dtype)
         tifffile.imwrite(buffer, samples, photometric="minisblack", metadata=None)
         yield Case(f"tiff {dtype} of {bits} bits", buffer.getvalue(), None, ("unsupported",))
+    yield Case("tiff without RowsPerStrip", tiff(page(RGB, 8, 2, tags={278: None})), RGB)
+    yield Case("tiff RowsPerStrip 0", tiff(page(RGB, 8, 2, tags={278: [0]})), RGB)
+    yield Case("tiff without StripByteCounts", tiff(page(RGB, 8, 2, tags={279: None})), RGB)
+    for how in ({"compression": 8}, {"rows": 7}):
+        data = tiff(page(RGB, 8, 2, tags={279: None}, **how))
+        yield Case(f"tiff without StripByteCounts {how}", data, None, ("unsupported",))
     cmyk = np.asarray(Image.fromarray(RGB).convert("CMYK"))
+    for dots in ([255, 0], [255, 0] * 4, [10, 255]):
+        data = tiff(page(cmyk, 8, 5, tags={336: dots}))
+        yield Case(f"tiff CMYK, DotRange {dots}", data, None, REFUSED)
     right = np.asarray(Image.fromarray(cmyk, "CMYK").convert("RGB"))
     yield Case("tiff CMYK", tiff(page(cmyk, 8, 5, planar=True)), right)
+    yield Case("tiff CMYK, DotRange", tiff(page(cmyk, 8, 5, tags={336: [0, 255]})), right)
 
 
 def several_pages() -> Iterator[Case]:
@@ -335,6 +404,9 @@ def several_pages() -> Iterator[Case]:
         "Trestle": tiff(page(RGB, 8, 2, tags={305: b"MedScan 2.0\0"}), copy),
         "hidden ImageJ pages": tiff(
             page(RGB, 8, 2, tags={270: b"ImageJ=1.53\nimages=9\nslices=9\n\0"})
+        ),
+        "hidden ImageJ pages, blanks": tiff(
+            page(RGB, 8, 2, tags={270: b"ImageJ=1.53\nimages = 3 \n\0"})
         ),
         "hidden pages of a shape": tiff(
             page(RGB, 8, 2, tags={270: b'{"shape": [4, 29, 37, 3]}\0'})
@@ -406,6 +478,9 @@ def channel_pages() -> Iterator[Case]:
         yield Case(f"OME {name}", stack(xml), None, REFUSED)
     one = page(RGB[..., :1], 8, 1, tags={270: ome_xml(names)})
     yield Case("OME of which one channel is here", tiff(one), None, REFUSED)
+    yield Case("OME RGB page", tiff(page(RGB, 8, 2, tags={270: ome_xml(names)})), RGB)
+    one = page(RGB, 8, 2, tags={270: ome_xml(swapped)})
+    yield Case("OME RGB page named BGR", tiff(one), None, REFUSED)
     composite = b"ImageJ=1.53t\nimages=3\nchannels=3\nmode=composite\n\0"
     yield Case("ImageJ composite", stack(composite), RGB)
     ramp, zero = bytes(range(256)), bytes(256)
@@ -434,6 +509,9 @@ def orientations() -> Iterator[Case]:
             block = exif(orientation, order).removeprefix(b"Exif\0\0")
             data = png(RGB, 8, 2, before=chunk(b"eXIf", block))
             yield Case(f"png orientation {orientation} {order}", data, right)
+            bare = chunk(b"eXIf", block[:22])  # without the offset of a next directory
+            data = png(RGB, 8, 2, before=bare)
+            yield Case(f"png orientation {orientation} {order}, no next", data, right)
             data = encoded(
                 Image.fromarray(RGB), "WEBP", lossless=True, exif=exif(orientation, order)
             )
@@ -494,6 +572,10 @@ def pngs() -> Iterator[Case]:
         name = f"png {(colour, bits, interlaced, filtered, key)}"
         words = ("unsupported",) if key and (colour, bits) == (2, 16) else ()
         yield Case(name, data, right, words, tolerance)
+    for colour, channels in ((0, 1), (2, 3)):
+        high = chunk(b"tRNS", bytes([1, 5] * channels))
+        data = png(RGB[..., :channels], 8, colour, before=high)
+        yield Case(f"png key of more than 8 bits, {colour}", data, None, REFUSED)
     frame = chunk(b"fcTL", np.array([0, W, H, 0, 0], ">u4").tobytes() + b"\0\1\0\1\0\0")
     for name, before in {
         "gAMA": chunk(b"gAMA", (100_000).to_bytes(4)),
@@ -736,6 +818,8 @@ GROUPS = {
         jpeg_in_tiff,
         odd_bits,
         fewer_bits,
+        stated_16_bits,
+        longer_segments,
         refused_tiffs,
         several_pages,
         channel_pages,

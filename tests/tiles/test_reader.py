@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from encoders import ADAM7, chunk, png
 from PIL import Image, ImageOps, PngImagePlugin
 
 from edgelung.core.errors import EdgelungError
@@ -84,10 +85,14 @@ def test_red_stays_red() -> None:
 
 def test_transparent_pixels_become_white() -> None:
     image = Image.new("RGBA", (64, 64), (200, 0, 0, 0))
-    assert (decode_tile(encoded(image, "PNG"), SPEC) == 255).all()
+    image.putpixel((0, 0), (200, 0, 0, 255))
     palette = Image.new("P", (64, 64), 0)
-    palette.putpalette([10, 20, 30] * 256)
-    assert (decode_tile(encoded(palette, "PNG", transparency=0), SPEC) == 255).all()
+    palette.putpalette([200, 0, 0] * 256)
+    palette.putpixel((0, 0), 1)
+    for data in (encoded(image, "PNG"), encoded(palette, "PNG", transparency=0)):
+        tile = decode_tile(data, SPEC)
+        assert tile[0, 0].tolist() == [200, 0, 0]
+        assert (tile.reshape(-1, 3)[1:] == 255).all()
 
 
 def test_grey_and_cmyk_become_rgb() -> None:
@@ -134,6 +139,28 @@ def test_a_decode_at_full_size_is_not_the_readers(real_tiles: Path) -> None:
         full = resize(simplejpeg.decode_jpeg(path.read_bytes(), "RGB"), 224)
         difference = np.abs(read_tile(path, ReaderSpec()).astype(int) - full)
         assert difference.max() > 2, path
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "how"),
+    [
+        ("PNG", "RGBA", {}),
+        ("PNG", "LA", {}),
+        ("PNG", "L", {"transparency": 0}),
+        ("PNG", "P", {"transparency": 0}),
+        ("PNG", "RGB", {"transparency": (0, 0, 0)}),
+        ("WEBP", "RGBA", {"lossless": True, "exact": True}),
+        ("TIFF", "RGBA", {}),
+        ("TIFF", "LA", {}),
+    ],
+)
+def test_a_tile_of_transparent_pixels_only_is_refused(
+    kind: str, mode: str, how: dict[str, object]
+) -> None:
+    image = Image.new(mode, (64, 64), 0)
+    with pytest.raises(TileError, match="every pixel is transparent") as error:
+        decode_tile(encoded(image, kind, **how), SPEC)
+    assert error.value.status == "unsupported"
 
 
 def status_of(data: bytes) -> str:
@@ -307,6 +334,43 @@ def test_a_png_with_its_tail_zeroed_is_never_predicted() -> None:
         with pytest.raises(TileError) as caught:
             decode_tile(data[:-cut], SPEC)
         assert caught.value.status == "truncated"
+
+
+def test_a_png_with_missing_rows_is_truncated_though_its_data_ends_cleanly() -> None:
+    """Pillow leaves the missing rows black."""
+    pixels = np.asarray(picture(64, 64))
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    passes = [pixels[top::down, left::right] for top, left, down, right in ADAM7]
+    six = b"".join(b"\0" + row.tobytes() for one in passes for row in one)
+    header = np.array([64, 64], ">u4").tobytes() + bytes([8, 2, 0, 0])
+    for lines, interlaced in ((rows[: 40 * 193], 0), (rows[: 63 * 193], 0), (six, 1)):
+        body = chunk(b"IHDR", header + bytes([interlaced]))
+        body += chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+        assert status_of(b"\x89PNG\r\n\x1a\n" + body) == "truncated"
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_black_png_is_a_tile(bits: int, interlaced: bool) -> None:
+    for height, width in ((1, 1), (1, 9), (9, 1), (3, 2), (13, 11)):
+        black = np.zeros((height, width, 1), np.uint8)
+        assert (decode_tile(png(black, bits, 0, interlaced=interlaced), SPEC) == 0).all()
+
+
+def test_other_files_are_named_in_the_reason() -> None:
+    whole = encoded(picture(), "PNG")
+    ios = whole[:8] + chunk(b"CgBI", bytes(4)) + whole[8:]
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n"
+    for data, status, word in (
+        (ios, "unsupported", "an iOS PNG"),
+        (whole.replace(b"\r\n", b"\n"), "corrupt", "line ends"),
+        (whole.replace(b"\n", b"\r\n"), "corrupt", "line ends"),
+        (b"%PDF-1.4\n", "unsupported", "a PDF"),
+        (pointer, "unsupported", "a Git LFS pointer"),
+    ):
+        with pytest.raises(TileError, match=word) as error:
+            decode_tile(data, SPEC)
+        assert error.value.status == status
 
 
 def test_a_png_with_much_text_and_a_large_profile_is_a_tile() -> None:
