@@ -95,6 +95,7 @@ def load_weights(model: Model, weights: str, role: str) -> None:
         state, entry = read_state_dict(Path(weights))
         notes.append(entry)
     state = _without_prefix(state, model, what, role, notes)
+    _check_values(state, model, what)
     if hasattr(model, "dist_token"):
         state = _for_distilled(state, model, notes)
         try:
@@ -171,6 +172,37 @@ def _without_prefix(
     left_out = f", {others} tensor(s) outside it left out" if others else ""
     notes.append(f"prefix {prefix} removed from the names{left_out}")
     return own
+
+
+def _check_values(state: StateDict, model: Model, what: str) -> None:
+    """Raise EdgelungError for a tensor of the model that is not dense, floating point and finite.
+
+    The model's counters are integers.
+    """
+    own: StateDict = model.state_dict()
+    for name, value in state.items():
+        if (kind := _storage(value)) != "dense":
+            found = f"{name} is a {kind} tensor"
+        elif name in own and not own[name].is_floating_point():
+            continue
+        elif not value.is_floating_point():
+            found = f"{name} is {str(value.dtype).removeprefix('torch.')}"
+        elif not torch.isfinite(value.float()).all():  # in the model's type: 1e300 is not finite
+            found = f"{name} has values that are NaN or infinite"
+        else:
+            continue
+        raise EdgelungError(
+            f"{what} cannot be used: {found}; expected dense tensors of finite floating-point "
+            "values: pass another checkpoint, or save the float weights of the model"
+        )
+
+
+def _storage(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "meta (without values)"
+    if tensor.is_quantized:
+        return "quantized"
+    return "dense" if tensor.layout == torch.strided else "sparse"
 
 
 def _for_distilled(state: StateDict, model: Model, notes: list[str]) -> StateDict:

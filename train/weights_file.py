@@ -155,10 +155,15 @@ def _find_state(content: Any, depth: int) -> tuple[StateDict, tuple[str, ...]]:
     """The best state dict in a checkpoint, and the entries that lead to it; {} if there is none."""
     if not isinstance(content, dict) or not depth:
         return {}, ()
+    found = []
     for entry in ENTRIES:
         state, inner = _find_state(content.get(entry), depth - 1)
         if state:
-            return state, (entry, *inner)
+            found.append((state, (entry, *inner)))
+    if found:
+        # An averaging may hold a few tensors of its own, such as its decay, and no weights.
+        most = max(len(state) for state, _ in found)
+        return next(pair for pair in found if 2 * len(pair[0]) > most)
     if any(isinstance(value, dict) for value in content.values()):
         return {}, ()  # a checkpoint with other entries: which one is meant is not known
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, ()

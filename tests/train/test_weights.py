@@ -5,6 +5,7 @@ import collections
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def load_student(weights: Path | str, classes: int = 3, model: str = DISTILLED, 
     return create_student(Student(**(values | changes), weights=str(weights)), classes)
 
 
-def refusal(weights: Path | str, **changes: Any) -> str:
+def refusal(weights: Path | str, classes: int = 3, **changes: Any) -> str:
     """The message of a refusal; it is one line without control codes."""
     with pytest.raises(EdgelungError) as caught:
-        load_student(weights, **changes)
+        load_student(weights, classes, **changes)
     message = str(caught.value)
     assert ONE_LINE.fullmatch(message), message
     return message
@@ -134,6 +135,61 @@ def test_an_averaging_that_holds_no_tensors_by_name_is_passed_over(
     shadow = {"decay": 0.99, "shadow_params": [torch.zeros(3)]}
     torch.save({"ema": shadow, "model": state}, tmp_path / "w.pth")
     assert_loaded(load_student(tmp_path / "w.pth"), state)
+
+
+def test_an_averaging_that_holds_only_its_decay_is_passed_over(
+    state: State, tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    torch.save({"ema": {"decay": torch.tensor(0.99)}, "state_dict": state}, tmp_path / "w.pth")
+    assert_loaded(load_student(tmp_path / "w.pth"), state)
+    assert "its entry state_dict is used, not ema" in logged.messages[-1]
+
+
+def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    changed = tensor.double()
+    changed[..., -1] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to_sparse(), "is a sparse tensor"),
+        (lambda t: t.to_sparse_csr(), "is a sparse tensor"),
+        (
+            lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+            "is a quantized tensor",
+        ),
+        (lambda t: t.to("meta"), "is a meta (without values) tensor"),
+        (lambda t: t.int(), "is int32"),
+        (lambda t: t.bool(), "is bool"),
+        (lambda t: t.to(torch.complex64), "is complex64"),
+        (lambda t: with_value(t, float("nan")), "has values that are NaN or infinite"),
+        (lambda t: with_value(t, -float("inf")), "has values that are NaN or infinite"),
+        (lambda t: with_value(t, 1e300), "has values that are NaN or infinite"),
+    ],
+)
+def test_weights_that_are_not_dense_finite_and_floating_point_are_refused(
+    state: State, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], words: str
+) -> None:
+    for name in ("blocks.3.mlp.fc1.weight", "head.weight"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of sparse CSR and quantized tensors
+            torch.save({**state, name: change(state[name])}, tmp_path / "w.pth")
+            message = refusal(tmp_path / "w.pth", classes=7)
+        assert f"cannot be used: {name} {words}; expected dense tensors" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_floating_point_type_are_read(
+    state: State, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    other_type = {name: value.to(dtype) for name, value in state.items()}
+    other_type |= {name: torch.zeros_like(other_type[name]) for name in state if "head" in name}
+    torch.save(other_type, tmp_path / "w.pth")
+    model = load_student(tmp_path / "w.pth", classes=7)
+    assert_loaded(model, {name: value.float() for name, value in other_type.items()})
+    assert not model.head.weight.any()
 
 
 def test_a_lightning_checkpoint_is_read(state: State, tmp_path: Path) -> None:
