@@ -12,7 +12,7 @@ import numpy as np
 
 from edgelung.tiles.errors import Status, TileError
 
-_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # none of those within entropy-coded data
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # none of those within entropy-coded data
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
 # An entry of a lookup table is step << 5 | bits: how many coefficients a code stands for, and the
 # length of the code with the bits that follow it. Two steps are out of the ordinary:
@@ -107,7 +107,8 @@ def check_complete(scans: Iterator[Scan], components: bytes, progressive: bool) 
         band = slice(scan.first, scan.last + 1) if progressive else slice(64)
         for component in scan.components:
             sent = lowest.get(component, [])[band]
-            if progressive and any(max(bit, 0) != scan.high for bit in sent):
+            fitting = sent.count(scan.high) + (0 if scan.high else sent.count(-1))
+            if progressive and fitting < len(sent):
                 raise TileError(Status.CORRUPT, "the scans of the JPEG are not in order")
             if sent:
                 lowest[component][band] = [scan.low if progressive else 0] * len(sent)
@@ -181,6 +182,7 @@ def _blocks_of_unit(scan: Scan, factors: Factors, progressive: bool) -> list[_Lo
     blocks: list[_Lookups] = []
     for component, selector in zip(scan.components, scan.selectors, strict=True):
         h, v = factors[component] if len(scan.components) > 1 else (1, 1)
+        pair: _Lookups
         if progressive and scan.high:
             pair = [64 << 5 | 1] * (1 << 16), []
         elif progressive:
@@ -226,10 +228,11 @@ class _Bits:
     """Entropy-coded data between two markers, and how far it has been read."""
 
     def __init__(self, data: bytes) -> None:
-        plain = data.replace(b"\xff\0", b"\xff")
+        plain = data.rstrip(b"\xff").replace(b"\xff\0", b"\xff")
         stream = np.frombuffer(plain + bytes(_LONGEST_BLOCK), np.uint8).astype(np.uint32)
         # The 24 bits from each byte on.
-        self.words = memoryview(stream[:-2] << 16 | stream[1:-1] << 8 | stream[2:])
+        words = stream[:-2] << 16 | stream[1:-1] << 8 | stream[2:]
+        self.words = memoryview(words.astype(np.uint32, copy=False).tobytes()).cast("I")
         self.total = 8 * len(plain)
 
     def check_end(self, at: int) -> None:
