@@ -280,14 +280,14 @@ def stated_16_bits() -> Iterator[Case]:
             yield Case(f"{name}, all used", tiff(page(DEEP, 16, 2, tags=tags)), RGB)
         one = page(values[..., :1], 16, 0)
         yield Case(f"white is zero, {used} bits in 16", tiff(one), None, REFUSED)
-    alpha = np.full((H, W, 1), 255, np.uint16)
+    alpha = np.full((H, W, 1), 4095, np.uint16)
     for name, data in (
         ("tiff", tiff(page(np.dstack([DEEP, alpha]), 16, 2, tags={338: [2]}))),
         ("tiff, premultiplied", tiff(page(np.dstack([DEEP, alpha]), 16, 2, tags={338: [1]}))),
         ("png", png(np.dstack([DEEP, alpha]), 16, 6)),
         ("grey png", png(np.dstack([DEEP[..., :1], alpha]), 16, 4)),
     ):
-        yield Case(f"{name}, 8-bit alpha in 16", data, None, REFUSED)
+        yield Case(f"{name}, 12-bit alpha in 16", data, None, REFUSED)
 
 
 def longer_segments() -> Iterator[Case]:
