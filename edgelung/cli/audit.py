@@ -48,11 +48,11 @@ def audit(
     the links between tiles and a page with pictures of them. Research use only.
     """
     from edgelung.core.errors import ExitCode
+    from edgelung.core.own_folders import GROUPS
     from edgelung.core.typed_json import plain
 
     with training_extra("audit"):
         from edgelung.train.audit import audit_folder
-        from edgelung.train.audit_report import GROUPS
     result = audit_folder(data, out, groups, classes or ())
     if as_json:
         print(json.dumps(plain(result), indent=2))
