@@ -289,11 +289,11 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
             + ("the list is not UTF-8: save it as UTF-8" if not_utf8 else remedy)
         )
     names = [str(group) for group in found]
-    _check_spelling(path, names)
+    _check_groups(path, names)
     return names
 
 
-def _check_spelling(path: Path, groups: Sequence[str]) -> None:
+def _check_groups(path: Path, groups: Sequence[str]) -> None:
     """Raise EdgelungError for two groups that may be one: its tiles could be in train and test."""
     spellings: dict[str, str] = {}
     for group in groups:
