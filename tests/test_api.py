@@ -112,9 +112,12 @@ def test_a_broken_pil_image_is_a_result_too(
 
 def test_alpha_goes_over_white_in_a_pil_image(classifier: Classifier) -> None:
     clear = Image.new("RGBA", (70, 70), (200, 0, 0, 0))
+    nearly_clear = clear.copy()
+    nearly_clear.putpixel((0, 0), (255, 255, 255, 255))
     white = np.full((70, 70, 3), 255, np.uint8)
-    first, second = classifier.classify([clear, white])
+    first, second, nothing = classifier.classify([nearly_clear, white, clear])
     assert first.probabilities == second.probabilities
+    assert nothing.status == "unsupported"  # nothing of it can be seen
 
 
 def test_a_pil_image_is_turned_as_its_exif_says(classifier: Classifier, png: Path) -> None:
