@@ -48,8 +48,8 @@ def index_tiles(
 ) -> list[IndexedTile]:
     """Index every image below `data`, labelled by the folder it lies in, in path order.
 
-    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) and what systems leave in folders
-    are passed over. With `classes`, only folders of those names give a label, the nearest above a
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.jpeg`) and leftovers of operating systems
+    are skipped. With `classes`, only folders of those names give a label, the nearest above a
     tile, as `infer` reads it.
 
     Args:
@@ -84,7 +84,7 @@ def index_tiles(
             if on_error is None:
                 raise EdgelungError(
                     f"cannot read the training tile {file.location}: {error.reason}; "
-                    "mend or remove it (`edgelung audit` lists all such)"
+                    "repair or remove it (`edgelung audit` lists all such files)"
                 ) from error
             on_error(printable(file.path), error.reason)
             return None
@@ -116,7 +116,9 @@ def _readable(
     """Those files that could be listed."""
     for file in (file for file in files if file.reason):
         if on_error is None:
-            raise EdgelungError(f"cannot read {printable(file.location)}: {file.reason}; mend it")
+            raise EdgelungError(
+                f"cannot read {printable(file.location)}: {file.reason}; repair it or remove it"
+            )
         on_error(printable(file.path), file.reason)
     return [file for file in files if not file.reason]
 

@@ -86,7 +86,7 @@ def read_training_tile(path: Path, spec: ReaderSpec) -> npt.NDArray[np.uint8]:
         return read_tile(path, spec)
     except TileError as error:
         raise EdgelungError(
-            f"cannot read the training tile {path}: {error.reason}; mend or remove it"
+            f"cannot read the training tile {path}: {error.reason}; repair or remove it"
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgelung.cli.options import OUTPUT, training_extra
+from edgelung.cli.options import OUTPUT
 
 if TYPE_CHECKING:
     from edgelung.evaluation.comparison import ComparedModel, Difference
@@ -43,12 +43,10 @@ def compare(
         check_output_file(out)
     comparison = compare_runs(runs)
     if out:
-        with training_extra("compare --out"):
-            from edgelung.report.pages import compare_page
+        from edgelung.report.pages import compare_page
 
-            page = compare_page(comparison)
         with atomic_write(out, "w", encoding="utf-8") as file:
-            file.write(page)
+            file.write(compare_page(comparison))
     if as_json:
         print(json.dumps(plain(comparison), indent=2))
     else:

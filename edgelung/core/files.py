@@ -44,7 +44,7 @@ class WriteError(EdgelungError):
     """
 
     def __init__(self, path: Path, cause: OSError, kept: str = "nothing was overwritten") -> None:
-        reason, remedy = REFUSED.get(cause.errno or 0, (_text(cause), "mend that"))
+        reason, remedy = REFUSED.get(cause.errno or 0, (_text(cause), "correct that"))
         self.path, self.cause = path, cause
         self.fault, self.remedy = f"cannot write {path}: {reason}", remedy.capitalize()
         super().__init__(f"{self.fault}; {kept}. {self.remedy}, then run the same command again")

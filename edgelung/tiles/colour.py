@@ -34,7 +34,7 @@ def check_peak(peak: int, what: str = "sample") -> None:
     if peak < MIN_PEAK_16:
         raise TileError(
             Status.UNSUPPORTED,
-            f"no 16-bit {what} is above {peak}; fewer bits may count than the header says",
+            f"no 16-bit {what} is above {peak}: the file seems to use fewer bits than it says",
         )
 
 

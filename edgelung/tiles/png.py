@@ -118,7 +118,7 @@ def _check_rows(source: Image.Image, data: bytes, chunks: _Chunks) -> None:
             found += len(decoder.decompress(part[at : at + 2**16]))
             if found >= expected:
                 return
-    raise TileError(Status.TRUNCATED, f"{found} bytes of PNG pixels of {expected}")
+    raise TileError(Status.TRUNCATED, f"the PNG holds {found} of {expected} bytes of pixels")
 
 
 def _check_animation(chunks: _Chunks) -> None:

@@ -2,8 +2,6 @@
 
 import io
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,29 +151,6 @@ def test_the_starter_says_which_variants_it_holds() -> None:
     with pytest.raises(EdgelungError, match="expected --precision auto or one of fp32, int8") as it:
         open_bundle(starter_bundle()).variant(Precision.FP16)
     assert "with a run of your own" in str(it.value)
-
-
-def test_compare_without_jinja2_names_the_package(run: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['jinja2'] = None\n"
-        f"sys.argv = ['edgelung', 'compare', {str(run)!r}, '--out', 'page.html']\n"
-        "from edgelung.cli import main\n"
-        "main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
-        "edgelung: compare --out needs jinja2, which is not installed: pip install "
-        "'edgelung[train]'\n"
-    )
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_starters_accuracy_and_tiles_without_a_class_are_explained(
