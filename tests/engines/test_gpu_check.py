@@ -81,6 +81,7 @@ def test_one_part_alone_prints_its_figures(
     assert json.loads(capsys.readouterr().out) == {"scratch": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_the_parts_over_the_fake_gpu(
     short: None,
     bundle: Bundle,
@@ -122,6 +123,7 @@ def test_the_parts_over_the_fake_gpu(
     assert found["tensorrt fp32"]["seconds_to_build_and_load"] > 0
 
 
+@pytest.mark.slow
 def test_the_device_layer_over_the_fake_gpu(short: None, gpu: Any, twin: None) -> None:
     found = device.device_layer()
     assert found["bytes that came back changed"] == 0
