@@ -27,7 +27,7 @@ REASONS = {
     errno.EROFS: ("the file system is read-only", "Make it writable or name another folder"),
     errno.EACCES: FORBIDDEN,
     errno.EPERM: FORBIDDEN,
-    errno.EIO: ("Input/output error", "Mend that"),
+    errno.EIO: ("Input/output error", "Correct that"),
 }
 
 
