@@ -13,6 +13,7 @@ from edgelung.core.typed_json import Json
 
 SCHEMA_VERSION = 1  # summaries without a version are read as version 1
 KIND = "edgelung infer"  # marks the file: only a file with this mark is overwritten
+SUFFIX = ".summary.json"
 MAX_BYTES = 1 << 26  # a summary has a few kilobytes; a larger file is not one
 REMEDY = "expected the summary that `edgelung infer` wrote"
 
@@ -116,6 +117,17 @@ def read_summary(path: Path) -> Summary:
         return typed_json.convert(content, Summary)
     except ValueError as error:
         raise EdgelungError(f"cannot read {path}: {one_line(error)}; {REMEDY}") from error
+
+
+def summary_beside(rows: Path) -> Path:
+    """Where the summary of `rows` is: rows.summary.json beside rows.csv.
+
+    Where that file belongs to rows of another name, such as rows.parquet: rows.csv.summary.json.
+    """
+    short = rows.with_suffix(SUFFIX)
+    if short.exists() and rows_name_of(short) not in (None, rows.name):
+        return rows.with_name(rows.name + SUFFIX)
+    return short
 
 
 def rows_name_of(path: Path) -> str | None:

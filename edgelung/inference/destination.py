@@ -11,7 +11,7 @@ from edgelung.artifacts.predictions import (
     format_of,
     is_predictions,
 )
-from edgelung.artifacts.summary import rows_name_of
+from edgelung.artifacts.summary import rows_name_of, summary_beside
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import JOURNAL_SUFFIX, check_output_file
 
@@ -85,28 +85,18 @@ def _checked_format(rows: Path) -> PredictionsFormat:
 
 def _summary_beside(rows: Path, named: Path | None) -> Path:
     """The summary of a run that writes `rows`: as `named`, or beside them."""
-    summary = named or rows.with_suffix(".summary.json")
+    summary = named or summary_beside(rows)
     if summary.resolve() == rows.resolve():
         raise EdgelungError(f"the rows and their summary cannot both be {rows}; see --summary")
-    _checked_summary(summary)
-    if named is None and (described := _described_by(summary)) not in (None, rows.name):
-        raise EdgelungError(
-            f"{summary} is the summary of {described}; it was left alone: name another file with "
-            "--summary"
-        )
-    return summary
+    return _checked_summary(summary)
 
 
 def _checked_summary(summary: Path) -> Path:
     check_output_file(summary, "--summary")
-    if summary.exists() and summary.stat().st_size and _described_by(summary) is None:
+    if summary.exists() and summary.stat().st_size and rows_name_of(summary) is None:
         raise EdgelungError(
             f"{summary} exists and is no summary of a run; it was left alone: name another file "
             "with --summary"
         )
     return summary
 
-
-def _described_by(summary: Path) -> str | None:
-    """Name of the rows that an existing summary describes; None if there is no summary."""
-    return rows_name_of(summary) if summary.exists() else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelung.artifacts.predictions import Prediction, Predictions, format_of, read_predictions
-from edgelung.artifacts.summary import Summary, read_summary
+from edgelung.artifacts.summary import Summary, read_summary, summary_beside
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_file
 
@@ -60,7 +60,7 @@ def open_finished_run(
     if not rows.is_file():
         raise EdgelungError(f"{rows} is no file; expected the rows that `edgelung infer` wrote")
     predictions = read_predictions(rows)
-    beside = summary or rows.with_suffix(".summary.json")
+    beside = summary or summary_beside(rows)
     if not beside.is_file():
         raise EdgelungError(
             f"{rows} has no summary {beside}; expected the rows of a finished run, with the "

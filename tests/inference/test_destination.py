@@ -80,11 +80,11 @@ def test_only_a_summary_is_overwritten(tmp_path: Path) -> None:
         Destination.parse(STANDARD_OUTPUT, tmp_path / "mine.json")
 
 
-def test_the_summary_of_other_rows_is_overwritten_only_if_it_is_named(tmp_path: Path) -> None:
+def test_rows_of_two_formats_have_a_summary_each(tmp_path: Path) -> None:
     summary = tmp_path / "rows.summary.json"
     summary.write_text('{"kind": "edgelung infer", "out": "rows.jsonl"}')
-    with pytest.raises(EdgelungError, match=r"is the summary of rows\.jsonl"):
-        Destination.parse(tmp_path / "rows.csv")
+    beside = Destination.parse(tmp_path / "rows.csv").summary
+    assert beside == tmp_path / "rows.csv.summary.json"
     assert Destination.parse(tmp_path / "rows.jsonl").summary == summary
     assert Destination.parse(tmp_path / "rows.csv", summary).summary == summary
 
