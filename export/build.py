@@ -92,7 +92,7 @@ def export_run(
     )
     bundle = write_bundle_folder(out, inputs, temperature, variants, ranking, confidence)
     logger.info(
-        "decoded %d tiles %d times; proofs: %s",
+        "%d tiles were read %d times. Checked: %s",
         *(inputs.reader.distinct_tiles, inputs.reader.decodes),
         describe_proofs(variants, len(inputs.validation)),
     )

@@ -252,12 +252,15 @@ def describe_proofs(variants: Sequence[MeasuredVariant], validation: int) -> str
     gate_tiles = next(v.entry.gate.tiles for v in variants if v.precision is FULL_PRECISION)
     tested = [v.entry.test.tiles for v in variants if v.entry.test]
     names = ", ".join(v.precision for v in variants)
-    proofs = [f"the graph on {validation} validation tiles", f"{names} on {gate_tiles} gate tiles"]
+    proofs = [
+        f"the graph against the trained model on {validation} validation tiles",
+        f"{names} against full precision on {gate_tiles} gate tiles",
+    ]
     looks = sum(v.entry.gate.looks - 1 for v in variants if v.precision is Precision.INT8)
     if looks:
-        proofs.append(f"{looks} further forms of int8 on the same")
+        proofs.append(f"{looks} further int8 candidates on the same gate tiles")
     if any(v.entry.gate.openvino for v in variants):
-        proofs.append("int8 in OpenVINO too")
+        proofs.append("int8 in OpenVINO on the gate tiles")
     if tested:
-        proofs.append(f"{len(tested)} variants on {tested[0]} test tiles")
+        proofs.append(f"all {len(tested)} variants on {tested[0]} test tiles")
     return "; ".join(proofs)

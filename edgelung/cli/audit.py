@@ -84,14 +84,21 @@ def _print(audit: "Audit", folder: Path) -> None:
     for name, count in counts.items():
         out().print(f"{name:22}{count}")
     if known := audit.known:
-        recall, published = _percent(known.recall), _percent(known.precision_as_published)
-        out().print(
-            f"against {known.groups} known groups, pairs of tiles: recall {recall}, precision "
-            f"{published} ({_percent(known.precision)} if the strong ones of the "
-            f"{len(known.links)} links between known groups are right)"
-        )
+        out().print(f"compared with the {known.groups} groups of --groups, over pairs of tiles:")
+        if known.recall is not None:
+            out().print(f"  recall    {_percent(known.recall)} of their pairs are found")
+        if known.precision_as_published is not None:
+            out().print(
+                f"  precision {_percent(known.precision_as_published)} of the pairs found are "
+                "theirs"
+            )
+        if known.links and known.precision is not None:
+            out().print(
+                f"            {_percent(known.precision)} if the strong ones of {len(known.links)} "
+                "links between their groups are true copies"
+            )
     out().print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}", markup=False)
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

@@ -99,4 +99,3 @@ def _checked_summary(summary: Path) -> Path:
             "with --summary"
         )
     return summary
-

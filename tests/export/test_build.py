@@ -233,10 +233,11 @@ def test_every_tile_is_decoded_once(
     """36 validation and 18 test tiles; what was proven on how many is logged with it."""
     caplog.set_level("INFO", logger="edgelung")
     export_run(run, tmp_path / "bundle", precisions=frozenset({Precision.FP16}))
-    (line,) = [text for text in caplog.messages if text.startswith("decoded")]
+    (line,) = [text for text in caplog.messages if "tiles were read" in text]
     assert line == (
-        "decoded 54 tiles 54 times; proofs: the graph on 36 validation tiles; "
-        "fp32, fp16 on 36 gate tiles; 2 variants on 18 test tiles"
+        "54 tiles were read 54 times. Checked: the graph against the trained model on 36 "
+        "validation tiles; fp32, fp16 against full precision on 36 gate tiles; all 2 variants on "
+        "18 test tiles"
     )
 
 
