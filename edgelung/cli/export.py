@@ -211,8 +211,8 @@ def _print_sensitivity(ranking: "Sensitivity | None", most: int = 5) -> None:
     if ranking:
         worst = ", ".join(f"{p.name} {p.alone:.1e}" for p in ranking.linears[:most])
         out().print(
-            f"INT8 costs most accuracy in these of {len(ranking.linears)} layers (divergence of the "
-            f"output in nats if only this layer is INT8; all layers {ranking.everything:.1e}): "
+            f"INT8 costs most accuracy in these of {len(ranking.linears)} layers (divergence of "
+            f"the output in nats if only this layer is INT8; all layers {ranking.everything:.1e}): "
             f"{worst}",
             markup=False,
         )
