@@ -1,16 +1,21 @@
 """Shared fixtures: a small synthetic set, a run and a bundle made from it by the real commands."""
 
 import fcntl
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.cli import main
+from edgelung.core import terminal
 from edgelung.core.precision import Precision
 from edgelung.export.build import export_run
 from edgelung.train.recipe import load_recipe
@@ -121,12 +126,20 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run `edgelung …` as a user does, in a folder of its own."""
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run `edgelung …` in a folder of its own: its exit code, standard output and standard error.
+
+    It runs within the test process, which has the libraries loaded. With options of
+    `subprocess.run`, such as `env` or `input`, it is a process of its own, as a user starts it.
+    """
 
     def call(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+        program = [str(Path(sys.executable).with_name("edgelung")), *map(str, words)]
+        if not options:
+            monkeypatch.chdir(tmp_path)
+            return run_here(program)
         return subprocess.run(
-            [Path(sys.executable).with_name("edgelung"), *map(str, words)],
+            program,
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -136,6 +149,37 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return call
+
+
+def run_here(program: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the command line within this process; its streams are files, as a shell can make them."""
+    logger = logging.getLogger("edgelung")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+    ):
+        patch.setattr(sys, "argv", program)
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        patch.setattr(terminal, "_reports_shown", False)
+        patch.setattr(logger, "handlers", [])
+        patch.setattr(logger, "propagate", True)
+        patch.setattr(logger, "level", logger.level)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+            logger.setLevel(logger.level)  # clears what `logging` remembers about levels
+        texts = []
+        for stream in (out, err):
+            stream.flush()
+            stream.seek(0)
+            texts.append(stream.read())
+    code = ended.value.code
+    return subprocess.CompletedProcess(program, int(code or 0), *texts)
 
 
 @pytest.fixture(scope="session")
