@@ -19,7 +19,13 @@ from PIL import Image
 
 from edgelung.tiles.colour import exif_orientation, to_rgb, upright
 from edgelung.tiles.errors import Status, TileError, damaged
-from edgelung.tiles.jpeg_scans import check_codes, check_complete, read_scans, sampling
+from edgelung.tiles.jpeg_scans import (
+    check_codes,
+    check_complete,
+    read_scans,
+    sampling,
+    scan_headers,
+)
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 from edgelung.tiles.tiff_directory import first_directory
@@ -269,8 +275,8 @@ def _check_scans(data: bytes, header: Header) -> None:
     """Raise TileError if the JPEG lacks a scan. One scan of all components needs no look."""
     progressive = header.coding.startswith("progressive")
     if progressive or data[header.scan + 4] < header.components:
-        scans = read_scans(data, header.segments, header.scan)
-        check_complete(scans, header.frame[6 : 6 + 3 * header.components : 3], progressive)
+        components = header.frame[6 : 6 + 3 * header.components : 3]
+        check_complete(scan_headers(data, header.scan), components, progressive)
 
 
 def _without_extras(data: bytes, header: Header) -> bytes:

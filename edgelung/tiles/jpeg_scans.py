@@ -7,18 +7,21 @@ ITU T.81, annexes B (markers), F (sequential coding) and G (progressive coding).
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from edgelung.tiles.errors import Status, TileError
 
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # none of those within entropy-coded data
+_SOS, _EOI = 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # none of those within entropy-coded data
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
 # An entry of a lookup table is step << 5 | bits: how many coefficients a code stands for, and the
 # length of the code with the bits that follow it. Two steps are out of the ordinary:
 _END_OF_BLOCK, _NO_CODE = 128, 1024
 _LONGEST_BLOCK = 64 * 32 // 8 + 16  # bytes
 
+Segment = tuple[int, int, int]  # marker, start, end
 Factors = dict[int, tuple[int, int]]
 _Lookups = tuple[list[int], list[int]]  # of DC and of AC codes
 
@@ -43,46 +46,57 @@ def sampling(frame: bytes) -> Factors:
     return {frame[i]: divmod(frame[i + 1], 16) for i in range(6, 6 + 3 * frame[5], 3)}
 
 
-def read_scans(data: bytes, segments: list[tuple[int, int, int]], at: int) -> Iterator[Scan]:
-    """The scans from the SOS marker at `at` on; `segments`: those before it (marker, start, end).
+def scan_headers(data: bytes, at: int) -> tuple[bytes, ...]:
+    """The header of each scan from the SOS marker at `at` on, without marker and length."""
+    return tuple(
+        data[start + 4 : end] for marker, start, end in _segments(data, at) if marker == _SOS
+    )
+
+
+def read_scans(data: bytes, segments: list[Segment], at: int) -> Iterator[Scan]:
+    """The scans from the SOS marker at `at` on; `segments`: those before it.
 
     Raises TileError `corrupt` where a scan header or a Huffman table cannot be read.
     """
     tables: dict[int, bytes] = {}
     interval = 0
-    pending = list(segments)
+    header, begin = b"", 0  # of the scan whose data ends where the next segment starts
+    for marker, start, end in (*segments, *_segments(data, at)):
+        if header:
+            yield _scan(header, interval, tables, data[begin:start])
+            header = b""
+        if marker == 0xC4:
+            tables = tables | _read_tables(data[start + 4 : end])
+        elif marker == 0xDD:
+            interval = int.from_bytes(data[start + 4 : end])
+        elif marker == _SOS:
+            header, begin = data[start + 4 : end], end
+            _check_header(header)
+
+
+def _segments(data: bytes, at: int) -> Iterator[Segment]:
+    """The segments from the one at `at` on; the last is the EOI marker or the end of the data."""
     while True:
-        for marker, start, end in pending:
-            if marker == 0xC4:
-                tables = tables | _read_tables(data[start + 4 : end])
-            elif marker == 0xDD:
-                interval = int.from_bytes(data[start + 4 : end])
-        begin = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        header = data[at + 4 : begin]
-        if not header or len(header) != 4 + 2 * header[0]:
-            raise TileError(Status.CORRUPT, "a JPEG scan header cannot be read")
-        found = _MARKER.search(data, begin)
-        first, last, bits = header[-3:]
-        yield Scan(
-            header[1:-3:2],
-            header[2:-3:2],
-            first,
-            last,
-            bits >> 4,
-            bits & 15,
-            interval,
-            tables,
-            data[begin : found.start() if found else len(data)],
-        )
-        pending = []
-        while found and found[1] not in (b"\xda", b"\xd9"):
-            start = found.end() - 2
-            end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
-            pending.append((data[start + 1], start, end))
-            found = _MARKER.search(data, end)
-        if not found or found[1] == b"\xd9":
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        yield data[at + 1], at, end
+        found = _MARKER.search(data, end)
+        if not found or data[found.start() + 1] == _EOI:
+            at = found.start() if found else len(data)
+            yield _EOI, at, at
             return
-        at = found.end() - 2
+        at = found.start()
+
+
+def _check_header(header: bytes) -> None:
+    if not header or len(header) != 4 + 2 * header[0]:
+        raise TileError(Status.CORRUPT, "a JPEG scan header cannot be read")
+
+
+def _scan(header: bytes, interval: int, tables: dict[int, bytes], data: bytes) -> Scan:
+    first, last, bits = header[-3:]
+    return Scan(
+        header[1:-3:2], header[2:-3:2], first, last, bits >> 4, bits & 15, interval, tables, data
+    )
 
 
 def _read_tables(body: bytes) -> dict[int, bytes]:
@@ -97,13 +111,16 @@ def _read_tables(body: bytes) -> dict[int, bytes]:
     return tables
 
 
-def check_complete(scans: Iterator[Scan], components: bytes, progressive: bool) -> None:
+@lru_cache(maxsize=64)  # an encoder writes the same headers into each of its files
+def check_complete(headers: tuple[bytes, ...], components: bytes, progressive: bool) -> None:
     """Raise TileError unless the scans bring every component in full.
 
     In a progressive JPEG, each of the 64 coefficients must come down to its lowest bit.
     """
     lowest = {component: [-1] * 64 for component in components}  # bit sent; -1: none
-    for scan in scans:
+    for header in headers:
+        _check_header(header)
+        scan = _scan(header, 0, {}, b"")
         band = slice(scan.first, scan.last + 1) if progressive else slice(64)
         for component in scan.components:
             sent = lowest.get(component, [])[band]

@@ -10,7 +10,13 @@ from encoders import jpeg, page, segment, tiff
 from PIL import Image
 
 from edgelung.tiles.jpeg import decode_jpeg, read_header
-from edgelung.tiles.jpeg_scans import check_codes, check_complete, read_scans, sampling
+from edgelung.tiles.jpeg_scans import (
+    check_codes,
+    check_complete,
+    read_scans,
+    sampling,
+    scan_headers,
+)
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile
 
 SPEC = ReaderSpec(size=64)
@@ -193,7 +199,7 @@ def test_a_refinement_of_what_was_not_sent_is_corrupt() -> None:
     changed = data[: first + 13] + b"\x11" + data[first + 14 :]
     header = read_header(changed)
     with pytest.raises(TileError, match="not in order"):
-        check_complete(read_scans(changed, header.segments, header.scan), b"\1\2\3", True)
+        check_complete(scan_headers(changed, header.scan), b"\1\2\3", True)
 
 
 # ---- kinds that are refused
