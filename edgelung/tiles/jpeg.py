@@ -274,7 +274,8 @@ def _decode_odd_sampling(data: bytes, header: Header) -> Image.Image:
 def _check_scans(data: bytes, header: Header) -> None:
     """Raise TileError if the JPEG lacks a scan. One scan of all components needs no look."""
     progressive = header.coding.startswith("progressive")
-    if progressive or data[header.scan + 4] < header.components:
+    of_first_scan = data[header.scan + 4 : header.scan + 5]  # empty where the file ends there
+    if progressive or of_first_scan < bytes([header.components]):
         components = header.frame[6 : 6 + 3 * header.components : 3]
         check_complete(scan_headers(data, header.scan), components, progressive)
 

@@ -143,6 +143,13 @@ def test_damage_of_a_jpeg_with_odd_sampling_is_found(factors: list[tuple[int, in
     assert set(found.values()) <= {"corrupt", "truncated"}, found
 
 
+@pytest.mark.parametrize("factors", [PLAIN, *ODD[:2]])
+def test_a_jpeg_that_ends_within_its_header_is_never_read(factors: list[tuple[int, int]]) -> None:
+    data = jpeg(YCC, factors)
+    for cut in range(4, data.index(b"\xff\xda") + 16):
+        assert status_of(data[:cut]) in ("corrupt", "truncated"), cut
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_damage_of_a_progressive_jpeg_with_odd_sampling_is_found(rows: int) -> None:
     image = Image.fromarray(PICTURE).convert("CMYK")
