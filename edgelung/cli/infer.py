@@ -179,7 +179,7 @@ def infer(
     Writes one row per file and a summary of the run. Defaults can stand in edgelung.toml, see
     `edgelung doctor`. Research use only.
     """
-    from edgelung.artifacts.bundle import MODEL_CARD, STARTER_NOTE, open_bundle, starter_bundle
+    from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
     from edgelung.cli.counting import counting
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
@@ -227,7 +227,7 @@ def infer(
         if as_json:
             print(json.dumps(plain(result), indent=2), flush=True)
         else:
-            print_summary(result, bundle.folder / MODEL_CARD if bundle.is_starter else None)
+            print_summary(result)
         _print_view_command(destination, summary)
         report(RESEARCH_USE_ONLY)
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
@@ -271,11 +271,8 @@ def _print_view_command(destination: "Destination", summary: Path | None) -> Non
         report("to see the tiles: %s", shlex.join(words))
 
 
-def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:
-    """Print the run for people: on standard output, or on standard error if the rows go there.
-
-    `starter_card`: the model card of the starter, if that predicted.
-    """
+def print_summary(summary: "Summary") -> None:
+    """Print the run for people: on standard output, or on standard error if the rows go there."""
     from edgelung.core.terminal import err, out
 
     console = err() if summary.out == "-" else out()
@@ -303,11 +300,6 @@ def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:
             lines.append(
                 f"          {others} of {tiles} tiles lie in folders that name no class: no "
                 "accuracy for them"
-            )
-        if starter_card:
-            lines.append(
-                "          the starter was trained on tiles of LC25000: on tiles of LC25000 this "
-                f"is no test. Its test figures: {starter_card}"
             )
     if verify := summary.verify:
         lines.append(

@@ -189,6 +189,15 @@ def gate_concerns(gates: Mapping[str, GateResult]) -> list[Concern]:
     return [Concern(kind="gate-undecided", text=f"{text}.")]
 
 
+def starter_concerns() -> list[Concern]:
+    """A concern for the accuracy of the starter on labelled folders."""
+    text = (
+        "The starter was trained on tiles of LC25000: its accuracy on tiles of LC25000 is no test; "
+        "its test figures are in its model card (MODEL_CARD.md)."
+    )
+    return [Concern(kind="starter-tiles", text=text)]
+
+
 def _few_test_groups(what: str) -> Concern:
     text = (
         f"The test says little: {what}, and at least {MIN_GROUPS} per class are needed to say "

@@ -12,7 +12,7 @@ from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.system import host
 from edgelung.core.typed_json import Json
 from edgelung.engines.choose import Chosen
-from edgelung.evaluation.concerns import bundle_concerns
+from edgelung.evaluation.concerns import bundle_concerns, starter_concerns
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.percentiles import DurationHistogram
@@ -64,7 +64,7 @@ def summarize(
     """
     seconds = measured.seconds()
     options = {**identity.to_json(), "--threads": threads}
-    verification = tally.verification()
+    verification, labelled = tally.verification(), tally.labelled()
     return Summary(
         kind=KIND,
         schema_version=SCHEMA_VERSION,
@@ -86,7 +86,7 @@ def summarize(
         other_sizes=tally.other_sizes,
         trained_sizes=str(bundle.trained_sizes),
         labels={name: tally.labels[name] for name in bundle.classes},
-        labelled=tally.labelled(),
+        labelled=labelled,
         verify=verification,
         exit_code=int(_exit_code(tally, verification)),
         out=destination.name,
@@ -102,7 +102,10 @@ def summarize(
         threads=threads,
         host=host(),
         waiting=waiting,
-        concerns=bundle_concerns(bundle.manifest),
+        concerns=[
+            *bundle_concerns(bundle.manifest),
+            *(starter_concerns() if labelled and bundle.is_starter else ()),
+        ],
     )
 
 

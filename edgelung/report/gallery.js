@@ -57,7 +57,6 @@
       rows.confidence[row] >= 0 && SHOWN_BY_BROWSERS.test(rows.name[row]) ? link(row) : null;
     if (source === null) return element("span", "no picture", "blank");
     const image = element("img");
-    image.loading = "lazy";
     image.alt = what;
     image.addEventListener("error", () => image.replaceWith(element("span", "not found", "blank")));
     image.src = source;

@@ -163,7 +163,7 @@ def test_the_starters_accuracy_and_tiles_without_a_class_are_explained(
             shutil.copy(tile, data / name)
     shown = cli("infer", data).stdout
     assert "3 of 6 tiles lie in folders that name no class: no accuracy for them" in shown
-    assert "the starter was trained on tiles of LC25000" in shown
+    assert "The starter was trained on tiles of LC25000" in shown
     assert "MODEL_CARD.md" in shown
     shutil.rmtree(data / "colon_aca")
     shown = cli("infer", data, "--model", bundle_folder).stdout
