@@ -44,6 +44,26 @@ SMALL = [
 ]
 
 
+LONG = ("train", "export", "engines")  # the rooms whose tests take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort for several processes: one makes the shared bundle while the others need none yet.
+
+    Long tests come before short ones, so that no process waits for the last of another.
+    """
+
+    def late(item: pytest.Item) -> tuple[bool, bool]:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        shared = {"run", "bundle_folder"} & set(getattr(item, "fixturenames", ()))
+        return room not in LONG, bool(shared)
+
+    items.sort(key=late)
+    makers = (at for at, item in enumerate(items) if "bundle" in getattr(item, "fixturenames", ()))
+    if (first := next(makers, None)) is not None:
+        items.insert(0, items.pop(first))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache for the tests alone and no edgelung.toml, also for the commands that they start."""
