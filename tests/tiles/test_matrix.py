@@ -326,6 +326,37 @@ def longer_segments() -> Iterator[Case]:
         yield Case(f"JPEG 2000 of {bits} bits in 8", tiff(one), None, REFUSED)
 
 
+def contradicting_segments() -> Iterator[Case]:
+    """What is inside a segment has another size, depth or number of channels than the header."""
+    grey, ones = RGB[..., :1], [(1, 1)] * 3
+    plain = jpeg(SMOOTH.astype(float), ones)
+    j2k, webp = imagecodecs.jpeg2k_encode, imagecodecs.webp_encode
+    pictures = {
+        "grey JPEG in RGB": (RGB, 7, jpeg(grey.astype(float), [(1, 1)])),
+        "RGB JPEG in grey": (grey, 7, plain),
+        "narrow JPEG": (np.pad(RGB, ((0, 0), (0, 8), (0, 0))), 7, plain),
+        "low JPEG": (np.pad(RGB, ((0, 8), (0, 0), (0, 0))), 7, plain),
+        "grey JPEG 2000 in RGB": (RGB, 34712, j2k(grey[..., 0], level=0)),
+        "RGB JPEG 2000 in grey": (grey, 34712, j2k(RGB, level=0)),
+        "JPEG 2000 of 16 bits in 8": (RGB, 34712, j2k(DEEP, level=0)),
+        "low JPEG 2000": (RGB, 34712, j2k(RGB[:-2], level=0)),
+        "narrow WebP": (RGB, 50001, webp(np.ascontiguousarray(RGB[:, :-2]), lossless=True)),
+        "low WebP": (RGB, 50001, webp(RGB[:-2], lossless=True)),
+    }
+    for name, (samples, code, inside) in pictures.items():
+        photometric = 1 if samples is grey else 2
+        one = page(samples, 8, photometric, segments=[inside], compression=code)
+        yield Case(f"tiff {name}", tiff(one), None, ("corrupt", "truncated", "unsupported"))
+    one = page(DEEP, 16, 2, segments=[j2k(RGB, level=0)], compression=34712)
+    yield Case("tiff JPEG 2000 of 8 bits in 16", tiff(one), None, ("corrupt", "unsupported"))
+    for code, encode in ((1, bytes), (8, zlib.compress), (5, imagecodecs.lzw_encode)):
+        one = page(RGB, 8, 2, segments=[encode(RGB.tobytes()[:-1])], compression=code)
+        yield Case(f"tiff {code}: a byte is missing", tiff(one), None, ("truncated", "corrupt"))
+    for values in (765, 771, 3, 0):
+        one = page(grey, 8, 3, tags={320: [257] * values or None})
+        yield Case(f"tiff palette of {values} values", tiff(one), None, ("corrupt", "unsupported"))
+
+
 def refused_tiffs() -> Iterator[Case]:
     for name, samples, tags in (
         ("signed", RGB, {339: [2] * 3}),
@@ -820,6 +851,7 @@ GROUPS = {
         fewer_bits,
         stated_16_bits,
         longer_segments,
+        contradicting_segments,
         refused_tiffs,
         several_pages,
         channel_pages,
