@@ -41,6 +41,7 @@ from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, FileEntr
 from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
 from edgelung.core.cache import Key, open_cache
+from edgelung.core.class_names import check_class_names
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.own_folders import REPORT_PAGE
@@ -300,8 +301,15 @@ def _check_content(folder: Path, manifest: BundleManifest) -> None:
         )
     if not all(names) or len(set(names)) != len(names) or len(names) < 2:
         raise EdgelungError(
-            f"{folder / MANIFEST} has the classes {names}; expected two or more different names"
+            f"{folder / MANIFEST} has the classes {one_line(ascii(names))}; expected two or more "
+            "different names"
         )
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise EdgelungError(
+            f"{folder / MANIFEST}: {error}. Rename the class folders, then train and export again"
+        ) from error
     for tile in manifest.golden:
         for precision in variants:
             if len(tile.probabilities.get(precision, ())) != len(names):

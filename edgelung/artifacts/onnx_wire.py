@@ -4,7 +4,7 @@ Only the fields that edgelung's exporter writes are read; a file with any other 
 there is nothing in a file that this reader does not see and a runtime does: no subgraphs, functions
 or external data. Weights are not copied.
 
-The encoding is read strictly: no field more often than its limit, no group, no padded number, and no
+The encoding is read strictly: no field more often than its limit, no group, no padded number, no
 length that leaves its message. No message holds one of its own kind, which bounds the depth.
 
 Reference: https://protobuf.dev/programming-guides/encoding and onnx.proto of ONNX 1.17.
