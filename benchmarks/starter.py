@@ -11,7 +11,8 @@ import json
 import shutil
 from pathlib import Path
 
-from edgelung.artifacts.bundle import MANIFEST, BundleManifest, open_bundle, write_bundle
+from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_bundle
+from edgelung.artifacts.manifest import BundleManifest
 from edgelung.core.typed_json import convert
 from edgelung.report.pages import model_card
 

@@ -14,14 +14,17 @@ from edgelung.artifacts.bundle import (
     MODEL_CARD,
     REPORT,
     Bundle,
+    open_bundle,
+    write_bundle,
+)
+from edgelung.artifacts.manifest import (
     BundleManifest,
     GoldenEntry,
     OutsideConfidence,
     Provenance,
     Sensitivity,
-    open_bundle,
-    write_bundle,
 )
+from edgelung.core.class_names import composed
 from edgelung.core.files import atomic_folder, sha256_file
 from edgelung.core.typed_json import Json
 from edgelung.evaluation.concerns import bundle_concerns
@@ -53,7 +56,7 @@ def write_bundle_folder(
     manifest = BundleManifest(
         name=f"{inputs.student.architecture} of {inputs.run.path.name}",
         notice=RESEARCH_USE_ONLY,
-        classes=list(inputs.student.classes),
+        classes=[composed(name) for name in inputs.student.classes],
         preprocessing=inputs.reader.spec.to_json(),
         temperature=temperature,
         variants={variant.precision: variant.entry for variant in variants},
@@ -81,6 +84,7 @@ def write_bundle_folder(
         (folder / REPORT).write_text(bundle_page(manifest, pictures), encoding="utf-8")
         (folder / MODEL_CARD).write_text(model_card(manifest), encoding="utf-8")
         write_bundle(folder, manifest)
+        open_bundle(folder)  # what `infer` would refuse is not kept
     return open_bundle(out)
 
 
@@ -113,7 +117,7 @@ def _golden_entries(
         entries.append(
             GoldenEntry(
                 file=f"{GOLDEN_FOLDER}/{number:02d}{Path(tile.path).suffix.lower()}",
-                label=inputs.student.classes[tile.label],
+                label=composed(inputs.student.classes[tile.label]),
                 probabilities={
                     variant.precision: variant.probabilities["gate"][index].tolist()
                     for variant in variants

@@ -9,7 +9,6 @@ This module finds and reads the files; which keys a section has is the caller's 
 
 import os
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,6 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.typed_json import parse_toml
 
 ENVIRONMENT = "EDGELUNG_CONFIG"
 OFF = "off"
@@ -73,7 +73,7 @@ def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] 
     if path is None or not path.is_file():
         return None
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = parse_toml(path.read_text("utf-8"))
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML

@@ -12,8 +12,9 @@ import numpy as np
 from edgelung.artifacts.bundle import Variant
 from edgelung.core.cache import Cache, Key
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.files import sha256_bytes
 from edgelung.core.system import GPU_PACKAGES, version
+from edgelung.core.typed_json import parse
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.cuda import Device
 from edgelung.engines.names import EngineName
@@ -130,7 +131,7 @@ def _open_remembered(
 ) -> Fastest | None:
     """Open the engine of an earlier measurement; None if it is gone or no longer works."""
     try:
-        choice = json.loads(cached)
+        choice = parse(cached)
         selected = (choice["engine"], choice["precision"])
         reason = str(choice["reason"])
     except (ValueError, KeyError, TypeError):
@@ -159,7 +160,7 @@ def _reason(timings: Sequence[Timing], failures: Sequence[str]) -> str:
 
 
 def _key(device: Device, candidates: Sequence[Candidate]) -> Key:
-    graphs = sorted({sha256_file(variant.path) for _, variant in candidates})
+    graphs = sorted({variant.graph.sha256 for _, variant in candidates})
     engines = ",".join(dict.fromkeys(name for name, _ in candidates))
     return Key(
         "choice",

@@ -10,8 +10,10 @@ import timm
 import torch
 from onnx import numpy_helper
 
+from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
+from edgelung.engines.base import GraphBytes
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.eight_bit import FP8, quantize_weight
 from edgelung.export.graph import build_graph, linear_names, quantizable
@@ -68,8 +70,7 @@ def torch_probabilities(
 
 
 def run_graph(graph: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    onnx.save(graph, folder / "g.onnx")
-    return OnnxRuntimeEngine(folder / "g.onnx", 1).infer(pixels)
+    return OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(pixels)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -244,3 +245,18 @@ def test_a_run_is_read_without_torch(run: Path) -> None:
     assert (student.size, student.patch, student.heads) == (64, 16, 3)
     assert (student.width, student.depth, student.tokens) == (192, 12, 18)
     assert student.classes == ("lung_aca", "lung_n", "lung_scc")
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "heads"),
+    [(32, 192, 3, 3), (32, 384, 2, 6), (32, 768, 1, 12), (224, 96, 2, 3)],
+)
+def test_graphs_of_all_student_sizes_fit_the_profile(
+    precision: Precision, size: int, width: int, depth: int, heads: int
+) -> None:
+    student = student_of(deit(size, width, depth, heads), size, heads)
+    about = precision.about
+    scales = dict.fromkeys(quantizable(student), 0.1) if about.weights != about.base else {}
+    graph = build_graph(student, precision=precision, input_scales=scales)
+    check_graph(graph.SerializeToString(), Role.CLASSIFIER, {"size": size, "classes": 3})

@@ -15,9 +15,10 @@ from msgspec import Struct
 from edgelung.artifacts.bundle import Bundle, Variant
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file
+from edgelung.core.files import atomic_folder, sha256_bytes
 from edgelung.core.own_folders import ENGINES_MANIFEST
 from edgelung.core.precision import Precision
+from edgelung.engines.base import Graph
 from edgelung.engines.tensorrt.build import NetworkSummary, Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour
 
@@ -100,14 +101,13 @@ def planned_builds(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant
     ]
 
 
-def find_prebuilt(folder: Path, flavour: Flavour, target: str, graph: Path) -> bytes:
+def find_prebuilt(folder: Path, flavour: Flavour, target: str, graph: Graph) -> bytes:
     """Return the engine of `graph` for `target`, checked against the manifest's SHA-256.
 
     Raises:
         EdgelungError: if the folder has no such engine, or it is damaged.
     """
-    graph_hash = sha256_file(graph)
-    of_graph = [engine for engine in _read_manifest(folder) if engine.graph == graph_hash]
+    of_graph = [engine for engine in _read_manifest(folder) if engine.graph == graph.sha256]
     if not of_graph:
         raise EdgelungError(
             f"{folder} holds no engine of {graph.name}: it was built from another bundle; "
@@ -136,14 +136,14 @@ def _build_one(
     bundle: Bundle, variant: Variant, flavour: Flavour, target: str, folder: Path
 ) -> PrebuiltEngine:
     profile = Profile()
-    built = build_engine(flavour, variant.path, profile, target=target)
+    built = build_engine(flavour, variant.graph, profile, target=target)
     _check_linears(bundle, variant.precision, built.contents)
     name = f"{variant.precision}.{target}.engine"
     (folder / name).write_bytes(built.plan)
     return PrebuiltEngine(
         file=name,
         variant=variant.precision,
-        graph=sha256_file(variant.path),
+        graph=variant.graph.sha256,
         target=target,
         flavour=flavour.name,
         version=flavour.version,
