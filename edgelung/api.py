@@ -296,14 +296,15 @@ def infer_folder(
     threads: int | None = None,
     min_confidence: float | None = None,
     strict_size: bool = False,
+    follow_links: bool = False,
     verify: bool = False,
     resume: bool | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """Predict every tile of a folder: one row per file, as `edgelung infer` does.
 
-    The rows and their summary (`<out>.summary.json`) are written; a stopped run leaves a journal
-    and can be continued. Read the rows with `edgelung.read_predictions`. Research use only.
+    Writes the rows and their summary (`<out>.summary.json`); a stopped run leaves a journal and can
+    be continued. Read the rows with `edgelung.read_predictions`. Research use only.
 
     Args:
         folder: folder of tiles, searched with all folders below; or several.
@@ -315,6 +316,7 @@ def infer_folder(
         batch_size: tiles per batch. None: 16, on a GPU 32.
         min_confidence: 0…1; less confident rows get the status 'review' and no label.
         strict_size: tiles of sizes far from the training tiles get 'other-size' and no label.
+        follow_links: follow links that lead out of the folder; else each is a row `skipped`.
         verify: run full precision on every tile as well, and compare.
         resume: True continues a stopped run, False discards its rows, None refuses to do either.
         on_rows: called with the number of rows that are done since the last call.
@@ -341,7 +343,7 @@ def infer_folder(
         strict_size=strict_size,
     )
     return session.infer_folder(
-        Source(tuple(map(Path, folders)), None if files is None else Path(files), subset),
+        Source(tuple(map(Path, folders)), files and Path(files), subset, follow_links),
         open_bundle(Path(model) if model is not None else starter_bundle()),
         Destination.parse(Path(out)),
         options,
