@@ -42,11 +42,13 @@ def train_run(
     *,
     groups: Path | None = None,
     resume: bool = False,
+    follow_links: bool = False,
 ) -> RunMetrics:
     """Train a teacher and a student on a folder of labelled tiles; returns metrics.json.
 
-    With `resume`, an unfinished run in `out` continues with its own recipe and split (`recipe` and
-    `groups` must be None). Raises EdgelungError for anything that the user can correct.
+    With `resume`, an unfinished run in `out` continues with its own recipe, split and
+    `follow_links` (see `index_tiles`); `recipe` and `groups` must be None. Raises EdgelungError for
+    anything that the user can correct.
     """
     folder = RunFolder(out)
     modules: dict[str, nn.Module] | None = None
@@ -58,7 +60,7 @@ def train_run(
     else:
         assert recipe is not None
         recipe = absolute_weights(recipe)
-        run, modules = start_run(data, out, recipe, groups)
+        run, modules = start_run(data, out, recipe, groups, follow_links=follow_links)
     if not run.context.is_main:
         return _finish(run, modules)
     busy = f"another process is training in {out}; wait for it"

@@ -23,6 +23,7 @@ from edgelung.cli.options import (
     OUTPUT,
     SPEED,
     EngineOption,
+    FollowLinksOption,
     PrecisionOption,
     ThreadsOption,
     chosen,
@@ -85,14 +86,7 @@ def infer(
             metavar="NAME", rich_help_panel=INPUT, help="With --files: only rows of this subset."
         ),
     ] = None,
-    follow_links: Annotated[
-        bool,
-        typer.Option(
-            "--follow-links",
-            rich_help_panel=INPUT,
-            help="Follow links in FOLDER that lead out of it; else each is a row `skipped`.",
-        ),
-    ] = False,
+    follow_links: FollowLinksOption = False,
     watch: Annotated[
         bool,
         typer.Option(

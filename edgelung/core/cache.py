@@ -5,9 +5,9 @@ One entry format and one policy for all of them:
 - An entry is one file: a JSON header line (key and SHA-256), then the data. It is replaced
   atomically, so no reader sees half an entry.
 - An engine is executable code, and a hash is not a signature. An entry is trusted because only this
-  user can write to the folder. A folder that others can enter, or replace by way of any folder above
-  it, is never used. The folder is opened once (`edgelung.core.private`); entries are opened in it,
-  and no link is followed.
+  user can write to the folder. A folder that others can enter, or replace by way of any folder
+  above it, is never used. The folder is opened once (`edgelung.core.private`); entries are opened
+  in it, and no link is followed.
 - The SHA-256 is checked before the data is returned. A damaged entry is removed.
 - A `Key` has an identity, which names the file, and dependencies, which must match. Where they do
   not, the entry is stale: the reason names what changed, and the next entry replaces it.
