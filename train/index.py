@@ -127,7 +127,12 @@ def _readable(
             fault = f"cannot read {printable(file.location)}: {file.reason}"
             raise EdgelungError(fault if file.leads_out else f"{fault}; repair it or remove it")
         on_error(printable(file.path), file.reason)
-    return [file for file in files if not file.reason]
+    readable = [file for file in files if not file.reason]
+    if not readable and any(file.leads_out for file in files):
+        raise EdgelungError(
+            "all that it holds are links that lead out of the folder; --follow-links follows them"
+        )
+    return readable
 
 
 def _labelled(

@@ -144,6 +144,6 @@ def _below(folders: Sequence[Path], missing_ok: bool, follow_links: bool) -> Ite
         if missing_ok and not os.path.exists(folder):
             continue
         prefix = "/".join(name.parts[shared:])
-        for file in find_files(folder, entered, follow_links=follow_links):
+        for file in find_files(folder, entered, follow_links=follow_links, beside=absolute):
             path = prefix if not folder.is_dir() else f"{prefix}/{file.path}".lstrip("/")
             yield replace(file, path=path)

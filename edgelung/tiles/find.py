@@ -80,16 +80,20 @@ class FoundFile:
 
 
 def find_files(
-    folder: Path, entered: set[tuple[int, int]] | None = None, *, follow_links: bool = False
+    folder: Path,
+    entered: set[tuple[int, int]] | None = None,
+    *,
+    follow_links: bool = False,
+    beside: Sequence[Path] = (),
 ) -> Iterator[FoundFile]:
     """Yield every file below `folder`, sorted within each folder.
 
-    `folder` itself may be a link. Links in it that stay in it are followed. One that leads out of
-    it is an entry with `leads_out`, unless `follow_links`: a link to / would lead through the whole
-    machine. Each real folder is entered once, under the first of its names, so circular links end.
-    A folder that cannot be listed becomes one entry with a reason. Share `entered` (device and
-    inode of folders) between calls that must not yield a file twice. Raises EdgelungError if
-    `folder` does not exist.
+    `folder` itself may be a link. Links in it that stay in it, or lead into a folder of `beside`,
+    are followed. One that leads out is an entry with `leads_out`, unless `follow_links`: a link to
+    / would lead through the whole machine. Each real folder is entered once, under the first of
+    its names, so circular links end. A folder that cannot be listed becomes one entry with a
+    reason. Share `entered` (device and inode of folders) between calls that must not yield a file
+    twice. Raises EdgelungError if `folder` does not exist.
     """
     if not folder.exists():
         raise EdgelungError(f"{folder} does not exist; expected a folder of tiles or a tile")
@@ -97,7 +101,9 @@ def find_files(
         yield FoundFile(folder.name, str(folder), listed=True)
         return
     entered = set() if entered is None else entered
-    inside = None if follow_links else os.path.join(os.path.realpath(folder), "")
+    inside = None
+    if not follow_links:
+        inside = tuple(os.path.join(os.path.realpath(path), "") for path in (folder, *beside))
     # An explicit stack: folders may nest deeper than Python's call stack.
     stack: list[Iterator[FoundFile | _Folder]] = [iter([_Folder("", str(folder))])]
     while stack:
@@ -117,7 +123,7 @@ class _Folder:
 
 
 def _list(
-    folder: _Folder, entered: set[tuple[int, int]], inside: str | None
+    folder: _Folder, entered: set[tuple[int, int]], inside: tuple[str, ...] | None
 ) -> Iterator[FoundFile | _Folder]:
     try:
         info = os.stat(folder.location)
@@ -159,11 +165,11 @@ def _has(names: Sequence[bytes], name: bytes) -> bool:
     return place < len(names) and names[place] == name
 
 
-def _mark(entry: os.DirEntry[str], inside: str | None) -> bytes:
+def _mark(entry: os.DirEntry[str], inside: tuple[str, ...] | None) -> bytes:
     """What is behind the name of a folder (a NUL) or of a link that leads out (a NUL and a sign).
 
-    No name contains a NUL, and it does not change the order. `inside`: the real path that links
-    must stay in, with a slash at its end; None: they may lead anywhere.
+    No name contains a NUL, and it does not change the order. `inside`: the real paths that links
+    may lead into, with a slash at the end; None: they may lead anywhere.
     """
     try:
         if inside is not None and entry.is_symlink():
