@@ -184,7 +184,7 @@ class Folder:
 
     def replace_folder(self, source: str, target: str) -> None:
         """Rename the folder `source` to `target`, which may be an empty folder."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._naming(source):
             os.rmdir(self._at(target), dir_fd=self.handle)
         self._rename(source, target, os.rename)
 

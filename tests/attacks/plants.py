@@ -1,5 +1,6 @@
 """What another user can put where edgelung will write: links, FIFOs, sockets, folders."""
 
+import ctypes
 import os
 import socket
 from collections.abc import Callable
@@ -48,7 +49,18 @@ PLANTS: dict[str, Plant] = {
 }
 NOT_REGULAR = [name for name in PLANTS if name != "hard_link"]
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap two names in one step, as Linux can: neither is ever missing."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        pytest.skip("renameat2 is not here")
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(here, os.fsencode(first), here, os.fsencode(second), swap):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(first))
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:

@@ -5,8 +5,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from plants import NOT_REGULAR, PLANTS, SECRET, listing, root_only
 
-from attacks.plants import NOT_REGULAR, PLANTS, SECRET, listing, root_only
 from edgelung.artifacts.predictions import read_predictions
 from edgelung.artifacts.summary import check_summary
 from edgelung.core.errors import EdgelungError
@@ -115,12 +115,10 @@ def test_an_output_that_is_no_regular_file_is_refused_before_the_work(
     before = path.lstat()
     if option == "--out" and plant == "symlink":  # of this user: see the next test
         victim.unlink()
+    names = (path,) if option == "--out" else (STANDARD_OUTPUT, path)
     with pytest.raises(EdgelungError, match=f"{option} .*(link|FIFO|socket|folder|device)"):
-        if option == "--out":
-            Destination.parse(path)
-        else:
-            Destination.parse(STANDARD_OUTPUT, path)
-    with pytest.raises(EdgelungError, match="(link|FIFO|socket|folder|device)"):
+        Destination.parse(*names)
+    with pytest.raises(EdgelungError, match=f"{option} .*(link|FIFO|socket|folder|device)"):
         check_output_file(path, option)
     assert path.lstat().st_ino == before.st_ino
 
@@ -135,7 +133,8 @@ def test_a_device_is_never_replaced(name: str) -> None:
 
 
 def test_a_link_to_a_file_that_no_run_wrote_is_refused(out: Path, victim: Path) -> None:
-    (out / "rows.csv").symlink_to(victim)
+    victim.rename(theirs := victim.with_suffix(".csv"))
+    (out / "rows.csv").symlink_to(theirs)
     with pytest.raises(EdgelungError, match="no list of predictions"):
         Destination.parse(out / "rows.csv")
 
