@@ -258,9 +258,7 @@ def check_output_file(path: Path, option: str = "--out") -> None:
         )
     _check_parent(parent, named)
     if path.is_symlink():
-        raise EdgelungError(
-            f"{named} is a link to {os.readlink(path)}; expected the name of the file itself"
-        )
+        raise EdgelungError(f"{named} is a link; expected the name of the file itself")
     with writing(path), Folder(parent) as folder:
         folder.check_regular(path.name, named)
 

@@ -107,12 +107,15 @@ def _target_of(link: Path) -> Path:
 
     Raises EdgelungError if the link is another user's, or leads to no regular file.
     """
-    target = Path(os.path.realpath(link))
+    try:
+        target, owner = Path(os.path.realpath(link)), link.lstat().st_uid
+    except OSError as error:  # replaced while it was read
+        raise EdgelungError(f"cannot read the link --out {link}: {error.strerror}") from error
     if not target.is_file():
         raise EdgelungError(
             f"--out {link} is a link to {target}, which is no regular file; name the file itself"
         )
-    if hasattr(os, "geteuid") and link.lstat().st_uid != os.geteuid():
+    if hasattr(os, "geteuid") and owner != os.geteuid():
         raise EdgelungError(
             f"--out {link} is a link of another user, to {target}; name the file itself"
         )

@@ -172,13 +172,18 @@ def _mark(entry: os.DirEntry[str], inside: tuple[str, ...] | None) -> bytes:
     may lead into, with a slash at the end; None: they may lead anywhere.
     """
     try:
-        if inside is not None and entry.is_symlink():
-            real = os.path.realpath(entry.path)
-            if not os.path.join(real, "").startswith(inside):
-                return b"\0>"
+        if inside is not None and entry.is_symlink() and not _stays(entry.path, inside):
+            return b"\0>"
         return b"\0" if entry.is_dir() else b""
     except OSError:  # a circular link: reading it fails, with the reason in its own row
         return b""
+
+
+def _stays(link: str, inside: tuple[str, ...]) -> bool:
+    try:
+        return os.path.join(os.path.realpath(link), "").startswith(inside)
+    except OSError:  # replaced while it was read
+        return False
 
 
 def class_of(location: str | PurePath, classes: Sequence[str]) -> int | None:
