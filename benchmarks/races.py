@@ -1,11 +1,11 @@
 """Swap races: another process renames what edgelung is about to open, as fast as it can.
 
-    python benchmarks/races.py cache outputs journal run --tries 100000 \
-        --json benchmarks/results/races-files.json
+    python benchmarks/races.py cache cache-link outputs output-name journal \
+        --tries 100000 --json benchmarks/results/races-files.json
 
 A race is won if one of the tries takes what the attacker placed, or writes to a file that is not
 ours. The attacker swaps two names in one step (renameat2 with RENAME_EXCHANGE), so neither is ever
-missing. `mixed` counts the tries that met the attacker's side and were refused: without them the
+missing. `refused` counts the tries that met the attacker's side: without them the
 race was not run. Linux only. Root gives the attacker's files to another user; without root they are
 writable by all, which must be refused as well.
 """

@@ -257,8 +257,6 @@ def check_output_file(path: Path, option: str = "--out") -> None:
             f"{named}: the folder {path.parent} does not exist; create it or name another file"
         )
     _check_parent(parent, named)
-    if path.is_symlink():
-        raise EdgelungError(f"{named} is a link; expected the name of the file itself")
     with writing(path), Folder(parent) as folder:
         folder.check_regular(path.name, named)
 

@@ -141,16 +141,17 @@ def _list(
         if kind:
             _report_skipped(folder.location, kind)
             return
-    for marked in map(os.fsdecode, found):
-        name, is_marked, mark = marked.partition("\0")
-        path, location = folder.prefix + name, os.path.join(folder.location, name)
-        if not is_marked:
+    base = os.path.join(folder.location, "")
+    for name in map(os.fsdecode, found):
+        if "\0" not in name:
             if not name.endswith(OWN_SUFFIXES):
-                yield FoundFile(path, location)
-        elif mark:
-            yield FoundFile(path, location, leads_out=True)
+                yield FoundFile(folder.prefix + name, base + name)
+            continue
+        name, _, mark = name.partition("\0")
+        if mark:
+            yield FoundFile(folder.prefix + name, base + name, leads_out=True)
         else:
-            yield _Folder(f"{path}/", location)
+            yield _Folder(f"{folder.prefix}{name}/", base + name)
 
 
 @lru_cache(maxsize=1024)  # a watched folder is listed again and again

@@ -298,3 +298,17 @@ def test_a_name_of_the_greatest_length_can_be_written(out: Path) -> None:
     with atomic_write(out / name) as file:
         file.write(b"x")
     assert [path.name for path in out.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("plant", NOT_REGULAR)
+def test_what_is_planted_during_a_write_is_left_alone(out: Path, victim: Path, plant: str) -> None:
+    def write() -> None:
+        with atomic_write(out / "page.html") as file:
+            PLANTS[plant](out / "page.html", victim)
+            file.write(b"page")
+
+    with pytest.raises(EdgelungError, match="expected a regular file"):
+        write()
+    assert [path.name for path in out.iterdir()] == ["page.html"]
+    assert not (out / "page.html").is_file() or (out / "page.html").is_symlink()
+    assert victim.read_bytes() == SECRET
