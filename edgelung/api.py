@@ -164,10 +164,9 @@ class Classifier:
             EdgelungError: for an array of another shape or type, and after `close`.
             TypeError: for anything that is not an image, and for one image instead of several.
 
-        A large JPEG's path and its decoded array differ a little: the reader decodes the file at
-        the smallest scale that covers the tile (libjpeg's M/8), the array was decoded at full
-        size. Probabilities differ by up to 0.02. Use paths where results must equal those of
-        `edgelung infer`.
+        A large JPEG's path and its decoded array differ a little (probabilities by up to 0.02): the
+        reader decodes the file at the smallest scale that covers the tile (libjpeg's M/8). Use
+        paths where results must equal those of `edgelung infer`.
         """
         if isinstance(images, str | os.PathLike | Image.Image):
             raise TypeError(f"found one {type(images).__name__}; expected several images: [image]")
@@ -296,14 +295,15 @@ def infer_folder(
     threads: int | None = None,
     min_confidence: float | None = None,
     strict_size: bool = False,
+    follow_links: bool = False,
     verify: bool = False,
     resume: bool | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Summary:
-    """Predict every tile of a folder: one row per file, as `edgelung infer` does.
+    """Predict every tile of a folder, one row per file, as `edgelung infer` does.
 
-    The rows and their summary (`<out>.summary.json`) are written; a stopped run leaves a journal
-    and can be continued. Read the rows with `edgelung.read_predictions`. Research use only.
+    Writes the rows and their summary (`<out>.summary.json`); a stopped run leaves a journal and can
+    be continued. Read the rows with `edgelung.read_predictions`. Research use only.
 
     Args:
         folder: folder of tiles, searched with all folders below; or several.
@@ -315,20 +315,20 @@ def infer_folder(
         batch_size: tiles per batch. None: 16, on a GPU 32.
         min_confidence: 0…1; less confident rows get the status 'review' and no label.
         strict_size: tiles of sizes far from the training tiles get 'other-size' and no label.
+        follow_links: follow links that lead out of the folder; else each is a row 'skipped'.
         verify: run full precision on every tile as well, and compare.
         resume: True continues a stopped run, False discards its rows, None refuses to do either.
-        on_rows: called with the number of rows that are done since the last call.
+        on_rows: called with the number of rows done since the last call.
 
     Returns:
-        The summary of the run: counts, speed, what ran, and metrics if the folders are named
-        after classes. `exit_code` is 3 if some files failed.
+        The summary: counts, speed, what ran, metrics if the folders are named after classes, and
+        `exit_code`: 3 if some files failed.
 
-    Raises:
-        EdgelungError: if the folder, the list, the bundle or the output cannot be used.
+    Raises EdgelungError if the folder, the list, the bundle or the output cannot be used.
     """
     _check_count("batch_size", batch_size)
     _check_count("threads", threads)
-    folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
+    folders = map(Path, [folder] if isinstance(folder, str | os.PathLike) else folder)
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise EdgelungError(f"min_confidence is {min_confidence}; expected 0…1")
     options = session.Options(
@@ -341,7 +341,7 @@ def infer_folder(
         strict_size=strict_size,
     )
     return session.infer_folder(
-        Source(tuple(map(Path, folders)), None if files is None else Path(files), subset),
+        Source(tuple(folders), None if files is None else Path(files), subset, follow_links),
         open_bundle(Path(model) if model is not None else starter_bundle()),
         Destination.parse(Path(out)),
         options,

@@ -20,8 +20,9 @@ def find_outside_tiles(folder: Path, reader: TileReader) -> TileSet:
         EdgelungError: if there is none.
     """
     data = folder if folder.is_dir() else folder.parent
-    tiles = []
+    tiles, links = [], 0
     for file in find_files(folder):
+        links += file.leads_out
         if not file.is_image or file.reason:
             continue
         try:
@@ -32,7 +33,10 @@ def find_outside_tiles(folder: Path, reader: TileReader) -> TileSet:
         tiles.append(LabelledTile(file.path, 0, file.path, sha256_bytes(content)))
         reader.offer(data / file.path, pixels)
     if not tiles:
-        raise EdgelungError(f"--outside {folder} holds no tile; expected tiles of other tissue")
+        why = f" but {links} link(s) that lead out of it, which are not followed" if links else ""
+        raise EdgelungError(
+            f"--outside {folder} holds no tile{why}; expected tiles of other tissue"
+        )
     return TileSet(data, tuple(tiles))
 
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TypedDict
 
@@ -78,8 +79,9 @@ def build(folder: Path = HERE) -> BuildRecord | None:
     nvcc = find_nvcc()
     if nvcc is None:
         return None
-    temporary = folder / f".{BINARY}.{os.getpid()}"
-    try:
+    # A folder of its own: nobody else can put a link where the compiler writes.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        temporary = Path(scratch) / BINARY
         kernels = _compile(nvcc, folder / "resize.cu", temporary)
         record = {
             "sources": source_hash(folder),
@@ -90,10 +92,10 @@ def build(folder: Path = HERE) -> BuildRecord | None:
             "ptx": f"compute_{ARCHITECTURES[0]}",
             "kernels": kernels,
         }
+        text = json.dumps(record, indent=1) + "\n"
+        (Path(scratch) / RECORD).write_text(text, encoding="utf-8")
         os.replace(temporary, folder / BINARY)
-    finally:
-        temporary.unlink(missing_ok=True)
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(Path(scratch) / RECORD, folder / RECORD)
     return record
 
 

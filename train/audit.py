@@ -37,17 +37,29 @@ PROVEN = 20  # inliers from which a link between known groups counts as proven (
 
 
 def audit_folder(
-    data: Path, out: Path, known: Path | None = None, classes: Sequence[str] = ()
+    data: Path,
+    out: Path,
+    known: Path | None = None,
+    classes: Sequence[str] = (),
+    *,
+    follow_links: bool = False,
 ) -> Audit:
     """Group the tiles of `data` and write groups.csv, links.csv, audit.json and report.html.
 
     A file that cannot be read is reported and left out. `known` is a CSV of groups to compare with;
-    `classes` are as in `index_tiles`. Raises EdgelungError for anything that the user can correct.
+    `classes` and `follow_links` are as in `index_tiles`. Raises EdgelungError for anything that the
+    user can correct.
     """
     new_folder(out, "audit")
     unreadable: dict[str, str] = {}
     with progress_bar("index") as advance:
-        tiles = index_tiles(data, classes, advance, on_error=unreadable.__setitem__)
+        tiles = index_tiles(
+            data,
+            classes,
+            advance,
+            on_error=unreadable.__setitem__,
+            follow_links=follow_links,
+        )
     colours = _mean_colours(data, tiles, unreadable)
     tiles = [tile for tile in tiles if tile.path in colours]
     if not tiles:

@@ -13,7 +13,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.progress import SILENT, Advance
 from edgelung.inference.record import printable
-from edgelung.tiles.find import LEFTOVER_FOLDERS, FoundFile, class_of, find_files
+from edgelung.tiles.find import LEADS_OUT, LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.lists import is_utf8, read_rows
 from edgelung.tiles.names import find, lookup, plain_name
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
@@ -46,6 +46,8 @@ def index_tiles(
     classes: Sequence[str] = (),
     advance: Advance = SILENT,
     on_error: Callable[[str, str], None] | None = None,
+    *,
+    follow_links: bool = False,
 ) -> list[IndexedTile]:
     """Index every image below `data`, labelled by the folder it lies in, in path order.
 
@@ -59,6 +61,7 @@ def index_tiles(
         advance: the progress bar of the files.
         on_error: called with path and reason of a file that cannot be read or lies in no class
             folder, which is then left out; a single class and empty ones are accepted then.
+        follow_links: follow links that lead out of `data`; else they are files that cannot be read.
 
     Raises:
         EdgelungError: the folders do not say clearly what the classes are, a class is missing or
@@ -67,7 +70,7 @@ def index_tiles(
     """
     if not data.is_dir():
         raise EdgelungError(f"{data} is no folder; expected a folder of class folders")
-    files = _readable(_find_images(data), on_error)
+    files = _readable(_find_images(data, follow_links), on_error)
     labels = {file.path: label_of(file.path, classes) for file in files}
     files = _labelled(data, files, labels, classes, on_error)
     _check_classes(data, files, labels, classes, complete=on_error is None)
@@ -96,19 +99,24 @@ def index_tiles(
         return [tile for tile in pool.map(index, files) if tile is not None]
 
 
-def _find_images(data: Path) -> list[FoundFile]:
+def _find_images(data: Path, follow_links: bool) -> list[FoundFile]:
     files = [
-        file
-        if file.reason or _is_utf8(file.path)
-        else replace(file, reason="its name is not UTF-8")
-        for file in find_files(data)
+        replace(file, reason=reason) if (reason := _reason_against(file)) else file
+        for file in find_files(data, follow_links=follow_links)
         if not _is_hidden(file.path)
         and not file.leftover_of
-        and (file.reason or file.is_image or looks_like_image(file.location))
+        and (file.reason or file.leads_out or file.is_image or looks_like_image(file.location))
     ]
     if not files:
         raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")
     return files
+
+
+def _reason_against(file: FoundFile) -> str:
+    """Why a file is not to be read; '' if nothing is known against it."""
+    if file.reason or not file.leads_out:
+        return file.reason or ("" if _is_utf8(file.path) else "its name is not UTF-8")
+    return LEADS_OUT
 
 
 def _readable(
@@ -117,11 +125,15 @@ def _readable(
     """Those files that could be listed."""
     for file in (file for file in files if file.reason):
         if on_error is None:
-            raise EdgelungError(
-                f"cannot read {printable(file.location)}: {file.reason}; repair it or remove it"
-            )
+            fault = f"cannot read {printable(file.location)}: {file.reason}"
+            raise EdgelungError(fault if file.leads_out else f"{fault}; repair it or remove it")
         on_error(printable(file.path), file.reason)
-    return [file for file in files if not file.reason]
+    readable = [file for file in files if not file.reason]
+    if not readable and any(file.leads_out for file in files):
+        raise EdgelungError(
+            "all that it holds are links that lead out of the folder; --follow-links follows them"
+        )
+    return readable
 
 
 def _labelled(

@@ -52,14 +52,14 @@ class Run:
 
 
 def start_run(
-    data: Path, out: Path, recipe: Recipe, groups: Path | None
+    data: Path, out: Path, recipe: Recipe, groups: Path | None, *, follow_links: bool = False
 ) -> tuple[Run, dict[str, nn.Module]]:
     """Check everything that can be checked, then create the run folder.
 
     Returns the run and the modules to train, by role.
     """
     context = create_context(recipe.precision)
-    tiles = run_on_main(lambda: _index_new_run(data, out, recipe))
+    tiles = run_on_main(lambda: _index_new_run(data, out, recipe, follow_links))
     classes = len({tile.label for tile in tiles})
     # Before the grouping, which takes minutes.
     modules = run_main_first(lambda: create_checked_modules(recipe, classes))
@@ -70,7 +70,7 @@ def start_run(
     if context.is_main:
         with atomic_folder(out) as folder:
             RunFolder(folder).write_split(tile.row for tile in split)
-            RunFolder(folder).write_config(_config(run, data, groups))
+            RunFolder(folder).write_config(_config(run, data, groups, follow_links))
     return run, modules
 
 
@@ -81,10 +81,10 @@ def resume_run(data: Path, out: Path) -> Run:
     return _open_run(out, data, recipe, create_context(config.precision), split)
 
 
-def _index_new_run(data: Path, out: Path, recipe: Recipe) -> list[IndexedTile]:
+def _index_new_run(data: Path, out: Path, recipe: Recipe, follow_links: bool) -> list[IndexedTile]:
     new_folder(out, "run", "choose another name, or go on with it with --resume")
     with progress_bar("index") as advance:
-        return index_tiles(data, recipe.classes, advance)
+        return index_tiles(data, recipe.classes, advance, follow_links=follow_links)
 
 
 def _split(
@@ -109,7 +109,7 @@ def _split(
     return split
 
 
-def _config(run: Run, data: Path, groups: Path | None) -> RunConfig:
+def _config(run: Run, data: Path, groups: Path | None, follow_links: bool) -> RunConfig:
     sizes = Counter(f"{row.tile.width}x{row.tile.height}" for row in run.split)
     return RunConfig(
         edgelung=__version__,
@@ -124,6 +124,7 @@ def _config(run: Run, data: Path, groups: Path | None) -> RunConfig:
         counts=split_counts([tile.row for tile in run.split]),
         sizes=dict(sizes.most_common(10)),
         recipe=run.recipe.model_dump(mode="json"),
+        follow_links=follow_links,
     )
 
 
@@ -141,7 +142,7 @@ def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]
     folder.check_split(config)
     recipe = validate_recipe(config.recipe, str(folder.config_path))
     rows = {row.path: row for row in folder.read_split()}
-    tiles = index_tiles(data, recipe.classes)
+    tiles = index_tiles(data, recipe.classes, follow_links=config.follow_links)
     changed = [t.path for t in tiles if t.path not in rows or rows[t.path].sha256 != t.sha256]
     if changed or len(tiles) != len(rows):
         what = changed[0] if changed else f"{len(rows) - len(tiles)} tiles are gone"

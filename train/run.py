@@ -11,7 +11,9 @@ from torch import nn
 
 from edgelung.artifacts.run import EpochRecord, RunFolder, RunMetrics
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import TEMPORARY_SUFFIX, atomic_write, locked, writing
+from edgelung.core.files import atomic_write, writing
+from edgelung.core.folder import Folder
+from edgelung.core.locks import locked
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.concerns import run_concerns
 from edgelung.report.pages import run_page
@@ -40,11 +42,13 @@ def train_run(
     *,
     groups: Path | None = None,
     resume: bool = False,
+    follow_links: bool = False,
 ) -> RunMetrics:
     """Train a teacher and a student on a folder of labelled tiles; returns metrics.json.
 
-    With `resume`, an unfinished run in `out` continues with its own recipe and split (`recipe` and
-    `groups` must be None). Raises EdgelungError for anything that the user can correct.
+    With `resume`, an unfinished run in `out` continues with its own recipe, split and
+    `follow_links` (see `index_tiles`); `recipe` and `groups` must be None. Raises EdgelungError for
+    anything that the user can correct.
     """
     folder = RunFolder(out)
     modules: dict[str, nn.Module] | None = None
@@ -56,20 +60,22 @@ def train_run(
     else:
         assert recipe is not None
         recipe = absolute_weights(recipe)
-        run, modules = start_run(data, out, recipe, groups)
+        run, modules = start_run(data, out, recipe, groups, follow_links=follow_links)
     if not run.context.is_main:
         return _finish(run, modules)
+    busy = f"another process is training in {out}; wait for it"
     with writing(folder.lock_path):
-        handle = locked(folder.lock_path, f"another process is training in {out}; wait for it")
+        opened = Folder(out)
+        handle = locked(opened, folder.lock_path.name, busy)
     try:
         # Left by a process that was killed while it wrote a checkpoint.
-        for leftover in out.glob(f".{folder.checkpoint_path.name}.*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
+        opened.remove_leftovers(folder.checkpoint_path.name)
         metrics = _finish(run, modules)
-        folder.lock_path.unlink(missing_ok=True)
+        opened.unlink(folder.lock_path.name)
         return metrics
     finally:
         os.close(handle)
+        opened.close()
 
 
 def _finish(run: Run, modules: dict[str, nn.Module] | None) -> RunMetrics:

@@ -14,11 +14,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from msgspec import Struct
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.folder import open_for_reading
 from edgelung.core.typed_json import Json, parse
 
 DECIMALS = 6
@@ -312,14 +313,18 @@ def format_of(path: Path) -> PredictionsFormat:
 
 def is_predictions(path: Path) -> bool:
     """True if the first bytes, or the Parquet metadata, are those of `edgelung infer`."""
-    kind = format_of(path)
-    with path.open("rb") as file:
-        if file.read(len(kind.first_bytes)) != kind.first_bytes:
-            return False
+    with os.fdopen(open_for_reading(path), "rb") as file:
+        return holds_predictions(file, format_of(path))
+
+
+def holds_predictions(file: IO[bytes], kind: PredictionsFormat) -> bool:
+    """As `is_predictions`, for an open file of a format."""
+    if file.read(len(kind.first_bytes)) != kind.first_bytes:
+        return False
     if kind is not PARQUET:
         return True
     try:
-        metadata = _import_pyarrow()[1].read_schema(path).metadata or {}
+        metadata = _import_pyarrow()[1].read_schema(file).metadata or {}
     except Exception:  # damaged: its writer is unknown
         return False
     return all(metadata.get(key.encode()) == text.encode() for key, text in MADE_BY.items())

@@ -41,7 +41,10 @@ Counts = dict[str, dict[str, SetSize]]  # subset → class → tiles and groups
 
 
 class RunConfig(Struct, frozen=True, kw_only=True):
-    """run.json: the settings of the run and a summary of its tiles."""
+    """run.json: the settings of the run and a summary of its tiles.
+
+    `follow_links`: links that lead out of the folder of the tiles were followed.
+    """
 
     schema_version: int = 1
     edgelung: str
@@ -57,6 +60,7 @@ class RunConfig(Struct, frozen=True, kw_only=True):
     sizes: dict[str, int]  # '768x768' → tiles
     recipe: dict[str, Json]
     split_sha256: str = ""
+    follow_links: bool = False
 
     @property
     def fewest_test_groups(self) -> int:

@@ -8,6 +8,8 @@ from msgspec import Struct
 from edgelung.artifacts.results import Concern, LabelledMetrics
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.files import WriteError, json_bytes, replacing
+from edgelung.core.folder import Folder, read_regular
 from edgelung.core.system import Host
 from edgelung.core.typed_json import Json
 
@@ -55,7 +57,12 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         labelled: metrics on the tiles that lie in folders named after classes.
         verify: the comparison with full precision; None without `--verify`.
         exit_code: see `edgelung.core.errors.ExitCode`.
-        out, out_sha256: the file of the rows ('-' is standard output) and its hash.
+        out, out_sha256: the file of the rows ('-' is standard output) and the hash of what was
+            written to it.
+        journal_checksum: of the last line of the run's journal, over all its lines; None for
+            standard output.
+        journal_dropped: lines of the journal that were damaged or changed, and dropped.
+        links_skipped: links that lead out of the folder and were not followed.
         options, options_sha256: all settings that affect the rows, and their hash as sorted JSON.
             An option that the user left open has the value that was used.
         seconds, tiles_per_second: of the last session, without the time to load the engine.
@@ -99,11 +106,44 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     trained_sizes: str = ""
     waiting: int | None = None
     concerns: list[Concern] = []
+    links_skipped: int = 0
+    journal_checksum: str | None = None
+    journal_dropped: int = 0
+
+
+def summary_bytes(summary: Summary) -> bytes:
+    """The summary as its file holds it, to the last byte: what a signature is over."""
+    return json_bytes(typed_json.plain(summary))
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write the summary as JSON, atomically."""
-    typed_json.write(path, summary)
+    """Write the summary as JSON, atomically.
+
+    Raises EdgelungError if `path` is there and is no summary of a run.
+    """
+    try:
+        folder = Folder(path.parent)
+    except OSError as error:
+        raise WriteError(path, error) from error
+    with folder:
+        check_summary(folder, path.name)
+        with replacing(folder, path.name) as descriptor, open(descriptor, "wb", closefd=False) as f:
+            f.write(summary_bytes(summary))
+
+
+def check_summary(folder: Folder, name: str) -> None:
+    """Raise EdgelungError if `name` in an open folder is there and is no summary of a run."""
+    try:
+        content = folder.read(name, MAX_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WriteError(folder.path / name, error) from error
+    if content and _parsed(content) is None:
+        raise EdgelungError(
+            f"{folder.path / name} exists and is no summary of a run; it was left alone: name "
+            "another file with --summary"
+        )
 
 
 def read_summary(path: Path) -> Summary:
@@ -139,8 +179,14 @@ def rows_name_of(path: Path) -> str | None:
 def _content_of(path: Path) -> dict[str, Json] | None:
     """The JSON object in the file, if it is a summary of any version."""
     try:
-        with path.open("rb") as file:
-            content = typed_json.parse(file.read(MAX_BYTES))
-    except (OSError, ValueError):
+        return _parsed(read_regular(path, MAX_BYTES))
+    except OSError:
+        return None
+
+
+def _parsed(data: bytes) -> dict[str, Json] | None:
+    try:
+        content = typed_json.parse(data)
+    except ValueError:
         return None
     return content if isinstance(content, dict) and content.get("kind") == KIND else None

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgelung.cli.command import print_next
-from edgelung.cli.options import INPUT, OUTPUT, training_extra
+from edgelung.cli.command import print_next, report
+from edgelung.cli.options import INPUT, OUTPUT, FollowLinksOption, training_extra
 
 if TYPE_CHECKING:
     from edgelung.train.audit_report import Audit
@@ -37,6 +37,7 @@ def audit(
             help="A folder name that is a class, if tiles lie in folders below it; repeatable.",
         ),
     ] = None,
+    follow_links: FollowLinksOption = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", rich_help_panel=OUTPUT, help="Print audit.json on standard output."),
@@ -50,18 +51,22 @@ def audit(
     from edgelung.core.errors import ExitCode
     from edgelung.core.own_folders import GROUPS
     from edgelung.core.typed_json import plain
+    from edgelung.tiles.find import LEADS_OUT
 
     with training_extra("audit"):
         from edgelung.train.audit import audit_folder
-    result = audit_folder(data, out, groups, classes or ())
+    result = audit_folder(data, out, groups, classes or (), follow_links=follow_links)
     if as_json:
         print(json.dumps(plain(result), indent=2))
     else:
         _print(result, out)
         chosen = json.dumps(list(classes), ensure_ascii=False) if classes else ""
         named = ["--set", f"classes={chosen}"] if chosen else []
+        named += ["--follow-links"] if follow_links else []
         run = out.with_name(f"{out.name}-run")
         print_next("train", data, "--groups", out / GROUPS, "--out", run, *named)
+    if LEADS_OUT in result.unreadable.values():
+        report("links that lead out of %s were left out; --follow-links follows them", data)
     if result.unreadable:
         raise typer.Exit(ExitCode.SOME_FAILED)
 

@@ -23,6 +23,7 @@ from edgelung.cli.options import (
     OUTPUT,
     SPEED,
     EngineOption,
+    FollowLinksOption,
     PrecisionOption,
     ThreadsOption,
     chosen,
@@ -85,6 +86,7 @@ def infer(
             metavar="NAME", rich_help_panel=INPUT, help="With --files: only rows of this subset."
         ),
     ] = None,
+    follow_links: FollowLinksOption = False,
     watch: Annotated[
         bool,
         typer.Option(
@@ -198,7 +200,7 @@ def infer(
     if model is None:
         report(STARTER_NOTE)
     bundle = open_bundle(model or starter_bundle())
-    source = Source(tuple(folder), files, subset)
+    source = Source(tuple(folder), files, subset, follow_links)
     destination = Destination.parse(out, summary)
     options = Options(
         engine=chosen(engine, defaults.engine),
@@ -285,6 +287,11 @@ def print_summary(summary: "Summary") -> None:
         f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",
         f"labels    {labels}",
     ]
+    if summary.links_skipped:
+        lines.append(
+            f"links     {summary.links_skipped} lead out of the folder and were skipped; "
+            "--follow-links follows them"
+        )
     if summary.other_sizes:
         lines.append(
             f"sizes     {summary.other_sizes} tiles are of other sizes than the training tiles "

@@ -86,6 +86,14 @@ PrecisionOption = Annotated[
         help="Variant of the bundle: auto, fp32, fp16, int8, int8-fp16 or fp8.  [default: auto]",
     ),
 ]
+FollowLinksOption = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        rich_help_panel=INPUT,
+        help="Follow links in FOLDER that lead out of it.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung.cli.command import print_next, report
-from edgelung.cli.options import INPUT, MODEL, OUTPUT, training_extra
+from edgelung.cli.options import INPUT, MODEL, OUTPUT, FollowLinksOption, training_extra
 
 if TYPE_CHECKING:
     from edgelung.artifacts.run import RunMetrics
@@ -93,6 +93,7 @@ def train(
             "[default: the recipe's]",
         ),
     ] = "",
+    follow_links: FollowLinksOption = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -123,7 +124,7 @@ def train(
         "split.by": split,
     }
     overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
-    if resume and (recipe or overrides or groups != "auto"):
+    if resume and (recipe or overrides or groups != "auto" or follow_links):
         raise EdgelungError(
             "--resume continues with the run's own recipe and groups; leave the other options out"
         )
@@ -139,6 +140,7 @@ def train(
             None if resume else load_recipe(recipe or "quick", overrides),
             groups=None if groups == "auto" else Path(groups),
             resume=resume,
+            follow_links=follow_links,
         )
     if not IS_MAIN_PROCESS:
         return

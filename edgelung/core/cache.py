@@ -5,7 +5,9 @@ One entry format and one policy for all of them:
 - An entry is one file: a JSON header line (key and SHA-256), then the data. It is replaced
   atomically, so no reader sees half an entry.
 - An engine is executable code, and a hash is not a signature. An entry is trusted because only this
-  user can write to the folder. A folder that others can enter or replace is never used.
+  user can write to the folder. A folder that others can enter, or replace by way of any folder
+  above it, is never used. The folder is opened once (`edgelung.core.private`); entries are opened
+  in it, and no link is followed.
 - The SHA-256 is checked before the data is returned. A damaged entry is removed.
 - A `Key` has an identity, which names the file, and dependencies, which must match. Where they do
   not, the entry is stale: the reason names what changed, and the next entry replaces it.
@@ -20,7 +22,6 @@ so that of several processes only one builds.
 import json
 import logging
 import os
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -29,7 +30,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import atomic_write, sha256_bytes, wait_for_lock
+from edgelung.core.files import replacing, sha256_bytes
+from edgelung.core.folder import Folder
+from edgelung.core.locks import wait_for_lock
+from edgelung.core.private import open_private
 
 ENVIRONMENT = "EDGELUNG_CACHE"
 ENGINE_FOLDER = "engines"  # the folder of the GPU engines
@@ -89,29 +93,33 @@ class Cache:
     """
 
     def __init__(self, folder: Path | None, *, max_entries: int | None = None) -> None:
-        if folder is not None:
-            make_private(folder)
+        self._opened = None if folder is None else make_private(folder)
         self.folder = folder
         self._max_entries = max_entries
 
     @property
     def enabled(self) -> bool:
         """True if entries are kept."""
-        return self.folder is not None
+        return self._opened is not None
 
     def get(self, key: Key) -> Lookup:
         """Return the entry's data, checked; or None with the reason."""
-        if self.folder is None:
+        if self._opened is None:
             return Lookup(None)
-        path = self.folder / key.file_name
         try:
-            with path.open("rb") as file:
+            handle = self._opened.open_regular(key.file_name, owned=True)
+            with os.fdopen(handle, "rb") as file:
                 header = file.readline(MAX_HEADER_BYTES)
                 data = file.read()
+                if self._max_entries is not None and os.utime in os.supports_fd:
+                    with suppress(OSError):
+                        os.utime(file.fileno())  # the time of the last use, for `_prune`
         except FileNotFoundError:
             return Lookup(None)
         except OSError as error:
             return Lookup(None, f"cannot be read ({error.strerror})")
+        except EdgelungError as error:  # a link, another user's file
+            return Lookup(None, f"cannot be used: {error}")
         try:
             fields = json.loads(header)
             cached_key, expected_hash = dict(fields["key"]), str(fields["sha256"])
@@ -126,9 +134,6 @@ class Cache:
         if sha256_bytes(data) != expected_hash:
             self.remove(key)
             return Lookup(None, "is damaged (its SHA-256 does not match)")
-        if self._max_entries is not None:
-            with suppress(OSError):
-                os.utime(path)  # the time of the last use, for `_prune`
         return Lookup(data)
 
     def put(self, key: Key, data: bytes) -> None:
@@ -137,15 +142,16 @@ class Cache:
         Raises:
             EdgelungError, OSError: if the disk is full or the folder is gone.
         """
-        if self.folder is None:
+        if self._opened is None:
             return
         header = {"key": key.as_dict(), "sha256": sha256_bytes(data)}
-        path = self.folder / key.file_name
-        with atomic_write(path) as file:
+        with (
+            replacing(self._opened, key.file_name, mode=0o600) as descriptor,
+            open(descriptor, "wb", closefd=False) as file,
+        ):
             file.write(json.dumps(header, sort_keys=True).encode() + b"\n")
             file.write(data)
-        path.chmod(0o600)
-        self._prune(self.folder)
+        self._prune(self._opened)
 
     def try_put(self, key: Key, data: bytes) -> None:
         """Write an entry if there is room: a full disk only costs the time to compute it again."""
@@ -176,22 +182,25 @@ class Cache:
 
     def remove(self, key: Key) -> None:
         """Remove the entry, if there is one."""
-        if self.folder is not None:
+        if self._opened is not None:
             with suppress(OSError):
-                (self.folder / key.file_name).unlink(missing_ok=True)
+                self._opened.unlink(key.file_name)
 
     def _lock(self, key: Key) -> AbstractContextManager[None]:
-        if self.folder is None:
+        if self._opened is None:
             return nullcontext()
-        path = self.folder / f"{key.file_name}{LOCK_SUFFIX}"
+        name = f"{key.file_name}{LOCK_SUFFIX}"
         message = f"another process is building this {key.kind}; waiting for it"
-        return wait_for_lock(path, lambda: logger.info(message))
+        return wait_for_lock(self._opened, name, lambda: logger.info(message))
 
-    def _prune(self, folder: Path) -> None:
-        if self._max_entries is not None:
-            by_last_use = sorted(list_entries(folder), key=lambda path: path.stat().st_mtime)
-            for path in by_last_use[: -self._max_entries]:
-                path.unlink(missing_ok=True)
+    def _prune(self, folder: Folder) -> None:
+        if self._max_entries is None:
+            return
+        last_use = {
+            name: folder.stat(name).st_mtime_ns for name in filter(_is_entry, folder.names())
+        }
+        for name in sorted(last_use, key=last_use.__getitem__)[: -self._max_entries]:
+            folder.unlink(name)
 
 
 def engine_cache() -> Cache:
@@ -234,45 +243,28 @@ def cache_folder(name: str) -> Path | None:
         raise EdgelungError(f"no home folder; set {ENVIRONMENT}") from error
 
 
-def make_private(folder: Path) -> None:
-    """Create the folder if it is missing, and check that only this user can change what it holds.
+def make_private(folder: Path) -> Folder:
+    """Open the folder, created if it is missing; only this user and root can change what it holds.
 
     Raises:
-        EdgelungError: if others can enter or replace the folder, or it cannot be created.
+        EdgelungError: if others can enter it or replace it or a folder above it, or it cannot be
+            created.
     """
     try:
-        for path in (folder.parent, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info, parent_mode = folder.stat(follow_symlinks=False), folder.parent.stat().st_mode
+        return open_private(folder, f"set {ENVIRONMENT} to a new folder in one of yours")
     except OSError as error:
         raise EdgelungError(
             f"cannot create the cache {folder}: {error.strerror}; set {ENVIRONMENT}"
         ) from error
-    if not hasattr(os, "getuid"):  # Windows: the access list of the profile folder protects it
-        return
-    mode = stat.S_IMODE(info.st_mode)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or mode & 0o077:
-        raise EdgelungError(
-            f"the cache {folder} is not a folder that only you can enter (mode {mode:o}, owner "
-            f"{info.st_uid}), and it holds executable code; empty it and run: "
-            f"chmod 700 '{folder}', or set {ENVIRONMENT} to a new folder"
-        )
-    # Whoever can write to the parent can replace the folder.
-    if parent_mode & 0o022 and not parent_mode & stat.S_ISVTX:
-        raise EdgelungError(
-            f"others can write to {folder.parent} (mode {stat.S_IMODE(parent_mode):o}), and the "
-            f"cache holds executable code; run: chmod go-w '{folder.parent}', or set "
-            f"{ENVIRONMENT} to a new folder"
-        )
 
 
 def list_entries(folder: Path) -> list[Path]:
     """List the files of the entries in a cache folder, without locks and temporary files."""
-    return [
-        path
-        for path in folder.iterdir()
-        if path.suffix != LOCK_SUFFIX and not path.name.startswith(".")
-    ]
+    return [path for path in folder.iterdir() if _is_entry(path.name)]
+
+
+def _is_entry(name: str) -> bool:
+    return not name.endswith(LOCK_SUFFIX) and not name.startswith(".")
 
 
 def _changes(cached: Mapping[str, str], current: Mapping[str, str]) -> str:

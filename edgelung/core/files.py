@@ -1,24 +1,24 @@
-"""Files and folders that are written whole or not at all, file locks, and SHA-256.
+"""Files and folders that are written whole or not at all, and SHA-256.
 
 Every room writes its results through `atomic_write`, `atomic_folder` or `write_json`, or at least
-within `writing`: an error of the disk becomes one line that names the path.
+within `writing`: an error of the disk becomes one line that names the path. What another user may
+plant in the folder (links, FIFOs, hard links, a swapped folder) is `edgelung.core.folder`'s matter.
 """
 
 import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.folder import TEMPORARY_SUFFIX, Folder
 
 # Suffixes of files that a run has not finished yet. Code that lists a folder skips them.
-TEMPORARY_SUFFIX = ".edgelung-tmp"
 JOURNAL_SUFFIX = ".edgelung-journal"
 OWN_SUFFIXES = (TEMPORARY_SUFFIX, JOURNAL_SUFFIX)
 
@@ -97,40 +97,71 @@ def atomic_write(
     """Open a temporary file beside `path` and rename it to `path` when the block succeeds.
 
     If the block raises or the process is killed, `path` keeps its old content. `mode` and the
-    options are those of `open`.
+    options are those of `open`. The folder of `path` is opened once: the file ends in the folder
+    in which it began.
 
     Raises:
         WriteError: if the file cannot be written, for example on a full disk.
+        EdgelungError: if `path` is there and is no regular file.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
-        )
+        folder = Folder(path.parent)
     except OSError as error:
         raise WriteError(path, error) from error
+    with (
+        folder,
+        replacing(folder, path.name) as descriptor,
+        open(
+            descriptor, mode, encoding=encoding, errors=errors, newline=newline, closefd=False
+        ) as file,
+    ):
+        yield file
+
+
+@contextmanager
+def replacing(folder: Folder, name: str, mode: int = 0o666) -> Iterator[int]:
+    """Give the descriptor of a temporary file that becomes `name` when the block succeeds.
+
+    Args:
+        folder: where both are.
+        name: of the file that is made or replaced.
+        mode: permissions of the file, less the umask. Until it is renamed, only this user can
+            open it.
+
+    Raises:
+        WriteError: if the file cannot be written.
+        EdgelungError: if `name` is there and is no regular file.
+    """
+    path = folder.path / name
+    with writing(path):
+        folder.check_regular(name)
+        descriptor, temporary = folder.create(name)
     try:
-        with writing(path, own=Path(temporary)):
-            with os.fdopen(
-                descriptor, mode, encoding=encoding, errors=errors, newline=newline
-            ) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp creates files that only their owner can read; results are not secret.
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
+        with writing(path, own=folder.path / temporary):
+            yield descriptor
+            os.fsync(descriptor)
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, mode & ~_umask())
+            folder.replace(temporary, name)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with suppress(OSError):
+            folder.unlink(temporary)
         raise
+    finally:
+        os.close(descriptor)
+
+
+def json_bytes(value: object) -> bytes:
+    """Indented JSON in UTF-8: the one form in which `write_json` writes a value."""
+    # A file name that is not valid UTF-8 is written with escapes that JSON can hold.
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` atomically as indented JSON in UTF-8."""
-    # A file name that is not valid UTF-8 is written with escapes that JSON can hold.
-    with atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    with atomic_write(path) as file:
+        file.write(json_bytes(value))
 
 
 @contextmanager
@@ -139,31 +170,44 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     `path` must be missing or empty: call `new_folder` first. If the block raises, nothing is kept.
 
+    Yields:
+        A path of the temporary folder. On Linux it leads to the folder itself, whatever happens to
+        the names above; elsewhere it is the folder's name, which cannot be guessed.
+
     Raises:
         WriteError: if something in the folder cannot be written, for example on a full disk.
     """
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        parent = Folder(path.parent)
+        temporary = parent.create_folder(path.name)
     except OSError as error:
         raise WriteError(path, error, NOTHING_KEPT) from error
-    try:
-        with writing(path, own=temporary):
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            # mkdtemp creates folders that only their owner enters.
-            temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                path.rmdir()
-            temporary.rename(path)
-    except WriteError as error:  # of the folder, or of a file in it under its temporary name
-        raise WriteError(path, error.cause, NOTHING_KEPT) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with parent:
+        try:
+            with writing(path, own=path.parent / temporary):
+                with Folder(path.parent / temporary, parent.open_folder(temporary)) as folder:
+                    yield from _written(path, folder)
+                parent.replace_folder(temporary, path.name)
+        except WriteError as error:  # of the folder, or of a file in it under its temporary name
+            raise WriteError(path, error.cause, NOTHING_KEPT) from error
+        finally:
+            parent.remove_folder(temporary)
+
+
+def _written(path: Path, folder: Folder) -> Iterator[Path]:
+    """Yield where to write; then make all of it durable."""
+    inside = folder.path
+    if sys.platform == "linux" and os.path.isdir("/proc/self/fd"):
+        inside = Path(f"/proc/{os.getpid()}/fd/{folder.handle}")
+    with writing(path, own=inside):
+        yield inside
+        for file in inside.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        os.chmod(inside, 0o777 & ~_umask())  # until now only this user could enter it
 
 
 def new_folder(
@@ -202,16 +246,19 @@ def check_output_file(path: Path, option: str = "--out") -> None:
         option: the option that named it, for the error.
 
     Raises:
-        EdgelungError: if `path` is a folder, or its folder is missing or not writable.
+        EdgelungError: if `path` is a folder, a link, a FIFO or a device (also /dev/null), or its
+            folder is missing or not writable.
     """
     named, parent = f"{option} {path}", path.absolute().parent
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         raise EdgelungError(f"{named} is a folder; expected the name of a file to write")
     if not parent.exists():
         raise EdgelungError(
             f"{named}: the folder {path.parent} does not exist; create it or name another file"
         )
     _check_parent(parent, named)
+    with writing(path), Folder(parent) as folder:
+        folder.check_regular(path.name, named)
 
 
 def _check_parent(parent: Path, named: str) -> None:
@@ -222,65 +269,6 @@ def _check_parent(parent: Path, named: str) -> None:
             f"{named}: you have no permission to write to the folder {parent}, or it is "
             "read-only; change that or name another place"
         )
-
-
-def locked(path: Path, busy: str) -> int:
-    """Open `path` for reading and writing, and lock it for this process. Never waits.
-
-    The file is created if it is missing. The lock is held until the descriptor is closed; a killed
-    process releases it. The owner may delete the file before it releases the lock. On Windows, and
-    on network shares without locks, the file is opened without a lock.
-
-    Args:
-        path: the file to open.
-        busy: message of the error if another process holds the lock.
-
-    Returns:
-        A file descriptor, to be closed with `os.close`.
-
-    Raises:
-        EdgelungError: `busy`.
-        OSError: if the file cannot be opened.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise EdgelungError(busy) from error
-        except (ImportError, OSError):  # Windows, or a share without locks
-            return descriptor
-        try:
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except FileNotFoundError:  # the previous owner exited and deleted the file
-            pass
-        os.close(descriptor)
-
-
-@contextmanager
-def wait_for_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of the private file `path` while the block runs; wait for it if necessary.
-
-    `on_wait` is called once before waiting. The file stays. Windows has no such lock: there the
-    block runs at once.
-    """
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    with os.fdopen(descriptor, "r+b") as file:  # closing the file releases the lock
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _concerns(error: OSError, own: Path) -> bool:

@@ -7,6 +7,8 @@ trained on, even if a bundle or a run lies inside the folder of the tiles.
 import os
 from collections.abc import Callable
 
+from edgelung.core.folder import read_regular
+
 RUN_CONFIG, RUN_SPLIT = "run.json", "split.csv"
 BUNDLE_MANIFEST, BUNDLE_SEAL = "bundle.json", "bundle.json.sha256"
 AUDIT_FIGURES, AUDIT_LINKS = "audit.json", "links.csv"
@@ -35,7 +37,6 @@ def own_kind(folder: str, holds: Callable[[str], bool]) -> str:
 
 def _is_signed(path: str) -> bool:
     try:
-        with open(path, "rb") as file:
-            return _SIGNATURE in file.read(MAX_BYTES)
+        return _SIGNATURE in read_regular(path, MAX_BYTES)
     except OSError:
         return False

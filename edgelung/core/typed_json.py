@@ -14,6 +14,7 @@ import msgspec
 
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import write_json as write_json_value
+from edgelung.core.folder import read_regular
 
 T = TypeVar("T")
 MAX_DEPTH = 32  # of nested lists and tables; edgelung's own files have 7
@@ -82,7 +83,7 @@ def read(path: Path, kind: type[T], remedy: str, newest: int | None = None) -> T
     Raises EdgelungError that names the file and the fault, and ends with `remedy` (what to do).
     """
     try:
-        content = parse(path.read_bytes())
+        content = parse(read_regular(path))
         if newest is not None:  # before its fields: a newer format may have others
             check_version(path, content, newest)
         return convert(content, kind)

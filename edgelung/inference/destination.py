@@ -1,5 +1,6 @@
 """Where a run writes: its rows, its summary, and its journal while it is not complete."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,16 @@ from edgelung.artifacts.predictions import (
     FORMATS,
     PredictionsFormat,
     format_of,
-    is_predictions,
+    holds_predictions,
 )
-from edgelung.artifacts.summary import rows_name_of, summary_beside
+from edgelung.artifacts.summary import check_summary, summary_beside
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import JOURNAL_SUFFIX, check_output_file
+from edgelung.core.files import JOURNAL_SUFFIX, WriteError, check_output_file
+from edgelung.core.folder import Folder
 
 STANDARD_OUTPUT = Path("-")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Destination:
         if out == STANDARD_OUTPUT:
             return cls(None, CSV, None if summary is None else _checked_summary(summary))
         if out.is_symlink():  # a finished file is renamed into place, which would replace the link
-            out = Path(os.path.realpath(out))
+            out = _target_of(out)
         return cls(out, _checked_format(out), _summary_beside(out, summary))
 
     @property
@@ -75,12 +79,48 @@ def _checked_format(rows: Path) -> PredictionsFormat:
             "or - for standard output"
         )
     kind = format_of(rows)
-    if rows.is_file() and rows.stat().st_size and not is_predictions(rows):
-        raise EdgelungError(
-            f"--out {rows} exists and is no list of predictions; it was left alone: choose another "
-            "name"
-        )
+    with Folder(rows.parent) as folder:
+        check_rows(folder, rows.name, kind)
     return kind
+
+
+def check_rows(folder: Folder, name: str, kind: PredictionsFormat) -> None:
+    """Raise EdgelungError if `name` in an open folder is there and holds no predictions."""
+    try:
+        handle = folder.open(name, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a link, a socket, or a file that cannot be read
+        folder.check_regular(name, f"--out {folder.path / name}")
+        raise WriteError(folder.path / name, error) from error
+    with os.fdopen(handle, "rb") as file:
+        folder.check_regular(name, f"--out {folder.path / name}")
+        if os.fstat(handle).st_size and not holds_predictions(file, kind):
+            raise EdgelungError(
+                f"--out {folder.path / name} exists and is no list of predictions; it was left "
+                "alone: choose another name"
+            )
+
+
+def _target_of(link: Path) -> Path:
+    """The file that a link of this user stands for.
+
+    Raises EdgelungError if the link is another user's, or leads to no regular file.
+    """
+    try:
+        target, owner = Path(os.path.realpath(link)), link.lstat().st_uid
+    except OSError as error:  # replaced while it was read
+        raise EdgelungError(f"cannot read the link --out {link}: {error.strerror}") from error
+    if not target.is_file():
+        raise EdgelungError(
+            f"--out {link} is a link to {target}, which is no regular file; name the file itself"
+        )
+    if hasattr(os, "geteuid") and owner != os.geteuid():
+        raise EdgelungError(
+            f"--out {link} is a link of another user, to {target}; name the file itself"
+        )
+    logger.info("--out %s is a link: the rows are written to %s", link, target)
+    return target
 
 
 def _summary_beside(rows: Path, named: Path | None) -> Path:
@@ -93,9 +133,6 @@ def _summary_beside(rows: Path, named: Path | None) -> Path:
 
 def _checked_summary(summary: Path) -> Path:
     check_output_file(summary, "--summary")
-    if summary.exists() and summary.stat().st_size and rows_name_of(summary) is None:
-        raise EdgelungError(
-            f"{summary} exists and is no summary of a run; it was left alone: name another file "
-            "with --summary"
-        )
+    with Folder(summary.parent) as folder:
+        check_summary(folder, summary.name)
     return summary

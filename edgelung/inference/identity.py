@@ -18,7 +18,7 @@ class RunIdentity(Struct, frozen=True, kw_only=True, omit_defaults=True):
         floating_point: what the engine computes floating point in.
         inputs: the folders, absolute.
         listing: the list of files: its SHA-256, or where it came from; None without a list.
-        watch, strict_size: True if asked for, else None.
+        watch, strict_size, follow_links: True if asked for, else None.
     """
 
     edgelung: str
@@ -37,6 +37,7 @@ class RunIdentity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     subset: str | None = field(name="--subset")
     watch: bool | None = field(name="--watch", default=None)
     strict_size: bool | None = field(name="--strict-size", default=None)
+    follow_links: bool | None = field(name="--follow-links", default=None)
 
     def to_json(self) -> dict[str, Json]:
         """The identity as plain values, keyed as in the journal."""

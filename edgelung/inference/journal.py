@@ -5,6 +5,9 @@ of the run, then a JSON array of records per batch, and an object for every `--r
 complete lines count. So a run may be killed at any moment: a batch is either done or not, and the
 remaining batches are those of an undisturbed run, to the last bit of every probability.
 
+Lines are chained by checksums (see `edgelung.inference.chain`). What comes before the first damaged
+or changed line counts; what comes behind it is dropped, and its files are predicted again.
+
 The output is written from the journal when every row is in it (see `edgelung.inference.sinks`).
 """
 
@@ -17,54 +20,89 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import JOURNAL_SUFFIX, WriteError, locked
+from edgelung.core.files import JOURNAL_SUFFIX, WriteError
+from edgelung.core.folder import Folder
+from edgelung.core.locks import locked
 from edgelung.core.typed_json import Json
+from edgelung.inference.chain import checksum, count_lines, read_lines, write_line
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Stamp, stamp_of
-from edgelung.inference.record import Record, printable
+from edgelung.inference.record import Record, fault_of, printable
 from edgelung.tiles.find import FoundFile
 
-VERSION = 1
+VERSION = 2
 SYNC_SECONDS = 5.0  # bounds the work lost by a power cut; a kill loses none
+MARK = b'{"edgelung_journal":'  # the beginning of every journal
 _NO_STAMP = (-1, -1)
+_encode = msgspec.json.Encoder().encode
+_decode_records = msgspec.json.Decoder(list[Record]).decode
 
 
 class Journal:
     """An open journal. A lock gives it to one process at a time, where the file system has locks.
 
+    The file is opened as `edgelung.core.locks` says: no link, no FIFO, nobody else's file.
+
     Attributes:
         path: the file.
+        folder: the open folder in which it is.
         sessions: when the run was begun and resumed.
         batches, rows: how many are in it.
+        damaged: lines that do not count: the first damaged one, and all behind it.
+        dropped: how many of such lines earlier sessions and this one have dropped.
         files_seen: how many files `remaining` has gone through.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, classes: int | None = None, restart: bool = False) -> None:
+        """Open the journal, or create it; nothing in it is changed yet.
+
+        Args:
+            path: the file.
+            classes: number of classes; records of another number are damaged. None: any.
+            restart: its rows are not wanted, so a journal that cannot be read is no error.
+
+        Raises:
+            EdgelungError: another run holds it, it is no journal of this version, or it is not a
+                regular file of this user.
+        """
         self.path = path
         self.sessions: list[str] = []
-        self.batches = self.rows = self.files_seen = 0
+        self.batches = self.rows = self.damaged = self.dropped = self.files_seen = 0
+        self._classes = classes
         self._identity: dict[str, Json] | None = None
         self._superseded: set[int] = set()  # indices of records that a later record replaces
         self._last_sync = monotonic()
+        self._end, self._checksum = 0, b""  # of the last line that counts
+        self._lines = 0  # that counted when the journal was opened
         output = path.name.removesuffix(JOURNAL_SUFFIX)
+        busy = f"another run is writing {output} right now; wait for it or choose another --out"
         try:
-            self._handle = locked(
-                path,
-                f"another run is writing {output} right now; wait for it or choose another --out",
-            )
+            self.folder = Folder(path.parent)
+            self._handle = locked(self.folder, path.name, busy)
         except OSError as error:
             raise WriteError(path, error) from error
         try:
-            self._scan()
+            self._scan(restart)
         except BaseException:
-            os.close(self._handle)
+            self.close()
             raise
+
+    @property
+    def damaged_line(self) -> int:
+        """The number of the first line that does not count."""
+        return self._lines + 1
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of the last line, over all lines, in hexadecimal."""
+        return self._checksum.hex()
 
     @property
     def identity(self) -> RunIdentity | None:
@@ -84,22 +122,24 @@ class Journal:
 
     def begin(self, identity: RunIdentity, when: str) -> None:
         """Start a run without rows; what was in the journal is dropped."""
-        os.ftruncate(self._handle, 0)
-        os.lseek(self._handle, 0, os.SEEK_SET)
+        self._end, self._checksum = 0, b""
+        self._cut()
         self._identity, self.sessions = identity.to_json(), [when]
-        self.batches = self.rows = 0
+        self.batches = self.rows = self.damaged = self.dropped = 0
         self._superseded = set()
-        self._add({"edgelung_journal": VERSION, "begun": when, "identity": self._identity})
+        self._add_object({"edgelung_journal": VERSION, "begun": when, "identity": self._identity})
 
     def resume(self, identity: RunIdentity, when: str) -> None:
         """Continue with the rows that are there. Raises EdgelungError if this is another run."""
         identity.check_same(self._identity or {})
+        self._cut()
+        self.dropped += self.damaged
         self.sessions.append(when)
-        self._add({"resumed": when})
+        self._add_object({"resumed": when} | ({"dropped": self.dropped} if self.dropped else {}))
 
     def append(self, records: Sequence[Record]) -> None:
         """Add the records of a batch. They survive the end of this process from now on."""
-        self._add(records)
+        self._add(_encode(records))
         self.batches += 1
         self.rows += len(records)
         if monotonic() - self._last_sync > SYNC_SECONDS:
@@ -135,20 +175,33 @@ class Journal:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+        self.folder.close()
 
     def remove(self) -> None:
         """Delete the file: nothing is left to resume."""
-        with suppress(FileNotFoundError):
-            self.path.unlink()
+        self.folder.unlink(self.path.name)
         self.close()
 
-    def _add(self, line: object) -> None:
-        data = memoryview(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    def _add_object(self, line: dict[str, Json]) -> None:
+        self._add(json.dumps(line, separators=(",", ":")).encode())
+
+    def _add(self, content: bytes) -> None:
+        own = checksum(self._checksum, content)
+        line = write_line(content, own)
+        rest = memoryview(line)
         try:
-            while data:
-                data = data[os.write(self._handle, data) :]
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
         except OSError as error:
+            with suppress(OSError):
+                self._cut()  # half a line
             raise self._write_error(error) from error
+        self._end, self._checksum = self._end + len(line), own
+
+    def _cut(self) -> None:
+        """Cut off what does not count, and go to the end."""
+        os.ftruncate(self._handle, self._end)
+        os.lseek(self._handle, self._end, os.SEEK_SET)
 
     def _write_error(self, error: OSError) -> EdgelungError:
         failed = WriteError(self.path, error)
@@ -159,69 +212,78 @@ class Journal:
             "command with --resume"
         )
 
-    def _scan(self) -> None:
-        """Read what is there, and cut off what a killed process left incomplete."""
-        size = 0
-        for end, line in self._complete_lines():
-            if size == 0:
-                if not _is_first_line(line):
-                    break
-                self._identity, self.sessions = line["identity"], [line["begun"]]
-            elif isinstance(line, list):
-                self.batches += 1
-                self.rows += len(line)
-            elif isinstance(line, dict) and "resumed" in line:
-                self.sessions.append(line["resumed"])
-            else:
+    def _scan(self, restart: bool) -> None:
+        """Find what counts: whole lines with the right checksum and records that can be true."""
+        for line in read_lines(self._handle):
+            try:
+                self._accept(line.content)
+            except ValueError:
                 break
-            size = end
-        if size == 0 and os.fstat(self._handle).st_size and not self._is_cut_first_line():
-            raise EdgelungError(
-                f"{self.path} is no journal of this edgelung; move it away or choose another --out"
-            )
-        os.ftruncate(self._handle, size)
-        os.lseek(self._handle, size, os.SEEK_SET)
+            self._end, self._checksum, self._lines = line.end, line.checksum, self._lines + 1
+        if not self._end:
+            self._refuse_other_files(restart)
+        self.damaged = count_lines(self._handle, self._end)
         if len(self.sessions) > 1:
             self._superseded = _RecordIndex(self._all_records()).superseded
 
-    def _is_cut_first_line(self) -> bool:
+    def _accept(self, content: bytes) -> None:
+        """Take up a line. Raises ValueError if it is none that this version writes."""
+        if content.startswith(b"["):
+            records = _decode_records(content)
+            for record in records:
+                if fault := fault_of(record, self._classes):
+                    raise ValueError(fault)
+            if self._identity is None:
+                raise ValueError("the first line says no run")
+            self.batches += 1
+            self.rows += len(records)
+            return
+        line = typed_json.parse(content)
+        if self._identity is None:
+            first = typed_json.convert(line, _FirstLine)
+            if first.edgelung_journal != VERSION:
+                raise ValueError("another version")
+            self._identity, self.sessions = first.identity, [first.begun]
+        else:
+            resumed = typed_json.convert(line, _ResumedLine)
+            self.sessions.append(resumed.resumed)
+            self.dropped = resumed.dropped
+
+    def _refuse_other_files(self, restart: bool) -> None:
+        """Raise EdgelungError if there is content, but not the beginning of a journal."""
         start = os.pread(self._handle, 4096, 0)
-        expected = b'{"edgelung_journal":'
-        return b"\n" not in start and start[: len(expected)] == expected[: len(start)]
+        if b"\n" not in start and start[: len(MARK)] == MARK[: len(start)]:
+            return  # killed while it wrote the first line
+        fault = f"{self.path} is no journal of this edgelung"
+        if not start.startswith(MARK):
+            raise EdgelungError(f"{fault}; move it away or choose another --out")
+        if restart:
+            return
+        if start.startswith(b"%b%d," % (MARK, VERSION)):
+            raise EdgelungError(
+                f"{fault}: its first line is damaged, so nothing in it can be trusted; --restart "
+                "begins anew"
+            )
+        raise EdgelungError(
+            f"{fault}: another version wrote it; finish the run with that version, or --restart "
+            "to begin anew"
+        )
 
     def _all_records(self) -> Iterator[Record]:
-        for _, line in self._complete_lines():
-            if isinstance(line, list):
-                yield from map(_record_from, line)
-
-    def _complete_lines(self) -> Iterator[tuple[int, Json]]:
-        """The position behind each line, and the line; ends at the first incomplete one."""
-        end = 0
-        with self.path.open("rb") as file:
-            for data in file:
-                if not data.endswith(b"\n"):
-                    break
-                try:
-                    line = json.loads(data)
-                except ValueError:  # a power cut can leave zeros in the middle
-                    break
-                end += len(data)
-                yield end, line
+        for line in read_lines(self._handle, self._end):
+            if line.content.startswith(b"["):
+                yield from _decode_records(line.content)
 
 
-def _is_first_line(line: Json) -> bool:
-    return (
-        isinstance(line, dict)
-        and line.get("edgelung_journal") == VERSION
-        and isinstance(line.get("identity"), dict)
-        and isinstance(line.get("begun"), str)
-    )
+class _FirstLine(msgspec.Struct):
+    edgelung_journal: int
+    begun: str
+    identity: dict[str, Json]
 
 
-def _record_from(values: list[Any]) -> Record:
-    record = Record._make(values)
-    stamp = record.stamp
-    return record if stamp is None else record._replace(stamp=(stamp[0], stamp[1]))
+class _ResumedLine(msgspec.Struct):
+    resumed: str
+    dropped: int = 0
 
 
 class _LastRecord(NamedTuple):

@@ -1,44 +1,38 @@
 """How the output reaches the disk or a pipe: in one step, or without a buffer."""
 
+import hashlib
 import os
 import select
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import TEMPORARY_SUFFIX, WriteError
+from edgelung.core.files import WriteError, replacing
+from edgelung.core.folder import Folder
 
 
-def write_whole(output: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write `output` in one step, through a temporary sibling with a fixed name.
+def write_whole(folder: Folder, name: str, write: Callable[[IO[bytes]], None]) -> str:
+    """Write a file of an open folder in one step, through a temporary file of a random name.
 
-    The fixed name lets the next run overwrite what a killed run left. The journal's lock keeps a
-    second writer away.
+    What killed runs left is removed first: the journal's lock keeps a second writer away.
+
+    Returns:
+        The SHA-256 of the bytes that were written, taken before the file has its name.
     """
-    part = temporary_sibling(output)
+    folder.remove_leftovers(name)
     try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(output)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            failed = WriteError(output, error)
-            raise EdgelungError(
-                f"{failed.fault}; every row is kept in the journal. {failed.remedy}, then run the "
-                "same command with --resume"
-            ) from error
-        raise
-
-
-def temporary_sibling(output: Path) -> Path:
-    """The name that `output` has until it is complete. Listing a folder passes over it."""
-    return output.with_name(f".{output.name}{TEMPORARY_SUFFIX}")
+        with replacing(folder, name) as descriptor:
+            with open(descriptor, "wb", closefd=False) as file:
+                write(file)
+            with open(descriptor, "rb", closefd=False) as file:
+                file.seek(0)
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    except WriteError as error:
+        raise EdgelungError(
+            f"{error.fault}; every row is kept in the journal. {error.remedy}, then run the same "
+            "command with --resume"
+        ) from error
 
 
 class UnbufferedWriter:

@@ -25,7 +25,7 @@ import numpy as np
 from edgelung.core.errors import one_line
 from edgelung.engines.base import Engine, Probabilities, Tiles, resizes
 from edgelung.kernels.resize import Pixels
-from edgelung.tiles.find import FoundFile
+from edgelung.tiles.find import LEADS_OUT, FoundFile
 from edgelung.tiles.reader import ReaderSpec, TileError, looks_like_image, read_decoded, resize
 from edgelung.tiles.sizes import Size
 from edgelung.tiles.status import Status
@@ -197,6 +197,8 @@ def _decode_into(
         if leftover := file.leftover_of:
             reason = f"is in {leftover}, a folder that the operating system created"
             raise TileError(Status.SKIPPED, reason)
+        if file.leads_out:
+            raise TileError(Status.SKIPPED, LEADS_OUT)
         if file.reason:
             raise TileError(Status.UNREADABLE, file.reason)
         if not file.is_image and not looks_like_image(file.location):
@@ -225,7 +227,7 @@ def _fits(pixels: Pixels, size: int, pixel_limit: int) -> bool:
 def stamp_of(file: FoundFile) -> Stamp | None:
     """The file's size and time of the last change; None if it cannot be looked at."""
     try:
-        info = os.stat(file.location)
+        info = os.stat(file.location, follow_symlinks=not file.leads_out)
     except (OSError, ValueError):  # ValueError: a NUL in a listed name
         return None
     return info.st_size, info.st_mtime_ns
@@ -291,8 +293,11 @@ def _predicted_row(
     seconds: float,
 ) -> Row:
     """The row of a decoded file from its probabilities (C,)."""
-    if not np.isfinite(probabilities).all():
-        error = TileError(Status.FAILED, f"{engine} gave no finite probabilities")
+    whose = None if np.isfinite(probabilities).all() else engine
+    if reference is not None and not np.isfinite(reference).all():
+        whose = whose or "full precision"
+    if whose:
+        error = TileError(Status.FAILED, f"{whose} gave no finite probabilities")
         return replace(_failed_row(file, one, error), engine_seconds=seconds)
     return Row(
         file,

@@ -12,6 +12,11 @@ from edgelung.tiles.find import class_of
 from edgelung.tiles.sizes import TrainedSizes
 from edgelung.tiles.status import Status
 
+_STATUSES = frozenset(Status)
+_PREDICTED = (Status.OK, Status.REVIEW, Status.OTHER_SIZE)
+_TOLERANCE = 1e-6  # of a probability
+_SUM_TOLERANCE = 0.01  # engines compute in 16 bits
+
 
 class Record(NamedTuple):
     """What is kept of one file, in types that JSON stores exactly.
@@ -55,6 +60,34 @@ class Record(NamedTuple):
             tuple(self.probabilities),
             self.error,
         )
+
+
+def fault_of(record: Record, classes: int | None = None) -> str:
+    """What in a record cannot be true; '' if nothing.
+
+    Its types are right already. `classes`: how many there are; None: any number.
+    """
+    if record.status not in _STATUSES:
+        return f"{record.status!r} is no status"
+    if (record.probabilities is not None) != (record.status in _PREDICTED):
+        return f"a row of status {record.status} with or without probabilities"
+    if record.reference is not None and record.probabilities is None:
+        return "full precision predicted what the variant did not"
+    for values in (record.probabilities, record.reference):
+        if values is None:
+            continue
+        if len(values) != (classes or len(values)) or not values:
+            return f"{len(values)} probabilities"
+        # float32 values, written exactly.
+        if not min(values) >= 0 or not max(values) <= 1 + _TOLERANCE:
+            return "a probability outside of 0…1"
+        if not abs(sum(values) - 1) <= _SUM_TOLERANCE:
+            return "probabilities that do not add up to 1"
+    if record.truth is not None and not 0 <= record.truth < (classes or record.truth + 1):
+        return f"{record.truth} is no class"
+    if record.stamp is not None and record.stamp[0] < 0:
+        return "a size below 0"
+    return ""
 
 
 @dataclass(frozen=True)

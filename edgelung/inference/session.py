@@ -185,6 +185,7 @@ class Session:
             ended=_now(),
             threads=self._engines.threads,
             waiting=waiting,
+            evidence=self._sink.evidence,
         )
         self._write_summary(summary)
         self._sink.complete()
@@ -303,6 +304,7 @@ def _identify(
         listing=source.listing_id,
         subset=source.subset,
         watch=watch or None,
+        follow_links=source.follow_links or None,
     )
 
 

@@ -3,24 +3,44 @@
 `open_sink` makes the one that the destination needs. The session knows only the interface `Sink`.
 """
 
+import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from edgelung.artifacts.predictions import ByteWriter, PredictionsFormat
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import writing
-from edgelung.inference.destination import Destination
+from edgelung.core.files import replacing
+from edgelung.inference.destination import Destination, check_rows
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.journal import Journal
-from edgelung.inference.output import UnbufferedWriter, temporary_sibling, write_whole
+from edgelung.inference.output import UnbufferedWriter, write_whole
 from edgelung.inference.record import Record
 from edgelung.inference.tally import NoTilesError, Tally
 from edgelung.tiles.find import FoundFile
 
 WRITE_ROWS = 1024  # rows that are formatted at once; bounds the memory of writing the output
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What shows that rows or journal were changed.
+
+    Attributes:
+        out_sha256: of the output, taken as it was written; None for standard output.
+        journal_checksum: of the journal's last line, over all of its lines; None without one.
+        journal_dropped: lines of the journal that were damaged and dropped.
+    """
+
+    out_sha256: str | None = None
+    journal_checksum: str | None = None
+    journal_dropped: int = 0
 
 
 class Sink(Protocol):
@@ -33,6 +53,7 @@ class Sink(Protocol):
         previous: the identity of the stopped run that this one continues; None for a new run.
         sessions: when the run was begun and resumed.
         batches, rows: how many are in it, those of earlier sessions included.
+        evidence: what the summary says of the rows and the journal; of use after `finish`.
     """
 
     @property
@@ -43,6 +64,8 @@ class Sink(Protocol):
     def batches(self) -> int: ...
     @property
     def rows(self) -> int: ...
+    @property
+    def evidence(self) -> "Evidence": ...
 
     def start(self, identity: RunIdentity, when: str) -> None:
         """Accept records of this run. Raises EdgelungError if another run is in the sink."""
@@ -93,7 +116,8 @@ def open_sink(
             raise EdgelungError("rows on standard output are gone: only a file can be resumed")
         return StreamSink(destination.format, classes, check_tiles=not live)
     kind = LiveSink if live else JournalSink
-    return kind(rows, Journal(journal), destination.format, classes, resume)
+    opened = Journal(journal, classes=len(classes), restart=resume is False)
+    return kind(rows, opened, destination.format, classes, resume)
 
 
 class StreamSink:
@@ -101,6 +125,7 @@ class StreamSink:
 
     previous = None
     rows = 0
+    evidence = Evidence()
 
     def __init__(
         self, kind: PredictionsFormat, classes: Sequence[str], *, check_tiles: bool
@@ -161,13 +186,31 @@ class JournalSink:
         self._output, self._journal = output, journal
         self._kind, self._classes = kind, classes
         self._started = self._completed = False
-        if journal.rows and resume is None:
-            journal.close()
-            raise EdgelungError(
-                f"{journal.path} holds {journal.rows} rows of a run that did not end; add --resume "
-                "to continue it, or --restart to begin anew"
-            )
+        self._out_sha256: str | None = None
         self._resumes = bool(journal.rows and resume)
+        try:
+            self._check(resume)
+        except BaseException:
+            journal.close()
+            raise
+
+    def _check(self, resume: bool | None) -> None:
+        """Raise EdgelungError if the journal or the output is not to be overwritten."""
+        journal = self._journal
+        # Once more, in the folder that stays open: the name may lead elsewhere by now.
+        check_rows(journal.folder, self._output.name, self._kind)
+        damage = f"; line {journal.damaged_line} of it is damaged" if journal.damaged else ""
+        if (journal.rows or journal.damaged) and resume is None:
+            raise EdgelungError(
+                f"{journal.path} holds {journal.rows} rows of a run that did not end{damage}; add "
+                "--resume to continue it, or --restart to begin anew"
+            )
+        if journal.damaged and resume:
+            logger.warning(
+                "%s was changed or damaged from line %d on: the %d rows before it are kept, %d "
+                "line(s) are dropped and their files predicted again",
+                *(journal.path, journal.damaged_line, journal.rows, journal.damaged),
+            )
 
     @property
     def previous(self) -> RunIdentity | None:
@@ -188,6 +231,11 @@ class JournalSink:
     def rows(self) -> int:
         """See `Sink`."""
         return self._journal.rows
+
+    @property
+    def evidence(self) -> Evidence:
+        """See `Sink`."""
+        return Evidence(self._out_sha256, self._journal.checksum, self._journal.dropped)
 
     def start(self, identity: RunIdentity, when: str) -> None:
         """See `Sink`."""
@@ -236,7 +284,7 @@ class JournalSink:
             if check_tiles:  # before the output takes its name
                 tally.check_tiles()
 
-        write_whole(self._output, write)
+        self._out_sha256 = write_whole(self._journal.folder, self._output.name, write)
         return tally
 
     def complete(self) -> None:
@@ -245,7 +293,7 @@ class JournalSink:
 
     def close(self) -> int:
         """See `Sink`."""
-        if self._completed or not self._journal.rows:
+        if self._completed or not (self._journal.rows or self._journal.damaged):
             self._journal.remove()
             return 0
         self._journal.close()
@@ -255,25 +303,20 @@ class JournalSink:
 class LiveSink(JournalSink):
     """Also writes each row to the output at once; the journal stays for the next watch."""
 
-    _file: IO[bytes] | None = None
+    _live = -1  # descriptor of the output
 
     def start(self, identity: RunIdentity, when: str) -> None:
         """See `Sink`. Writes the rows so far, then keeps the output open."""
         super().start(identity, when)
-        part = temporary_sibling(self._output)
-        with writing(self._output, own=part):
-            self._file = part.open("wb", buffering=0)
-        try:
-            live = UnbufferedWriter(self._file.fileno(), self._output.name)
+        folder = self._journal.folder
+        folder.remove_leftovers(self._output.name)
+        with replacing(folder, self._output.name) as descriptor:
+            self._live = os.dup(descriptor)
+            live = UnbufferedWriter(self._live, self._output.name)
             self._writer = self._kind.writer(live, self._classes)
             records = self._journal.records()
             while chunk := list(islice(records, WRITE_ROWS)):
                 self._writer.write(record.prediction(self._classes) for record in chunk)
-            with writing(self._output, own=part):
-                part.replace(self._output)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
 
     def append(self, records: Sequence[Record]) -> None:
         """See `Sink`."""
@@ -294,5 +337,6 @@ class LiveSink(JournalSink):
         return super().close()
 
     def _close_file(self) -> None:
-        if self._file:
-            self._file.close()
+        if self._live >= 0:
+            os.close(self._live)
+            self._live = -1

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgelung.core.errors import EdgelungError
@@ -23,11 +23,14 @@ class Source:
             the paths in the list are relative to.
         listing: a list of files (see `edgelung.inference.listing`), or `-` for standard input.
         subset: of a CSV list, only the rows whose column `subset` holds this.
+        follow_links: also follow links in a folder that lead out of it. Those that a list names
+            are always followed.
     """
 
     folders: tuple[Path, ...]
     listing: Path | None = None
     subset: str | None = None
+    follow_links: bool = False
 
     def files(self, destination: Destination, *, missing_ok: bool = False) -> Iterable[FoundFile]:
         """The files to predict, listed as they are needed; what the run itself writes is none.
@@ -53,7 +56,7 @@ class Source:
         own_names = {name for name, _ in own_files}
         return (
             file
-            for file in _below(self.folders, missing_ok)
+            for file in _below(self.folders, missing_ok, self.follow_links)
             # Resolving a path is slow; the name alone rules out nearly every file.
             if os.path.basename(file.location) not in own_names or not _is_one_of(file, own_files)
         )
@@ -126,9 +129,9 @@ def _refuse_overlap(folders: Sequence[Path]) -> None:
                 )
 
 
-def _below(folders: Sequence[Path], missing_ok: bool) -> Iterator[FoundFile]:
+def _below(folders: Sequence[Path], missing_ok: bool, follow_links: bool) -> Iterator[FoundFile]:
     if len(folders) == 1:
-        yield from find_files(folders[0])
+        yield from find_files(folders[0], follow_links=follow_links)
         return
     absolute = [folder.absolute() for folder in folders]
     names = [PurePosixPath(*folder.parts) for folder in absolute]
@@ -141,6 +144,6 @@ def _below(folders: Sequence[Path], missing_ok: bool) -> Iterator[FoundFile]:
         if missing_ok and not os.path.exists(folder):
             continue
         prefix = "/".join(name.parts[shared:])
-        for file in find_files(folder, entered):
+        for file in find_files(folder, entered, follow_links=follow_links, beside=absolute):
             path = prefix if not folder.is_dir() else f"{prefix}/{file.path}".lstrip("/")
-            yield FoundFile(path, file.location, file.reason, file.listed)
+            yield replace(file, path=path)

@@ -8,7 +8,7 @@ from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.summary import KIND, SCHEMA_VERSION, Summary, Verification
 from edgelung.core.errors import ExitCode
-from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.files import sha256_bytes
 from edgelung.core.system import host
 from edgelung.core.typed_json import Json
 from edgelung.engines.choose import Chosen
@@ -17,6 +17,7 @@ from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.percentiles import DurationHistogram
 from edgelung.inference.pipeline import Row
+from edgelung.inference.sinks import Evidence
 from edgelung.inference.tally import Tally
 
 
@@ -55,12 +56,14 @@ def summarize(
     ended: str,
     threads: int,
     waiting: int | None,
+    evidence: Evidence,
 ) -> Summary:
     """The summary of a run whose rows are written.
 
     Args:
         sessions: when the run was begun and resumed, `ended` when it ended; UTC.
         waiting: files that a watch leaves without a row; None for other runs.
+        evidence: hashes of the rows and of the journal.
     """
     seconds = measured.seconds()
     options = {**identity.to_json(), "--threads": threads}
@@ -90,7 +93,7 @@ def summarize(
         verify=verification,
         exit_code=int(_exit_code(tally, verification)),
         out=destination.name,
-        out_sha256=sha256_file(destination.rows) if destination.rows else None,
+        out_sha256=evidence.out_sha256,
         options=options,
         options_sha256=_options_hash(options),
         seconds=round(seconds, 3),
@@ -106,6 +109,9 @@ def summarize(
             *bundle_concerns(bundle.manifest),
             *(starter_concerns() if labelled and bundle.is_starter else ()),
         ],
+        links_skipped=tally.links,
+        journal_checksum=evidence.journal_checksum,
+        journal_dropped=evidence.journal_dropped,
     )
 
 

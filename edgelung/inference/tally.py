@@ -12,6 +12,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.gate import LIMITS
 from edgelung.evaluation.metrics import labelled_metrics
 from edgelung.inference.record import Record
+from edgelung.tiles.find import LEADS_OUT
 from edgelung.tiles.status import NO_FAILURE, Status
 
 Confusion = npt.NDArray[np.int64]  # (C, C); rows are the truth, columns the prediction
@@ -27,6 +28,7 @@ class Tally:
     Attributes:
         statuses: rows by status.
         labels: rows by predicted class, decided ones only.
+        links: links that lead out of the folder and were not followed.
         other_sizes: predicted rows whose size in pixels is far from the training tiles.
         confusion: of decided rows whose class is known from a folder's name.
     """
@@ -35,7 +37,7 @@ class Tally:
         self.classes = classes
         self.statuses: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
-        self.other_sizes = 0
+        self.other_sizes = self.links = 0
         shape = (len(classes), len(classes))
         self.confusion: Confusion = np.zeros(shape, np.int64)
         # Of the tiles that full precision predicted too, decided or not:
@@ -48,6 +50,7 @@ class Tally:
         """Count one row."""
         self.statuses[record.status] += 1
         self.other_sizes += record.other_size
+        self.links += record.status == Status.SKIPPED and record.error == LEADS_OUT
         label, truth = record.decided, record.truth
         if label is not None:
             self.labels[self.classes[label]] += 1
@@ -83,6 +86,11 @@ class Tally:
         """Raise NoTilesError if there was no tile: the folder must be a mistake."""
         if not self.statuses:
             raise NoTilesError("found no file at all; expected a folder with tiles in it")
+        if self.links and set(self.statuses) == {Status.SKIPPED}:
+            raise NoTilesError(
+                f"found no image, but {self.links} link(s) that lead out of the folder; add "
+                "--follow-links if they are to be followed"
+            )
         if set(self.statuses) == {Status.SKIPPED}:
             raise NoTilesError(f"found {self.files} files and no image among them; expected tiles")
 

@@ -137,7 +137,7 @@ class Watcher:
             for file in self._source.files(self._destination, missing_ok=True):
                 # Only image names: an unfinished file often has another name.
                 if (
-                    not file.is_image
+                    not (file.is_image or file.leads_out)
                     or file.leftover_of
                     or file.reason
                     or _key(printable(file.path)) in self._done
@@ -149,7 +149,9 @@ class Watcher:
                 before = self._pending.get(file.path)
                 if before is None or before.stamp != stamp:
                     before = _Pending(stamp, now)
-                elif now - before.since >= SETTLE_SECONDS and not being_written(file.location):
+                elif now - before.since >= SETTLE_SECONDS and (
+                    file.leads_out or not being_written(file.location)
+                ):
                     ready.append(file)
                 pending[file.path] = before
         self._pending = pending

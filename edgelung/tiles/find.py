@@ -44,6 +44,8 @@ LEFTOVER_FOLDERS = frozenset(
         *("lost+found", ".Trash-1000", ".thumbnails", ".snapshot", ".ipynb_checkpoints"),
     )
 )
+# The reason in the row of such a link.
+LEADS_OUT = "a link that leads out of the folder; --follow-links follows it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +54,20 @@ class FoundFile:
 
     `path` is the name of its row: relative to the folder, with forward slashes. `location` is where
     to open it. `reason` is set if the entry could not be listed; `listed` if the user named this
-    file directly.
+    file directly; `leads_out` if it is a link that leads out of the folder, which is not followed.
     """
 
     path: str
     location: str
     reason: str = ""
     listed: bool = False
+    leads_out: bool = False
 
     @property
     def is_image(self) -> bool:
         """Whether the name is that of an image; the content is checked when it is read."""
+        if self.leads_out:
+            return False
         return self.listed or os.path.splitext(self.path)[1].lower() in IMAGE_SUFFIXES
 
     @property
@@ -74,13 +79,21 @@ class FoundFile:
         return next((name for name in folders if name in LEFTOVER_FOLDERS), "")
 
 
-def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Iterator[FoundFile]:
-    """Yield every file below `folder`, sorted within each folder; links are followed.
+def find_files(
+    folder: Path,
+    entered: set[tuple[int, int]] | None = None,
+    *,
+    follow_links: bool = False,
+    beside: Sequence[Path] = (),
+) -> Iterator[FoundFile]:
+    """Yield every file below `folder`, sorted within each folder.
 
-    Each real folder is entered once, under the first of its names, so circular links end. A folder
-    that cannot be listed becomes one entry with a reason. Share `entered` (device and inode of
-    folders) between calls that must not yield a file twice. Raises EdgelungError if `folder` does
-    not exist.
+    `folder` itself may be a link. Links in it that stay in it, or lead into a folder of `beside`,
+    are followed. One that leads out is an entry with `leads_out`, unless `follow_links`: a link to
+    / would lead through the whole machine. Each real folder is entered once, under the first of
+    its names, so circular links end. A folder that cannot be listed becomes one entry with a
+    reason. Share `entered` (device and inode of folders) between calls that must not yield a file
+    twice. Raises EdgelungError if `folder` does not exist.
     """
     if not folder.exists():
         raise EdgelungError(f"{folder} does not exist; expected a folder of tiles or a tile")
@@ -88,6 +101,9 @@ def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Ite
         yield FoundFile(folder.name, str(folder), listed=True)
         return
     entered = set() if entered is None else entered
+    inside = None
+    if not follow_links:
+        inside = tuple(os.path.join(os.path.realpath(path), "") for path in (folder, *beside))
     # An explicit stack: folders may nest deeper than Python's call stack.
     stack: list[Iterator[FoundFile | _Folder]] = [iter([_Folder("", str(folder))])]
     while stack:
@@ -97,7 +113,7 @@ def find_files(folder: Path, entered: set[tuple[int, int]] | None = None) -> Ite
         elif isinstance(entry, FoundFile):
             yield entry
         else:
-            stack.append(_list(entry, entered))
+            stack.append(_list(entry, entered, inside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +122,17 @@ class _Folder:
     location: str
 
 
-def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile | _Folder]:
+def _list(
+    folder: _Folder, entered: set[tuple[int, int]], inside: tuple[str, ...] | None
+) -> Iterator[FoundFile | _Folder]:
     try:
         info = os.stat(folder.location)
         if (info.st_dev, info.st_ino) in entered:
             return
         entered.add((info.st_dev, info.st_ino))
         with os.scandir(folder.location) as entries:
-            # Names only, as bytes: a folder may hold a million. A folder's name gets a NUL at its
-            # end, which no name contains and which does not change the order.
-            found = sorted(os.fsencode(e.name) + (b"\0" if _is_folder(e) else b"") for e in entries)
+            # Names only, as bytes: a folder may hold a million.
+            found = sorted(os.fsencode(entry.name) + _mark(entry, inside) for entry in entries)
     except OSError as error:
         yield FoundFile(folder.prefix or ".", folder.location, error.strerror or one_line(error))
         return
@@ -124,12 +141,17 @@ def _list(folder: _Folder, entered: set[tuple[int, int]]) -> Iterator[FoundFile 
         if kind:
             _report_skipped(folder.location, kind)
             return
+    base = os.path.join(folder.location, "")
     for name in map(os.fsdecode, found):
-        if name.endswith("\0"):
-            name = name[:-1]
-            yield _Folder(f"{folder.prefix}{name}/", os.path.join(folder.location, name))
-        elif not name.endswith(OWN_SUFFIXES):
-            yield FoundFile(folder.prefix + name, os.path.join(folder.location, name))
+        if "\0" not in name:
+            if not name.endswith(OWN_SUFFIXES):
+                yield FoundFile(folder.prefix + name, base + name)
+            continue
+        name, _, mark = name.partition("\0")
+        if mark:
+            yield FoundFile(folder.prefix + name, base + name, leads_out=True)
+        else:
+            yield _Folder(f"{folder.prefix}{name}/", base + name)
 
 
 @lru_cache(maxsize=1024)  # a watched folder is listed again and again
@@ -144,10 +166,24 @@ def _has(names: Sequence[bytes], name: bytes) -> bool:
     return place < len(names) and names[place] == name
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _mark(entry: os.DirEntry[str], inside: tuple[str, ...] | None) -> bytes:
+    """What is behind the name of a folder (a NUL) or of a link that leads out (a NUL and a sign).
+
+    No name contains a NUL, and it does not change the order. `inside`: the real paths that links
+    may lead into, with a slash at the end; None: they may lead anywhere.
+    """
     try:
-        return entry.is_dir()
+        if inside is not None and entry.is_symlink() and not _stays(entry.path, inside):
+            return b"\0>"
+        return b"\0" if entry.is_dir() else b""
     except OSError:  # a circular link: reading it fails, with the reason in its own row
+        return b""
+
+
+def _stays(link: str, inside: tuple[str, ...]) -> bool:
+    try:
+        return os.path.join(os.path.realpath(link), "").startswith(inside)
+    except OSError:  # replaced while it was read
         return False
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from edgelung.inference.chain import checksum, write_line
+
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 
 
@@ -163,7 +165,12 @@ def test_another_floating_point_refuses_to_go_on(
     out = tmp_path / "rows.csv"
     before = stopped(out)
     journal = tmp_path / "rows.csv.edgelung-journal"
-    elsewhere = before.replace(b'"floating point":"fp32"', b'"floating point":"bf16"')
+    elsewhere, last = b"", b""
+    for line in before.splitlines():
+        content = line.rpartition(b"\t")[0]
+        content = content.replace(b'"floating point":"fp32"', b'"floating point":"bf16"')
+        last = checksum(last, content)
+        elsewhere += write_line(content, last)
     assert elsewhere != before
     journal.write_bytes(elsewhere)
     refused = finish(command(many, bundle_folder, out, "--resume"), 2).stderr

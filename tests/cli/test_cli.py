@@ -137,6 +137,7 @@ def test_an_output_that_is_a_link_stays_one(
     bundle_folder: Path, tiles: Path, tmp_path: Path, cli
 ) -> None:
     (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "rows.csv").touch()
     link = tmp_path / "latest.csv"
     link.symlink_to(tmp_path / "kept" / "rows.csv")
     some = sorted((tiles / "lung_n").iterdir())[0].relative_to(tiles)

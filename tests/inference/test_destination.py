@@ -30,6 +30,7 @@ def test_standard_output_is_csv_without_a_summary_or_a_journal(tmp_path: Path) -
 
 def test_a_link_stands_for_the_file_that_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "rows.csv").touch()
     (tmp_path / "latest.csv").symlink_to(tmp_path / "kept" / "rows.csv")
     destination = Destination.parse(tmp_path / "latest.csv")
     assert destination.rows == tmp_path / "kept" / "rows.csv"

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
+from edgelung.inference.chain import checksum, write_line
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.journal import Journal
 from edgelung.inference.pipeline import stamp_of
@@ -30,12 +31,12 @@ IDENTITY = RunIdentity(
     listing=None,
     subset=None,
 )
-# As edgelung has written it since 0.1.
+# Without its checksum.
 FIRST_LINE = (
-    b'{"edgelung_journal":1,"begun":"now","identity":{"edgelung":"0.2.0","packages":{"numpy":"2"},'
+    b'{"edgelung_journal":2,"begun":"now","identity":{"edgelung":"0.2.0","packages":{"numpy":"2"},'
     b'"bundle":"b","--engine":"openvino","--precision":"int8","floating point":"fp32",'
     b'"--batch-size":2,"--verify":false,"--verify-every":1,"--min-confidence":null,'
-    b'"--prebuilt":null,"inputs":["x"],"--files":null,"--subset":null}}\n'
+    b'"--prebuilt":null,"inputs":["x"],"--files":null,"--subset":null}}'
 )
 CHANGES = {
     "edgelung": ("edgelung", "0.3.0"),
@@ -54,7 +55,17 @@ CHANGES = {
     "subset": ("--subset", "test"),
     "watch": ("--watch", True),
     "strict_size": ("--strict-size", True),
+    "follow_links": ("--follow-links", True),
 }
+
+
+def chained(*contents: bytes) -> bytes:
+    """Lines with the right checksums."""
+    data, before = b"", b""
+    for content in contents:
+        before = checksum(before, content)
+        data += write_line(content, before)
+    return data
 
 
 def record(file: FoundFile, confidence: float = 0.75) -> Record:
@@ -158,11 +169,11 @@ def test_a_file_that_is_gone_keeps_its_row(path: Path, files: list[FoundFile]) -
     assert len(list(journal.records())) == 4
 
 
-def test_the_first_line_is_the_one_that_older_journals_have(
+def test_the_first_line_is_the_one_that_journals_of_this_version_have(
     path: Path, files: list[FoundFile]
 ) -> None:
-    assert begun(path, files).startswith(FIRST_LINE)
-    path.write_bytes(FIRST_LINE)
+    assert begun(path, files).startswith(chained(FIRST_LINE))
+    path.write_bytes(chained(FIRST_LINE))
     journal = Journal(path)
     assert journal.identity == IDENTITY
     journal.resume(IDENTITY, "later")
@@ -185,7 +196,7 @@ def test_another_run_is_refused_with_the_reason(
 
 
 def test_the_identity_of_an_unknown_edgelung_is_refused_in_one_line(path: Path) -> None:
-    path.write_bytes(FIRST_LINE.replace(b'"openvino"', b'"a new engine"'))
+    path.write_bytes(chained(FIRST_LINE.replace(b'"openvino"', b'"a new engine"')))
     with pytest.raises(EdgelungError, match=r"another edgelung wrote it .*--engine"):
         assert Journal(path).identity
 
@@ -199,6 +210,10 @@ def test_the_identity_of_an_unknown_edgelung_is_refused_in_one_line(path: Path) 
         b'{"edgelung_journal":2}\n',
         b'{"edgelung_journal":1}\n',
         b'{"edgelung_journal":1,"begun":"now","identity":[]}\n',
+        FIRST_LINE.replace(b":2,", b":1,") + b"\n",
+        FIRST_LINE + b"\n",
+        chained(b"[]"),
+        chained(b'{"resumed":"now"}'),
     ],
 )
 def test_somebody_elses_file_is_left_alone(path: Path, data: bytes) -> None:

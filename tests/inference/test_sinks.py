@@ -114,13 +114,14 @@ def test_a_stopped_run_goes_on_only_if_that_is_said(
 def test_a_folder_without_a_tile_leaves_the_old_output(
     destination: Destination, tmp_path: Path
 ) -> None:
-    (tmp_path / "rows.csv").write_text("old")
+    old = "path,status,label,confidence,p_a,error\n"
+    (tmp_path / "rows.csv").write_text(old)
     sink = started(destination)
     sink.append([FIRST[0]._replace(status="skipped", probabilities=None)])
     with pytest.raises(NoTilesError):
         sink.finish()
     assert sink.close() == 0
-    assert (tmp_path / "rows.csv").read_text() == "old"
+    assert (tmp_path / "rows.csv").read_text() == old
     assert names(tmp_path) == ["rows.csv"]
 
 

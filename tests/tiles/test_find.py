@@ -32,7 +32,9 @@ def test_links_are_followed_and_loops_cut(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "back").symlink_to(tmp_path)
     (tmp_path / "other").symlink_to(tmp_path / "elsewhere")
-    assert [file.path for file in find_files(tmp_path)] == ["linked/1.jpg", "other"]
+    found = list(find_files(tmp_path))
+    assert [file.path for file in found] == ["linked/1.jpg", "other"]
+    assert not any(file.leads_out for file in found)
 
 
 def test_folders_nest_deeper_than_pythons_stack(tmp_path: Path) -> None:
