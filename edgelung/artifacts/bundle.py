@@ -6,8 +6,10 @@
     golden/…              a few tiles with known probabilities for each variant
     report.html, MODEL_CARD.md
 
+    bundle.sig            a signature over all other files, if somebody signed the bundle
+
 The hash of every file is checked before the file is used. Hashes detect damage and mix-ups, but not
-forgery: anyone who can write the folder can also write the hashes.
+forgery: anyone who can write the folder can also write the hashes. The signature detects forgery.
 """
 
 import json
@@ -19,7 +21,9 @@ from pathlib import Path, PurePosixPath
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from edgelung.artifacts.digests import read_digests
 from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
+from edgelung.artifacts.trust import OWN_WORK, SignatureCheck, Trust, check_starter, choose_trust
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL, REPORT_PAGE
@@ -223,6 +227,7 @@ class Bundle:
     golden: tuple[GoldenTile, ...]
     manifest: BundleManifest
     sha256: str
+    signature: SignatureCheck
 
     @cached_property
     def trained_sizes(self) -> TrainedSizes:
@@ -257,11 +262,21 @@ def _starter_folder() -> Path:
     return Path(str(resources.files("edgelung"))) / "starter"
 
 
-def open_bundle(folder: Path) -> Bundle:
-    """Verify every hash, then read the bundle. Raises EdgelungError for the first fault."""
+def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
+    """Verify who made the bundle and every hash, then read it.
+
+    `trust`: whose bundles are accepted; None: what the configuration of this machine says.
+
+    Raises:
+        EdgelungError: for the first fault.
+    """
     data = _read_sealed(folder)
     content = _checked_json(folder, data)
     _check_files(folder, content)
+    digests, signature = read_digests(folder)
+    if folder.resolve() == _starter_folder().resolve() and trust is not OWN_WORK:
+        check_starter(digests)
+    check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
     try:
         manifest = convert(content, BundleManifest)
         reader = ReaderSpec.from_json(manifest.preprocessing)
@@ -284,7 +299,7 @@ def open_bundle(folder: Path) -> Bundle:
     )
     _check_content(folder, manifest, variants, golden)
     classes = tuple(manifest.classes)
-    return Bundle(folder, classes, reader, variants, golden, manifest, sha256_bytes(data))
+    return Bundle(folder, classes, reader, variants, golden, manifest, sha256_bytes(data), check)
 
 
 def write_bundle(folder: Path, manifest: BundleManifest) -> None:
