@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 
 from edgelung.artifacts.bundle import MANIFEST, BundleManifest, open_bundle, write_bundle
+from edgelung.artifacts.signature import SIGNATURE_FILE
+from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.typed_json import convert
 from edgelung.report.pages import model_card
 
@@ -36,14 +38,16 @@ def main() -> None:
     for key in ("schema_version", "files"):
         del manifest[key]
     (STARTER / "report.html").unlink()  # it speaks of all variants
+    (STARTER / SIGNATURE_FILE).unlink(missing_ok=True)  # of the bundle as it was
     card = model_card(convert(manifest, BundleManifest))
     (STARTER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     write_bundle(STARTER, convert(manifest, BundleManifest))
-    starter = open_bundle(STARTER)
+    starter = open_bundle(STARTER, OWN_WORK)
     size = sum(path.stat().st_size for path in STARTER.rglob("*") if path.is_file())
     if size > LIMIT:
         raise SystemExit(f"{size} bytes; at most {LIMIT} are wanted")
     print(f"{STARTER}: {', '.join(starter.variants)}, {size} bytes")
+    print(f"write into edgelung/artifacts/trust.py: STARTER_SHA256 = {starter.sha256!r}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.artifacts.opened_run import Run, to_records
 from edgelung.artifacts.predictions import Prediction, Predictions, read_predictions
 from edgelung.artifacts.summary import Summary
+from edgelung.artifacts.trust import choose_trust
 from edgelung.core.choice import E, parse_choice
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import Precision
@@ -71,6 +72,8 @@ def load(
     engine: EngineName | str | None = None,
     precision: Precision | str | None = None,
     threads: int | None = None,
+    trust: PathInput | None = None,
+    allow_unsigned: bool = False,
 ) -> "Classifier":
     """Open a bundle and load its model, ready to classify tiles.
 
@@ -90,17 +93,21 @@ def load(
         precision: the variant of the bundle: 'fp32', 'fp16', 'int8', 'int8-fp16' or 'fp8'. None:
             the preferred one for the engine of those that passed their gate.
         threads: CPU threads. None: all cores that this process may use.
+        trust: a public key (a PEM file) or a folder of them: only a bundle that one of them signed
+            is opened. None: the keys of edgelung.toml; without any, every bundle is.
+        allow_unsigned: open a bundle too that is unsigned, or signed by a key that is not trusted.
 
     Returns:
         A classifier. Close it, or use it in a `with` statement, to release the runtime.
 
     Raises:
-        EdgelungError: if the bundle is damaged, a name is unknown, or no engine can run it.
+        EdgelungError: if the bundle is damaged or not signed by a trusted key, a name is unknown,
+            or no engine can run it.
     """
     engine_name = _member(EngineName, "engine", engine)
     precision_name = _member(Precision, "precision", precision)
     _check_count("threads", threads)
-    opened = open_bundle(Path(bundle) if bundle is not None else starter_bundle())
+    opened = _open(bundle, trust, allow_unsigned)
     return Classifier(opened, open_engine(opened, engine_name, precision_name, threads))
 
 
@@ -298,6 +305,8 @@ def infer_folder(
     strict_size: bool = False,
     verify: bool = False,
     resume: bool | None = None,
+    trust: PathInput | None = None,
+    allow_unsigned: bool = False,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """Predict every tile of a folder: one row per file, as `edgelung infer` does.
@@ -317,6 +326,7 @@ def infer_folder(
         strict_size: tiles of sizes far from the training tiles get 'other-size' and no label.
         verify: run full precision on every tile as well, and compare.
         resume: True continues a stopped run, False discards its rows, None refuses to do either.
+        trust, allow_unsigned: as for `edgelung.load`.
         on_rows: called with the number of rows that are done since the last call.
 
     Returns:
@@ -342,7 +352,7 @@ def infer_folder(
     )
     return session.infer_folder(
         Source(tuple(map(Path, folders)), None if files is None else Path(files), subset),
-        open_bundle(Path(model) if model is not None else starter_bundle()),
+        _open(model, trust, allow_unsigned),
         Destination.parse(Path(out)),
         options,
         resume=resume,
@@ -369,6 +379,11 @@ def open_run(path: PathInput) -> Run:
         EdgelungError: if the folder is not a run; later, if a file in it is missing or damaged.
     """
     return Run(Path(path))
+
+
+def _open(bundle: PathInput | None, trust: PathInput | None, allow_unsigned: bool) -> Bundle:
+    policy = choose_trust(None if trust is None else Path(trust), allow_unsigned)
+    return open_bundle(starter_bundle() if bundle is None else Path(bundle), policy)
 
 
 def _attempt(decode: Callable[[], Tile]) -> Tile | TileError:

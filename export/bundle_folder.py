@@ -22,6 +22,7 @@ from edgelung.artifacts.bundle import (
     open_bundle,
     write_bundle,
 )
+from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.files import atomic_folder, sha256_file
 from edgelung.core.typed_json import Json
 from edgelung.evaluation.concerns import bundle_concerns
@@ -81,7 +82,7 @@ def write_bundle_folder(
         (folder / REPORT).write_text(bundle_page(manifest, pictures), encoding="utf-8")
         (folder / MODEL_CARD).write_text(model_card(manifest), encoding="utf-8")
         write_bundle(folder, manifest)
-    return open_bundle(out)
+    return open_bundle(out, OWN_WORK)
 
 
 def choose_golden(

@@ -227,6 +227,7 @@ class Bundle:
     golden: tuple[GoldenTile, ...]
     manifest: BundleManifest
     sha256: str
+    digests: Mapping[str, str]
     signature: SignatureCheck
 
     @cached_property
@@ -299,7 +300,9 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
     )
     _check_content(folder, manifest, variants, golden)
     classes = tuple(manifest.classes)
-    return Bundle(folder, classes, reader, variants, golden, manifest, sha256_bytes(data), check)
+    return Bundle(
+        folder, classes, reader, variants, golden, manifest, sha256_bytes(data), digests, check
+    )
 
 
 def write_bundle(folder: Path, manifest: BundleManifest) -> None:

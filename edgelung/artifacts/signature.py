@@ -13,6 +13,7 @@ Formats: https://github.com/sigstore/model-transparency, https://github.com/secu
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -232,7 +233,7 @@ def _signed_digests(statement: _Statement, where: str) -> dict[str, str]:
             _refuse(where, f"it signs the path {name!r}: {fault}", "a path inside the folder")
     for ignored in serialization.ignore_paths:
         _check_ignored(ignored, names, where)
-    for first, second in zip(names, names[1:], strict=False):
+    for first, second in itertools.pairwise(names):
         if _order(first) >= _order(second):
             _refuse(where, f"it lists {second!r} after {first!r}", "each path once, sorted")
     for entry in resources:

@@ -67,6 +67,11 @@ class SignatureCheck(Struct, frozen=True, omit_defaults=True):
     key_file: str | None = None
 
     @property
+    def is_trusted(self) -> bool:
+        """True if a trusted key signed, or the bundle is the starter."""
+        return self.state in (SignatureState.TRUSTED, SignatureState.STARTER)
+
+    @property
     def text(self) -> str:
         """The result in words, for one line on the screen."""
         return {

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle
     from edgelung.artifacts.results import LabelledMetrics
     from edgelung.artifacts.summary import Summary
+    from edgelung.artifacts.trust import Trust
     from edgelung.core.precision import Precision
+    from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
     from edgelung.inference.destination import Destination
 
 
@@ -66,9 +68,27 @@ def infer(
             metavar="FOLDER",
             rich_help_panel=MODEL,
             help="TensorRT-RTX engines that `edgelung export --engine` built. Engines are "
-            "programs: name only a folder that you trust.",
+            "programs: name only a folder that you trust, or have it signed.",
         ),
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="KEY",
+            rich_help_panel=MODEL,
+            help="Run only what one of these keys signed: a public key (PEM), or a folder of "
+            "them.  [default: the keys of edgelung.toml]",
+        ),
+    ] = None,
+    allow_unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unsigned",
+            rich_help_panel=MODEL,
+            help="Run a bundle too that is unsigned or signed by a key that is not trusted.",
+        ),
+    ] = False,
     files: Annotated[
         Path | None,
         typer.Option(
@@ -180,6 +200,7 @@ def infer(
     `edgelung doctor`. Research use only.
     """
     from edgelung.artifacts.bundle import MODEL_CARD, STARTER_NOTE, open_bundle, starter_bundle
+    from edgelung.artifacts.trust import choose_trust
     from edgelung.cli.counting import counting
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
@@ -197,7 +218,8 @@ def infer(
     model = model or (Path(defaults.model) if defaults.model else None)
     if model is None:
         report(STARTER_NOTE)
-    bundle = open_bundle(model or starter_bundle())
+    policy = choose_trust(trust, allow_unsigned)
+    bundle = open_bundle(model or starter_bundle(), policy)
     source = Source(tuple(folder), files, subset)
     destination = Destination.parse(out, summary)
     options = Options(
@@ -205,7 +227,7 @@ def infer(
         precision=chosen(precision, _passed(bundle, defaults.precision)),
         batch_size=batch_size or defaults.batch_size,
         threads=threads or defaults.threads,
-        prebuilt=prebuilt,
+        prebuilt=_open_prebuilt(prebuilt, policy) if prebuilt else None,
         verify=verify,
         verify_every=verify_every,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
@@ -233,6 +255,12 @@ def infer(
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
     raise typer.Exit(result.exit_code)
+
+
+def _open_prebuilt(folder: Path, trust: "Trust") -> "PrebuiltFolder":
+    from edgelung.engines.tensorrt.prebuilt import open_prebuilt
+
+    return open_prebuilt(folder, trust)
 
 
 def _passed(bundle: "Bundle", precision: "Precision | None") -> "Precision | None":
@@ -288,6 +316,10 @@ def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:
         f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",
         f"labels    {labels}",
     ]
+    if summary.signature:
+        lines.append(f"signed    {summary.signature.text}")
+    if summary.prebuilt_signature:
+        lines.append(f"engines   {summary.prebuilt_signature.text}")
     if summary.other_sizes:
         lines.append(
             f"sizes     {summary.other_sizes} tiles are of other sizes than the training tiles "

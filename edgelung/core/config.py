@@ -25,6 +25,7 @@ ENVIRONMENT = "EDGELUNG_CONFIG"
 OFF = "off"
 NAME = "edgelung.toml"
 SECTIONS = ("infer", "trust")
+BUNDLE_SECTIONS = ("infer",)  # of the file beside a bundle
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -72,8 +73,12 @@ def bundle_config(bundle: Path) -> Path | None:
     return bundle.absolute().parent / NAME
 
 
-def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] | None:
+def read_section(
+    path: Path | None, section: str, kind: type[T], known: tuple[str, ...] = SECTIONS
+) -> Defaults[T] | None:
     """Read the table `[section]` of a file as `kind`, whose fields are the known keys.
+
+    `known`: the tables that the file may have.
 
     Returns:
         None if there is no file, or no such table in it.
@@ -89,7 +94,7 @@ def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] 
         raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML
         raise EdgelungError(f"{path} is not TOML: {one_line(error)}") from error
-    _check_keys(content, SECTIONS, str(path))
+    _check_keys(content, known, str(path))
     if (table := content.get(section)) is None:
         return None
     if not isinstance(table, dict):

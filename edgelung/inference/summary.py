@@ -12,6 +12,7 @@ from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.system import host
 from edgelung.core.typed_json import Json
 from edgelung.engines.choose import Chosen
+from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
@@ -55,12 +56,14 @@ def summarize(
     ended: str,
     threads: int,
     waiting: int | None,
+    prebuilt: PrebuiltFolder | None,
 ) -> Summary:
     """The summary of a run whose rows are written.
 
     Args:
         sessions: when the run was begun and resumed, `ended` when it ended; UTC.
         waiting: files that a watch leaves without a row; None for other runs.
+        prebuilt: the folder of the engine, if it was built ahead of time.
     """
     seconds = measured.seconds()
     options = {**identity.to_json(), "--threads": threads}
@@ -103,6 +106,8 @@ def summarize(
         host=host(),
         waiting=waiting,
         concerns=bundle_concerns(bundle.manifest),
+        signature=bundle.signature,
+        prebuilt_signature=prebuilt.signature if prebuilt else None,
     )
 
 

@@ -2,17 +2,22 @@
 
     engines.json                  one `PrebuiltEngine` per engine
     <variant>.<target>.engine     the serialized engine
+    bundle.sig                    a signature over all other files, if somebody signed the folder
 
 Engines are executable code, so they are kept outside the bundle: with `infer --prebuilt` the user
-vouches for the folder. The hashes detect damage and mix-ups, not forgery.
+vouches for the folder, or a key does that this machine trusts. The hashes detect damage and
+mix-ups, the signature detects forgery.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import Struct
 
 from edgelung.artifacts.bundle import Bundle, Variant
+from edgelung.artifacts.digests import read_digests
+from edgelung.artifacts.trust import SignatureCheck, Trust, choose_trust
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, sha256_bytes, sha256_file
@@ -100,36 +105,70 @@ def planned_builds(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant
     ]
 
 
-def find_prebuilt(folder: Path, flavour: Flavour, target: str, graph: Path) -> bytes:
-    """Return the engine of `graph` for `target`, checked against the manifest's SHA-256.
+@dataclass(frozen=True)
+class PrebuiltFolder:
+    """A folder of engines, checked as a whole. Made by `open_prebuilt`.
+
+    Attributes:
+        path: the folder.
+        engines: what engines.json lists.
+        digests: POSIX path → SHA-256 in hexadecimal, of every file but bundle.sig.
+        signature: who signed the folder.
+    """
+
+    path: Path
+    engines: Sequence[PrebuiltEngine]
+    digests: Mapping[str, str]
+    signature: SignatureCheck
+
+    def find(self, flavour: Flavour, target: str, graph: Path) -> bytes:
+        """Return the engine of `graph` for `target`: the bytes that were checked.
+
+        Raises:
+            EdgelungError: if the folder has no such engine, or it was changed meanwhile.
+        """
+        graph_hash = sha256_file(graph)
+        of_graph = [engine for engine in self.engines if engine.graph == graph_hash]
+        if not of_graph:
+            raise EdgelungError(
+                f"{self.path} holds no engine of {graph.name}: it was built from another bundle; "
+                "build it from this one with edgelung export --engine tensorrt-rtx"
+            )
+        matching = [e for e in of_graph if e.target == target and e.version == flavour.version]
+        if not matching:
+            available = ", ".join(f"{e.target} (TensorRT-RTX {e.version})" for e in of_graph)
+            raise EdgelungError(
+                f"{self.path} holds engines for {available}; this machine needs {target} and "
+                f"{flavour.title}: build one for it, or leave out --prebuilt"
+            )
+        path = self.path / matching[0].file
+        try:
+            plan = path.read_bytes()
+        except OSError as error:
+            raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
+        if sha256_bytes(plan) != matching[0].sha256:
+            raise EdgelungError(f"{path} was changed after it was checked; copy it again")
+        return plan
+
+
+def open_prebuilt(folder: Path, trust: Trust | None = None) -> PrebuiltFolder:
+    """Check who signed a folder of engines, and every engine against engines.json.
+
+    `trust`: whose engines are accepted; None: what the configuration of this machine says.
 
     Raises:
-        EdgelungError: if the folder has no such engine, or it is damaged.
+        EdgelungError: if the folder is not trusted, is no folder of engines, or is damaged.
     """
-    graph_hash = sha256_file(graph)
-    of_graph = [engine for engine in _read_manifest(folder) if engine.graph == graph_hash]
-    if not of_graph:
-        raise EdgelungError(
-            f"{folder} holds no engine of {graph.name}: it was built from another bundle; "
-            "build it from this one with edgelung export --engine tensorrt-rtx"
-        )
-    matching = [e for e in of_graph if e.target == target and e.version == flavour.version]
-    if not matching:
-        available = ", ".join(f"{e.target} (TensorRT-RTX {e.version})" for e in of_graph)
-        raise EdgelungError(
-            f"{folder} holds engines for {available}; this machine needs {target} and "
-            f"{flavour.title}: build one for it, or leave out --prebuilt"
-        )
-    path = folder / matching[0].file
-    try:
-        plan = path.read_bytes()
-    except OSError as error:
-        raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
-    if sha256_bytes(plan) != matching[0].sha256:
-        raise EdgelungError(
-            f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; copy it again"
-        )
-    return plan
+    engines = _read_manifest(folder)
+    digests, signature = read_digests(folder)
+    check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
+    for engine in engines:
+        if digests.get(engine.file) != engine.sha256:
+            raise EdgelungError(
+                f"{folder / engine.file} is missing or damaged: expected the SHA-256 in {MANIFEST}; "
+                "copy the folder again"
+            )
+    return PrebuiltFolder(folder, engines, digests, check)
 
 
 def _build_one(
