@@ -77,8 +77,8 @@ def infer(
             parser=named_path,
             metavar="KEY",
             rich_help_panel=MODEL,
-            help="Run only what one of these keys signed: a public key (PEM), or a folder of "
-            "them.  [default: the keys of edgelung.toml]",
+            help="Run only what one of these keys signed, or the starter: a public key (PEM), or "
+            "a folder of them.  [default: the keys of edgelung.toml]",
         ),
     ] = None,
     allow_unsigned: Annotated[

@@ -71,8 +71,8 @@ def sign_folder(folder: Path, key: "EllipticCurvePrivateKey") -> Path:
     Raises:
         EdgelungError: as `sign_folders`.
     """
+    from edgelung.artifacts import signature
     from edgelung.artifacts.bundle import open_bundle
-    from edgelung.artifacts.signature import SIGNATURE_FILE, sign
     from edgelung.artifacts.trust import OWN_WORK
     from edgelung.core.files import atomic_write
     from edgelung.core.own_folders import ENGINES_MANIFEST
@@ -80,7 +80,7 @@ def sign_folder(folder: Path, key: "EllipticCurvePrivateKey") -> Path:
 
     is_engines = (folder / ENGINES_MANIFEST).is_file()
     opened = open_prebuilt(folder, OWN_WORK) if is_engines else open_bundle(folder, OWN_WORK)
-    signature = sign(opened.digests, key, folder.absolute().name)
-    with atomic_write(folder / SIGNATURE_FILE) as file:
-        file.write(signature)
-    return folder / SIGNATURE_FILE
+    path = folder / signature.SIGNATURE_FILE
+    with atomic_write(path) as file:
+        file.write(signature.sign(opened.digests, key, folder.absolute().name))
+    return path

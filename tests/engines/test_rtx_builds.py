@@ -19,7 +19,7 @@ from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
-from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, find_prebuilt
+from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, open_prebuilt
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (edgelung[rtx])")
 
@@ -90,17 +90,18 @@ def test_a_prebuilt_engine_is_found_by_graph_and_target(
 ) -> None:
     folder, _ = ahead
     graph = passed.variants["fp16"].path
-    plan = find_prebuilt(folder, rtx, "sm_89", graph)
+    prebuilt = open_prebuilt(folder)
+    plan = prebuilt.find(rtx, "sm_89", graph)
     assert plan == (folder / "fp16.sm_89.engine").read_bytes()
     with pytest.raises(EdgelungError, match=r"holds engines for .*this machine needs sm_75"):
-        find_prebuilt(folder, rtx, "sm_75", graph)
+        prebuilt.find(rtx, "sm_75", graph)
     other = tmp_path / "model.fp16.onnx"
     other.write_bytes(graph.read_bytes() + b"\0")
     with pytest.raises(EdgelungError, match="another bundle"):
-        find_prebuilt(folder, rtx, "sm_89", other)
+        prebuilt.find(rtx, "sm_89", other)
     newer = Flavour(rtx.name, rtx.trt, "9.9.9")
     with pytest.raises(EdgelungError, match=r"TensorRT-RTX 9\.9\.9"):
-        find_prebuilt(folder, newer, "sm_89", graph)
+        prebuilt.find(newer, "sm_89", graph)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_damaged_prebuilt_folders_are_refused(
         shutil.copy(ahead[0] / name, folder / name)
     change(folder)
     with pytest.raises(EdgelungError, match=message):
-        find_prebuilt(folder, rtx, "sm_89", passed.variants["fp16"].path)
+        open_prebuilt(folder).find(rtx, "sm_89", passed.variants["fp16"].path)
 
 
 def test_engines_stay_outside_the_bundle(ahead: tuple, passed: Bundle) -> None:

@@ -163,10 +163,10 @@ def open_prebuilt(folder: Path, trust: Trust | None = None) -> PrebuiltFolder:
     digests, signature = read_digests(folder)
     check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
     for engine in engines:
-        if digests.get(engine.file) != engine.sha256:
+        if digests.get(engine.file, engine.sha256) != engine.sha256:  # it may have been left out
             raise EdgelungError(
-                f"{folder / engine.file} is missing or damaged: expected the SHA-256 in {MANIFEST}; "
-                "copy the folder again"
+                f"{folder / engine.file} is damaged: its SHA-256 is not the one in {MANIFEST}; "
+                "copy it again"
             )
     return PrebuiltFolder(folder, engines, digests, check)
 
