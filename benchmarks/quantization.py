@@ -33,7 +33,7 @@ from rich.table import Table
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
-from edgelung.engines.base import Engine
+from edgelung.engines.base import Engine, GraphBytes
 from edgelung.engines.choose import ENGINES
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation.gate import gate
@@ -242,8 +242,12 @@ def judge(
 def load(engine: str, name: str, path: Path, latency: bool = False) -> Engine:
     """OpenVINO may use BF16 beside INT8, whoever wrote the file, as it would unasked."""
     if engine != "openvino" or name == "full precision":
-        return ENGINES[engine](path, available_cores(), latency=latency)
-    return OpenVinoEngine(path, available_cores(), latency=latency, bf16=True)
+        return ENGINES[engine](
+            GraphBytes(path.read_bytes(), path.name), available_cores(), latency=latency
+        )
+    return OpenVinoEngine(
+        GraphBytes(path.read_bytes(), path.name), available_cores(), latency=latency, bf16=True
+    )
 
 
 def measure(

@@ -11,8 +11,9 @@ import json
 import shutil
 from pathlib import Path
 
-from edgelung.artifacts.bundle import MANIFEST, BundleManifest, open_bundle, write_bundle
-from edgelung.artifacts.signature import SIGNATURE_FILE
+from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_bundle
+from edgelung.artifacts.bundle_files import SIGNATURE
+from edgelung.artifacts.manifest import BundleManifest
 from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.typed_json import convert
 from edgelung.report.pages import model_card
@@ -38,7 +39,7 @@ def main() -> None:
     for key in ("schema_version", "files"):
         del manifest[key]
     (STARTER / "report.html").unlink()  # it speaks of all variants
-    (STARTER / SIGNATURE_FILE).unlink(missing_ok=True)  # of the bundle as it was
+    (STARTER / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
     card = model_card(convert(manifest, BundleManifest))
     (STARTER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     write_bundle(STARTER, convert(manifest, BundleManifest))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelung.artifacts.bundle import Bundle, OutsideConfidence, Sensitivity
+from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.manifest import OutsideConfidence, Sensitivity
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import new_folder

@@ -14,13 +14,15 @@ from edgelung.artifacts.bundle import (
     MODEL_CARD,
     REPORT,
     Bundle,
+    open_bundle,
+    write_bundle,
+)
+from edgelung.artifacts.manifest import (
     BundleManifest,
     GoldenEntry,
     OutsideConfidence,
     Provenance,
     Sensitivity,
-    open_bundle,
-    write_bundle,
 )
 from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.files import atomic_folder, sha256_file

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import edgelung.export
-from edgelung.artifacts.bundle import Calibration, MethodScore
+from edgelung.artifacts.manifest import Calibration, MethodScore
 from edgelung.core.cache import content_key, open_cache
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes

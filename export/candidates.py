@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgelung.artifacts.bundle import Calibration
+from edgelung.artifacts.manifest import Calibration
 from edgelung.core.precision import Precision
 from edgelung.export.graph import build_graph, linear_names, quantized_products
 from edgelung.export.plan import Plan

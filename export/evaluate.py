@@ -12,17 +12,18 @@ from functools import partial
 import numpy as np
 from msgspec import structs
 
-from edgelung.artifacts.bundle import VariantEntry, graph_name
+from edgelung.artifacts.bundle import graph_name
+from edgelung.artifacts.manifest import VariantEntry
 from edgelung.artifacts.results import GateResult, Limits, OpenVinoCheck, VariantTest
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
-from edgelung.engines.base import Probabilities
+from edgelung.engines.base import GraphBytes, Probabilities
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation.gate import LIMITS, gate
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import agreement, evaluate
 from edgelung.export.candidates import Candidate
-from edgelung.export.predict import load_engine, predict, predict_with, tiles_per_second
+from edgelung.export.predict import predict, predict_with, tiles_per_second
 from edgelung.export.tiles import TileReader, TileSet
 
 # From this activation on, FP16 (largest value 65,504) is too close to overflow to trust.
@@ -139,7 +140,7 @@ def check_in_openvino(
     for bf16 in (True, False):
         load = partial(OpenVinoEngine, threads=available_cores(), latency=True, bf16=bf16)
         try:
-            engine = load_engine(graph, load)
+            engine = load(GraphBytes(graph))
         except Exception:  # not installed or not able to load the graph; OpenVINO's own types
             return result
         with closing(engine):

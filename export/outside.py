@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelung.artifacts.bundle import OutsideConfidence
+from edgelung.artifacts.manifest import OutsideConfidence
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.evaluation.metrics import Floats, roc_auc

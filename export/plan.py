@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from edgelung.artifacts.bundle import Calibration
+from edgelung.artifacts.manifest import Calibration
 from edgelung.core.precision import Precision
 from edgelung.core.typed_json import convert, parse, plain
 from edgelung.export.eight_bit import Array

@@ -1,33 +1,21 @@
 """Probabilities of a tile set under a graph, in the runtime that judges, on all cores."""
 
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from edgelung.core.files import writing
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
-from edgelung.engines.base import Engine, Probabilities, Tiles
+from edgelung.engines.base import Engine, Graph, GraphBytes, Probabilities, Tiles
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.export.parallel import map_in_order
 from edgelung.export.tiles import TileReader, TileSet
 
-Loader = Callable[[Path], Engine]
-
-
-def load_engine(graph: bytes, load: Loader) -> Engine:
-    """Load a graph that is in memory into an engine, which the caller closes."""
-    with tempfile.TemporaryDirectory() as folder:  # engines load files
-        path = Path(folder) / "graph.onnx"
-        with writing(path):
-            path.write_bytes(graph)
-        return load(path)
+Loader = Callable[[Graph], Engine]
 
 
 def predict(graph: bytes, tiles: TileSet, reader: TileReader, title: str) -> Probabilities:
@@ -38,7 +26,7 @@ def predict(graph: bytes, tiles: TileSet, reader: TileReader, title: str) -> Pro
         batch: each batch is computed by one thread.
     """
     load = partial(OnnxRuntimeEngine, threads=available_cores())
-    with closing(load_engine(graph, load)) as engine:
+    with closing(load(GraphBytes(graph))) as engine:
         return predict_with(engine, tiles, reader, title)
 
 
@@ -66,7 +54,7 @@ def tiles_per_second(graph: bytes, tiles: Tiles, bf16: bool, repeats: int = 3) -
     speeds = {}
     for name, load in loaders.items():
         try:
-            engine = load_engine(graph, load)
+            engine = load(GraphBytes(graph))
         except Exception:  # not installed or too old for the graph; runtimes raise their own types
             continue
         with closing(engine):

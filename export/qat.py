@@ -17,7 +17,7 @@ from msgspec import structs
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgelung.artifacts.bundle import QatRecord
+from edgelung.artifacts.manifest import QatRecord
 from edgelung.core.terminal import progress
 from edgelung.engines.base import Tiles
 from edgelung.export.calibrate import MIGRATION_TILES, collect_tile_stats

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgelung.artifacts.bundle import Sensitivity
+from edgelung.artifacts.manifest import Sensitivity
 from edgelung.core.precision import Precision
 from edgelung.export.candidates import Candidate, quantized_candidate
 from edgelung.export.evaluate import Evaluation, GateSet, evaluate_candidate

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.artifacts.bundle import PartSensitivity, Sensitivity
+from edgelung.artifacts.manifest import PartSensitivity, Sensitivity
 from edgelung.engines.base import Probabilities, Tiles
 from edgelung.export.graph import build_switched_stages, stage_parts
 from edgelung.export.parallel import map_in_order

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from edgelung.artifacts.bundle import Sensitivity
+from edgelung.artifacts.manifest import Sensitivity
 from edgelung.artifacts.results import Limits
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores

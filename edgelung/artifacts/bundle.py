@@ -1,15 +1,15 @@
-"""The bundle: the folder that is copied to the workstation. Its types, reader and writer.
+"""The bundle: the folder that is copied to the workstation. Its reader and writer.
 
     bundle.json           classes, preprocessing, variants with gate results, provenance, hashes
     bundle.json.sha256    the hash of bundle.json, in the format of `sha256sum -c`
+    bundle.sig            a signature over all other files, if the bundle is signed
     model.<variant>.onnx  one file per variant, without external data
     golden/…              a few tiles with known probabilities for each variant
     report.html, MODEL_CARD.md
 
-    bundle.sig            a signature over all other files, if somebody signed the bundle
-
-The hash of every file is checked before the file is used. Hashes detect damage and mix-ups, but not
-forgery: anyone who can write the folder can also write the hashes. The signature detects forgery.
+Nothing else may be in the folder, and no links. Every file is hashed when the bundle is opened, and
+what is loaded later are bytes of that hash. Hashes detect damage and mix-ups, but not forgery:
+anyone who can write the folder can also write the hashes. Signatures detect it (see `trust`).
 """
 
 import json
@@ -19,21 +19,51 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from msgspec import UNSET, Struct, UnsetType, field
-
-from edgelung.artifacts.digests import read_digests
-from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
+from edgelung.artifacts.bundle_files import (
+    MANIFEST,
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    MAX_SEAL_BYTES,
+    MAX_SIGNATURE_BYTES,
+    MAX_TOTAL_BYTES,
+    SEAL,
+    SIGNATURE,
+    UNLISTED,
+    BundleFile,
+    BundleFiles,
+    BundleFolder,
+    open_folder,
+)
+from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, FileEntry, VariantEntry
+from edgelung.artifacts.results import GateResult
 from edgelung.artifacts.trust import OWN_WORK, SignatureCheck, Trust, check_starter, choose_trust
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
-from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL, REPORT_PAGE
+from edgelung.core.own_folders import REPORT_PAGE
 from edgelung.core.precision import FULL_PRECISION, Precision
-from edgelung.core.typed_json import Json, convert, parse, plain
+from edgelung.core.typed_json import Json, check_version, convert, parse, plain
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.tiles.sizes import TrainedSizes
 
-SCHEMA_VERSION = 1
-MANIFEST, SEAL = BUNDLE_MANIFEST, BUNDLE_SEAL
+__all__ = [
+    "GOLDEN_FOLDER",
+    "MANIFEST",
+    "MODEL_CARD",
+    "REPORT",
+    "SCHEMA_VERSION",
+    "SEAL",
+    "SIGNATURE",
+    "STARTER_NOTE",
+    "Bundle",
+    "BundleFiles",
+    "GoldenTile",
+    "Variant",
+    "graph_name",
+    "open_bundle",
+    "starter_bundle",
+    "write_bundle",
+]
+
 GOLDEN_FOLDER = "golden"
 REPORT = REPORT_PAGE
 MODEL_CARD = "MODEL_CARD.md"
@@ -48,153 +78,12 @@ def graph_name(precision: Precision) -> str:
     return f"model.{precision}.onnx"
 
 
-class MethodScore(Struct, frozen=True, kw_only=True):
-    """Loss of a calibration method on the tiles that compare the methods."""
-
-    flipped: int
-    mean_probability_difference: float
-
-
-class QatRecord(Struct, frozen=True, kw_only=True):
-    """Quantization-aware training of a variant: tiles used, loss at the start and at the end."""
-
-    tiles: int
-    loss_before: float
-    loss_after: float
-
-
-class Calibration(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the 8-bit ranges of a variant were chosen.
-
-    `asked` is the requested method, `method` the one that was used. `scores` holds the loss of each
-    method on `scored_tiles` of the calibration tiles. `migration_strength`: SmoothQuant's α of each
-    operation whose scale was migrated.
-    """
-
-    asked: str
-    method: str
-    tiles: int
-    groups: int
-    scores: dict[str, MethodScore]
-    scored_tiles: int
-    bias_correction: bool
-    migration_strength: dict[str, float]
-    qat: QatRecord | None = None
-
-
-class PartSensitivity(Struct, frozen=True, kw_only=True):
-    """Divergence of the output if only this part is in INT8, or all but this part; nats."""
-
-    name: str
-    linears: list[str]
-    alone: float
-    all_but: float
-
-
-class Sensitivity(Struct, frozen=True, kw_only=True):
-    """Divergence caused by INT8, most harmful part first; nats, mean over `tiles` tiles."""
-
-    everything: float = field(name="all")
-    linears: list[PartSensitivity]
-    blocks: list[PartSensitivity]
-    tiles: int
-
-
-class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One variant: its file, how it was made, and the evidence for it.
-
-    `kept_in_float`: parts that stay in floating point because the gate failed with them in INT8.
-    `tiles_per_second`: speed of the network alone, by CPU engine, on the exporting machine.
-    """
-
-    file: str
-    bytes: int
-    base: str
-    meant_for: str
-    quantized_linears: int
-    judged_by: str
-    tiles_per_second: dict[str, float]
-    gate: GateResult
-    kept_in_float: list[str] | None = field(name="given_back", default=None)
-    calibration: Calibration | None = None
-    test: VariantTest | None = None
-
-
-class GoldenEntry(Struct, frozen=True, kw_only=True):
-    """A golden tile: its file, its class, and its probabilities by variant."""
-
-    file: str
-    label: str = field(name="class")
-    probabilities: dict[str, list[float]]
-
-
-class OutsideConfidence(Struct, frozen=True, kw_only=True):
-    """Confidence on tiles of other tissue, compared with the test tiles.
-
-    `roc_auc`: the probability that a test tile gets a higher confidence than such a tile.
-    """
-
-    tiles: int
-    median_confidence_on_test: float
-    median_confidence: float
-    share_above_09_on_test: float = field(name="share_above_0.9_on_test")
-    share_above_09: float = field(name="share_above_0.9")
-    roc_auc: float | None
-
-
-class Provenance(Struct, frozen=True, kw_only=True):
-    """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`."""
-
-    edgelung: str
-    created: str
-    run: str
-    student: str
-    weights_sha256: str
-    split_sha256: str
-    groups: str
-    split: str
-    recipe: dict[str, Json]
-    sets: dict[str, SetSize]
-    eight_bits: str | None
-
-
-class FileEntry(Struct, frozen=True, kw_only=True):
-    """A file of the bundle: its hash and its size."""
-
-    sha256: str
-    bytes: int
-
-
-class BundleManifest(Struct, frozen=True, kw_only=True):
-    """bundle.json.
-
-    `tile_sizes`: number of training tiles by '<width>x<height>' in pixels; empty in older bundles.
-    `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
-    derives them.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    name: str = ""
-    notice: str = ""
-    classes: list[str]
-    preprocessing: dict[str, Json]
-    temperature: float
-    variants: dict[str, VariantEntry]
-    sensitivity: Sensitivity | None = None
-    golden: list[GoldenEntry]
-    outside: OutsideConfidence | None = None
-    tile_sizes: dict[str, int] = {}
-    concerns: list[Concern] | UnsetType = UNSET
-    provenance: Provenance | None = None
-    files: dict[str, FileEntry] = {}
-
-
 @dataclass(frozen=True)
 class Variant:
     """One ONNX file of the model at one precision, with its evidence."""
 
     precision: Precision
-    path: Path
+    graph: BundleFile
     entry: VariantEntry
 
     @property
@@ -212,7 +101,7 @@ class Variant:
 class GoldenTile:
     """A tile in the bundle, with its probabilities per variant, (classes,) each."""
 
-    path: Path
+    file: BundleFile
     probabilities: Mapping[str, tuple[float, ...]]
 
 
@@ -227,7 +116,7 @@ class Bundle:
     golden: tuple[GoldenTile, ...]
     manifest: BundleManifest
     sha256: str
-    digests: Mapping[str, str]
+    files: BundleFiles
     signature: SignatureCheck
 
     @cached_property
@@ -264,44 +153,47 @@ def _starter_folder() -> Path:
 
 
 def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
-    """Verify who made the bundle and every hash, then read it.
+    """Verify every file and who signed them, then read the bundle.
 
-    `trust`: whose bundles are accepted; None: what the configuration of this machine says.
+    `trust`: whose bundles are accepted. None: what the configuration of this machine says.
 
     Raises:
         EdgelungError: for the first fault.
     """
-    data = _read_sealed(folder)
-    content = _checked_json(folder, data)
-    _check_files(folder, content)
-    digests, signature = read_digests(folder)
-    if folder.resolve() == _starter_folder().resolve() and trust is not OWN_WORK:
+    with open_folder(folder) as opened:
+        data = opened.read(MANIFEST, MAX_MANIFEST_BYTES)
+        content = _parse_manifest(folder / MANIFEST, data)
+        seal = opened.read(SEAL, MAX_SEAL_BYTES)  # after the version: a newer format may have none
+        _check_seal(folder / MANIFEST, content, data, seal)
+        manifest, reader = _typed(folder, content)
+        signed = _check_names(opened, manifest)
+        files = _read_files(opened, manifest.files)
+        signature = opened.read(SIGNATURE, MAX_SIGNATURE_BYTES) if signed else None
+    digests = {name: file.sha256 for name, file in files.items()}
+    digests |= {MANIFEST: sha256_bytes(data), SEAL: sha256_bytes(seal)}
+    if trust is not OWN_WORK and folder.resolve() == _starter_folder().resolve():
         check_starter(digests)
     check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
-    try:
-        manifest = convert(content, BundleManifest)
-        reader = ReaderSpec.from_json(manifest.preprocessing)
-    except (ValueError, AttributeError) as error:
-        raise EdgelungError(
-            f"{folder / MANIFEST} lacks or misuses a field: {one_line(error)}; "
-            "export the bundle again"
-        ) from error
-    known = {str(precision) for precision in Precision}
-    variants = {
-        Precision(name): Variant(Precision(name), folder / entry.file, entry)
-        for name, entry in manifest.variants.items()
-        if name in known  # a newer edgelung may know more precisions
-    }
-    golden = tuple(
-        GoldenTile(
-            folder / entry.file, {name: tuple(probs) for name, probs in entry.probabilities.items()}
-        )
-        for entry in manifest.golden
-    )
-    _check_content(folder, manifest, variants, golden)
-    classes = tuple(manifest.classes)
+    _check_content(folder, manifest)
     return Bundle(
-        folder, classes, reader, variants, golden, manifest, sha256_bytes(data), digests, check
+        folder,
+        tuple(manifest.classes),
+        reader,
+        {
+            precision: Variant(precision, files[entry.file], entry)
+            for precision, entry in _known_variants(manifest).items()
+        },
+        tuple(
+            GoldenTile(
+                files[entry.file],
+                {name: tuple(probs) for name, probs in entry.probabilities.items()},
+            )
+            for entry in manifest.golden
+        ),
+        manifest,
+        digests[MANIFEST],
+        BundleFiles(digests, signature),
+        check,
     )
 
 
@@ -313,7 +205,7 @@ def write_bundle(folder: Path, manifest: BundleManifest) -> None:
             "bytes": path.stat().st_size,
         }
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, SEAL)
+        if path.is_file() and path.relative_to(folder).as_posix() not in UNLISTED
     }
     content = plain(manifest)
     assert isinstance(content, dict)
@@ -323,80 +215,90 @@ def write_bundle(folder: Path, manifest: BundleManifest) -> None:
     (folder / SEAL).write_text(seal, encoding="ascii")
 
 
-def _read_sealed(folder: Path) -> bytes:
-    """Read bundle.json without checking it."""
-    path = folder / MANIFEST
-    if not folder.is_dir() or not path.is_file():
-        raise EdgelungError(
-            f"{folder} is no bundle (no {MANIFEST} in it); "
-            "expected a folder that `edgelung export` wrote"
-        )
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EdgelungError(f"cannot read {path}: {error.strerror}; copy it again") from error
-
-
-def _checked_json(folder: Path, data: bytes) -> dict[str, Json]:
-    """Check the version and the seal of bundle.json, and return its plain values."""
-    path = folder / MANIFEST
+def _parse_manifest(path: Path, data: bytes) -> Json:
+    """The plain values of bundle.json; None if it is not JSON. Refuses a newer version."""
     try:
         content = parse(data)
     except ValueError:
         content = None
-    # Checked before the seal: a newer edgelung may use another kind of seal.
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int | float) and version > SCHEMA_VERSION:
-        raise EdgelungError(
-            f"{path} has schema version {version}; this edgelung reads up to {SCHEMA_VERSION}: "
-            "update edgelung"
-        )
-    try:
-        seal = (folder / SEAL).read_bytes()
-    except OSError as error:
-        raise EdgelungError(
-            f"cannot read {error.filename}: {error.strerror}; copy the bundle again"
-        ) from error
+    check_version(path, content, SCHEMA_VERSION)
+    return content
+
+
+def _check_seal(path: Path, content: Json, data: bytes, seal: bytes) -> None:
+    """Raise EdgelungError if bundle.json was changed, or is none."""
     if seal != f"{sha256_bytes(data)}  {MANIFEST}\n".encode():
         raise EdgelungError(
             f"{path} does not match {SEAL}: one of them is damaged or was edited; "
             "copy or export the bundle again"
         )
-    if not isinstance(content, dict) or version != SCHEMA_VERSION:
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise EdgelungError(f"{path} is not a bundle manifest; export the bundle again")
-    return content
 
 
-def _check_files(folder: Path, content: Mapping[str, Json]) -> None:
-    """Raise EdgelungError if a listed file is outside the bundle, missing or changed."""
-    files = content.get("files")
-    if not isinstance(files, dict) or not files:
-        raise EdgelungError(f"{folder / MANIFEST} lists no files; export the bundle again")
-    for name, entry in files.items():
+def _typed(folder: Path, content: Json) -> tuple[BundleManifest, ReaderSpec]:
+    try:
+        manifest = convert(content, BundleManifest)
+        return manifest, ReaderSpec.from_json(manifest.preprocessing)
+    except (ValueError, AttributeError) as error:
+        raise EdgelungError(
+            f"{folder / MANIFEST} lacks or misuses a field: {one_line(error)}; "
+            "export the bundle again"
+        ) from error
+
+
+def _check_names(folder: BundleFolder, manifest: BundleManifest) -> bool:
+    """Check that the folder holds what bundle.json lists and no more. Returns True if signed."""
+    listed = manifest.files
+    if not listed:
+        raise EdgelungError(f"{folder.path / MANIFEST} lists no files; export the bundle again")
+    for name in listed:
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or parts[0] == "/" or {"\\", ":"} & set(name):
-            raise EdgelungError(f"{folder / MANIFEST} names a file outside the bundle: {name!r}")
-        path = folder / name
-        if not path.is_file():
-            raise EdgelungError(f"{path} is missing; copy or export the bundle again")
-        actual = sha256_file(path)
-        expected = str(entry.get("sha256")) if isinstance(entry, dict) else "nothing"
-        if actual != expected:
             raise EdgelungError(
-                f"{path} is damaged: its SHA-256 is {actual[:12]}…, bundle.json says "
-                f"{expected[:12]}…; copy the bundle or export it again"
+                f"{folder.path / MANIFEST} names a file outside the bundle: {name!r}"
             )
+    present = frozenset(folder.names())
+    if unlisted := sorted(present - listed.keys() - UNLISTED):
+        raise EdgelungError(
+            f"{str(folder.path / unlisted[0])!r} is not listed in {MANIFEST}; a bundle holds only "
+            "what `edgelung export` wrote: remove it"
+        )
+    if missing := sorted(listed.keys() - (present - UNLISTED)):
+        path = one_line(repr(str(folder.path / missing[0])))
+        raise EdgelungError(f"{path} is missing; copy or export the bundle again")
+    return SIGNATURE in present
 
 
-def _check_content(
-    folder: Path,
-    manifest: BundleManifest,
-    variants: Mapping[Precision, Variant],
-    golden: tuple[GoldenTile, ...],
-) -> None:
+def _read_files(folder: BundleFolder, listed: Mapping[str, FileEntry]) -> dict[str, BundleFile]:
+    """Read all listed files. Raises EdgelungError if one was changed."""
+    files = {}
+    if sum(entry.bytes for entry in listed.values()) > MAX_TOTAL_BYTES:
+        raise EdgelungError(
+            f"{folder.path / MANIFEST} lists more than {MAX_TOTAL_BYTES:,} bytes; "
+            "export the bundle again"
+        )
+    for name, entry in listed.items():
+        sha256, size = folder.hash(name, MAX_FILE_BYTES)
+        if (sha256, size) != (entry.sha256, entry.bytes):
+            raise EdgelungError(
+                f"{folder.path / name} is damaged: its SHA-256 is {sha256[:12]}…, bundle.json says "
+                f"{entry.sha256[:12]}…; copy the bundle or export it again"
+            )
+        files[name] = BundleFile(folder.path, name, sha256, size)
+    return files
+
+
+def _known_variants(manifest: BundleManifest) -> dict[Precision, VariantEntry]:
+    """The variants without those of a newer edgelung, which may know more precisions."""
+    known = {str(precision) for precision in Precision}
+    return {Precision(name): entry for name, entry in manifest.variants.items() if name in known}
+
+
+def _check_content(folder: Path, manifest: BundleManifest) -> None:
     """Raise EdgelungError if the parts of the manifest contradict each other."""
-    names = manifest.classes
-    if FULL_PRECISION not in variants or not golden:
+    names, variants = manifest.classes, _known_variants(manifest)
+    if FULL_PRECISION not in variants or not manifest.golden:
         raise EdgelungError(
             f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant and golden "
             "tiles; export it again"
@@ -405,11 +307,11 @@ def _check_content(
         raise EdgelungError(
             f"{folder / MANIFEST} has the classes {names}; expected two or more different names"
         )
-    for tile in golden:
+    for tile in manifest.golden:
         for precision in variants:
             if len(tile.probabilities.get(precision, ())) != len(names):
                 raise EdgelungError(
-                    f"{folder}: golden tile {tile.path.name} does not hold {len(names)} "
+                    f"{folder}: golden tile {tile.file} does not hold {len(names)} "
                     f"probabilities for {precision}; export the bundle again"
                 )
     used = {entry.file for entry in manifest.variants.values()}

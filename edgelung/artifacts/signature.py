@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from msgspec import Struct, field
 
+from edgelung.artifacts.bundle_files import MAX_SIGNATURE_BYTES, SIGNATURE
 from edgelung.artifacts.keys import PublicKey, hash_of_curve
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.typed_json import Json, convert
@@ -28,8 +29,6 @@ from edgelung.core.typed_json import Json, convert
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-SIGNATURE_FILE = "bundle.sig"
-MAX_BYTES = 1 << 22  # a file takes about 300 bytes of it
 MAX_NAME_CHARACTERS = 1024
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -132,7 +131,7 @@ def sign(digests: Mapping[str, str], private_key: "EllipticCurvePrivateKey", nam
                 "method": "files",
                 "hash_type": "sha256",
                 "allow_symlinks": False,
-                "ignore_paths": [SIGNATURE_FILE],
+                "ignore_paths": [SIGNATURE],
             },
             "resources": [
                 {"name": path, "algorithm": "sha256", "digest": digests[path]} for path in names
@@ -281,8 +280,8 @@ def _compare(signed: Mapping[str, str], found: Mapping[str, str], where: str) ->
 
 def _parse(data: bytes, kind: type[T], where: str) -> T:
     """Parse JSON strictly: one value, no key twice, no unknown field."""
-    if len(data) > MAX_BYTES:
-        _refuse(where, f"it has {len(data):,} bytes", f"at most {MAX_BYTES:,}")
+    if len(data) > MAX_SIGNATURE_BYTES:
+        _refuse(where, f"it has {len(data):,} bytes", f"at most {MAX_SIGNATURE_BYTES:,}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
         return convert(value, kind)

@@ -19,12 +19,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from edgelung.artifacts.bundle_files import SIGNATURE
 from edgelung.artifacts.keys import SUFFIX, PublicKey, read_public_keys
-from edgelung.artifacts.signature import (
-    SIGNATURE_FILE,
-    UntrustedKeyError,
-    verify,
-)
+from edgelung.artifacts.signature import UntrustedKeyError, verify
 from edgelung.core.config import read_section, system_config, user_config
 from edgelung.core.errors import EdgelungError
 from edgelung.core.own_folders import BUNDLE_MANIFEST
@@ -117,7 +114,7 @@ class Trust:
         if signature is None:
             if self.keys and not self.allow_unsigned:
                 raise UntrustedKeyError(
-                    f"{folder} is not signed (no {SIGNATURE_FILE} in it), and {self.origin} trusts "
+                    f"{folder} is not signed (no {SIGNATURE} in it), and {self.origin} trusts "
                     f"{_names(self.keys)} only; ask its maker to sign it with `edgelung sign`, or "
                     "use --allow-unsigned if you know where it is from"
                 )
@@ -125,7 +122,7 @@ class Trust:
         if not self.keys:
             return SignatureCheck(SignatureState.UNCHECKED)
         try:
-            key = verify(signature, digests, self.keys, str(folder / SIGNATURE_FILE))
+            key = verify(signature, digests, self.keys, str(folder / SIGNATURE))
         except UntrustedKeyError:
             if not self.allow_unsigned:
                 raise

@@ -11,7 +11,7 @@ from edgelung.cli.options import INPUT, OUTPUT, engine_name, training_extra
 from edgelung.engines.names import EngineName
 
 if TYPE_CHECKING:
-    from edgelung.artifacts.bundle import BundleManifest, Sensitivity
+    from edgelung.artifacts.manifest import BundleManifest, Sensitivity
 
 
 VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"

@@ -71,8 +71,8 @@ def sign_folder(folder: Path, key: "EllipticCurvePrivateKey") -> Path:
     Raises:
         EdgelungError: as `sign_folders`.
     """
-    from edgelung.artifacts import signature
-    from edgelung.artifacts.bundle import open_bundle
+    from edgelung.artifacts.bundle import SIGNATURE, open_bundle
+    from edgelung.artifacts.signature import sign as make_signature
     from edgelung.artifacts.trust import OWN_WORK
     from edgelung.core.files import atomic_write
     from edgelung.core.own_folders import ENGINES_MANIFEST
@@ -80,7 +80,7 @@ def sign_folder(folder: Path, key: "EllipticCurvePrivateKey") -> Path:
 
     is_engines = (folder / ENGINES_MANIFEST).is_file()
     opened = open_prebuilt(folder, OWN_WORK) if is_engines else open_bundle(folder, OWN_WORK)
-    path = folder / signature.SIGNATURE_FILE
+    path = folder / SIGNATURE
     with atomic_write(path) as file:
-        file.write(signature.sign(opened.digests, key, folder.absolute().name))
+        file.write(make_signature(opened.files.digests, key, folder.absolute().name))
     return path

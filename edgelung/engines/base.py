@@ -1,12 +1,14 @@
 """The protocol of an engine: uint8 tiles in, probabilities out. Every runtime implements it."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from edgelung.core.files import sha256_bytes
 from edgelung.kernels.resize import Pixels
 
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
@@ -16,6 +18,40 @@ AS_IN_FILE = "as in the file"  # a `float_type`: each tensor in the type that th
 
 class EngineUnavailableError(Exception):
     """The runtime is missing here, or would run something other than what was asked for."""
+
+
+class Graph(Protocol):
+    """An ONNX file. Engines load the bytes that `read` returns, never a path.
+
+    Attributes:
+        name: for messages.
+        sha256: SHA-256 in hexadecimal of these bytes.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    def read(self) -> bytes:
+        """Return the file's bytes. Raises EdgelungError if they no longer have this hash."""
+        ...
+
+
+@dataclass(frozen=True)
+class GraphBytes:
+    """A graph that is in memory."""
+
+    data: bytes = field(repr=False)
+    name: str = "graph.onnx"
+
+    @cached_property
+    def sha256(self) -> str:
+        """See `Graph.sha256`."""
+        return sha256_bytes(self.data)
+
+    def read(self) -> bytes:
+        """See `Graph.read`."""
+        return self.data
 
 
 class Engine(Protocol):
@@ -71,4 +107,4 @@ class EngineFactory(Protocol):
         EngineUnavailableError: if the runtime is missing or cannot run here.
     """
 
-    def __call__(self, graph: Path, threads: int, *, latency: bool = False) -> Engine: ...
+    def __call__(self, graph: Graph, threads: int, *, latency: bool = False) -> Engine: ...

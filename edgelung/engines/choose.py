@@ -18,7 +18,7 @@ from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, on
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
 from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
-from edgelung.tiles.reader import TileError, read_tile
+from edgelung.tiles.reader import TileError, decode_tile
 
 # To add an engine: a name in `names.py`, a class that follows `base.Engine`, and a line here.
 ENGINES: Mapping[EngineName, EngineFactory] = {
@@ -91,11 +91,11 @@ def open_engine(
     variant, why = _choose_variant(bundle, precision, on_gpu and engine is not None)
     for name in CPU_ENGINES if engine is None else (engine,):
         try:
-            loaded = _factory(factories[name], variant)(variant.path, cores, latency=latency)
+            loaded = _factory(factories[name], variant)(variant.graph, cores, latency=latency)
         except (EngineUnavailableError, EdgelungError) as error:  # written for users
             failures.append(f"{name}: {error}")
         except Exception as error:  # runtimes raise their own exception types
-            failures.append(f"{name}: cannot load {variant.path.name}: {one_line(error)}")
+            failures.append(f"{name}: cannot load {variant.graph.name}: {one_line(error)}")
         else:
             difference = check_golden(bundle, loaded, variant.precision)
             return Chosen(loaded, variant, "; ".join([why, *failures]), difference)
@@ -134,7 +134,7 @@ def _fastest(
     variants = passed if precision is None else [bundle.variant(precision)]
 
     def load(name: EngineName, variant: Variant) -> tuple[Engine, float]:
-        engine = factories[name](variant.path, cores, latency=latency)
+        engine = factories[name](variant.graph, cores, latency=latency)
         try:
             return engine, check_golden(bundle, engine, variant.precision)
         except BaseException:
@@ -150,7 +150,7 @@ def _fastest(
 def _golden(bundle: Bundle) -> Tiles:
     """The golden tiles, uint8 (G, H, W, 3)."""
     try:
-        return np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
+        return np.stack([decode_tile(tile.file.read(), bundle.reader) for tile in bundle.golden])
     except TileError as error:
         raise EdgelungError(f"a golden tile cannot be read here: {error.reason}") from error
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgelung.artifacts.bundle import Variant
 from edgelung.core.cache import Cache, Key
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.files import sha256_bytes
 from edgelung.core.system import GPU_PACKAGES, version
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.cuda import Device
@@ -159,7 +159,7 @@ def _reason(timings: Sequence[Timing], failures: Sequence[str]) -> str:
 
 
 def _key(device: Device, candidates: Sequence[Candidate]) -> Key:
-    graphs = sorted({sha256_file(variant.path) for _, variant in candidates})
+    graphs = sorted({variant.graph.sha256 for _, variant in candidates})
     engines = ",".join(dict.fromkeys(name for name, _ in candidates))
     return Key(
         "choice",

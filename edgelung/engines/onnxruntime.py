@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from edgelung.core.errors import one_line
-from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Graph, Probabilities, Tiles
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -52,7 +52,7 @@ class OnnxRuntimeEngine:
 
     def __init__(
         self,
-        graph: Path,
+        graph: Graph,
         threads: int,
         *,
         latency: bool = False,
@@ -68,7 +68,7 @@ class OnnxRuntimeEngine:
         ort = _import_runtime(provider)
         options = _session_options(ort, provider, threads if one_batch else 1)
         try:
-            self._session = _load_session(ort, graph, options, provider)
+            self._session = _load_session(ort, graph.read(), options, provider)
         except Exception as error:  # the graph is refused, or the provider's libraries are missing
             if provider == CPU:
                 raise
@@ -121,7 +121,7 @@ def _session_options(ort: ModuleType, provider: str, threads: int) -> SessionOpt
     return options
 
 
-def _load_session(ort: ModuleType, graph: Path, options: SessionOptions, provider: str) -> Session:
+def _load_session(ort: ModuleType, onnx: bytes, options: SessionOptions, provider: str) -> Session:
     """Load the graph with `provider` alone: ONNX Runtime must not fall back, now or later."""
     providers: list[str | tuple[str, dict[str, str]]] = [provider]
     if provider == CUDA:  # FP32 is the reference: compute it in FP32, not in TF32, the default
@@ -130,7 +130,7 @@ def _load_session(ort: ModuleType, graph: Path, options: SessionOptions, provide
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
     def load() -> Session:
-        session: Session = ort.InferenceSession(str(graph), options, providers, enable_fallback=0)
+        session: Session = ort.InferenceSession(onnx, options, providers, enable_fallback=0)
         return session
 
     try:

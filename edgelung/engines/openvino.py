@@ -3,16 +3,15 @@
 import io
 import json
 import sys
-from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
-from edgelung.core.cache import content_key, open_cache
+from edgelung.core.cache import Key, open_cache
 from edgelung.core.errors import one_line
-from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import EngineUnavailableError, Graph, Probabilities, Tiles
 
 Config = dict[str, str | int | bool]
 
@@ -56,7 +55,7 @@ class OpenVinoEngine:
     device = "CPU"
 
     def __init__(
-        self, graph: Path, threads: int, *, latency: bool = False, bf16: bool = False
+        self, graph: Graph, threads: int, *, latency: bool = False, bf16: bool = False
     ) -> None:
         try:
             ov = _openvino()
@@ -76,7 +75,7 @@ class OpenVinoEngine:
             # Other threads decode on the same cores, so streams must be free to move.
             "ENABLE_CPU_PINNING": False,
         }
-        self._model = _compile(core, ov.get_version(), graph.read_bytes(), config)
+        self._model = _compile(core, ov.get_version(), graph, config)
         devices = list(self._model.get_property("EXECUTION_DEVICES"))
         if devices != ["CPU"]:
             raise EngineUnavailableError(f"asked OpenVINO for the CPU, it runs on {devices}")
@@ -115,7 +114,7 @@ def _openvino() -> ModuleType:
     return module
 
 
-def _compile(core: Core, version: str, onnx: bytes, config: Config) -> CompiledModel:
+def _compile(core: Core, version: str, graph: Graph, config: Config) -> CompiledModel:
     """Return the compiled model, from the user's cache if it was compiled here before.
 
     The cache key covers everything that shapes the result: the graph's bytes, OpenVINO's version,
@@ -124,13 +123,13 @@ def _compile(core: Core, version: str, onnx: bytes, config: Config) -> CompiledM
     processor = core.get_property("CPU", "FULL_DEVICE_NAME")
     capabilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     setup = json.dumps([version, processor, capabilities, config], sort_keys=True)
-    cache, key = open_cache("openvino"), content_key("model", onnx + setup.encode())
+    cache, key = open_cache("openvino"), Key("model", {"graph": graph.sha256, "setup": setup})
     if (compiled := cache.get(key).data) is not None:
         try:
             return core.import_model(io.BytesIO(compiled), "CPU", config)
         except Exception:  # this OpenVINO cannot read it: compile again
             cache.remove(key)
-    model = core.compile_model(core.read_model(onnx), "CPU", config)
+    model = core.compile_model(core.read_model(graph.read()), "CPU", config)
     if cache.enabled:
         exported = model.export_model()
         data = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)

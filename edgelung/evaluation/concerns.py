@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET
 
-from edgelung.artifacts.bundle import BundleManifest
+from edgelung.artifacts.manifest import BundleManifest
 from edgelung.artifacts.results import (
     Concern,
     GateResult,

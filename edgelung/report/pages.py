@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edgelung.artifacts.bundle import BundleManifest, Sensitivity
+from edgelung.artifacts.manifest import BundleManifest, Sensitivity
 from edgelung.artifacts.results import SetSize
 from edgelung.artifacts.run import SUBSETS, RunFolder, RunMetrics
 from edgelung.core.files import sha256_file

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from edgelung.artifacts.bundle import BundleManifest, VariantEntry
+from edgelung.artifacts.manifest import BundleManifest, VariantEntry
 from edgelung.artifacts.results import Concern, LabelledMetrics, ModelTest, VariantTest
 from edgelung.artifacts.run import RunConfig, RunMetrics
 from edgelung.core.precision import FULL_PRECISION

@@ -145,7 +145,9 @@ def bench(
 def _read_workload(bundle: Bundle, folder: Path | None) -> _Workload:
     """Tiles that can be read, at most MAX_FILES, spread evenly over the folder."""
     if folder is None:
-        candidates = [FoundFile(t.path.name, str(t.path), listed=True) for t in bundle.golden]
+        candidates = [
+            FoundFile(t.file.path.name, str(t.file.path), listed=True) for t in bundle.golden
+        ]
         origin = "golden tiles of the bundle"
     else:
         listed = itertools.islice(find_files(folder), MAX_LISTED)

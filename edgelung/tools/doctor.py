@@ -126,7 +126,7 @@ def run_selftest(bundle: Bundle) -> list[EngineTest]:
     for name, factory in ENGINES.items():
         for precision, variant in bundle.variants.items():
             try:
-                engine = factory(variant.path, available_cores())
+                engine = factory(variant.graph, available_cores())
             except Exception as error:  # runtimes raise their own exception types
                 lacks_gpu = name in GPU_ENGINES and not gpu_present()
                 reason = "needs an NVIDIA GPU; none is visible" if lacks_gpu else one_line(error)

@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgelung.artifacts.bundle import (
-    MANIFEST,
-    BundleManifest,
-    open_bundle,
-    starter_bundle,
-    write_bundle,
-)
+from edgelung.artifacts.bundle import MANIFEST, open_bundle, starter_bundle, write_bundle
+from edgelung.artifacts.manifest import BundleManifest
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision

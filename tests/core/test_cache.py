@@ -220,7 +220,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_cached_model_gives_the_same_bits(bundle: Bundle, root: Path, precision: str) -> None:
-    graph = bundle.variants[precision].path
+    graph = bundle.variants[precision].graph
     tiles = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
     compiled = OpenVinoEngine(graph, 1).infer(tiles)
     (entry,) = (root / "openvino").iterdir()

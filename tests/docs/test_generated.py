@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import typer
 
-from edgelung.artifacts.bundle import BundleManifest
+from edgelung.artifacts.manifest import BundleManifest
 from edgelung.cli.app import app
 
 DOCS = Path(__file__).parents[2] / "docs"

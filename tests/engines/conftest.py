@@ -59,6 +59,6 @@ def open_small(bundle: Bundle, install: Any) -> Any:
         if name.replace("-", "_") not in sys.modules:
             install(name)
         options = {"profile": Profile(opt_batch=4, max_batch=8)} | options
-        return TensorRtEngine(bundle.variants["fp32"].path, 1, name=name, **options)
+        return TensorRtEngine(bundle.variants["fp32"].graph, 1, name=name, **options)
 
     return call

@@ -16,7 +16,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines import choose
 from edgelung.engines import onnxruntime as onnxruntime_engine
-from edgelung.engines.base import EngineUnavailableError
+from edgelung.engines.base import EngineUnavailableError, Graph
 from edgelung.engines.cuda import gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
@@ -27,7 +27,7 @@ ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("factory", ENGINES)
 def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: str) -> None:
-    engine = factory(bundle.variants[precision].path, 2)
+    engine = factory(bundle.variants[precision].graph, 2)
     tiles = noise(7)
     together = engine.infer(tiles)
     assert together.shape == (7, 3)
@@ -40,13 +40,13 @@ def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: s
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.02)])
 def test_engines_agree(bundle: Bundle, precision: str, tolerance: float) -> None:
-    first, second = (e(bundle.variants[precision].path, 2).infer(noise(9)) for e in ENGINES)
+    first, second = (e(bundle.variants[precision].graph, 2).infer(noise(9)) for e in ENGINES)
     np.testing.assert_allclose(first, second, atol=tolerance)
 
 
 def test_results_are_the_callers_own(bundle: Bundle) -> None:
     for factory in ENGINES:
-        engine = factory(bundle.variants["fp32"].path, 1)
+        engine = factory(bundle.variants["fp32"].graph, 1)
         first = engine.infer(noise(2))
         kept = first.copy()
         engine.infer(255 - noise(2))
@@ -61,10 +61,10 @@ def test_a_provider_that_fell_back_is_refused(
     fallen = SimpleNamespace(get_providers=lambda: ["AzureExecutionProvider", "CPU"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: fallen)
     with pytest.raises(EngineUnavailableError, match="it runs"):
-        OnnxRuntimeEngine(bundle.variants["fp32"].path, 1)
+        OnnxRuntimeEngine(bundle.variants["fp32"].graph, 1)
 
 
-def missing(graph: Path, threads: int, *, latency: bool = False) -> None:
+def missing(graph: Graph, threads: int, *, latency: bool = False) -> None:
     raise EngineUnavailableError("openvino is not installed")
 
 
@@ -158,7 +158,7 @@ def test_a_provider_that_does_not_load_is_unavailable(
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     with pytest.raises(EngineUnavailableError, match=r"libnvinfer.so.10: cannot open") as error:
-        choose.ENGINES[name](bundle.variants["fp32"].path, 1)
+        choose.ENGINES[name](bundle.variants["fp32"].graph, 1)
     assert "\n" not in str(error.value)
     assert asked == [provider, {"enable_fallback": 0}]
 
@@ -171,7 +171,7 @@ def test_a_missing_library_is_named_and_onnxruntime_prints_nothing(
         pytest.skip("this machine has a GPU, where the providers may load")
     onnxruntime.set_default_logger_severity(2)  # its default, which prints
     with pytest.raises(EngineUnavailableError) as error:
-        choose.ENGINES[name](bundle.variants["fp32"].path, 1)
+        choose.ENGINES[name](bundle.variants["fp32"].graph, 1)
     if sys.platform == "linux":
         assert re.search(r"does not load: lib\S+\.so\S*: cannot open", str(error.value))
     assert capfd.readouterr() == ("", "")

@@ -1,7 +1,6 @@
 """The choice on a GPU: measured once, remembered, and never an engine that is wrong."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from engine_helpers import all_passed
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.engines import choose, fastest
+from edgelung.engines.base import Graph
 from edgelung.engines.tensorrt.engine import TensorRtEngine
 
 
@@ -31,7 +31,7 @@ def pace(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str
         return seconds[timed[-1]]
 
     class Named(TensorRtEngine):
-        def __init__(self, graph: Path, threads: int, *, latency: bool = False) -> None:
+        def __init__(self, graph: Graph, threads: int, *, latency: bool = False) -> None:
             super().__init__(graph, threads, name="tensorrt", latency=latency)
             self.graph_name = graph.name
 

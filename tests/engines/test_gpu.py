@@ -42,7 +42,7 @@ def opened(device: Device, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.M
 
     def call(name: str, precision: str = "fp32") -> Any:
         try:
-            engines.append(choose.ENGINES[name](bundle.variants[precision].path, 2))
+            engines.append(choose.ENGINES[name](bundle.variants[precision].graph, 2))
         except EngineUnavailableError as error:
             pytest.skip(str(error))
         return engines[-1]
@@ -65,7 +65,7 @@ def test_engines_agree_with_the_reference(
     assert choose.check_golden(bundle, engine, precision) <= TOLERANCE[precision]
     for count in (1, 32, 31, 130):
         tiles = noise(count, seed=count)
-        expected = OnnxRuntimeEngine(bundle.variants[precision].path, 2).infer(tiles)
+        expected = OnnxRuntimeEngine(bundle.variants[precision].graph, 2).infer(tiles)
         np.testing.assert_allclose(engine.infer(tiles), expected, atol=TOLERANCE[precision])
 
 
@@ -132,7 +132,7 @@ def test_the_folder_run_resizes_on_the_device(
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     engine: TensorRtEngine = opened(name)
     assert engine.resizes
-    reference = OnnxRuntimeEngine(bundle.variants["fp32"].path, 2)
+    reference = OnnxRuntimeEngine(bundle.variants["fp32"].graph, 2)
     (rows,) = predict_batches(
         find_files(tmp_path), bundle.reader, engine, batch_size=8, threads=2, reference=reference
     )
@@ -147,7 +147,7 @@ def test_two_threads_get_their_own_rows(opened: Any, bundle: Bundle, name: str) 
     batches = [noise(n, seed=n) for n in (8, 3, 32, 5, 8, 1, 32, 8)] * 4
     with ThreadPoolExecutor(engine.concurrency) as pool:
         found = list(pool.map(engine.infer, batches))
-    reference = OnnxRuntimeEngine(bundle.variants["fp32"].path, 2)
+    reference = OnnxRuntimeEngine(bundle.variants["fp32"].graph, 2)
     for tiles, ours in zip(batches, found, strict=True):
         np.testing.assert_allclose(ours, reference.infer(tiles), atol=TOLERANCE["fp32"])
 

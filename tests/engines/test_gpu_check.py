@@ -94,7 +94,7 @@ def test_the_parts_over_the_fake_gpu(
     """Names, signatures and shapes; the figures mean nothing."""
     install("tensorrt")
     monkeypatch.setattr(choose, "gpu_present", lambda: True)
-    graph = bundle.variants["fp32"].path
+    graph = bundle.variants["fp32"].graph
     for graphs in (True, False):
         found = engines.latency(graph, Precision.FP32, graphs, SIZE)
         assert found["engine"] == "tensorrt"
@@ -136,7 +136,7 @@ def test_the_device_layer_over_the_fake_gpu(short: None, gpu: Any, twin: None) -
 def test_latency_without_tensorrt_is_onnx_runtimes(
     short: None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = bundle.variants["fp32"].path
+    graph = bundle.variants["fp32"].graph
     with pytest.raises(CannotRunError, match="CUDAExecutionProvider"):
         engines.latency(graph, Precision.FP32, False, SIZE)
     monkeypatch.setitem(choose.ENGINES, "onnxruntime-cuda", choose.ENGINES["onnxruntime"])

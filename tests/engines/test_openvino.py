@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from edgelung.artifacts.bundle import Variant, VariantEntry
+from edgelung.artifacts.bundle import Variant
+from edgelung.artifacts.bundle_files import BundleFile
+from edgelung.artifacts.manifest import VariantEntry
 from edgelung.artifacts.results import GateResult, OpenVinoCheck
 from edgelung.core.precision import Precision
 from edgelung.engines import openvino
+from edgelung.engines.base import GraphBytes
 from edgelung.engines.choose import _factory
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
@@ -43,7 +46,6 @@ class FakeCore:
 )
 def test_bf16_where_it_is_allowed_and_there_is_some(
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
     abilities: tuple[str, ...],
     allowed: bool,
     hint: str,
@@ -53,8 +55,7 @@ def test_bf16_where_it_is_allowed_and_there_is_some(
     monkeypatch.setattr(FakeCore, "abilities", abilities)
     fake = SimpleNamespace(Core=FakeCore, get_version=lambda: "1")
     monkeypatch.setattr(openvino, "_openvino", lambda: fake)
-    (tmp_path / "g.onnx").write_bytes(b"graph")
-    engine = OpenVinoEngine(tmp_path / "g.onnx", 1, bf16=allowed)
+    engine = OpenVinoEngine(GraphBytes(b"graph"), 1, bf16=allowed)
     assert FakeCore.config["INFERENCE_PRECISION_HINT"] == hint
     assert engine.float_type == named
 
@@ -88,7 +89,7 @@ def test_bf16_is_for_variants_that_passed_with_it(
         tiles_per_second={},
         gate=gate,
     )
-    variant = Variant(Precision.INT8, Path("g.onnx"), entry)
+    variant = Variant(Precision.INT8, BundleFile(Path("b"), "g.onnx", "", 1), entry)
     factory = _factory(OpenVinoEngine, variant)
     if allowed:
         assert isinstance(factory, partial)

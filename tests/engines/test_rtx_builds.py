@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.errors import EdgelungError
+from edgelung.engines.base import GraphBytes
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, open_prebuilt
@@ -80,23 +81,22 @@ def test_two_builds_are_the_same_but_for_generated_names(
     ahead: tuple, passed: Bundle, rtx: Flavour
 ) -> None:
     folder, _ = ahead
-    again = build_engine(rtx, passed.variants["int8"].path, Profile(), target="sm_86").plan
+    again = build_engine(rtx, passed.variants["int8"].graph, Profile(), target="sm_86").plan
     first = (folder / "int8.sm_86.engine").read_bytes()
     assert GENERATED_NAME.sub(b"", first) == GENERATED_NAME.sub(b"", again)
 
 
 def test_a_prebuilt_engine_is_found_by_graph_and_target(
-    ahead: tuple, passed: Bundle, rtx: Flavour, tmp_path: Path
+    ahead: tuple, passed: Bundle, rtx: Flavour
 ) -> None:
     folder, _ = ahead
-    graph = passed.variants["fp16"].path
+    graph = passed.variants["fp16"].graph
     prebuilt = open_prebuilt(folder)
     plan = prebuilt.find(rtx, "sm_89", graph)
     assert plan == (folder / "fp16.sm_89.engine").read_bytes()
     with pytest.raises(EdgelungError, match=r"holds engines for .*this machine needs sm_75"):
         prebuilt.find(rtx, "sm_75", graph)
-    other = tmp_path / "model.fp16.onnx"
-    other.write_bytes(graph.read_bytes() + b"\0")
+    other = GraphBytes(graph.read() + b"\0", "model.fp16.onnx")
     with pytest.raises(EdgelungError, match="another bundle"):
         prebuilt.find(rtx, "sm_89", other)
     newer = Flavour(rtx.name, rtx.trt, "9.9.9")
@@ -108,7 +108,7 @@ def test_a_prebuilt_engine_is_found_by_graph_and_target(
     ("change", "message"),
     [
         (lambda f: (f / "fp16.sm_89.engine").write_bytes(b"other"), "damaged"),
-        (lambda f: (f / "fp16.sm_89.engine").unlink(), "cannot read"),
+        (lambda f: (f / "fp16.sm_89.engine").unlink(), "is missing"),
         (lambda f: (f / "engines.json").unlink(), "expected a folder"),
         (lambda f: (f / "engines.json").write_text("[]"), "expected a folder"),
         (
@@ -128,7 +128,7 @@ def test_damaged_prebuilt_folders_are_refused(
         shutil.copy(ahead[0] / name, folder / name)
     change(folder)
     with pytest.raises(EdgelungError, match=message):
-        open_prebuilt(folder).find(rtx, "sm_89", passed.variants["fp16"].path)
+        open_prebuilt(folder).find(rtx, "sm_89", passed.variants["fp16"].graph)
 
 
 def test_engines_stay_outside_the_bundle(ahead: tuple, passed: Bundle) -> None:
@@ -210,12 +210,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refusals_are_our_message(rtx: Flavour, tmp_path: Path, what: str) -> None:
+def test_refusals_are_our_message(rtx: Flavour, what: str) -> None:
     data, words = REFUSED[what]
-    path = tmp_path / "model.test.onnx"
-    path.write_bytes(data)
     with pytest.raises(EdgelungError) as refused:
-        build_engine(rtx, path, Profile(), target="sm_86")
+        build_engine(rtx, GraphBytes(data, "model.test.onnx"), Profile(), target="sm_86")
     text = str(refused.value)
     assert re.match(r"TensorRT-RTX [\d.]+ refuses model.test.onnx: ", text)
     assert words in text

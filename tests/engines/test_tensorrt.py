@@ -172,9 +172,9 @@ def mixed(tmp_path: Path) -> Path:
 def test_the_folder_run_leaves_the_resize_to_the_device(
     bundle: Bundle, gpu: Any, twin: None, open_small: Any, mixed: Path
 ) -> None:
-    plain = rows_of(OnnxRuntimeEngine(bundle.variants["fp32"].path, 1), mixed)
+    plain = rows_of(OnnxRuntimeEngine(bundle.variants["fp32"].graph, 1), mixed)
     engine = open_small()
-    found = rows_of(engine, mixed, reference=OnnxRuntimeEngine(bundle.variants["fp32"].path, 1))
+    found = rows_of(engine, mixed, reference=OnnxRuntimeEngine(bundle.variants["fp32"].graph, 1))
     assert sum(op == "resize_rows" for _, op in gpu.log) >= 1 + 2  # the trial, then two batches
     assert [row.status for row in found] == [row.status for row in plain]
     assert [row.status for row in found].count("ok") == 16
@@ -210,7 +210,7 @@ def test_a_device_that_does_not_resize_as_the_reader_leaves_it_to_the_cpu(
     caplog.set_level(logging.INFO)
     engine = open_small()
     found = rows_of(engine, mixed)
-    plain = rows_of(OnnxRuntimeEngine(bundle.variants["fp32"].path, 1), mixed)
+    plain = rows_of(OnnxRuntimeEngine(bundle.variants["fp32"].graph, 1), mixed)
     for ours, theirs in zip(found, plain, strict=True):
         if theirs.probabilities is not None:
             np.testing.assert_array_equal(ours.probabilities, theirs.probabilities)

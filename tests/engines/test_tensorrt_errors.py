@@ -116,7 +116,7 @@ def test_a_refused_graph_is_one_line(
 ) -> None:
     install("tensorrt").refuse[step] = True
     with pytest.raises(EdgelungError, match=rf"TensorRT 11.4.* refuses model.fp32.onnx: .*{words}"):
-        build_engine(load_flavour("tensorrt"), bundle.variants["fp32"].path, Profile())
+        build_engine(load_flavour("tensorrt"), bundle.variants["fp32"].graph, Profile())
 
 
 def test_an_unlisted_gpu_names_the_other_engine(gpu: Any, open_small: Any) -> None:

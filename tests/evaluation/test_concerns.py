@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from msgspec import UNSET, structs
 
-from edgelung.artifacts.bundle import (
-    BundleManifest,
-    Provenance,
-    VariantEntry,
-    open_bundle,
-    starter_bundle,
-)
+from edgelung.artifacts.bundle import open_bundle, starter_bundle
+from edgelung.artifacts.manifest import BundleManifest, Provenance, VariantEntry
 from edgelung.artifacts.results import Concern, GateResult, ModelTest, SetSize, TilesNeeded
 from edgelung.artifacts.run import ModelMetrics, RunMetrics
 from edgelung.evaluation.concerns import (

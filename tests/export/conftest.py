@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgelung.artifacts.bundle import Calibration
+from edgelung.artifacts.manifest import Calibration
 from edgelung.export.student import Student
 
 

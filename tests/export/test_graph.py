@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
+from edgelung.engines.base import GraphBytes
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export.eight_bit import FP8, quantize_weight
 from edgelung.export.graph import build_graph, linear_names, quantizable
@@ -68,8 +69,7 @@ def torch_probabilities(
 
 
 def run_graph(graph: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    onnx.save(graph, folder / "g.onnx")
-    return OnnxRuntimeEngine(folder / "g.onnx", 1).infer(pixels)
+    return OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(pixels)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgelung.artifacts.bundle import Calibration
+from edgelung.artifacts.manifest import Calibration
 from edgelung.core.precision import Precision
 from edgelung.export.graph import build_graph
 from edgelung.export.plan import Plan
@@ -17,6 +17,7 @@ from edgelung.export.student import Student
 
 torch = pytest.importorskip("torch")
 
+from edgelung.engines.base import GraphBytes  # noqa: E402
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from edgelung.export.qat import Network, distill  # noqa: E402
 
@@ -31,8 +32,7 @@ def plan(student: Student, pixels: np.ndarray, calibration_record: Calibration) 
 
 
 def by_graph(graph: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    onnx.save(graph, folder / "g.onnx")
-    return OnnxRuntimeEngine(folder / "g.onnx", 1).infer(pixels)
+    return OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(pixels)
 
 
 def by_network(student: Student, scales: dict[str, float], pixels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import pytest
 import typer
 from safetensors.numpy import load_file, save_file
 
-from edgelung.artifacts.bundle import Calibration, open_bundle
+from edgelung.artifacts.bundle import open_bundle
+from edgelung.artifacts.manifest import Calibration
 from edgelung.artifacts.results import GateResult, Limits
 from edgelung.artifacts.run import RunFolder
 from edgelung.cli import export as command

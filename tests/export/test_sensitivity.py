@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgelung.artifacts.bundle import Calibration
+from edgelung.artifacts.manifest import Calibration
 from edgelung.core.precision import Precision
 from edgelung.export.graph import (
     build_graph,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgelung.artifacts.bundle import Calibration
+from edgelung.artifacts.manifest import Calibration
 from edgelung.core.precision import Precision
 from edgelung.export.plan import Plan
 from edgelung.export.ranges import input_scales

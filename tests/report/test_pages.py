@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from edgelung import RESEARCH_USE_ONLY
-from edgelung.artifacts.bundle import BundleManifest, Provenance, VariantEntry
+from edgelung.artifacts.manifest import BundleManifest, Provenance, VariantEntry
 from edgelung.artifacts.results import (
     GateResult,
     Intervals,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from edgelung.artifacts.bundle import BundleManifest, VariantEntry
+from edgelung.artifacts.manifest import BundleManifest, VariantEntry
 from edgelung.artifacts.results import (
     Concern,
     GateResult,

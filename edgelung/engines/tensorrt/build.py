@@ -8,9 +8,9 @@ stays evidence.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.engines.base import Graph
 from edgelung.engines.tensorrt.api import (
     ErrorLog,
     Layer,
@@ -65,7 +65,7 @@ class BuiltEngine:
 
 def build_engine(
     flavour: Flavour,
-    graph: Path,
+    graph: Graph,
     profile: Profile,
     *,
     target: str | None = None,
@@ -170,14 +170,10 @@ def summarize(network: Network) -> NetworkSummary:
     return NetworkSummary(len(layers), linears, quantized, dict(kinds.most_common()), dict(types))
 
 
-def _parse(flavour: Flavour, graph: Path, network: Network, log: ErrorLog) -> Parser:
+def _parse(flavour: Flavour, graph: Graph, network: Network, log: ErrorLog) -> Parser:
     """Parse the ONNX file into the network, and return the parser, which owns the weights."""
     parser: Parser = flavour.trt.OnnxParser(network, log)
-    try:
-        onnx = graph.read_bytes()
-    except OSError as error:
-        raise EdgelungError(f"cannot read {graph}: {error.strerror}") from error
-    if not parser.parse(onnx):
+    if not parser.parse(graph.read()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         raise _refusal(flavour, graph, [_describe(error) for error in errors])
     return parser
@@ -209,7 +205,7 @@ def _describe(error: ParserError) -> str:
     return f"node {node} ({error.node_operator()}): {error.desc()}"
 
 
-def _refusal(flavour: Flavour, graph: Path, errors: Sequence[str]) -> EdgelungError:
+def _refusal(flavour: Flavour, graph: Graph, errors: Sequence[str]) -> EdgelungError:
     reasons = [one_line(error, 240) for error in errors] or ["it gave no reason"]
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return EdgelungError(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -14,8 +13,7 @@ import numpy as np
 from edgelung import __version__
 from edgelung.core.cache import Cache, Key, engine_cache
 from edgelung.core.errors import one_line
-from edgelung.core.files import sha256_file
-from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Graph, Probabilities, Tiles
 from edgelung.engines.cuda import Device, DeviceError
 from edgelung.engines.tensorrt.build import Profile, build_engine
 from edgelung.engines.tensorrt.execute import ExecutionSlot, LoadedEngine, split_by_memory
@@ -62,7 +60,7 @@ class TensorRtEngine:
 
     def __init__(
         self,
-        graph: Path,
+        graph: Graph,
         threads: int,
         *,
         name: str,
@@ -159,7 +157,7 @@ class TensorRtEngine:
         finally:
             self._free_slots.put(slot)
 
-    def _load(self, graph: Path, prebuilt: PrebuiltFolder | None) -> LoadedEngine:
+    def _load(self, graph: Graph, prebuilt: PrebuiltFolder | None) -> LoadedEngine:
         """Load the prebuilt or cached engine, or build it.
 
         A cached engine that TensorRT refuses is built again.
@@ -181,7 +179,7 @@ class TensorRtEngine:
     def _deserialize(self, plan: bytes) -> LoadedEngine:
         return LoadedEngine(self._flavour, self._device, plan, self._runtime_cache)
 
-    def _build(self, graph: Path) -> bytes:
+    def _build(self, graph: Graph) -> bytes:
         """Build the engine for this GPU and cache the builder's timings."""
         self._built = True
         target = None
@@ -210,10 +208,10 @@ class TensorRtEngine:
             self._loaded = None
 
 
-def _keys(flavour: Flavour, device: Device, graph: Path, profile: Profile) -> EngineKeys:
+def _keys(flavour: Flavour, device: Device, graph: Graph, profile: Profile) -> EngineKeys:
     """Build the cache keys: an engine runs only on the GPU and versions it was built with."""
     machine = {"gpu": device.name, "flavour": flavour.name}
-    engine = {"graph": sha256_file(graph), **machine, "profile": str(profile)}
+    engine = {"graph": graph.sha256, **machine, "profile": str(profile)}
     depends_on = {
         "architecture": device.architecture,
         "version": flavour.version,

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from edgelung.core.errors import one_line
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
 from edgelung.engines import choose
-from edgelung.engines.base import Engine, EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import Engine, EngineUnavailableError, Graph, Probabilities, Tiles
 from edgelung.engines.cuda import Device
 from edgelung.engines.names import GPU_ENGINES, EngineName
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
@@ -64,7 +63,7 @@ def parity(bundle: Bundle, tiles: Tiles) -> Figures:
     """Compare every engine and variant with ONNX Runtime on the CPU, on the same tiles."""
     result: Figures = {}
     reference = {
-        name: OnnxRuntimeEngine(variant.path, available_cores(), latency=True)
+        name: OnnxRuntimeEngine(variant.graph, available_cores(), latency=True)
         for name, variant in bundle.variants.items()
     }
     full = in_batches(reference[FULL_PRECISION], tiles)
@@ -72,7 +71,7 @@ def parity(bundle: Bundle, tiles: Tiles) -> Figures:
         expected = full if precision == FULL_PRECISION else in_batches(engine, tiles)
         for name in MEASURED:
             try:
-                row = _compare(name, bundle.variants[precision].path, tiles, expected)
+                row = _compare(name, bundle.variants[precision].graph, tiles, expected)
                 probabilities = row.pop("probabilities")
                 row["agreement_with_fp32"] = same_label(probabilities, full)
             except Exception as error:  # runtimes raise their own exception types
@@ -81,7 +80,7 @@ def parity(bundle: Bundle, tiles: Tiles) -> Figures:
     return result
 
 
-def _compare(name: EngineName, graph: Path, tiles: Tiles, expected: Probabilities) -> Figures:
+def _compare(name: EngineName, graph: Graph, tiles: Tiles, expected: Probabilities) -> Figures:
     """Load an engine twice, to time a build and a cached load, and compare its probabilities."""
     start = time.perf_counter()
     choose.ENGINES[name](graph, available_cores()).close()
@@ -102,7 +101,7 @@ def _compare(name: EngineName, graph: Path, tiles: Tiles, expected: Probabilitie
     }
 
 
-def latency(graph: Path, precision: Precision, graphs: bool, size: int) -> Figures:
+def latency(graph: Graph, precision: Precision, graphs: bool, size: int) -> Figures:
     """Measure the milliseconds of `infer` per batch size, on the TensorRT that is installed.
 
     Without TensorRT and without CUDA graphs: on ONNX Runtime's CUDA provider, which has no graphs.
@@ -134,7 +133,7 @@ def latency(graph: Path, precision: Precision, graphs: bool, size: int) -> Figur
     return result
 
 
-def throughput(graph: Path, gflop: float, size: int) -> Figures:
+def throughput(graph: Graph, gflop: float, size: int) -> Figures:
     """Measure MLPerf's SingleStream and Offline on every engine, as a share of the FP16 peak.
 
     Offline keeps as many batches in flight as the engine takes.
@@ -219,7 +218,7 @@ def torch_models(architecture: str) -> Figures:
     return result
 
 
-def first_tensorrt(graph: Path) -> TensorRtEngine:
+def first_tensorrt(graph: Graph) -> TensorRtEngine:
     """Load `graph` in the first TensorRT that runs here, for batches up to 128."""
     reasons = []
     for name in TENSORRT:

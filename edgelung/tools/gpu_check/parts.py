@@ -16,7 +16,8 @@ from msgspec import Struct
 from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.precision import Precision
 from edgelung.core.typed_json import convert, parse
-from edgelung.tiles.reader import read_tile
+from edgelung.engines.base import GraphBytes
+from edgelung.tiles.reader import decode_tile
 from edgelung.tools.gpu_check import device, engines, folder
 from edgelung.tools.gpu_check.timing import CannotRunError, Figures
 
@@ -42,12 +43,12 @@ class PartOptions(Struct, frozen=True):
             raise CannotRunError(NO_TILES)
         return Path(self.tiles)
 
-    def random_deit_b(self) -> Path:
+    def random_deit_b(self) -> GraphBytes:
         """Return DeiT-B's graph with random weights: right for speed, worthless for accuracy."""
         path = Path(self.scratch) / f"{DEIT_B}.fp16.onnx"
         if not path.exists():
             write_random_graph(path, DEIT_B)
-        return path
+        return GraphBytes(path.read_bytes(), path.name)
 
 
 Part = Callable[[PartOptions], Figures]
@@ -58,7 +59,7 @@ def _parity(options: PartOptions) -> Figures:
     if options.tiles:
         tiles, _ = folder.read_some(Path(options.tiles), 512, bundle.reader.size)
     else:
-        tiles = np.stack([read_tile(tile.path, bundle.reader) for tile in bundle.golden])
+        tiles = np.stack([decode_tile(tile.file.read(), bundle.reader) for tile in bundle.golden])
     return engines.parity(bundle, tiles)
 
 
@@ -68,8 +69,8 @@ def _latency_of_deit_b(options: PartOptions, *, graphs: bool) -> Figures:
 
 def _latency_of_bundle(options: PartOptions, *, precision: Precision, graphs: bool) -> Figures:
     bundle = options.open_bundle()
-    path = bundle.variant(precision).path
-    return engines.latency(path, precision, graphs, bundle.reader.size)
+    graph = bundle.variant(precision).graph
+    return engines.latency(graph, precision, graphs, bundle.reader.size)
 
 
 def _throughput(options: PartOptions) -> Figures:

@@ -1,0 +1,152 @@
+"""bundle.json as types: classes, preprocessing, variants with gate results, provenance, hashes.
+
+`edgelung.artifacts.bundle` reads and writes it.
+"""
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
+from edgelung.core.typed_json import Json
+
+SCHEMA_VERSION = 1
+
+
+class MethodScore(Struct, frozen=True, kw_only=True):
+    """Loss of a calibration method on the tiles that compare the methods."""
+
+    flipped: int
+    mean_probability_difference: float
+
+
+class QatRecord(Struct, frozen=True, kw_only=True):
+    """Quantization-aware training of a variant: tiles used, loss at the start and at the end."""
+
+    tiles: int
+    loss_before: float
+    loss_after: float
+
+
+class Calibration(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the 8-bit ranges of a variant were chosen.
+
+    `asked` is the requested method, `method` the one that was used. `scores` holds the loss of each
+    method on `scored_tiles` of the calibration tiles. `migration_strength`: SmoothQuant's α of each
+    operation whose scale was migrated.
+    """
+
+    asked: str
+    method: str
+    tiles: int
+    groups: int
+    scores: dict[str, MethodScore]
+    scored_tiles: int
+    bias_correction: bool
+    migration_strength: dict[str, float]
+    qat: QatRecord | None = None
+
+
+class PartSensitivity(Struct, frozen=True, kw_only=True):
+    """Divergence of the output if only this part is in INT8, or all but this part; nats."""
+
+    name: str
+    linears: list[str]
+    alone: float
+    all_but: float
+
+
+class Sensitivity(Struct, frozen=True, kw_only=True):
+    """Divergence caused by INT8, most harmful part first; nats, mean over `tiles` tiles."""
+
+    everything: float = field(name="all")
+    linears: list[PartSensitivity]
+    blocks: list[PartSensitivity]
+    tiles: int
+
+
+class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One variant: its file, how it was made, and the evidence for it.
+
+    `kept_in_float`: parts that stay in floating point because the gate failed with them in INT8.
+    `tiles_per_second`: speed of the network alone, by CPU engine, on the exporting machine.
+    """
+
+    file: str
+    bytes: int
+    base: str
+    meant_for: str
+    quantized_linears: int
+    judged_by: str
+    tiles_per_second: dict[str, float]
+    gate: GateResult
+    kept_in_float: list[str] | None = field(name="given_back", default=None)
+    calibration: Calibration | None = None
+    test: VariantTest | None = None
+
+
+class GoldenEntry(Struct, frozen=True, kw_only=True):
+    """A golden tile: its file, its class, and its probabilities by variant."""
+
+    file: str
+    label: str = field(name="class")
+    probabilities: dict[str, list[float]]
+
+
+class OutsideConfidence(Struct, frozen=True, kw_only=True):
+    """Confidence on tiles of other tissue, compared with the test tiles.
+
+    `roc_auc`: the probability that a test tile gets a higher confidence than such a tile.
+    """
+
+    tiles: int
+    median_confidence_on_test: float
+    median_confidence: float
+    share_above_09_on_test: float = field(name="share_above_0.9_on_test")
+    share_above_09: float = field(name="share_above_0.9")
+    roc_auc: float | None
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`."""
+
+    edgelung: str
+    created: str
+    run: str
+    student: str
+    weights_sha256: str
+    split_sha256: str
+    groups: str
+    split: str
+    recipe: dict[str, Json]
+    sets: dict[str, SetSize]
+    eight_bits: str | None
+
+
+class FileEntry(Struct, frozen=True, kw_only=True):
+    """A file of the bundle: its hash and its size."""
+
+    sha256: str
+    bytes: int
+
+
+class BundleManifest(Struct, frozen=True, kw_only=True):
+    """bundle.json.
+
+    `tile_sizes`: number of training tiles by '<width>x<height>' in pixels; empty in older bundles.
+    `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
+    derives them.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str = ""
+    notice: str = ""
+    classes: list[str]
+    preprocessing: dict[str, Json]
+    temperature: float
+    variants: dict[str, VariantEntry]
+    sensitivity: Sensitivity | None = None
+    golden: list[GoldenEntry]
+    outside: OutsideConfidence | None = None
+    tile_sizes: dict[str, int] = {}
+    concerns: list[Concern] | UnsetType = UNSET
+    provenance: Provenance | None = None
+    files: dict[str, FileEntry] = {}
