@@ -32,7 +32,7 @@ from edgelung.artifacts.predictions import Prediction, Predictions, read_predict
 from edgelung.artifacts.summary import Summary
 from edgelung.artifacts.trust import choose_trust
 from edgelung.core.choice import E, parse_choice
-from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
@@ -41,7 +41,7 @@ from edgelung.inference import session
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import default_batch_size
 from edgelung.inference.source import Source
-from edgelung.tiles.images import check_array, tile_from_array, tile_from_image
+from edgelung.tiles.images import check_array, tile_from_array, tile_from_image, tile_or_error
 from edgelung.tiles.reader import Tile, TileError, read_tile
 from edgelung.tiles.status import Status
 
@@ -93,21 +93,21 @@ def load(
         precision: the variant of the bundle: 'fp32', 'fp16', 'int8', 'int8-fp16' or 'fp8'. None:
             the preferred one for the engine of those that passed their gate.
         threads: CPU threads. None: all cores that this process may use.
-        trust: a public key (a PEM file) or a folder of them: only a bundle that one of them signed
-            is opened. None: the keys of edgelung.toml; without any, every bundle is.
-        allow_unsigned: open a bundle too that is unsigned, or signed by a key that is not trusted.
+        trust: a public key (PEM) or a folder of them, one of which has to have signed the bundle.
+            None: the keys of edgelung.toml; without any, every bundle is opened.
+        allow_unsigned: open it even if it is unsigned or signed by another key.
 
     Returns:
         A classifier. Close it, or use it in a `with` statement, to release the runtime.
 
     Raises:
-        EdgelungError: if the bundle is damaged or not signed by a trusted key, a name is unknown,
-            or no engine can run it.
+        EdgelungError: if the bundle is damaged or not trusted, or cannot run as asked.
     """
     engine_name = _member(EngineName, "engine", engine)
     precision_name = _member(Precision, "precision", precision)
     _check_count("threads", threads)
-    opened = _open(bundle, trust, allow_unsigned)
+    folder = Path(bundle) if bundle is not None else starter_bundle()
+    opened = open_bundle(folder, choose_trust(trust, allow_unsigned))
     return Classifier(opened, open_engine(opened, engine_name, precision_name, threads))
 
 
@@ -242,9 +242,9 @@ class Classifier:
         spec = self.bundle.reader
         if isinstance(image, np.ndarray):
             check_array(image)
-            return _attempt(lambda: tile_from_array(image, spec))
+            return tile_or_error(lambda: tile_from_array(image, spec))
         if isinstance(image, Image.Image):
-            return _attempt(lambda: tile_from_image(image, spec))
+            return tile_or_error(lambda: tile_from_image(image, spec))
         if isinstance(image, str | os.PathLike):
             return image
         raise TypeError(
@@ -258,7 +258,7 @@ class Classifier:
         decoded = [
             item
             if isinstance(item, np.ndarray | TileError)
-            else _attempt(partial(read_tile, item, spec))
+            else tile_or_error(partial(read_tile, item, spec))
             for item in items
         ]
         tiles = [tile for tile in decoded if not isinstance(tile, TileError)]
@@ -352,7 +352,10 @@ def infer_folder(
     )
     return session.infer_folder(
         Source(tuple(map(Path, folders)), None if files is None else Path(files), subset),
-        _open(model, trust, allow_unsigned),
+        open_bundle(
+            Path(model) if model is not None else starter_bundle(),
+            choose_trust(trust, allow_unsigned),
+        ),
         Destination.parse(Path(out)),
         options,
         resume=resume,
@@ -379,23 +382,6 @@ def open_run(path: PathInput) -> Run:
         EdgelungError: if the folder is not a run; later, if a file in it is missing or damaged.
     """
     return Run(Path(path))
-
-
-def _open(bundle: PathInput | None, trust: PathInput | None, allow_unsigned: bool) -> Bundle:
-    policy = choose_trust(None if trust is None else Path(trust), allow_unsigned)
-    return open_bundle(starter_bundle() if bundle is None else Path(bundle), policy)
-
-
-def _attempt(decode: Callable[[], Tile]) -> Tile | TileError:
-    """Return a tile, uint8 (size, size, 3), or why there is none."""
-    try:
-        return decode()
-    except TileError as error:
-        return error
-    except MemoryError:
-        return TileError(Status.TOO_LARGE, "not enough memory to decode it")
-    except Exception as error:  # decoders raise many types: a result, as in a folder run
-        return TileError(Status.CORRUPT, one_line(error))
 
 
 def _member(kind: type[E], what: str, value: str | None) -> E | None:

@@ -12,6 +12,7 @@ or the keys. Once keys are trusted, a bundle without a signature by one of them 
 Without keys nothing is checked, and `cryptography` is not imported.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -134,7 +135,9 @@ class Trust:
 OWN_WORK = Trust()
 
 
-def choose_trust(option: Path | None = None, allow_unsigned: bool = False) -> Trust:
+def choose_trust(
+    option: str | os.PathLike[str] | None = None, allow_unsigned: bool = False
+) -> Trust:
     """The policy of a run: the keys that `--trust` names, else those of the configuration.
 
     Raises:
@@ -142,7 +145,7 @@ def choose_trust(option: Path | None = None, allow_unsigned: bool = False) -> Tr
             configuration or its keys.
     """
     if option is not None:
-        return Trust(read_public_keys(option), "--trust", allow_unsigned)
+        return Trust(read_public_keys(Path(option)), "--trust", allow_unsigned)
     sources = [source for path in _config_files() if (source := _configured_keys(path))]
     keys = {key.key_id: key for _, found in sources for key in found}
     origin = " and ".join(str(path) for path, _ in sources)

@@ -199,7 +199,7 @@ def infer(
     Writes one row per file and a summary of the run. Defaults can stand in edgelung.toml, see
     `edgelung doctor`. Research use only.
     """
-    from edgelung.artifacts.bundle import MODEL_CARD, STARTER_NOTE, open_bundle, starter_bundle
+    from edgelung.artifacts.bundle import MODEL_CARD
     from edgelung.artifacts.trust import choose_trust
     from edgelung.cli.counting import counting
     from edgelung.cli.defaults import read_defaults
@@ -216,10 +216,8 @@ def infer(
         raise typer.BadParameter("--watch finds its files itself; leave --files out")
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
-    if model is None:
-        report(STARTER_NOTE)
     policy = choose_trust(trust, allow_unsigned)
-    bundle = open_bundle(model or starter_bundle(), policy)
+    bundle = _open_model(model, policy)
     source = Source(tuple(folder), files, subset)
     destination = Destination.parse(out, summary)
     options = Options(
@@ -255,6 +253,14 @@ def infer(
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
     raise typer.Exit(result.exit_code)
+
+
+def _open_model(model: Path | None, trust: "Trust") -> "Bundle":
+    from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
+
+    if model is None:
+        report(STARTER_NOTE)
+    return open_bundle(model or starter_bundle(), trust)
 
 
 def _open_prebuilt(folder: Path, trust: "Trust") -> "PrebuiltFolder":

@@ -26,9 +26,9 @@ def keygen(
         ),
     ] = False,
 ) -> None:
-    """Make a key pair that signs bundles.
+    """Which key signs your bundles?
 
-    ECDSA on P-256. Only you can read the private key (mode 0600): `edgelung sign` and `edgelung
+    Makes a new pair, ECDSA on P-256. Only you can read the private key (mode 0600): `edgelung sign` and `edgelung
     export --sign` use it. Give the public key to everyone who runs your bundles. Nothing is
     overwritten.
     """

@@ -32,9 +32,9 @@ def sign(
         ),
     ],
 ) -> None:
-    """Who made this bundle? Sign it, so that others can check.
+    """Who made this bundle?
 
-    Every file is checked, then the signature is written to bundle.sig in the folder; an earlier
+    Signs it, so that others can check that it comes from you and was not changed. Every file is checked, then the signature is written to bundle.sig in the folder; an earlier
     one is replaced. The format is OpenSSF model signing: `model_signing verify key` accepts it too.
     """
     sign_folders([folder], read_signing_key(key))
