@@ -28,9 +28,9 @@ def keygen(
 ) -> None:
     """Which key signs your bundles?
 
-    Makes a new pair, ECDSA on P-256. Only you can read the private key (mode 0600): `edgelung sign` and `edgelung
-    export --sign` use it. Give the public key to everyone who runs your bundles. Nothing is
-    overwritten.
+    Makes a new pair, ECDSA on P-256. Only you can read the private key (mode 0600): `edgelung sign`
+    and `edgelung export --sign` use it. Give the public key to everyone who runs your bundles.
+    Nothing is overwritten.
     """
     from edgelung.artifacts.keys import write_key_pair
     from edgelung.cli.command import print_next

@@ -34,8 +34,9 @@ def sign(
 ) -> None:
     """Who made this bundle?
 
-    Signs it, so that others can check that it comes from you and was not changed. Every file is checked, then the signature is written to bundle.sig in the folder; an earlier
-    one is replaced. The format is OpenSSF model signing: `model_signing verify key` accepts it too.
+    Signs it, so that others can check that it comes from you and was not changed. Every file is
+    checked first; the signature is bundle.sig in the folder, and replaces an earlier one. Its
+    format is OpenSSF model signing: `model_signing verify key` accepts it too.
     """
     sign_folders([folder], read_signing_key(key))
 
