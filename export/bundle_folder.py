@@ -25,6 +25,7 @@ from edgelung.artifacts.manifest import (
     Sensitivity,
 )
 from edgelung.artifacts.trust import OWN_WORK
+from edgelung.core.class_names import composed
 from edgelung.core.files import atomic_folder, sha256_file
 from edgelung.core.typed_json import Json
 from edgelung.evaluation.concerns import bundle_concerns
@@ -56,7 +57,7 @@ def write_bundle_folder(
     manifest = BundleManifest(
         name=f"{inputs.student.architecture} of {inputs.run.path.name}",
         notice=RESEARCH_USE_ONLY,
-        classes=list(inputs.student.classes),
+        classes=[composed(name) for name in inputs.student.classes],
         preprocessing=inputs.reader.spec.to_json(),
         temperature=temperature,
         variants={variant.precision: variant.entry for variant in variants},
@@ -116,7 +117,7 @@ def _golden_entries(
         entries.append(
             GoldenEntry(
                 file=f"{GOLDEN_FOLDER}/{number:02d}{Path(tile.path).suffix.lower()}",
-                label=inputs.student.classes[tile.label],
+                label=composed(inputs.student.classes[tile.label]),
                 probabilities={
                     variant.precision: variant.probabilities["gate"][index].tolist()
                     for variant in variants

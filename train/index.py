@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from edgelung.core.class_names import check_class_names, composed
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.progress import SILENT, Advance
@@ -159,6 +160,11 @@ def _check_classes(
         raise EdgelungError(
             f"no tiles of class {missing[0]} below {data}; the folders there are {there or 'none'}"
         )
+    if complete:
+        try:
+            check_class_names([composed(name) for name in sorted(found)])
+        except ValueError as error:
+            raise EdgelungError(f"{data}: {error}; rename the class folder") from error
     if not classes:
         _check_spelling(data, found)
         _check_folders(data, files)

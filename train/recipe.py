@@ -3,7 +3,6 @@
 A recipe is a TOML file, in `recipes/` or elsewhere. `--set student.lr=1e-4` overrides a field.
 """
 
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgelung.artifacts.run import ROLES
 from edgelung.core.errors import EdgelungError
+from edgelung.core.typed_json import parse_toml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=16, le=1024)]
@@ -212,16 +212,16 @@ def _read(name: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise EdgelungError(f"cannot read the recipe {name}: {error}") from error
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(text)
+    except ValueError as error:
         raise EdgelungError(f"recipe {name} is not valid TOML: {error}") from error
 
 
 def _parse(text: str) -> Any:
     """A TOML value; a bare word is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

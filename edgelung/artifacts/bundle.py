@@ -19,6 +19,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
+from edgelung import __version__
 from edgelung.artifacts.bundle_files import (
     MANIFEST,
     MAX_FILE_BYTES,
@@ -34,9 +35,14 @@ from edgelung.artifacts.bundle_files import (
     BundleFolder,
     open_folder,
 )
+from edgelung.artifacts.graph_profile import VERSION as RULES
+from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, FileEntry, VariantEntry
+from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
 from edgelung.artifacts.trust import OWN_WORK, SignatureCheck, Trust, check_starter, choose_trust
+from edgelung.core.cache import Key, open_cache
+from edgelung.core.class_names import check_class_names
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.own_folders import REPORT_PAGE
@@ -175,14 +181,16 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
         check_starter(digests)
     check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
     _check_content(folder, manifest)
+    variants = {
+        precision: Variant(precision, files[entry.file], entry)
+        for precision, entry in _known_variants(manifest).items()
+    }
+    _check_graphs(variants, {"size": reader.size, "classes": len(manifest.classes)})
     return Bundle(
         folder,
         tuple(manifest.classes),
         reader,
-        {
-            precision: Variant(precision, files[entry.file], entry)
-            for precision, entry in _known_variants(manifest).items()
-        },
+        variants,
         tuple(
             GoldenTile(
                 files[entry.file],
@@ -305,8 +313,15 @@ def _check_content(folder: Path, manifest: BundleManifest) -> None:
         )
     if not all(names) or len(set(names)) != len(names) or len(names) < 2:
         raise EdgelungError(
-            f"{folder / MANIFEST} has the classes {names}; expected two or more different names"
+            f"{folder / MANIFEST} has the classes {one_line(ascii(names))}; expected two or more "
+            "different names"
         )
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise EdgelungError(
+            f"{folder / MANIFEST}: {error}. Rename the class folders, then train and export again"
+        ) from error
     for tile in manifest.golden:
         for precision in variants:
             if len(tile.probabilities.get(precision, ())) != len(names):
@@ -318,3 +333,27 @@ def _check_content(folder: Path, manifest: BundleManifest) -> None:
     used |= {entry.file for entry in manifest.golden}
     if unlisted := sorted(used - set(manifest.files)):
         raise EdgelungError(f"{folder}: {unlisted[0]} has no hash; export it again")
+
+
+def _check_graphs(variants: Mapping[Precision, Variant], sizes: Mapping[str, int]) -> None:
+    """Check the graphs against the profile of a classifier, once on this machine.
+
+    Raises EdgelungError for the first that no edgelung would write.
+    """
+    key = Key(
+        "profile",
+        {"graphs": " ".join(variant.graph.sha256 for variant in variants.values())},
+        {**{name: str(size) for name, size in sizes.items()}, "rules": f"{__version__} {RULES}"},
+    )
+    cache = open_cache("profiles")
+    if cache.get(key).data is not None:
+        return
+    for variant in variants.values():
+        try:
+            check_graph(variant.graph.read(), Role.CLASSIFIER, sizes)
+        except GraphError as error:
+            raise EdgelungError(
+                f"{variant.graph.path} is not a graph that edgelung runs: {one_line(error, 400)}. "
+                "Export the bundle with `edgelung export`"
+            ) from error
+    cache.try_put(key, b"")

@@ -124,12 +124,13 @@ class BundleFolder:
             EdgelungError: if it is missing, larger, not a regular file, or behind a link.
         """
         with self._file(name, limit) as (descriptor, size):
-            data = bytearray()
-            while len(data) <= size and (part := os.read(descriptor, size + 1 - len(data))):
-                data += part
-        if len(data) != size:
+            parts, count = [], 0
+            while count <= size and (part := os.read(descriptor, size + 1 - count)):
+                parts.append(part)
+                count += len(part)
+        if count != size:
             raise self._changed(name)
-        return bytes(data)
+        return b"".join(parts)
 
     def hash(self, name: str, limit: int) -> tuple[str, int]:
         """Return the SHA-256 in hexadecimal and the size of a regular file; as `read`."""

@@ -12,7 +12,6 @@ This module finds and reads the files; which keys a section has is the caller's 
 
 import os
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -20,6 +19,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.typed_json import parse_toml
 
 ENVIRONMENT = "EDGELUNG_CONFIG"
 OFF = "off"
@@ -89,7 +89,7 @@ def read_section(
     if path is None or not path.is_file():
         return None
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = parse_toml(path.read_text("utf-8"))
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML

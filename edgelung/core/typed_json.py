@@ -6,6 +6,7 @@ to keep the file format stable: two spaces, UTF-8, and NaN for a loss that is no
 """
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import write_json as write_json_value
 
 T = TypeVar("T")
+MAX_DEPTH = 32  # of nested lists and tables; edgelung's own files have 7
+TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
 Json = Any  # what the json module returns; msgspec has no recursive types
 
 
@@ -23,8 +26,37 @@ def parse(text: bytes | str) -> Json:
     try:
         value: Json = json.loads(text)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
+    check_depth(value)
     return value
+
+
+def parse_toml(text: str) -> dict[str, Json]:
+    """Parse TOML text into plain values. Raises ValueError, also for nesting that is too deep."""
+    try:
+        value = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Json) -> None:
+    """Raise ValueError if lists and tables are nested deeper than `MAX_DEPTH`.
+
+    What is nested deeper can be parsed, but not be converted, compared or written again.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)
 
 
 def convert(value: Json, kind: type[T]) -> T:

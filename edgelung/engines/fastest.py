@@ -14,6 +14,7 @@ from edgelung.core.cache import Cache, Key
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes
 from edgelung.core.system import GPU_PACKAGES, version
+from edgelung.core.typed_json import parse
 from edgelung.engines.base import Engine, Tiles
 from edgelung.engines.cuda import Device
 from edgelung.engines.names import EngineName
@@ -130,7 +131,7 @@ def _open_remembered(
 ) -> Fastest | None:
     """Open the engine of an earlier measurement; None if it is gone or no longer works."""
     try:
-        choice = json.loads(cached)
+        choice = parse(cached)
         selected = (choice["engine"], choice["precision"])
         reason = str(choice["reason"])
     except (ValueError, KeyError, TypeError):
