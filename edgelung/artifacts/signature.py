@@ -24,7 +24,7 @@ from msgspec import Struct, field
 from edgelung.artifacts.bundle_files import MAX_SIGNATURE_BYTES, SIGNATURE
 from edgelung.artifacts.keys import PublicKey, hash_of_curve
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.typed_json import Json, convert
+from edgelung.core.typed_json import TOO_DEEP, Json, check_depth, convert
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -284,9 +284,10 @@ def _parse(data: bytes, kind: type[T], where: str) -> T:
         _refuse(where, f"it has {len(data):,} bytes", f"at most {MAX_SIGNATURE_BYTES:,}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        check_depth(value)
         return convert(value, kind)
     except RecursionError:
-        _refuse(where, "it is nested too deeply", "a signature")
+        _refuse(where, TOO_DEEP, "a signature")
     except ValueError as error:  # not UTF-8, not JSON, or not these fields
         _refuse(where, one_line(error), "what `edgelung sign` or `model_signing sign key` writes")
 
@@ -299,10 +300,14 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _decode(text: str, where: str) -> bytes:
+    """Decode base64 in its one canonical form."""
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except ValueError:
+        data = b""
+    if base64.b64encode(data).decode() != text:
         _refuse(where, "a field is not base64", "the signature as it was written")
+    return data
 
 
 def _refuse(where: str, found: str, expected: str) -> NoReturn:

@@ -75,7 +75,7 @@ class SignatureCheck(Struct, frozen=True, omit_defaults=True):
         return {
             SignatureState.TRUSTED: f"by {self.key_file} (SHA-256 of the key: {self.key_id})",
             SignatureState.STARTER: "no: the starter, known to edgelung by its hash",
-            SignatureState.UNSIGNED: "no: nothing proves who made the bundle",
+            SignatureState.UNSIGNED: "no: nothing proves who made it",
             SignatureState.UNTRUSTED: "by a key that is not trusted; used as asked",
             SignatureState.UNCHECKED: "yes, not checked: no key is trusted here (see --trust)",
         }[self.state]
