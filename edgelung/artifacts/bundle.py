@@ -40,7 +40,7 @@ from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, FileEntry, VariantEntry
 from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
-from edgelung.artifacts.trust import OWN_WORK, SignatureCheck, Trust, check_starter, choose_trust
+from edgelung.artifacts.trust import SignatureCheck, Trust, check_starter, choose_trust
 from edgelung.core.cache import Key, open_cache
 from edgelung.core.class_names import check_class_names
 from edgelung.core.errors import EdgelungError, one_line
@@ -48,6 +48,7 @@ from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.own_folders import REPORT_PAGE
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.typed_json import Json, check_version, convert, parse, plain
+from edgelung.tiles.reader import MAX_BYTES as MAX_TILE_BYTES
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.tiles.sizes import TrainedSizes
 
@@ -71,6 +72,7 @@ __all__ = [
 ]
 
 GOLDEN_FOLDER = "golden"
+MAX_GOLDEN_PIXELS = 1 << 28  # of all golden tiles, which are in memory at once
 REPORT = REPORT_PAGE
 MODEL_CARD = "MODEL_CARD.md"
 STARTER_NOTE = (
@@ -177,10 +179,14 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
         signature = opened.read(SIGNATURE, MAX_SIGNATURE_BYTES) if signed else None
     digests = {name: file.sha256 for name, file in files.items()}
     digests |= {MANIFEST: sha256_bytes(data), SEAL: sha256_bytes(seal)}
-    if trust is not OWN_WORK and folder.resolve() == _starter_folder().resolve():
+<<<<<<< HEAD
+    if folder.resolve() == _starter_folder().resolve():
         check_starter(digests)
     check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
     _check_content(folder, manifest)
+=======
+    _check_content(folder, manifest, reader.size)
+>>>>>>> readonce
     variants = {
         precision: Variant(precision, files[entry.file], entry)
         for precision, entry in _known_variants(manifest).items()
@@ -303,7 +309,7 @@ def _known_variants(manifest: BundleManifest) -> dict[Precision, VariantEntry]:
     return {Precision(name): entry for name, entry in manifest.variants.items() if name in known}
 
 
-def _check_content(folder: Path, manifest: BundleManifest) -> None:
+def _check_content(folder: Path, manifest: BundleManifest, size: int) -> None:
     """Raise EdgelungError if the parts of the manifest contradict each other."""
     names, variants = manifest.classes, _known_variants(manifest)
     if FULL_PRECISION not in variants or not manifest.golden:
@@ -326,13 +332,25 @@ def _check_content(folder: Path, manifest: BundleManifest) -> None:
         for precision in variants:
             if len(tile.probabilities.get(precision, ())) != len(names):
                 raise EdgelungError(
-                    f"{folder}: golden tile {tile.file} does not hold {len(names)} "
+                    f"{folder}: golden tile {one_line(tile.file)} does not hold {len(names)} "
                     f"probabilities for {precision}; export the bundle again"
                 )
     used = {entry.file for entry in manifest.variants.values()}
     used |= {entry.file for entry in manifest.golden}
     if unlisted := sorted(used - set(manifest.files)):
-        raise EdgelungError(f"{folder}: {unlisted[0]} has no hash; export it again")
+        raise EdgelungError(f"{folder}: {one_line(unlisted[0])} has no hash; export it again")
+    _check_golden(folder, manifest, size)
+
+
+def _check_golden(folder: Path, manifest: BundleManifest, size: int) -> None:
+    """Raise EdgelungError for golden tiles that need more memory than a check is worth."""
+    pixels = len(manifest.golden) * size**2
+    largest = max(manifest.files[entry.file].bytes for entry in manifest.golden)
+    if pixels > MAX_GOLDEN_PIXELS or largest > MAX_TILE_BYTES:
+        raise EdgelungError(
+            f"{folder} has golden tiles of {pixels:,} pixels, files of up to {largest:,} bytes; "
+            f"expected at most {MAX_GOLDEN_PIXELS:,} and {MAX_TILE_BYTES:,}. Export it again"
+        )
 
 
 def _check_graphs(variants: Mapping[Precision, Variant], sizes: Mapping[str, int]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgelung.core.errors import EdgelungError
+from edgelung.core.errors import EdgelungError, one_line
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class ReaderSpec:
         """Read a spec back; raises EdgelungError where this reader would not give those pixels."""
         size = value.get("size")
         if not isinstance(size, int) or not 16 <= size <= 4096:
-            raise EdgelungError(f"preprocessing names the tile size {size!r}; expected 16…4096")
+            raise EdgelungError(
+                f"preprocessing names the tile size {one_line(repr(size))}; expected 16…4096"
+            )
         spec = cls(size=size)
         if value != spec.to_json():
             raise EdgelungError(
-                f"preprocessing spec {value} is not the one this edgelung implements "
+                f"preprocessing spec {one_line(value)} is not the one this edgelung implements "
                 f"({spec.to_json()}); install the edgelung version that wrote the bundle"
             )
         return spec
