@@ -85,12 +85,8 @@ def write_bundle_folder(
         (folder / REPORT).write_text(bundle_page(manifest, pictures), encoding="utf-8")
         (folder / MODEL_CARD).write_text(model_card(manifest), encoding="utf-8")
         write_bundle(folder, manifest)
-<<<<<<< HEAD
+        open_bundle(folder, OWN_WORK)  # what `infer` would refuse is not kept
     return open_bundle(out, OWN_WORK)
-=======
-        open_bundle(folder)  # what `infer` would refuse is not kept
-    return open_bundle(out)
->>>>>>> readonce
 
 
 def choose_golden(

@@ -179,14 +179,10 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
         signature = opened.read(SIGNATURE, MAX_SIGNATURE_BYTES) if signed else None
     digests = {name: file.sha256 for name, file in files.items()}
     digests |= {MANIFEST: sha256_bytes(data), SEAL: sha256_bytes(seal)}
-<<<<<<< HEAD
     if folder.resolve() == _starter_folder().resolve():
         check_starter(digests)
     check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
-    _check_content(folder, manifest)
-=======
     _check_content(folder, manifest, reader.size)
->>>>>>> readonce
     variants = {
         precision: Variant(precision, files[entry.file], entry)
         for precision, entry in _known_variants(manifest).items()

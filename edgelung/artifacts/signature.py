@@ -152,7 +152,7 @@ def sign(digests: Mapping[str, str], private_key: "EllipticCurvePrivateKey", nam
             "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
         },
     }
-    return json.dumps(bundle).encode("ascii") + b"\n"
+    return json.dumps(bundle).encode("ascii")
 
 
 def verify(
@@ -279,9 +279,11 @@ def _compare(signed: Mapping[str, str], found: Mapping[str, str], where: str) ->
 
 
 def _parse(data: bytes, kind: type[T], where: str) -> T:
-    """Parse JSON strictly: one value, no key twice, no unknown field."""
+    """Parse JSON strictly: one value and nothing around it, no key twice, no unknown field."""
     if len(data) > MAX_SIGNATURE_BYTES:
         _refuse(where, f"it has {len(data):,} bytes", f"at most {MAX_SIGNATURE_BYTES:,}")
+    if data != data.strip():
+        _refuse(where, "it begins or ends with white space", "the signature as it was written")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
         check_depth(value)

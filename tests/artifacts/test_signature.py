@@ -243,13 +243,15 @@ GOOD = signed(statement(DIGESTS))
         GOOD[:-1],
         GOOD + b"{}",
         GOOD + b"\0",
+        GOOD + b"\n",
+        b" " + GOOD,
         b"[" * 100_000 + b"]" * 100_000,
         b'{"a":' * 90 + b"1" + b"}" * 90,
         GOOD.replace(b'{"mediaType"', b'{"mediaType": "x", "mediaType"', 1),
         GOOD.replace(b'"payload":', b'"payload": "e30=", "payload":', 1),
         b" " * (1 << 24) + GOOD,
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_bytes_that_are_not_one_signature_are_refused(text: bytes) -> None:
     refused(text)

@@ -161,7 +161,7 @@ def open_prebuilt(folder: Path, trust: Trust | None = None) -> PrebuiltFolder:
     Raises:
         EdgelungError: if the folder is not trusted, is no folder of engines, or is damaged.
     """
-    with open_folder(folder) as opened:
+    with open_folder(folder, None) as opened:
         if not opened.holds(MANIFEST):
             raise EdgelungError(f"{folder} holds no {MANIFEST}; {REMEDY}")
         data = opened.read(MANIFEST, MAX_MANIFEST_BYTES)
