@@ -23,7 +23,7 @@ from msgspec import Struct
 from edgelung.artifacts.bundle_files import SIGNATURE
 from edgelung.artifacts.keys import SUFFIX, PublicKey, read_public_keys
 from edgelung.artifacts.signature import UntrustedKeyError, verify
-from edgelung.core.config import read_section, system_config, user_config
+from edgelung.core.config import SECTIONS, read_section, system_config, user_config
 from edgelung.core.errors import EdgelungError
 from edgelung.core.own_folders import BUNDLE_MANIFEST
 from edgelung.core.ownership import check_writers
@@ -146,7 +146,7 @@ def choose_trust(
     """
     if option is not None:
         return Trust(read_public_keys(Path(option)), "--trust", allow_unsigned)
-    sources = [source for path in _config_files() if (source := _configured_keys(path))]
+    sources = [found for place in _config_files() if (found := _configured_keys(*place))]
     keys = {key.key_id: key for _, found in sources for key in found}
     origin = " and ".join(str(path) for path, _ in sources)
     return Trust(tuple(keys.values()), origin, allow_unsigned)
@@ -161,14 +161,17 @@ def check_starter(digests: Mapping[str, str]) -> None:
         )
 
 
-def _config_files() -> list[Path]:
+def _config_files() -> list[tuple[Path, tuple[str, ...]]]:
+    """The files that may name keys, and the tables that each may have."""
     user = user_config()
-    return [system_config(), *([user] if user else [])]
+    return [(system_config(), (SECTION,)), *([(user, SECTIONS)] if user else [])]
 
 
-def _configured_keys(path: Path) -> tuple[Path, tuple[PublicKey, ...]] | None:
+def _configured_keys(
+    path: Path, tables: tuple[str, ...]
+) -> tuple[Path, tuple[PublicKey, ...]] | None:
     """The file and its keys; None if there is no such file, or no table [trust] in it."""
-    source = read_section(path, SECTION, TrustTable)
+    source = read_section(path, SECTION, TrustTable, tables)
     if source is None:
         return None
     place = path.absolute().parent / Path(source.values.keys).expanduser()

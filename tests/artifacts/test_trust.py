@@ -105,6 +105,13 @@ def test_the_systems_keys_count_if_the_users_file_is_switched_off(
     assert [key.name for key in choose_trust().keys] == ["lab.pem"]
 
 
+def test_the_systems_file_gives_no_defaults(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir(mode=0o755)
+    (tmp_path / "etc" / "edgelung.toml").write_text("[infer]\nthreads = 1\n")
+    with pytest.raises(EdgelungError, match="has 'infer'; known are trust"):
+        choose_trust()
+
+
 def test_the_option_replaces_the_configuration(config: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.pem").write_bytes(public_pem(OTHER_KEY))
     assert [key.name for key in choose_trust(tmp_path / "mine.pem").keys] == ["mine.pem"]
