@@ -85,8 +85,7 @@ def load(
                 print(prediction.path, prediction.label, prediction.confidence)
 
     Args:
-        bundle: folder that `edgelung export` wrote. None: the starter that comes with edgelung, a
-            model for trying it out, trained on LC25000.
+        bundle: folder that `edgelung export` wrote. None: the starter, a model for trying it out.
         engine: 'openvino', 'onnxruntime', 'tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda' or
             'onnxruntime-tensorrt'. None: the fastest on a GPU, else the first that works on the
             CPU. A named engine is what runs, or an error says why it cannot.

@@ -42,7 +42,7 @@ def doctor(
     from edgelung.tools.doctor import examine_machine, run_selftest
 
     tests = run_selftest(open_bundle(model or starter_bundle())) if selftest else None
-    result = examine_machine(describe_defaults(model) + describe_trust(model), tests)
+    result = examine_machine(describe_trust(model) + describe_defaults(model), tests)
     if as_json:
         print(json.dumps(plain(result), indent=2))
     else:
