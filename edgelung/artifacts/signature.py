@@ -17,14 +17,14 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from edgelung.artifacts.bundle_files import MAX_SIGNATURE_BYTES, SIGNATURE
 from edgelung.artifacts.keys import PublicKey, hash_of_curve
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.typed_json import TOO_DEEP, Json, check_depth, convert
+from edgelung.core.typed_json import TOO_DEEP, Json, convert
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -54,7 +54,8 @@ class _KeyHint(Struct, forbid_unknown_fields=True):
 
 class _Material(Struct, forbid_unknown_fields=True):
     public_key: _KeyHint = field(name="publicKey")
-    log_entries: list[Json] = field(name="tlogEntries", default=[])
+    # Entries of a public log, which signatures by a key do not have.
+    log_entries: Annotated[list[Json], Meta(max_length=0)] = field(name="tlogEntries", default=[])
 
 
 class _DsseSignature(Struct, forbid_unknown_fields=True):
@@ -286,7 +287,6 @@ def _parse(data: bytes, kind: type[T], where: str) -> T:
         _refuse(where, "it begins or ends with white space", "the signature as it was written")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-        check_depth(value)
         return convert(value, kind)
     except RecursionError:
         _refuse(where, TOO_DEEP, "a signature")
