@@ -12,7 +12,9 @@ import shutil
 from pathlib import Path
 
 from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_bundle
+from edgelung.artifacts.bundle_files import SIGNATURE
 from edgelung.artifacts.manifest import BundleManifest
+from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.typed_json import convert
 from edgelung.report.pages import model_card
 
@@ -26,25 +28,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     bundle = open_bundle(parser.parse_args().bundle)
-    shutil.rmtree(STARTER, ignore_errors=True)
-    shutil.copytree(bundle.folder, STARTER)
-    manifest = json.loads((STARTER / MANIFEST).read_text(encoding="utf-8"))
+    folder = STARTER.with_name("starter.new")
+    shutil.copytree(bundle.folder, folder)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in set(manifest["variants"]) - set(KEPT):
-        (STARTER / manifest["variants"].pop(name)["file"]).unlink()
+        (folder / manifest["variants"].pop(name)["file"]).unlink()
         for tile in manifest["golden"]:
             del tile["probabilities"][name]
     manifest["name"] = f"edgelung starter ({manifest['name'].split(' of ')[0]})"
     for key in ("schema_version", "files"):
         del manifest[key]
-    (STARTER / "report.html").unlink()  # it speaks of all variants
+    (folder / "report.html").unlink()  # it speaks of all variants
+    (folder / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
     card = model_card(convert(manifest, BundleManifest))
-    (STARTER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    write_bundle(STARTER, convert(manifest, BundleManifest))
-    starter = open_bundle(STARTER)
-    size = sum(path.stat().st_size for path in STARTER.rglob("*") if path.is_file())
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    write_bundle(folder, convert(manifest, BundleManifest))
+    starter = open_bundle(folder, OWN_WORK)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LIMIT:
         raise SystemExit(f"{size} bytes; at most {LIMIT} are wanted")
+    shutil.rmtree(STARTER, ignore_errors=True)
+    folder.rename(STARTER)
     print(f"{STARTER}: {', '.join(starter.variants)}, {size} bytes")
+    print(f"write into edgelung/artifacts/trust.py: STARTER_SHA256 = {starter.sha256!r}")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.artifacts.opened_run import Run, to_records
 from edgelung.artifacts.predictions import Prediction, Predictions, read_predictions
 from edgelung.artifacts.summary import Summary
+from edgelung.artifacts.trust import choose_trust
 from edgelung.core.choice import E, parse_choice
-from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
@@ -40,7 +41,7 @@ from edgelung.inference import session
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import default_batch_size
 from edgelung.inference.source import Source
-from edgelung.tiles.images import check_array, tile_from_array, tile_from_image
+from edgelung.tiles.images import check_array, tile_from_array, tile_from_image, tile_or_error
 from edgelung.tiles.reader import Tile, TileError, read_tile
 from edgelung.tiles.status import Status
 
@@ -71,6 +72,8 @@ def load(
     engine: EngineName | str | None = None,
     precision: Precision | str | None = None,
     threads: int | None = None,
+    trust: PathInput | None = None,
+    allow_unsigned: bool = False,
 ) -> "Classifier":
     """Open a bundle and load its model, ready to classify tiles.
 
@@ -82,25 +85,28 @@ def load(
                 print(prediction.path, prediction.label, prediction.confidence)
 
     Args:
-        bundle: folder that `edgelung export` wrote. None: the starter that comes with edgelung, a
-            model for trying it out, trained on LC25000.
+        bundle: folder that `edgelung export` wrote. None: the starter, a model for trying it out.
         engine: 'openvino', 'onnxruntime', 'tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda' or
             'onnxruntime-tensorrt'. None: the fastest on a GPU, else the first that works on the
             CPU. A named engine is what runs, or an error says why it cannot.
         precision: the variant of the bundle: 'fp32', 'fp16', 'int8', 'int8-fp16' or 'fp8'. None:
             the preferred one for the engine of those that passed their gate.
         threads: CPU threads. None: all cores that this process may use.
+        trust: a public key (PEM) or a folder of them, one of which has to have signed the bundle.
+            None: the keys of edgelung.toml; without any, every bundle is opened.
+        allow_unsigned: open it even if it is unsigned or signed by another key.
 
     Returns:
         A classifier. Close it, or use it in a `with` statement, to release the runtime.
 
     Raises:
-        EdgelungError: if the bundle is damaged, a name is unknown, or no engine can run it.
+        EdgelungError: if the bundle is damaged or not trusted, or cannot run as asked.
     """
     engine_name = _member(EngineName, "engine", engine)
     precision_name = _member(Precision, "precision", precision)
     _check_count("threads", threads)
-    opened = open_bundle(Path(bundle) if bundle is not None else starter_bundle())
+    folder = Path(bundle) if bundle is not None else starter_bundle()
+    opened = open_bundle(folder, choose_trust(trust, allow_unsigned))
     return Classifier(opened, open_engine(opened, engine_name, precision_name, threads))
 
 
@@ -234,9 +240,9 @@ class Classifier:
         spec = self.bundle.reader
         if isinstance(image, np.ndarray):
             check_array(image)
-            return _attempt(lambda: tile_from_array(image, spec))
+            return tile_or_error(lambda: tile_from_array(image, spec))
         if isinstance(image, Image.Image):
-            return _attempt(lambda: tile_from_image(image, spec))
+            return tile_or_error(lambda: tile_from_image(image, spec))
         if isinstance(image, str | os.PathLike):
             return image
         raise TypeError(
@@ -250,7 +256,7 @@ class Classifier:
         decoded = [
             item
             if isinstance(item, np.ndarray | TileError)
-            else _attempt(partial(read_tile, item, spec))
+            else tile_or_error(partial(read_tile, item, spec))
             for item in items
         ]
         tiles = [tile for tile in decoded if not isinstance(tile, TileError)]
@@ -298,6 +304,8 @@ def infer_folder(
     follow_links: bool = False,
     verify: bool = False,
     resume: bool | None = None,
+    trust: PathInput | None = None,
+    allow_unsigned: bool = False,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """Predict every tile of a folder, one row per file, as `edgelung infer` does.
@@ -318,6 +326,7 @@ def infer_folder(
         follow_links: follow links that lead out of the folder; else each is a row 'skipped'.
         verify: run full precision on every tile as well, and compare.
         resume: True continues a stopped run, False discards its rows, None refuses to do either.
+        trust, allow_unsigned: as for `edgelung.load`.
         on_rows: called with the number of rows done since the last call.
 
     Returns:
@@ -342,7 +351,10 @@ def infer_folder(
     )
     return session.infer_folder(
         Source(tuple(folders), None if files is None else Path(files), subset, follow_links),
-        open_bundle(Path(model) if model is not None else starter_bundle()),
+        open_bundle(
+            Path(model) if model is not None else starter_bundle(),
+            choose_trust(trust, allow_unsigned),
+        ),
         Destination.parse(Path(out)),
         options,
         resume=resume,
@@ -369,18 +381,6 @@ def open_run(path: PathInput) -> Run:
         EdgelungError: if the folder is not a run; later, if a file in it is missing or damaged.
     """
     return Run(Path(path))
-
-
-def _attempt(decode: Callable[[], Tile]) -> Tile | TileError:
-    """Return a tile, uint8 (size, size, 3), or why there is none."""
-    try:
-        return decode()
-    except TileError as error:
-        return error
-    except MemoryError:
-        return TileError(Status.TOO_LARGE, "not enough memory to decode it")
-    except Exception as error:  # decoders raise many types: a result, as in a folder run
-        return TileError(Status.CORRUPT, one_line(error))
 
 
 def _member(kind: type[E], what: str, value: str | None) -> E | None:

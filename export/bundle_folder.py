@@ -24,6 +24,7 @@ from edgelung.artifacts.manifest import (
     Provenance,
     Sensitivity,
 )
+from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.class_names import composed
 from edgelung.core.files import atomic_folder, sha256_file
 from edgelung.core.typed_json import Json
@@ -84,8 +85,8 @@ def write_bundle_folder(
         (folder / REPORT).write_text(bundle_page(manifest, pictures), encoding="utf-8")
         (folder / MODEL_CARD).write_text(model_card(manifest), encoding="utf-8")
         write_bundle(folder, manifest)
-        open_bundle(folder)  # what `infer` would refuse is not kept
-    return open_bundle(out)
+        open_bundle(folder, OWN_WORK)  # what `infer` would refuse is not kept
+    return open_bundle(out, OWN_WORK)
 
 
 def choose_golden(

@@ -9,7 +9,7 @@
 
 Nothing else may be in the folder, and no links. Every file is hashed when the bundle is opened, and
 what is loaded later are bytes of that hash. Hashes detect damage and mix-ups, but not forgery:
-anyone who can write the folder can also write the hashes.
+anyone who can write the folder can also write the hashes. Signatures detect it (see `trust`).
 """
 
 import json
@@ -40,6 +40,7 @@ from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, FileEntry, VariantEntry
 from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
+from edgelung.artifacts.trust import SignatureCheck, Trust, check_starter, choose_trust
 from edgelung.core.cache import Key, open_cache
 from edgelung.core.class_names import check_class_names
 from edgelung.core.errors import EdgelungError, one_line
@@ -124,6 +125,7 @@ class Bundle:
     manifest: BundleManifest
     sha256: str
     files: BundleFiles
+    signature: SignatureCheck
 
     @cached_property
     def trained_sizes(self) -> TrainedSizes:
@@ -158,8 +160,14 @@ def _starter_folder() -> Path:
     return Path(str(resources.files("edgelung"))) / "starter"
 
 
-def open_bundle(folder: Path) -> Bundle:
-    """Verify every file, then read the bundle. Raises EdgelungError for the first fault."""
+def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
+    """Verify every file and who signed them, then read the bundle.
+
+    `trust`: whose bundles are accepted. None: what the configuration of this machine says.
+
+    Raises:
+        EdgelungError: for the first fault.
+    """
     with open_folder(folder) as opened:
         data = opened.read(MANIFEST, MAX_MANIFEST_BYTES)
         content = _parse_manifest(folder / MANIFEST, data)
@@ -171,6 +179,9 @@ def open_bundle(folder: Path) -> Bundle:
         signature = opened.read(SIGNATURE, MAX_SIGNATURE_BYTES) if signed else None
     digests = {name: file.sha256 for name, file in files.items()}
     digests |= {MANIFEST: sha256_bytes(data), SEAL: sha256_bytes(seal)}
+    if folder.resolve() == _starter_folder().resolve():
+        check_starter(digests)
+    check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
     _check_content(folder, manifest, reader.size)
     variants = {
         precision: Variant(precision, files[entry.file], entry)
@@ -192,6 +203,7 @@ def open_bundle(folder: Path) -> Bundle:
         manifest,
         digests[MANIFEST],
         BundleFiles(digests, signature),
+        check,
     )
 
 

@@ -75,7 +75,7 @@ class BundleFile:
             EdgelungError: if the file is gone, is a link, or was changed after the bundle was
                 opened.
         """
-        with open_folder(self.folder) as folder:
+        with open_folder(self.folder, None) as folder:
             data = folder.read(self.name, self.size)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise EdgelungError(
@@ -228,11 +228,13 @@ class BundleFolder:
 
 
 @contextmanager
-def open_folder(path: Path) -> Iterator[BundleFolder]:
+def open_folder(path: Path, manifest: str | None = MANIFEST) -> Iterator[BundleFolder]:
     """Open a bundle's folder. The folder may be a link; what it holds may not.
 
+    `manifest`: the file that it has to hold; None: any folder.
+
     Raises:
-        EdgelungError: if `path` is no folder, holds no bundle.json, or cannot be read.
+        EdgelungError: if `path` is no folder, does not hold `manifest`, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -242,7 +244,7 @@ def open_folder(path: Path) -> Iterator[BundleFolder]:
         raise EdgelungError(f"cannot read {path}: {error.strerror}; copy it again") from error
     try:
         folder = BundleFolder(path, descriptor)
-        if not folder.holds(MANIFEST):
+        if manifest is not None and not folder.holds(manifest):
             raise _no_bundle(path)
         yield folder
     finally:

@@ -6,6 +6,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from edgelung.artifacts.results import Concern, LabelledMetrics
+from edgelung.artifacts.trust import SignatureCheck
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import WriteError, json_bytes, replacing
@@ -70,6 +71,8 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         other_sizes: predicted tiles whose size in pixels is far from `trained_sizes`.
         waiting: files without a row when `--watch` ended; None for other runs.
         concerns: why the bundle's model, or the figures about it, should not be trusted.
+        signature: who signed the bundle; None in summaries of an older edgelung.
+        prebuilt_signature: who signed the engines of `--prebuilt`; None without them.
     """
 
     kind: str
@@ -109,6 +112,8 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     links_skipped: int = 0
     journal_checksum: str | None = None
     journal_dropped: int = 0
+    signature: SignatureCheck | None = None
+    prebuilt_signature: SignatureCheck | None = None
 
 
 def summary_bytes(summary: Summary) -> bytes:

@@ -17,6 +17,8 @@ from edgelung.cli.doctor import doctor
 from edgelung.cli.export import export
 from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
+from edgelung.cli.keygen import keygen
+from edgelung.cli.sign import sign
 from edgelung.cli.train import train
 from edgelung.cli.view import view
 from edgelung.core.errors import EdgelungError, ExitCode
@@ -33,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
 )
-for command in (audit, train, compare, export, infer, view, bench, doctor, demo):
+for command in (audit, train, compare, export, infer, view, bench, doctor, demo, keygen, sign):
     app.command(cls=Command)(command)
 app.command("gpu-check", cls=Command)(gpu_check)
 

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct, structs
 
-from edgelung.core.config import NAME, Defaults, bundle_config, read_section, user_config
+from edgelung.core.config import (
+    BUNDLE_SECTIONS,
+    NAME,
+    Defaults,
+    bundle_config,
+    read_section,
+    user_config,
+)
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
@@ -90,9 +97,30 @@ def describe_defaults(model: Path | None) -> "list[Finding]":
     return rows
 
 
+def describe_trust(model: Path | None) -> "list[Finding]":
+    """Return rows for `edgelung doctor`: the trusted keys, and who signed the bundle `model`."""
+    from edgelung.artifacts.bundle import open_bundle
+    from edgelung.artifacts.trust import choose_trust
+    from edgelung.tools.doctor import Finding
+
+    what = "trusted keys"
+    try:
+        trust = choose_trust()
+        keys = ", ".join(f"{key.name} ({key.key_id[:12]}…)" for key in trust.keys)
+        found = f"{keys}; by {trust.origin}" if keys else "none: bundles of any origin are accepted"
+        rows = [Finding(what, "ok" if keys else "none", found)]
+        if model is not None:
+            what = "bundle's signature"
+            check = open_bundle(model, trust).signature
+            rows.append(Finding(what, "ok" if check.is_trusted else "none", check.text))
+    except EdgelungError as error:
+        return [Finding(what, "missing", str(error))]
+    return rows
+
+
 def _read_beside(bundle: Path) -> Defaults[InferDefaults] | None:
-    """Read the file beside a bundle, which cannot name a bundle itself."""
-    source = read_section(bundle_config(bundle), SECTION, InferDefaults)
+    """Read the file beside a bundle, which cannot name a bundle itself, nor trusted keys."""
+    source = read_section(bundle_config(bundle), SECTION, InferDefaults, BUNDLE_SECTIONS)
     if source and source.values.model is not None:
         raise EdgelungError(
             f"{source.path} [{SECTION}] names a model; only the user's file can: leave it out"

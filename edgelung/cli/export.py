@@ -118,6 +118,15 @@ def export(
             help="With --engine: architectures to build for, such as sm_86,sm_89.",
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            rich_help_panel=OUTPUT,
+            help="Sign the bundle, and the engines of --engine, with this private key (PEM); see "
+            "`edgelung sign`.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -132,6 +141,7 @@ def export(
     not be used. Exit code 4: a variant did not pass its gate.
     """
     from edgelung.cli.ahead import build_engines, plan_engines
+    from edgelung.cli.sign import read_signing_key, sign_folders
     from edgelung.core.errors import EdgelungError, ExitCode
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
@@ -140,6 +150,7 @@ def export(
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
+    key = read_signing_key(sign) if sign else None
 
     with training_extra("export"):
         from edgelung.export.build import export_run
@@ -158,6 +169,8 @@ def export(
     )
     if ahead:
         build_engines(ahead, bundle)
+    if key:
+        sign_folders([out, *([ahead.folder] if ahead else [])], key)
     if as_json:
         print(json.dumps(plain(bundle.manifest), indent=2))
     else:

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle
     from edgelung.artifacts.results import LabelledMetrics
     from edgelung.artifacts.summary import Summary
+    from edgelung.artifacts.trust import Trust
     from edgelung.core.precision import Precision
+    from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
     from edgelung.inference.destination import Destination
 
 
@@ -67,9 +69,27 @@ def infer(
             metavar="FOLDER",
             rich_help_panel=MODEL,
             help="TensorRT-RTX engines that `edgelung export --engine` built. Engines are "
-            "programs: name only a folder that you trust.",
+            "programs: name only a folder that you trust, or have it signed.",
         ),
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="KEY",
+            rich_help_panel=MODEL,
+            help="Run only what one of these keys signed, or the starter: a public key (PEM), or "
+            "a folder of them.  [default: the keys of edgelung.toml]",
+        ),
+    ] = None,
+    allow_unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unsigned",
+            rich_help_panel=MODEL,
+            help="Run a bundle too that is unsigned or signed by a key that is not trusted.",
+        ),
+    ] = False,
     files: Annotated[
         Path | None,
         typer.Option(
@@ -181,7 +201,7 @@ def infer(
     Writes one row per file and a summary of the run. Defaults can stand in edgelung.toml, see
     `edgelung doctor`. Research use only.
     """
-    from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
+    from edgelung.artifacts.trust import choose_trust
     from edgelung.cli.counting import counting
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
@@ -197,9 +217,8 @@ def infer(
         raise typer.BadParameter("--watch finds its files itself; leave --files out")
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
-    if model is None:
-        report(STARTER_NOTE)
-    bundle = open_bundle(model or starter_bundle())
+    policy = choose_trust(trust, allow_unsigned)
+    bundle = _open_model(model, policy)
     source = Source(tuple(folder), files, subset, follow_links)
     destination = Destination.parse(out, summary)
     options = Options(
@@ -207,7 +226,7 @@ def infer(
         precision=chosen(precision, _passed(bundle, defaults.precision)),
         batch_size=batch_size or defaults.batch_size,
         threads=threads or defaults.threads,
-        prebuilt=prebuilt,
+        prebuilt=_open_prebuilt(prebuilt, policy) if prebuilt else None,
         verify=verify,
         verify_every=verify_every,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
@@ -235,6 +254,20 @@ def infer(
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
     raise typer.Exit(result.exit_code)
+
+
+def _open_model(model: Path | None, trust: "Trust") -> "Bundle":
+    from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
+
+    if model is None:
+        report(STARTER_NOTE)
+    return open_bundle(model or starter_bundle(), trust)
+
+
+def _open_prebuilt(folder: Path, trust: "Trust") -> "PrebuiltFolder":
+    from edgelung.engines.tensorrt.prebuilt import open_prebuilt
+
+    return open_prebuilt(folder, trust)
 
 
 def _passed(bundle: "Bundle", precision: "Precision | None") -> "Precision | None":
@@ -292,6 +325,10 @@ def print_summary(summary: "Summary") -> None:
             f"links     {summary.links_skipped} lead out of the folder and were skipped; "
             "--follow-links follows them"
         )
+    if summary.signature:
+        lines.append(f"signed    {summary.signature.text}")
+    if summary.prebuilt_signature:
+        lines.append(f"engines   {summary.prebuilt_signature.text}")
     if summary.other_sizes:
         lines.append(
             f"sizes     {summary.other_sizes} tiles are of other sizes than the training tiles "

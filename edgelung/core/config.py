@@ -1,8 +1,11 @@
-"""edgelung.toml: the defaults of options, read from files that a user or a lab writes.
+"""edgelung.toml: the defaults of options and the trusted keys, from files that people write.
 
-Two files may give them: the one beside the bundle (in the folder that holds the bundle's folder)
-and the user's. The command line wins over the bundle's file, and that over the user's.
-EDGELUNG_CONFIG names another file instead of the user's, or is 'off': then no file is read.
+Two files may give defaults: the one beside the bundle (in the folder that holds the bundle's
+folder) and the user's. The command line wins over the bundle's file, and that over the user's.
+EDGELUNG_CONFIG names another file instead of the user's, or is 'off': then neither is read.
+
+Trusted keys come from the user's file and the system's, never from beside a bundle: whoever sends a
+bundle may write there. EDGELUNG_CONFIG does not switch off the system's file.
 
 This module finds and reads the files; which keys a section has is the caller's type.
 """
@@ -21,6 +24,8 @@ from edgelung.core.typed_json import parse_toml
 ENVIRONMENT = "EDGELUNG_CONFIG"
 OFF = "off"
 NAME = "edgelung.toml"
+SECTIONS = ("infer", "trust")
+BUNDLE_SECTIONS = ("infer",)  # of the file beside a bundle
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -54,6 +59,13 @@ def user_config() -> Path | None:
         return None
 
 
+def system_config() -> Path:
+    """Return the file of the machine, which its administrator writes; it may not exist."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("PROGRAMDATA") or r"C:\ProgramData") / "edgelung" / NAME
+    return Path("/etc/edgelung") / NAME
+
+
 def bundle_config(bundle: Path) -> Path | None:
     """Return the file beside the bundle `bundle`, which may not exist; None if switched off."""
     if os.environ.get(ENVIRONMENT) == OFF:
@@ -61,8 +73,12 @@ def bundle_config(bundle: Path) -> Path | None:
     return bundle.absolute().parent / NAME
 
 
-def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] | None:
+def read_section(
+    path: Path | None, section: str, kind: type[T], known: tuple[str, ...] = SECTIONS
+) -> Defaults[T] | None:
     """Read the table `[section]` of a file as `kind`, whose fields are the known keys.
+
+    `known`: the tables that the file may have.
 
     Returns:
         None if there is no file, or no such table in it.
@@ -78,7 +94,7 @@ def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] 
         raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML
         raise EdgelungError(f"{path} is not TOML: {one_line(error)}") from error
-    _check_keys(content, (section,), str(path))
+    _check_keys(content, known, str(path))
     if (table := content.get(section)) is None:
         return None
     if not isinstance(table, dict):
@@ -88,7 +104,8 @@ def read_section(path: Path | None, section: str, kind: type[T]) -> Defaults[T] 
         return Defaults(path, msgspec.convert(table, kind))
     except msgspec.ValidationError as error:
         raise EdgelungError(
-            f"{path} [{section}]: {one_line(error)}; expected what `edgelung {section}` takes"
+            f"{path} [{section}]: {one_line(error)}; expected what the page 'Configuration' of the "
+            "documentation says"
         ) from error
 
 

@@ -83,12 +83,19 @@ def read(path: Path, kind: type[T], remedy: str, newest: int | None = None) -> T
     Raises EdgelungError that names the file and the fault, and ends with `remedy` (what to do).
     """
     try:
-        content = parse(read_regular(path))
+        data = read_regular(path)
+    except OSError as error:
+        raise EdgelungError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    return decode(path, data, kind, remedy, newest)
+
+
+def decode(path: Path, data: bytes, kind: type[T], remedy: str, newest: int | None = None) -> T:
+    """As `read`, of bytes that were read before; `path` is for messages."""
+    try:
+        content = parse(data)
         if newest is not None:  # before its fields: a newer format may have others
             check_version(path, content, newest)
         return convert(content, kind)
-    except OSError as error:
-        raise EdgelungError(f"cannot read {path}: {error.strerror}; {remedy}") from error
     except ValueError as error:
         raise EdgelungError(f"cannot read {path}: {one_line(error)}; {remedy}") from error
 

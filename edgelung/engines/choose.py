@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from edgelung.engines.names import AUTO_GPU_ENGINES, CPU_ENGINES, GPU_ENGINES, E
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
+from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.tiles.reader import TileError, decode_tile
 
 # To add an engine: a name in `names.py`, a class that follows `base.Engine`, and a line here.
@@ -50,7 +50,7 @@ def open_engine(
     engine: EngineName | None = None,
     precision: Precision | None = None,
     threads: int | None = None,
-    prebuilt: Path | None = None,
+    prebuilt: PrebuiltFolder | None = None,
     *,
     latency: bool = False,
 ) -> Chosen:
@@ -62,7 +62,7 @@ def open_engine(
             engine that works. A named engine is never replaced by another.
         precision: the variant to run. None selects among the variants that passed their gate.
         threads: CPU threads; None for all cores that this process may use.
-        prebuilt: folder of TensorRT-RTX engines. They are programs: the user must trust them.
+        prebuilt: opened folder of TensorRT-RTX engines, which are programs.
         latency: minimise the latency of a batch instead of maximising tiles per second.
 
     Raises:

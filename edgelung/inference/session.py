@@ -20,6 +20,7 @@ from edgelung.core.system import available_cores, versions
 from edgelung.engines.base import Engine
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
+from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Row, default_batch_size, predict_batches
@@ -42,7 +43,7 @@ class Options:
         precision: None takes the preferred variant among those that passed their gate.
         batch_size: tiles per batch; None: 16, on a GPU 32. 1 is the latency mode.
         threads: CPU threads; None: all cores that this process may use.
-        prebuilt: folder of TensorRT-RTX engines, which are programs that the user trusts.
+        prebuilt: opened folder of TensorRT-RTX engines, which are programs.
         verify: full precision predicts the same tiles, to compare.
         verify_every: ... on every N-th batch only.
         min_confidence: 0…1; a less confident prediction is left to people. None: none is.
@@ -53,7 +54,7 @@ class Options:
     precision: Precision | None = None
     batch_size: int | None = None
     threads: int | None = None
-    prebuilt: Path | None = None
+    prebuilt: PrebuiltFolder | None = None
     verify: bool = False
     verify_every: int = 1
     min_confidence: float | None = None
@@ -186,6 +187,7 @@ class Session:
             threads=self._engines.threads,
             waiting=waiting,
             evidence=self._sink.evidence,
+            prebuilt=self._options.prebuilt,
         )
         self._write_summary(summary)
         self._sink.complete()
@@ -299,7 +301,7 @@ def _identify(
         verify_every=options.verify_every,
         min_confidence=options.min_confidence,
         strict_size=options.strict_size or None,
-        prebuilt=str(options.prebuilt.absolute()) if options.prebuilt else None,
+        prebuilt=str(options.prebuilt.path.absolute()) if options.prebuilt else None,
         inputs=source.folder_names,
         listing=source.listing_id,
         subset=source.subset,

@@ -12,6 +12,7 @@ from edgelung.core.files import sha256_bytes
 from edgelung.core.system import host
 from edgelung.core.typed_json import Json
 from edgelung.engines.choose import Chosen
+from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.evaluation.concerns import bundle_concerns, starter_concerns
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
@@ -57,6 +58,7 @@ def summarize(
     threads: int,
     waiting: int | None,
     evidence: Evidence,
+    prebuilt: PrebuiltFolder | None,
 ) -> Summary:
     """The summary of a run whose rows are written.
 
@@ -64,6 +66,7 @@ def summarize(
         sessions: when the run was begun and resumed, `ended` when it ended; UTC.
         waiting: files that a watch leaves without a row; None for other runs.
         evidence: hashes of the rows and of the journal.
+        prebuilt: the folder of the engine, if it was built ahead of time.
     """
     seconds = measured.seconds()
     options = {**identity.to_json(), "--threads": threads}
@@ -112,6 +115,8 @@ def summarize(
         links_skipped=tally.links,
         journal_checksum=evidence.journal_checksum,
         journal_dropped=evidence.journal_dropped,
+        signature=bundle.signature,
+        prebuilt_signature=prebuilt.signature if prebuilt else None,
     )
 
 

@@ -1,10 +1,12 @@
 """Images that a program has decoded already → the tile that the reader gives for such pixels."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from edgelung.core.errors import EdgelungError
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.tiles.colour import check_peak, exif_orientation, to_8_bits, to_rgb, upright
 from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.resize import Tile, resize
@@ -21,6 +23,18 @@ def tile_from_array(pixels: npt.NDArray[np.uint8], spec: ReaderSpec) -> Tile:
     height, width, _ = pixels.shape
     check_size(width, height, spec.size)
     return resize(pixels, spec.size)
+
+
+def tile_or_error(decode: Callable[[], Tile]) -> Tile | TileError:
+    """Return a tile, uint8 (size, size, 3), or why there is none."""
+    try:
+        return decode()
+    except TileError as error:
+        return error
+    except MemoryError:
+        return TileError(Status.TOO_LARGE, "not enough memory to decode it")
+    except Exception as error:  # decoders raise many types: a result, as in a folder run
+        return TileError(Status.CORRUPT, one_line(error))
 
 
 def tile_from_image(image: Image.Image, spec: ReaderSpec) -> Tile:

@@ -20,7 +20,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.engines.base import GraphBytes
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
-from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, find_prebuilt
+from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, open_prebuilt
 
 pytestmark = pytest.mark.xdist_group("rtx_builds")  # its module fixture takes long
 
@@ -93,23 +93,24 @@ def test_a_prebuilt_engine_is_found_by_graph_and_target(
 ) -> None:
     folder, _ = ahead
     graph = passed.variants["fp16"].graph
-    plan = find_prebuilt(folder, rtx, "sm_89", graph)
+    prebuilt = open_prebuilt(folder)
+    plan = prebuilt.find(rtx, "sm_89", graph)
     assert plan == (folder / "fp16.sm_89.engine").read_bytes()
     with pytest.raises(EdgelungError, match=r"holds engines for .*this machine needs sm_75"):
-        find_prebuilt(folder, rtx, "sm_75", graph)
+        prebuilt.find(rtx, "sm_75", graph)
     other = GraphBytes(graph.read() + b"\0", "model.fp16.onnx")
     with pytest.raises(EdgelungError, match="another bundle"):
-        find_prebuilt(folder, rtx, "sm_89", other)
+        prebuilt.find(rtx, "sm_89", other)
     newer = Flavour(rtx.name, rtx.trt, "9.9.9")
     with pytest.raises(EdgelungError, match=r"TensorRT-RTX 9\.9\.9"):
-        find_prebuilt(folder, newer, "sm_89", graph)
+        prebuilt.find(newer, "sm_89", graph)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f: (f / "fp16.sm_89.engine").write_bytes(b"other"), "damaged"),
-        (lambda f: (f / "fp16.sm_89.engine").unlink(), "cannot read"),
+        (lambda f: (f / "fp16.sm_89.engine").unlink(), "is missing"),
         (lambda f: (f / "engines.json").unlink(), "expected a folder"),
         (lambda f: (f / "engines.json").write_text("[]"), "expected a folder"),
         (
@@ -129,7 +130,7 @@ def test_damaged_prebuilt_folders_are_refused(
         shutil.copy(ahead[0] / name, folder / name)
     change(folder)
     with pytest.raises(EdgelungError, match=message):
-        find_prebuilt(folder, rtx, "sm_89", passed.variants["fp16"].graph)
+        open_prebuilt(folder).find(rtx, "sm_89", passed.variants["fp16"].graph)
 
 
 def test_engines_stay_outside_the_bundle(ahead: tuple, passed: Bundle) -> None:

@@ -40,7 +40,11 @@ def test_every_row_in_json(cli, tmp_path: Path) -> None:
     result = cli("doctor", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert [f["what"] for f in report["findings"]] == [*ROWS, "user's edgelung.toml"]
+    assert [f["what"] for f in report["findings"]] == [
+        *ROWS,
+        "trusted keys",
+        "user's edgelung.toml",
+    ]
     assert {f["state"] for f in report["findings"]} <= {"ok", "missing", "none"}
     assert report["selftest"] is None
     if not cuda.gpu_present():

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -19,7 +18,7 @@ from edgelung.engines.cuda import Device, DeviceError
 from edgelung.engines.tensorrt.build import Profile, build_engine
 from edgelung.engines.tensorrt.execute import ExecutionSlot, LoadedEngine, split_by_memory
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
-from edgelung.engines.tensorrt.prebuilt import find_prebuilt
+from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.reader import resize
 
@@ -67,7 +66,7 @@ class TensorRtEngine:
         name: str,
         latency: bool = False,
         profile: Profile | None = None,
-        prebuilt: Path | None = None,
+        prebuilt: PrebuiltFolder | None = None,
         cache: Cache | None = None,
     ) -> None:
         self.name = name
@@ -158,13 +157,13 @@ class TensorRtEngine:
         finally:
             self._free_slots.put(slot)
 
-    def _load(self, graph: Graph, prebuilt: Path | None) -> LoadedEngine:
+    def _load(self, graph: Graph, prebuilt: PrebuiltFolder | None) -> LoadedEngine:
         """Load the prebuilt or cached engine, or build it.
 
         A cached engine that TensorRT refuses is built again.
         """
         if prebuilt is not None:
-            plan = find_prebuilt(prebuilt, self._flavour, self._device.architecture, graph)
+            plan = prebuilt.find(self._flavour, self._device.architecture, graph)
             return self._deserialize(plan)
         key = self._keys.engine
         try:

@@ -2,17 +2,30 @@
 
     engines.json                  one `PrebuiltEngine` per engine
     <variant>.<target>.engine     the serialized engine
+    bundle.sig                    a signature over all other files, if the folder is signed
 
 Engines are executable code, so they are kept outside the bundle: with `infer --prebuilt` the user
-vouches for the folder. The hashes detect damage and mix-ups, not forgery.
+vouches for the folder, or one of the keys that this machine trusts does. The hashes detect damage
+and mix-ups, the signature detects forgery.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import Struct
 
 from edgelung.artifacts.bundle import Bundle, Variant
+from edgelung.artifacts.bundle_files import (
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE,
+    BundleFile,
+    BundleFiles,
+    open_folder,
+)
+from edgelung.artifacts.trust import SignatureCheck, Trust, choose_trust
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, sha256_bytes
@@ -101,35 +114,71 @@ def planned_builds(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant
     ]
 
 
-def find_prebuilt(folder: Path, flavour: Flavour, target: str, graph: Graph) -> bytes:
-    """Return the engine of `graph` for `target`, checked against the manifest's SHA-256.
+@dataclass(frozen=True)
+class PrebuiltFolder:
+    """A folder of engines, checked as a whole. Made by `open_prebuilt`.
+
+    Attributes:
+        path: the folder.
+        engines: what engines.json lists; a file of it may have been left out.
+        files: the files of the folder: their digests, and the bytes of the signature.
+        signature: who signed the folder.
+    """
+
+    path: Path
+    engines: Sequence[PrebuiltEngine]
+    files: BundleFiles
+    signature: SignatureCheck
+
+    def find(self, flavour: Flavour, target: str, graph: Graph) -> bytes:
+        """Return the engine of `graph` for `target`: the bytes that were checked.
+
+        Raises:
+            EdgelungError: if the folder has no such engine, or it was changed meanwhile.
+        """
+        of_graph = [engine for engine in self.engines if engine.graph == graph.sha256]
+        if not of_graph:
+            raise EdgelungError(
+                f"{self.path} holds no engine of {graph.name}: it was built from another bundle; "
+                "build it from this one with edgelung export --engine tensorrt-rtx"
+            )
+        matching = [e for e in of_graph if e.target == target and e.version == flavour.version]
+        if not matching:
+            available = ", ".join(f"{e.target} (TensorRT-RTX {e.version})" for e in of_graph)
+            raise EdgelungError(
+                f"{self.path} holds engines for {available}; this machine needs {target} and "
+                f"{flavour.title}: build one for it, or leave out --prebuilt"
+            )
+        engine = matching[0]
+        return BundleFile(self.path, engine.file, engine.sha256, engine.bytes).read()
+
+
+def open_prebuilt(folder: Path, trust: Trust | None = None) -> PrebuiltFolder:
+    """Check who signed a folder of engines, and every engine against engines.json.
+
+    `trust`: whose engines are accepted. None: what the configuration of this machine says.
 
     Raises:
-        EdgelungError: if the folder has no such engine, or it is damaged.
+        EdgelungError: if the folder is not trusted, is no folder of engines, or is damaged.
     """
-    of_graph = [engine for engine in _read_manifest(folder) if engine.graph == graph.sha256]
-    if not of_graph:
-        raise EdgelungError(
-            f"{folder} holds no engine of {graph.name}: it was built from another bundle; "
-            "build it from this one with edgelung export --engine tensorrt-rtx"
-        )
-    matching = [e for e in of_graph if e.target == target and e.version == flavour.version]
-    if not matching:
-        available = ", ".join(f"{e.target} (TensorRT-RTX {e.version})" for e in of_graph)
-        raise EdgelungError(
-            f"{folder} holds engines for {available}; this machine needs {target} and "
-            f"{flavour.title}: build one for it, or leave out --prebuilt"
-        )
-    path = folder / matching[0].file
-    try:
-        plan = path.read_bytes()
-    except OSError as error:
-        raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
-    if sha256_bytes(plan) != matching[0].sha256:
-        raise EdgelungError(
-            f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; copy it again"
-        )
-    return plan
+    with open_folder(folder, None) as opened:
+        if not opened.holds(MANIFEST):
+            raise EdgelungError(f"{folder} holds no {MANIFEST}; {REMEDY}")
+        data = opened.read(MANIFEST, MAX_MANIFEST_BYTES)
+        names = set(opened.names()) - {MANIFEST, SIGNATURE}
+        digests = {name: opened.hash(name, MAX_FILE_BYTES)[0] for name in sorted(names)}
+        signed = opened.holds(SIGNATURE)
+        signature = opened.read(SIGNATURE, MAX_SIGNATURE_BYTES) if signed else None
+    digests[MANIFEST] = sha256_bytes(data)
+    check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
+    engines = _parse_manifest(folder / MANIFEST, data)
+    for engine in engines:
+        if digests.get(engine.file, engine.sha256) != engine.sha256:  # it may have been left out
+            raise EdgelungError(
+                f"{folder / engine.file} is damaged: its SHA-256 is not the one in {MANIFEST}; "
+                "copy it again"
+            )
+    return PrebuiltFolder(folder, engines, BundleFiles(digests, signature), check)
 
 
 def _build_one(
@@ -154,14 +203,8 @@ def _build_one(
     )
 
 
-def _read_manifest(folder: Path) -> list[PrebuiltEngine]:
-    path = folder / MANIFEST
-    manifest = typed_json.read(path, Manifest, REMEDY)
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise EdgelungError(
-            f"{path} has schema version {manifest.schema_version}, this edgelung reads "
-            f"{SCHEMA_VERSION}; update edgelung"
-        )
+def _parse_manifest(path: Path, data: bytes) -> list[PrebuiltEngine]:
+    manifest = typed_json.decode(path, data, Manifest, REMEDY, SCHEMA_VERSION)
     for engine in manifest.engines:
         if Path(engine.file).name != engine.file:
             raise EdgelungError(f"{path} names a file outside the folder: {engine.file!r}")
