@@ -198,6 +198,16 @@ def test_files_of_terabytes_are_refused_by_their_size(folder: Path) -> None:
         refused(folder, "report.html has .* bytes; expected at most|more than .* bytes")
 
 
+def test_many_large_files_are_refused_by_their_sum(folder: Path) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    for i in range(5):
+        (folder / f"hole{i}").touch()
+        os.truncate(folder / f"hole{i}", (1 << 31) - 1)
+        manifest["files"][f"hole{i}"] = {"sha256": "0" * 64, "bytes": (1 << 31) - 1}
+    write_sealed(folder, json.dumps(manifest).encode())
+    refused(folder, "lists more than 8,589,934,592 bytes")
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -395,6 +395,24 @@ def test_a_malformed_encoding_is_refused(data: bytes) -> None:
             read_graph(attempt)
 
 
+@pytest.mark.parametrize(
+    "nine",
+    [
+        b"\x89\x00",
+        b"\x89\x80\x00",
+        b"\x89" + b"\x80" * 8 + b"\x02",
+        b"\x89" + b"\x80" * 9 + b"\x01",
+    ],
+    ids=["padded", "padded twice", "plus 2**64", "eleven bytes"],
+)
+def test_a_number_that_readers_may_take_for_another_is_refused(nine: bytes) -> None:
+    """Some cut off what does not fit into 64 bits."""
+    data = tiny_model().SerializeToString()
+    assert data.startswith(b"\x08\x09")  # ir_version
+    with pytest.raises(GraphError, match="more than 64 bits, or one that is padded"):
+        check(b"\x08" + nine + data[2:])
+
+
 def test_a_field_that_is_there_twice_is_refused() -> None:
     """Of two, readers differ in which they take."""
     tensor = b"\x08\x02\x10\x01" + field(8, b"a") + field(9, b"\0" * 8)
