@@ -37,7 +37,7 @@ from edgelung.artifacts.bundle_files import (
 )
 from edgelung.artifacts.graph_profile import VERSION as RULES
 from edgelung.artifacts.graph_profile import Role, check_graph
-from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, FileEntry, VariantEntry
+from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, VariantEntry
 from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
 from edgelung.artifacts.trust import SignatureCheck, Trust, check_starter, choose_trust
@@ -175,24 +175,22 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
         _check_seal(folder / MANIFEST, content, data, seal)
         manifest, reader = _typed(folder, content)
         signed = _check_names(opened, manifest)
-        files = _read_files(opened, manifest.files)
+        _check_content(folder, manifest, reader.size)
+        files = _read_files(opened, manifest, reader.size)
         signature = opened.read(SIGNATURE, MAX_SIGNATURE_BYTES) if signed else None
     digests = {name: file.sha256 for name, file in files.items()}
     digests |= {MANIFEST: sha256_bytes(data), SEAL: sha256_bytes(seal)}
     if folder.resolve() == _starter_folder().resolve():
         check_starter(digests)
     check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
-    _check_content(folder, manifest, reader.size)
-    variants = {
-        precision: Variant(precision, files[entry.file], entry)
-        for precision, entry in _known_variants(manifest).items()
-    }
-    _check_graphs(variants, {"size": reader.size, "classes": len(manifest.classes)})
     return Bundle(
         folder,
         tuple(manifest.classes),
         reader,
-        variants,
+        {
+            precision: Variant(precision, files[entry.file], entry)
+            for precision, entry in _known_variants(manifest).items()
+        },
         tuple(
             GoldenTile(
                 files[entry.file],
@@ -280,23 +278,51 @@ def _check_names(folder: BundleFolder, manifest: BundleManifest) -> bool:
     return SIGNATURE in present
 
 
-def _read_files(folder: BundleFolder, listed: Mapping[str, FileEntry]) -> dict[str, BundleFile]:
-    """Read all listed files. Raises EdgelungError if one was changed."""
-    files = {}
+def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> dict[str, BundleFile]:
+    """Read all listed files, and check the graphs once on this machine.
+
+    Raises EdgelungError if a file was changed, or a graph is none that edgelung would write.
+    """
+    listed, files = manifest.files, {}
     if sum(entry.bytes for entry in listed.values()) > MAX_TOTAL_BYTES:
         raise EdgelungError(
             f"{folder.path / MANIFEST} lists more than {MAX_TOTAL_BYTES:,} bytes; "
             "export the bundle again"
         )
+    sizes = {"size": size, "classes": len(manifest.classes)}
+    graphs = {entry.file for entry in _known_variants(manifest).values()}
+    hashes = " ".join(listed[name].sha256 for name in sorted(graphs))
+    rules = {**{name: str(n) for name, n in sizes.items()}, "rules": f"{__version__} {RULES}"}
+    cache, key = open_cache("profiles"), Key("profile", {"graphs": hashes}, rules)
+    known = cache.get(key).data is not None
     for name, entry in listed.items():
-        sha256, size = folder.hash(name, MAX_FILE_BYTES)
-        if (sha256, size) != (entry.sha256, entry.bytes):
+        data = None
+        if known or name not in graphs:
+            digest, count = folder.hash(name, MAX_FILE_BYTES)
+        else:
+            data = folder.read(name, MAX_FILE_BYTES)
+            digest, count = sha256_bytes(data), len(data)
+        if (digest, count) != (entry.sha256, entry.bytes):
             raise EdgelungError(
-                f"{folder.path / name} is damaged: its SHA-256 is {sha256[:12]}…, bundle.json says "
-                f"{entry.sha256[:12]}…; copy the bundle or export it again"
+                f"{folder.path / name} is damaged: its SHA-256 is {digest[:12]}…, bundle.json says "
+                f"{entry.sha256[:12]!a}; copy the bundle or export it again"
             )
-        files[name] = BundleFile(folder.path, name, sha256, size)
+        if data is not None:
+            _check_graph(folder.path / name, data, sizes)
+        files[name] = BundleFile(folder.path, name, digest, count)
+    if not known:
+        cache.try_put(key, b"")
     return files
+
+
+def _check_graph(path: Path, data: bytes, sizes: Mapping[str, int]) -> None:
+    try:
+        check_graph(data, Role.CLASSIFIER, sizes)
+    except GraphError as error:
+        raise EdgelungError(
+            f"{path} is not a graph that edgelung runs: {one_line(error, 400)}. Export the bundle "
+            "with `edgelung export`"
+        ) from error
 
 
 def _known_variants(manifest: BundleManifest) -> dict[Precision, VariantEntry]:
@@ -347,27 +373,3 @@ def _check_golden(folder: Path, manifest: BundleManifest, size: int) -> None:
             f"{folder} has golden tiles of {pixels:,} pixels, files of up to {largest:,} bytes; "
             f"expected at most {MAX_GOLDEN_PIXELS:,} and {MAX_TILE_BYTES:,}. Export it again"
         )
-
-
-def _check_graphs(variants: Mapping[Precision, Variant], sizes: Mapping[str, int]) -> None:
-    """Check the graphs against the profile of a classifier, once on this machine.
-
-    Raises EdgelungError for the first that no edgelung would write.
-    """
-    key = Key(
-        "profile",
-        {"graphs": " ".join(variant.graph.sha256 for variant in variants.values())},
-        {**{name: str(size) for name, size in sizes.items()}, "rules": f"{__version__} {RULES}"},
-    )
-    cache = open_cache("profiles")
-    if cache.get(key).data is not None:
-        return
-    for variant in variants.values():
-        try:
-            check_graph(variant.graph.read(), Role.CLASSIFIER, sizes)
-        except GraphError as error:
-            raise EdgelungError(
-                f"{variant.graph.path} is not a graph that edgelung runs: {one_line(error, 400)}. "
-                "Export the bundle with `edgelung export`"
-            ) from error
-    cache.try_put(key, b"")

@@ -232,7 +232,13 @@ def _slice(inputs: Sequence[Tensor], attributes: Attributes) -> Sequence[Tensor]
 
 def _split(inputs: Sequence[Tensor], attributes: Attributes) -> Sequence[Tensor]:
     shape, parts = _batched(inputs[0]), attributes["num_outputs"]
-    if attributes["axis"] != -1 or parts not in (2, 3) or not shape or shape[-1] % parts:
+    if (
+        not isinstance(parts, int)
+        or parts not in (2, 3)
+        or attributes["axis"] != -1
+        or not shape
+        or shape[-1] % parts
+    ):
         raise GraphError(f"a split of {shape} into {parts}; expected 2 or 3 of the last axis")
     return [Tensor((*shape[:-1], shape[-1] // parts))] * parts
 

@@ -17,7 +17,8 @@ from edgelung.core.files import write_json as write_json_value
 
 T = TypeVar("T")
 MAX_DEPTH = 32  # of nested lists and tables; edgelung's own files have 7
-TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
+MAX_LINE = 8192  # of TOML: the time for a dotted key grows with its square
+TOO_DEEP = f"it is nested too deeply, more than {MAX_DEPTH} levels"
 Json = Any  # what the json module returns; msgspec has no recursive types
 
 
@@ -33,6 +34,8 @@ def parse(text: bytes | str) -> Json:
 
 def parse_toml(text: str) -> dict[str, Json]:
     """Parse TOML text into plain values. Raises ValueError, also for nesting that is too deep."""
+    if any(len(line) > MAX_LINE for line in text.splitlines()):
+        raise ValueError(f"a line is longer than {MAX_LINE:,} characters")
     try:
         value = tomllib.loads(text)
     except RecursionError as error:

@@ -16,6 +16,7 @@ from tiny import GRAPH, other_model, reseal, tiny_bundle, write_sealed
 
 from edgelung.artifacts import bundle_files
 from edgelung.artifacts.bundle import open_bundle
+from edgelung.artifacts.bundle_files import open_folder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_file
 from edgelung.engines.choose import ENGINES, open_engine
@@ -100,6 +101,28 @@ def test_a_folder_that_is_a_link_is_refused_inside_a_bundle(folder: Path, tmp_pa
     shutil.move(folder / "golden", tmp_path / "elsewhere")
     (folder / "golden").symlink_to(tmp_path / "elsewhere")
     refused(folder, "golden' is a link")
+
+
+@pytest.mark.parametrize("name", [GRAPH, "golden/00.png", "golden"])
+def test_nothing_is_read_through_a_link_that_appears_after_the_listing(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    with open_folder(folder) as opened:
+        assert opened.names()
+        shutil.move(folder / name, tmp_path / "outside")
+        (folder / name).symlink_to(tmp_path / "outside")
+        with pytest.raises(EdgelungError, match="no links"):
+            opened.read("golden/00.png" if name == "golden" else name, 1 << 20)
+
+
+def test_a_folder_that_is_exchanged_while_it_is_open_is_not_followed(
+    folder: Path, tmp_path: Path
+) -> None:
+    with open_folder(folder) as opened:
+        before = opened.read(GRAPH, 1 << 20)
+        folder.rename(tmp_path / "old")
+        tiny_bundle(folder, other_model())
+        assert opened.read(GRAPH, 1 << 20) == before
 
 
 def test_the_bundles_own_folder_may_be_a_link(folder: Path, tmp_path: Path) -> None:

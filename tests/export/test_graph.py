@@ -10,6 +10,7 @@ import timm
 import torch
 from onnx import numpy_helper
 
+from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes
@@ -244,3 +245,18 @@ def test_a_run_is_read_without_torch(run: Path) -> None:
     assert (student.size, student.patch, student.heads) == (64, 16, 3)
     assert (student.width, student.depth, student.tokens) == (192, 12, 18)
     assert student.classes == ("lung_aca", "lung_n", "lung_scc")
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "heads"),
+    [(32, 192, 3, 3), (32, 384, 2, 6), (32, 768, 1, 12), (224, 96, 2, 3)],
+)
+def test_graphs_of_all_student_sizes_fit_the_profile(
+    precision: Precision, size: int, width: int, depth: int, heads: int
+) -> None:
+    student = student_of(deit(size, width, depth, heads), size, heads)
+    about = precision.about
+    scales = dict.fromkeys(quantizable(student), 0.1) if about.weights != about.base else {}
+    graph = build_graph(student, precision=precision, input_scales=scales)
+    check_graph(graph.SerializeToString(), Role.CLASSIFIER, {"size": size, "classes": 3})

@@ -129,6 +129,27 @@ def test_the_same_classes_in_several_folders(tiles: Path, tmp_path: Path) -> Non
     assert {t.label for t in index_tiles(tmp_path)} == {"lung_n", "lung_scc"}
 
 
+@pytest.mark.parametrize("name", ["b\u200b", "b\u202ec", "b" * 129])
+def test_a_class_folder_with_a_name_that_a_bundle_cannot_hold_is_refused(
+    tiles: Path, tmp_path: Path, name: str
+) -> None:
+    image = next(tiles.rglob("*.jpeg"))
+    for folder in ("a", name):
+        (tmp_path / folder).mkdir()
+        shutil.copy(image, tmp_path / folder)
+    with pytest.raises(EdgelungError, match="rename the class folder"):
+        index_tiles(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Dru\u0308se", "Drüse", "肺癌", "scc (grade 2)"])
+def test_class_folders_in_any_script_are_classes(tiles: Path, tmp_path: Path, name: str) -> None:
+    image = next(tiles.rglob("*.jpeg"))
+    for folder in ("a", name):
+        (tmp_path / folder).mkdir()
+        shutil.copy(image, tmp_path / folder)
+    assert {tile.label for tile in index_tiles(tmp_path)} == {"a", name}
+
+
 def test_an_empty_class_and_a_name_that_is_no_utf_8(tiles: Path, tmp_path: Path) -> None:
     for label in ("lung_n", "lung_scc"):
         (tmp_path / label).symlink_to(tiles / label)
