@@ -31,11 +31,13 @@ from signatures import (
     statement,
     trusting,
 )
-from tiny import reseal, tiny_bundle
+from tiny import reseal, tiny_bundle, tiny_model
 
+import edgelung
 from edgelung.artifacts import bundle as bundle_module
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
 from edgelung.artifacts.signature import SignatureError, UntrustedKeyError, sign
+from edgelung.artifacts.summary import read_summary
 from edgelung.artifacts.trust import choose_trust
 from edgelung.cli.app import main
 from edgelung.cli.defaults import read_defaults
@@ -68,12 +70,12 @@ def test_classes_that_are_swapped_with_right_hashes_are_refused(bundle: Path) ->
 
 
 def test_a_graph_with_a_back_door_and_right_hashes_is_refused(bundle: Path) -> None:
-    graph = bundle / "model.fp32.onnx"
-    data = bytearray(graph.read_bytes())
-    weights = data.index(b"weight") + 64
-    data[weights] ^= 0x40
-    graph.write_bytes(data)
+    model = tiny_model()
+    weight = model.graph.initializer[1]
+    weight.raw_data = bytes(len(weight.raw_data))
+    (bundle / "model.fp32.onnx").write_bytes(model.SerializeToString())
     reseal(bundle)
+    open_bundle(bundle)  # hashes and the graph's profile say nothing
     refuse(bundle, "it was changed after it was signed")
 
 
@@ -380,3 +382,38 @@ def test_a_damaged_bundle_is_not_signed(bundle: Path) -> None:
     with pytest.raises(EdgelungError, match="is damaged"):
         sign_folder(bundle, KEY)
     assert not (bundle / "bundle.sig").exists()
+
+
+def test_the_api_opens_only_what_a_named_key_signed(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.pem").write_bytes(public_pem(OTHER_KEY))
+    for call in (
+        lambda: edgelung.load(bundle, trust=tmp_path / "other.pem"),
+        lambda: edgelung.infer_folder(
+            bundle, tmp_path / "rows.csv", model=bundle, trust=tmp_path / "other.pem"
+        ),
+    ):
+        with pytest.raises(UntrustedKeyError):
+            call()
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_infer_refuses_a_foreign_bundle_and_records_who_signed_a_trusted_one(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiles = Path(shutil.copytree(bundle / "golden", tmp_path / "tiles"))
+    (tmp_path / "other.pem").write_bytes(public_pem(OTHER_KEY))
+    (tmp_path / "lab.pem").write_bytes(public_pem(KEY))
+    words = ("infer", tiles, "--model", bundle, "--engine", "onnxruntime")
+    out = ("--out", tmp_path / "rows.csv")
+    assert run_main(monkeypatch, *words, *out, "--trust", tmp_path / "other.pem") == 2
+    assert not (tmp_path / "rows.csv").exists()
+    assert run_main(monkeypatch, *words, *out, "--trust", tmp_path / "lab.pem") == 0
+    assert f"signed    by lab.pem (SHA-256 of the key: {public(KEY).key_id})" in "".join(
+        capsys.readouterr().out.splitlines()
+    )
+    summary = read_summary(tmp_path / "rows.summary.json")
+    assert summary.signature is not None
+    assert (summary.signature.state, summary.signature.key_id) == ("trusted", public(KEY).key_id)
