@@ -312,3 +312,11 @@ def test_what_is_planted_during_a_write_is_left_alone(out: Path, victim: Path, p
     assert [path.name for path in out.iterdir()] == ["page.html"]
     assert not (out / "page.html").is_file() or (out / "page.html").is_symlink()
     assert victim.read_bytes() == SECRET
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_run_removes_what_a_killed_one_left(out: Path, live: bool) -> None:
+    left = out / f".rows.csv.0123456789abcdef{TEMPORARY_SUFFIX}"
+    left.touch()
+    finished(opened(out / "rows.csv", live=live))
+    assert not left.exists()
