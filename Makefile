@@ -77,7 +77,7 @@ kernels: $(VENV)/.ready
 	$(BIN)/python -m edgelung.kernels.build
 
 wheel: $(RELEASE)/.ready
-	$(RELEASE)/bin/python release/wheel.py dist
+	$(RELEASE)/bin/python release/own_wheel.py dist
 
 # The SBOM is made from what the wheelhouse has installed, so one command makes both.
 sbom wheelhouse: wheel

@@ -1,6 +1,6 @@
 """Build the wheel of edgelung: from tracked files, the same bytes each time, tagged for manylinux.
 
-python release/wheel.py OUT
+python release/own_wheel.py OUT
 
 Needs a clone and the tools of release/locks/release.txt. Without nvcc the wheel holds no CUDA
 kernels, and says so. The compilers are part of the recipe: other versions of them give other bytes.
@@ -37,6 +37,7 @@ def build(out: Path, root: Path = ROOT) -> Path:
         RuntimeError: if the CPU kernel was not compiled, which pip alone would pass over.
         subprocess.CalledProcessError: if a tool fails.
     """
+    os.umask(0o022)  # the modes of files are part of the wheel
     environment = os.environ | {"SOURCE_DATE_EPOCH": commit_time(root), "LC_ALL": "C"}
     with tempfile.TemporaryDirectory() as temporary:
         source, wheels = Path(temporary) / "source", Path(temporary) / "wheels"
@@ -70,7 +71,6 @@ def copy_tracked(root: Path, target: Path) -> None:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, path)
-        path.chmod(0o644)  # whatever the umask of the clone was
 
 
 def platform_tag(wheel: Path) -> str:
