@@ -28,7 +28,9 @@ FORMATS = [
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the result files that pages link to."""
+    """Add the result files that pages link to, and the security policy, which stands at the top."""
+    policy = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "security.md", content=policy))
     for path in sorted(RESULTS.iterdir()):
         target = f"benchmarks/results/{path.name}"
         if path.suffix == ".json":

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LOCKS = Path(__file__).parent / "locks"
@@ -36,9 +36,18 @@ def read_pins(path: Path) -> list[Pin]:
 
 
 def merge(names: Iterable[str]) -> list[Pin]:
-    """Return the pins of several locks, by name; the locks agree, as one resolution made them."""
-    pins = {pin for name in names for pin in read_pins(LOCKS / f"{name}.txt")}
-    return sorted(pins, key=lambda pin: (normalize(pin.name), pin.version, pin.marker))
+    """Return the pins of several locks, by name.
+
+    The locks agree on versions, as one resolution made them. A package may be there for some
+    Pythons in one lock and for all in another: then it is there for all.
+    """
+    pins: dict[tuple[str, str], Pin] = {}
+    for pin in (pin for name in names for pin in read_pins(LOCKS / f"{name}.txt")):
+        known = pins.setdefault((normalize(pin.name), pin.version), pin)
+        if pin.marker != known.marker:
+            both = f"({known.marker}) or ({pin.marker})" if pin.marker and known.marker else ""
+            pins[normalize(pin.name), pin.version] = replace(known, marker=both)
+    return [pins[key] for key in sorted(pins)]
 
 
 def normalize(name: str) -> str:

@@ -3,7 +3,7 @@
 python release/wheelhouse.py OUT --wheel dist/edgelung-*.whl --pythons python3.11 --extras tiff
 
 Needs a network, and the tools of release/locks/release.txt. With the extra gpu it needs g++ and
-the CUDA headers too: pycuda is published as source only. Its wheel is built here, and kept beside OUT.
+the CUDA headers too: pycuda is published as source only. Its wheel is built here and kept.
 """
 
 import argparse

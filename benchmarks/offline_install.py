@@ -1,6 +1,6 @@
 """Does the wheelhouse install and run with the network cut off? Sizes and seconds.
 
-python benchmarks/wheelhouse.py FOLDER PYTHON... [--out OUT.json]
+python benchmarks/offline_install.py FOLDER PYTHON... [--out OUT.json]
 
 Each Python gets an empty environment. Every command runs in a network namespace of its own that has
 the loopback interface alone (`unshare`, util-linux), and reads no configuration of pip.
