@@ -136,7 +136,13 @@ def install_and_list(python: str, out: Path) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         environment = Path(temporary) / "venv"
         subprocess.run([python, "-m", "venv", "--without-pip", environment], check=True)
-        install = ["--no-index", "--require-hashes", "--find-links", str(out / "wheels")]
+        install = [
+            "--no-index",
+            "--require-hashes",
+            "--find-links",
+            str(out / "wheels"),
+            "--no-compile",
+        ]
         pip = [sys.executable, "-m", "pip", "--python", str(environment), "install", "-q"]
         alone = os.environ | {"PIP_CONFIG_FILE": os.devnull}  # nothing but the folder counts
         command = [*pip, *install, "-r", str(out / "requirements.txt")]
