@@ -5,6 +5,11 @@
 # make tables             write the tables of README.md and docs/ from benchmarks/results
 # make gpu-check          everything that only a GPU can prove (BUNDLE=folder TILES=folder)
 # make kernels            compile the CUDA kernels and print what they use
+# make wheel              build the package's wheel: manylinux, the same bytes each time (dist/)
+# make wheelhouse         a folder that installs the workstation offline (dist/wheelhouse):
+#                         PYTHONS="python3.11 python3.12" EXTRAS="parquet tiff" GPU=1
+# make sbom               what a workstation installs, as CycloneDX (dist/wheelhouse/*.cdx.json)
+# make locks              renew release/locks from pyproject.toml (UPGRADE=1: take newer versions)
 # All set up .venv first.
 
 PYTHON ?= python3
@@ -18,7 +23,15 @@ OUT ?= demo
 BUNDLE ?=
 TILES ?=
 
-.PHONY: demo test lint types unit slow docs tables gpu-check gpu-test kernels clean
+RELEASE := $(VENV)/release
+PYTHONS ?= $(PYTHON)
+EXTRAS ?=
+GPU ?=
+UPGRADE ?=
+LOCKED := train parquet tiff gpu rtx docs pages dev
+
+.PHONY: demo test lint types unit slow docs tables gpu-check gpu-test kernels clean \
+	wheel wheelhouse sbom locks
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/edgelung demo --out "$(OUT)" --recipe $(RECIPE) \
@@ -63,6 +76,32 @@ gpu-test: $(if $(wildcard $(VENV)/.ready),,$(VENV)/.ready)
 kernels: $(VENV)/.ready
 	$(BIN)/python -m edgelung.kernels.build
 
+wheel: $(RELEASE)/.ready
+	$(RELEASE)/bin/python release/own_wheel.py dist
+
+# The SBOM is made from what the wheelhouse has installed, so one command makes both.
+sbom wheelhouse: wheel
+	$(RELEASE)/bin/python release/wheelhouse.py dist/wheelhouse --wheel dist/edgelung-*.whl \
+		--pythons $(PYTHONS) --extras $(EXTRAS) $(if $(GPU),gpu)
+
+# One resolution for all, so that the same package has the same version in every lock.
+locks: export UV_CUSTOM_COMPILE_COMMAND = make locks
+locks: COMPILE = $(RELEASE)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-emit-index-url --quiet
+locks: $(RELEASE)/.ready
+	$(COMPILE) --all-extras --group release $(if $(UPGRADE),--upgrade) -o release/locks/all.txt
+	$(COMPILE) -c release/locks/all.txt -o release/locks/base.txt
+	set -e; for extra in $(LOCKED); do \
+		$(COMPILE) -c release/locks/all.txt --extra $$extra -o release/locks/$$extra.txt; done
+	$(subst pyproject.toml,,$(COMPILE)) -c release/locks/all.txt --group release \
+		-o release/locks/release.txt
+
+# The tools of a release, each as its lock says.
+$(RELEASE)/.ready: release/locks/release.txt
+	$(PYTHON) -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/python -m pip install -q --require-hashes -r $<
+	touch $@
+
 # The demo needs no tools of development.
 $(VENV)/.ready: EXTRA = dev
 $(VENV)/.ready-demo: EXTRA = train
@@ -74,4 +113,4 @@ $(VENV)/.ready $(VENV)/.ready-demo $(VENV)/.ready-docs: pyproject.toml setup.py 
 	touch $@
 
 clean:
-	rm -rf build $(VENV) kernels/*.so
+	rm -rf build dist $(VENV) kernels/*.so

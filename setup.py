@@ -17,7 +17,8 @@ RESIZE = Extension(
     ["kernels/resize_cpu.cpp"],
     depends=["kernels/resize.h"],
     # No contraction into fused multiply-adds: a weight's last bit can move a pixel.
-    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off"],
+    # No debug information: it names the folder of the build, so no two builds would be the same.
+    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-g0"],
     py_limited_api=True,
     optional=True,
 )

@@ -28,7 +28,9 @@ FORMATS = [
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the result files that pages link to."""
+    """Add the result files that pages link to, and the security policy, which stands at the top."""
+    policy = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "security.md", content=policy))
     for path in sorted(RESULTS.iterdir()):
         target = f"benchmarks/results/{path.name}"
         if path.suffix == ".json":
@@ -37,11 +39,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Write the generated parts, and let links to benchmarks/results lead to the site's copies."""
+    """Write the generated parts, and let links out of docs/ lead to the site's copies."""
     for name, parts in GENERATED.items():
         marker = f"<!-- generated: {name} -->"
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(parts()))
+    markdown = re.sub(r"\]\(\.\./((?:\.\./)*)SECURITY\.md", r"](\1security.md", markdown)
     return re.sub(r"\]\(\.\./((?:\.\./)*benchmarks/results/)", r"](\1", markdown)
 
 

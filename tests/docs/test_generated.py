@@ -51,3 +51,8 @@ def test_a_link_to_a_result_file_leads_to_the_copy_in_the_site(hooks: ModuleType
     assert hooks.on_page_markdown(linked) == (
         "[x](benchmarks/results/x.json) [y](../benchmarks/results/y.json)"
     )
+
+
+def test_a_link_to_the_security_policy_leads_to_its_page(hooks: ModuleType) -> None:
+    linked = "[x](../SECURITY.md) [y](../../SECURITY.md)"
+    assert hooks.on_page_markdown(linked) == "[x](security.md) [y](../security.md)"

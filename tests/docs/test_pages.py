@@ -10,7 +10,7 @@ from edgelung.core.errors import ExitCode
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES += sorted(DOCS.rglob("*.md"))
 
 
@@ -48,6 +48,14 @@ def test_the_page_of_environment_variables_is_complete() -> None:
         for path in (ROOT / folder).rglob("*.py"):
             for name in re.findall(r'"(EDGELUNG_\w+)"', path.read_text(encoding="utf-8")):
                 assert f"`{name}`" in page, name
+
+
+def test_every_promise_of_the_security_policy_has_tests() -> None:
+    policy = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(test_\w+\.py)`", policy)
+    assert names
+    missing = [name for name in names if not (ROOT / "tests" / "attacks" / name).is_file()]
+    assert not missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
