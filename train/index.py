@@ -4,13 +4,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.progress import SILENT, Advance
+from edgelung.core.workers import Workers
 from edgelung.inference.record import printable
 from edgelung.tiles.find import LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.lists import is_utf8, read_rows
@@ -91,7 +91,7 @@ def index_tiles(
         label = labels[file.path]
         return IndexedTile(file.path, label, width, height, sha256_bytes(data_bytes))
 
-    with ThreadPoolExecutor() as pool:
+    with Workers() as pool:
         return [tile for tile in pool.map(index, files) if tile is not None]
 
 

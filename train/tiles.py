@@ -3,7 +3,6 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgelung.core.errors import EdgelungError
+from edgelung.core.workers import Task, Workers
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class TileStore:
     ) -> None:
         self._paths = paths
         self._spec = spec
-        self._pool = ThreadPoolExecutor(os.cpu_count(), "decode")
+        self._pool = Workers(os.cpu_count())
         self._pixels: npt.NDArray[np.uint8] | None = None  # (N, size, size, 3)
         stores = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process has its own
         if len(paths) * spec.size**2 * 3 * stores < MEMORY_SHARE * _free_memory():
@@ -92,8 +92,8 @@ def read_training_tile(path: Path, spec: ReaderSpec) -> npt.NDArray[np.uint8]:
 
 def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
     """Yield `load(step)` for each step; a thread loads the next one while one is in use."""
-    with ThreadPoolExecutor(1, "loader") as pool:
-        waiting: deque[Future[T]] = deque()
+    with Workers(1) as pool:
+        waiting: deque[Task[T]] = deque()
         for step in steps:
             waiting.append(pool.submit(load, step))
             if len(waiting) > 1:

@@ -1,7 +1,6 @@
 """The command line: puts the commands together and turns errors into lines and exit codes."""
 
 import io
-import signal
 import sys
 
 import typer
@@ -19,7 +18,9 @@ from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
 from edgelung.cli.train import train
 from edgelung.cli.view import view
+from edgelung.core.deadlines import ending_on_deadlines
 from edgelung.core.errors import EdgelungError, ExitCode
+from edgelung.core.interrupts import ending_on_signals
 
 app = typer.Typer(
     name="edgelung",
@@ -58,21 +59,22 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal may not be able to show an arrow
-    if hasattr(signal, "SIGTERM"):  # exit as by sys.exit, so that temporary files are removed
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with ending_on_signals(), ending_on_deadlines():
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command; returns its exit code."""
     try:
-        code = app(standalone_mode=False)
+        return int(app(standalone_mode=False) or ExitCode.OK)
     except typer.exceptions.TyperException as error:
         print(usage_message(error), file=sys.stderr)
-        code = ExitCode.USAGE
     except EdgelungError as error:
         print(f"edgelung: {error}", file=sys.stderr)
-        code = ExitCode.USAGE
     except OSError as error:  # a full disk, a folder without permission, a lost network share
         if error.errno is None:  # no errno: raised by our code, not by the OS
             raise
         from edgelung.core.files import describe_os_error
 
         print(f"edgelung: {describe_os_error(error)}", file=sys.stderr)
-        code = ExitCode.USAGE
-    sys.exit(code)
+    return ExitCode.USAGE

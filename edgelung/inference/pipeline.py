@@ -17,12 +17,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgelung.core.errors import one_line
+from edgelung.core.workers import Task, Workers
 from edgelung.engines.base import Engine, Probabilities, Tiles, resizes
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.find import FoundFile
@@ -116,37 +117,33 @@ def predict_batches(
         reference: also predicts every `reference_every`-th batch.
         first: the number of the first batch, when counting for `reference_every`.
     """
-    window: deque[Future[list[Row]]] = deque()
+    window: deque[Task[list[Row]]] = deque()
     decode_threads = _decode_threads(engine, batch_size, threads)
     # Decoding ahead: one batch is decoded, one waits, the others are in the engine. Otherwise what
     # waits is rows, not pixels, so a deeper window lets other batches pass one of slow files.
     depth = engine.concurrency + 2 if decode_threads else 4 * engine.concurrency
     pixel_limit = _pixels_left_to_engine(engine, batch_size * depth)
-    decode_pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads else None
-    with ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool:
-        try:
-            for number, chunk in enumerate(_chunks(files, batch_size), first):
-                while window and (len(window) >= depth or window[0].done()):
-                    yield window.popleft().result()
-                verifier = reference if number % reference_every == 0 else None
-                if decode_pool:
-                    buffer = _buffer(chunk, reader)
-                    decoded = [
-                        decode_pool.submit(_decode_into, buffer, i, file, reader, pixel_limit)
-                        for i, file in enumerate(chunk)
-                    ]
-                    work = engine_pool.submit(
-                        _predict_decoded, chunk, buffer, decoded, engine, verifier
-                    )
-                else:
-                    work = engine_pool.submit(predict_batch, chunk, reader, engine, verifier)
-                window.append(work)
-            while window:
+    with ExitStack() as stack:  # after an error or an interrupt, what has not begun is dropped
+        engine_workers = stack.enter_context(Workers(engine.concurrency))
+        decoders = stack.enter_context(Workers(decode_threads)) if decode_threads else None
+        for number, chunk in enumerate(_chunks(files, batch_size), first):
+            while window and (len(window) >= depth or window[0].done):
                 yield window.popleft().result()
-        finally:  # after an error or an interrupt, drop what has not begun
-            if decode_pool:
-                decode_pool.shutdown(wait=False, cancel_futures=True)
-            engine_pool.shutdown(wait=False, cancel_futures=True)
+            verifier = reference if number % reference_every == 0 else None
+            if decoders:
+                buffer = _buffer(chunk, reader)
+                decoded = [
+                    decoders.submit(_decode_into, buffer, i, file, reader, pixel_limit)
+                    for i, file in enumerate(chunk)
+                ]
+                work = engine_workers.submit(
+                    _predict_decoded, chunk, buffer, decoded, engine, verifier
+                )
+            else:
+                work = engine_workers.submit(predict_batch, chunk, reader, engine, verifier)
+            window.append(work)
+        while window:
+            yield window.popleft().result()
 
 
 def _chunks(files: Iterable[FoundFile], size: int) -> Iterator[list[FoundFile]]:
@@ -179,7 +176,7 @@ def predict_batch(
 def _predict_decoded(
     files: list[FoundFile],
     buffer: Tiles,
-    decoded: list[Future[_Decoded]],
+    decoded: list[Task[_Decoded]],
     engine: Engine,
     reference: Engine | None,
 ) -> list[Row]:
