@@ -3,7 +3,6 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgelung.core.errors import EdgelungError
+from edgelung.core.system import free_memory
 from edgelung.core.workers import Task, Workers
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
@@ -41,7 +41,7 @@ class TileStore:
         self._pool = Workers(os.cpu_count())
         self._pixels: npt.NDArray[np.uint8] | None = None  # (N, size, size, 3)
         stores = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process has its own
-        if len(paths) * spec.size**2 * 3 * stores < MEMORY_SHARE * _free_memory():
+        if len(paths) * spec.size**2 * 3 * stores < MEMORY_SHARE * free_memory():
             pixels = np.empty((len(paths), spec.size, spec.size, 3), np.uint8)
 
             def decode(index: int) -> None:
@@ -100,16 +100,3 @@ def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _free_memory() -> int:
-    """Bytes that the system can free, within the container's limit."""
-    free = 4 * 2**30  # a guess for systems that do not report it
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(li for li in lines if li.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # "max", no limit, is not a number
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return free

@@ -28,7 +28,7 @@ _first: int | None = None  # the signal that was received
 def ending_on_signals() -> Iterator[None]:
     """Within the context, SIGINT raises KeyboardInterrupt and SIGTERM SystemExit, both once.
 
-    After a signal, the watchdog stays until the process has ended. To be entered in the main thread.
+    After a signal, the watchdog stays until the process has ended. For the main thread.
     """
     if os.name == "nt":  # no pipe can be waited for; Ctrl-C is Python's own
         yield
@@ -46,6 +46,9 @@ def ending_on_signals() -> Iterator[None]:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(earlier_writer)
             os.close(writer)  # ends the watchdog
+        else:  # the end of Python would restore the default, which ends it without an exit code
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -26,8 +26,16 @@ from edgelung.core.errors import one_line
 from edgelung.core.workers import Task, Workers
 from edgelung.engines.base import Engine, Probabilities, Tiles, resizes
 from edgelung.kernels.resize import Pixels
+from edgelung.tiles.budget import DECODING
 from edgelung.tiles.find import FoundFile
-from edgelung.tiles.reader import ReaderSpec, TileError, looks_like_image, read_decoded, resize
+from edgelung.tiles.reader import (
+    ReaderSpec,
+    Tile,
+    TileError,
+    looks_like_image,
+    read_decoded,
+    resize,
+)
 from edgelung.tiles.sizes import Size
 from edgelung.tiles.status import Status
 
@@ -190,26 +198,34 @@ def _decode_into(
     start = time.perf_counter()
     stamp = stamp_of(file)
     error = size = waiting = None
-    try:
-        if leftover := file.leftover_of:
-            reason = f"is in {leftover}, a folder that the operating system created"
-            raise TileError(Status.SKIPPED, reason)
-        if file.reason:
-            raise TileError(Status.UNREADABLE, file.reason)
-        if not file.is_image and not looks_like_image(file.location):
-            raise TileError(Status.SKIPPED, "no image by its name or first bytes")
-        decoded, size = read_decoded(file.location, reader)
-        if pixel_limit and _fits(pixels := np.asarray(decoded), reader.size, pixel_limit):
-            waiting = pixels
-        else:
-            resize(decoded, reader.size, buffer[index])
-    except TileError as caught:
-        error = caught
-    except MemoryError:
-        error = TileError(Status.TOO_LARGE, "not enough memory to decode it")
-    except Exception as caught:  # an unexpected error of a decoder costs one row, not the run
-        error = TileError(Status.CORRUPT, one_line(caught))
+    with DECODING:
+        try:
+            size, waiting = _read_into(buffer[index], file, reader, pixel_limit)
+        except TileError as caught:  # which is not kept: its traceback holds the decoder's memory
+            error = TileError(caught.status, caught.reason)
+        except MemoryError:
+            error = TileError(Status.TOO_LARGE, "not enough memory to decode it")
+        except Exception as caught:  # an unexpected error of a decoder costs one row, not the run
+            error = TileError(Status.CORRUPT, one_line(caught))
     return _Decoded(error, stamp, time.perf_counter() - start, size, waiting)
+
+
+def _read_into(
+    out: Tile, file: FoundFile, reader: ReaderSpec, pixel_limit: int
+) -> tuple[Size, Pixels | None]:
+    """The size of the image, and its pixels where they are not resized to `out` here."""
+    if leftover := file.leftover_of:
+        reason = f"is in {leftover}, a folder that the operating system created"
+        raise TileError(Status.SKIPPED, reason)
+    if file.reason:
+        raise TileError(Status.UNREADABLE, file.reason)
+    if not file.is_image and not looks_like_image(file.location):
+        raise TileError(Status.SKIPPED, "no image by its name or first bytes")
+    decoded, size = read_decoded(file.location, reader)
+    if pixel_limit and _fits(pixels := np.asarray(decoded), reader.size, pixel_limit):
+        return size, pixels
+    resize(decoded, reader.size, out)
+    return size, None
 
 
 def _fits(pixels: Pixels, size: int, pixel_limit: int) -> bool:

@@ -78,9 +78,7 @@ def test_the_same_signal_twice_at_once_is_one_signal() -> None:
 
 
 def test_a_second_signal_ends_a_command_that_does_not_unwind() -> None:
-    process = start(
-        "interrupts.GRACE_SECONDS = 60\nwith interrupts.ending_on_signals(): refuse()"
-    )
+    process = start("interrupts.GRACE_SECONDS = 60\nwith interrupts.ending_on_signals(): refuse()")
     process.send_signal(signal.SIGINT)
     time.sleep(2 * ONE_SIGNAL_SECONDS)
     process.send_signal(signal.SIGINT)
