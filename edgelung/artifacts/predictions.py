@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from edgelung.core.csv_cells import raw_cell, safe_cell
-from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.errors import EdgelungError, one_line, visible
 from edgelung.core.typed_json import Json, parse
 
 DECIMALS = 6
@@ -89,6 +89,18 @@ class ByteWriter(Protocol):
     def write(self, data: bytes, /) -> int:
         """Write all of `data`; returns its length."""
         ...
+
+
+class VisibleWriter:
+    """Writes text to a terminal, which must not obey the control characters in names."""
+
+    def __init__(self, file: ByteWriter) -> None:
+        self._file = file
+
+    def write(self, data: bytes, /) -> int:
+        """See `ByteWriter`."""
+        self._file.write(visible(data.decode(), "\r\n").encode())
+        return len(data)
 
 
 class PredictionsWriter(Protocol):

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import TracebackType
 
 import typer
 import typer.exceptions
@@ -19,7 +20,7 @@ from edgelung.cli.infer import infer
 from edgelung.cli.train import train
 from edgelung.cli.view import view
 from edgelung.core.deadlines import ending_on_deadlines
-from edgelung.core.errors import EdgelungError, ExitCode
+from edgelung.core.errors import EdgelungError, ExitCode, visible
 from edgelung.core.interrupts import ending_on_signals
 
 app = typer.Typer(
@@ -59,8 +60,19 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal may not be able to show an arrow
+    sys.excepthook = _print_traceback
     with ending_on_signals(), ending_on_deadlines():
         sys.exit(_run())
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of a bug; names in it may hold control characters."""
+    import traceback
+
+    lines = traceback.format_exception(kind, error, trace)
+    print(visible("".join(lines), "\n"), end="", file=sys.stderr)
 
 
 def _run() -> int:
@@ -76,5 +88,5 @@ def _run() -> int:
             raise
         from edgelung.core.files import describe_os_error
 
-        print(f"edgelung: {describe_os_error(error)}", file=sys.stderr)
+        print(f"edgelung: {visible(describe_os_error(error))}", file=sys.stderr)
     return ExitCode.USAGE

@@ -276,6 +276,7 @@ def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:
 
     `starter_card`: the model card of the starter, if that predicted.
     """
+    from edgelung.core.errors import visible
     from edgelung.core.terminal import err, out
 
     console = err() if summary.out == "-" else out()
@@ -321,7 +322,7 @@ def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:
                 f"{_percent(verify.reference.accuracy)}"
             )
     for line in lines:
-        console.print(line, markup=False)
+        console.print(visible(line))
     if labelled:
         _print_confusion(labelled, console)
     if sys.stdout:  # a service may have closed it
@@ -329,10 +330,11 @@ def print_summary(summary: "Summary", starter_card: Path | None = None) -> None:
 
 
 def _print_confusion(labelled: "LabelledMetrics", console: "Console") -> None:
-    from rich.markup import escape
     from rich.table import Column, Table
 
-    names = [escape(name) for name in labelled.classes]
+    from edgelung.core.errors import visible
+
+    names = [visible(name) for name in labelled.classes]
     columns = (Column(name, overflow="fold") for name in ("truth ↓  predicted →", *names))
     table = Table(*columns, Column("recall", no_wrap=True), title="confusion matrix")
     for name, row, recall in zip(names, labelled.confusion, labelled.recall, strict=True):
