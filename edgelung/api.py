@@ -264,8 +264,7 @@ class Classifier:
             # (N, classes)
             probabilities = iter(self._engine.infer(np.stack(tiles)).tolist() if tiles else [])
         finally:
-            with self._lock:
-                self._running.discard(running)
+            self._running.discard(running)
             running.release()
         return [
             Prediction(_path_of(item), tile.status, error=tile.reason)

@@ -1,9 +1,11 @@
 """No work, native code included, keeps a command from ending after a signal or a deadline."""
 
+import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +116,33 @@ def test_the_deadline_holds_while_native_code_has_pythons_lock() -> None:
     process = start(DEADLINE.format("ctypes.PyDLL"), EDGELUNG_LOADING_SECONDS="0.2")
     process.communicate(timeout=30)
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("tries", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_signal_at_any_moment_of_a_run_ends_it(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, tries: int
+) -> None:
+    """With `concurrent.futures`, some of these runs never ended."""
+    rng = random.Random(tries)
+    program = str(Path(sys.executable).with_name("edgelung"))
+    out = tmp_path / "rows.csv"
+    words = [program, "infer", tiles, "--model", bundle_folder, "--batch-size", "1", "--out", out]
+    undisturbed = time.monotonic()
+    subprocess.run([*words, "--restart"], capture_output=True, timeout=120, check=True)
+    undisturbed = time.monotonic() - undisturbed
+    for number in rng.choices([signal.SIGINT, signal.SIGTERM], k=tries):
+        with subprocess.Popen(
+            [*words, "--restart"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                process.wait(rng.uniform(0.2, 1.0) * undisturbed)
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+            begin = time.monotonic()
+            process.communicate(timeout=30)
+            # A negative code: the signal came before the command began, or after its end.
+            assert process.returncode in (0, 128 + number, -number)
+            assert time.monotonic() - begin < LIMIT + 2  # the machine may be busy
+    resumed = subprocess.run([*words, "--resume"], capture_output=True, timeout=120, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(out.read_text().splitlines()) == 111
