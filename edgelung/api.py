@@ -17,7 +17,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +33,7 @@ from edgelung.artifacts.trust import choose_trust
 from edgelung.core.choice import E, parse_choice
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
+from edgelung.core.workers import Task, Workers
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
 from edgelung.evaluation.concerns import bundle_concerns
@@ -133,8 +133,8 @@ class Classifier:
             logger.warning("%s", concern.text)
         self._engine = chosen.engine
         self._is_closed = False
-        self._running = 0  # batches in the engine
-        self._lock = threading.Condition()
+        self._running: set[threading.Lock] = set()  # one per batch in the engine, held by it
+        self._lock = threading.Lock()
 
     def classify(
         self, images: Iterable[ImageInput], *, batch_size: int | None = None
@@ -200,7 +200,9 @@ class Classifier:
             if self._is_closed:
                 return
             self._is_closed = True
-            self._lock.wait_for(lambda: not self._running)
+            running = tuple(self._running)
+        for batch in running:
+            batch.acquire()
         self._engine.close()
 
     def __enter__(self) -> "Classifier":
@@ -219,18 +221,15 @@ class Classifier:
 
     def _classify(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Prediction]:
         """Each engine thread decodes a batch and predicts it; a few batches are ahead."""
-        waiting: deque[Future[list[Prediction]]] = deque()
+        waiting: deque[Task[list[Prediction]]] = deque()
         items = map(self._take, images)
-        with ThreadPoolExecutor(self._engine.concurrency, "classify") as pool:
-            try:
-                while batch := list(itertools.islice(items, batch_size)):
-                    if len(waiting) > self._engine.concurrency:
-                        yield from waiting.popleft().result()
-                    waiting.append(pool.submit(self._classify_batch, batch))
-                while waiting:
+        with Workers(self._engine.concurrency) as workers:
+            while batch := list(itertools.islice(items, batch_size)):
+                if len(waiting) > self._engine.concurrency:
                     yield from waiting.popleft().result()
-            finally:  # an error, or the caller wants no more: drop what has not begun
-                pool.shutdown(wait=True, cancel_futures=True)
+                waiting.append(workers.submit(self._classify_batch, batch))
+            while waiting:
+                yield from waiting.popleft().result()
 
     def _take(self, image: ImageInput) -> PathInput | Tile | TileError:
         """Take one input in the caller's thread: a program may reuse the buffer for its next.
@@ -260,17 +259,18 @@ class Classifier:
             for item in items
         ]
         tiles = [tile for tile in decoded if not isinstance(tile, TileError)]
+        running = threading.Lock()
+        running.acquire()
         with self._lock:  # `close` waits for the batches that run
             if self._is_closed:
                 raise EdgelungError("the classifier is closed; load it again")
-            self._running += 1
+            self._running.add(running)
         try:
             # (N, classes)
             probabilities = iter(self._engine.infer(np.stack(tiles)).tolist() if tiles else [])
         finally:
-            with self._lock:
-                self._running -= 1
-                self._lock.notify_all()
+            self._running.discard(running)
+            running.release()
         return [
             Prediction(_path_of(item), tile.status, error=tile.reason)
             if isinstance(tile, TileError)

@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from edgelung.core.workers import Task, Workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,15 +18,11 @@ def map_in_order(
     At most 2 · `threads` items are waiting, in work or finished but not yet yielded, so memory does
     not grow with the number of items. The items are read in the calling thread.
     """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) == 2 * threads:
-                    yield pending.popleft().result()
-            while pending:
+    pending: deque[Task[Result]] = deque()
+    with Workers(threads) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) == 2 * threads:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()

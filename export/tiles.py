@@ -1,7 +1,6 @@
 """The tiles of a run, read again for export: which calibrate, which judge, decoded once."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
+from edgelung.core.workers import Workers
 from edgelung.engines.base import Tiles
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_bytes
 
@@ -130,7 +130,7 @@ class TileReader:
         Raises:
             EdgelungError: if a file cannot be read or is not the one that the run was split on.
         """
-        with ThreadPoolExecutor(available_cores()) as pool:
+        with Workers(available_cores()) as pool:
             for start in range(0, len(tiles), size):
                 part = tiles.tiles[start : start + size]
                 missing = {tiles.data / tile.path for tile in part} - self._kept.keys()

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import new_folder
 from edgelung.core.terminal import progress as progress_bar
+from edgelung.core.workers import Workers
 from edgelung.tiles.reader import TileError
 from edgelung.train.audit_pictures import draw_pictures, read_pixels
 from edgelung.train.audit_report import (
@@ -89,7 +89,7 @@ def _mean_colours(
 ) -> dict[str, Colour]:
     """Mean colour of each tile by path; adds tiles that cannot be decoded to `unreadable`."""
     colours: dict[str, Colour] = {}
-    with progress_bar("decode", len(tiles)) as advance, ThreadPoolExecutor() as pool:
+    with progress_bar("decode", len(tiles)) as advance, Workers() as pool:
 
         def decode(tile: IndexedTile) -> None:
             try:

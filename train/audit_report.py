@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgelung.core.csv_cells import write_safely
 from edgelung.core.files import atomic_folder, write_json
 from edgelung.core.own_folders import AUDIT_FIGURES, AUDIT_LINKS, GROUPS, REPORT_PAGE
 from edgelung.report.pages import audit_page
@@ -109,8 +110,8 @@ def _link_row(tiles: Sequence[IndexedTile], link: Link) -> tuple[object, ...]:
     return tiles[link.first].path, tiles[link.second].path, link.proof.inliers, mirrored
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        write_safely(writer, rows)

@@ -4,7 +4,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +11,7 @@ from edgelung.core.class_names import check_class_names, composed
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.progress import SILENT, Advance
+from edgelung.core.workers import Workers
 from edgelung.inference.record import printable
 from edgelung.tiles.find import LEADS_OUT, LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.lists import is_utf8, read_rows
@@ -95,7 +95,7 @@ def index_tiles(
         label = labels[file.path]
         return IndexedTile(file.path, label, width, height, sha256_bytes(data_bytes))
 
-    with ThreadPoolExecutor() as pool:
+    with Workers() as pool:
         return [tile for tile in pool.map(index, files) if tile is not None]
 
 

@@ -3,8 +3,6 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +13,8 @@ import torch
 from torch import Tensor
 
 from edgelung.core.errors import EdgelungError
+from edgelung.core.system import free_memory
+from edgelung.core.workers import Task, Workers
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 
 T = TypeVar("T")
@@ -38,10 +38,10 @@ class TileStore:
     ) -> None:
         self._paths = paths
         self._spec = spec
-        self._pool = ThreadPoolExecutor(os.cpu_count(), "decode")
+        self._pool = Workers(os.cpu_count())
         self._pixels: npt.NDArray[np.uint8] | None = None  # (N, size, size, 3)
         stores = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process has its own
-        if len(paths) * spec.size**2 * 3 * stores < MEMORY_SHARE * _free_memory():
+        if len(paths) * spec.size**2 * 3 * stores < MEMORY_SHARE * free_memory():
             pixels = np.empty((len(paths), spec.size, spec.size, 3), np.uint8)
 
             def decode(index: int) -> None:
@@ -92,24 +92,11 @@ def read_training_tile(path: Path, spec: ReaderSpec) -> npt.NDArray[np.uint8]:
 
 def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
     """Yield `load(step)` for each step; a thread loads the next one while one is in use."""
-    with ThreadPoolExecutor(1, "loader") as pool:
-        waiting: deque[Future[T]] = deque()
+    with Workers(1) as pool:
+        waiting: deque[Task[T]] = deque()
         for step in steps:
             waiting.append(pool.submit(load, step))
             if len(waiting) > 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _free_memory() -> int:
-    """Bytes that the system can free, within the container's limit."""
-    free = 4 * 2**30  # a guess for systems that do not report it
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(li for li in lines if li.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # "max", no limit, is not a number
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return free

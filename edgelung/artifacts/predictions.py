@@ -18,7 +18,8 @@ from typing import IO, Any, Protocol
 
 from msgspec import Struct
 
-from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.csv_cells import raw_cell, safe_cell
+from edgelung.core.errors import EdgelungError, one_line, visible
 from edgelung.core.folder import open_for_reading
 from edgelung.core.typed_json import Json, parse
 
@@ -91,6 +92,18 @@ class ByteWriter(Protocol):
         ...
 
 
+class VisibleWriter:
+    """Writes text to a terminal, which must not obey the control characters in names."""
+
+    def __init__(self, file: ByteWriter) -> None:
+        self._file = file
+
+    def write(self, data: bytes, /) -> int:
+        """See `ByteWriter`."""
+        self._file.write(visible(data.decode(), "\r\n").encode())
+        return len(data)
+
+
 class PredictionsWriter(Protocol):
     """Writes rows in one format."""
 
@@ -104,12 +117,12 @@ class PredictionsWriter(Protocol):
 
 
 class CsvWriter:
-    """RFC 4180 with a header line."""
+    """RFC 4180 with a header line; text that a spreadsheet would compute is made safe."""
 
     def __init__(self, file: ByteWriter, classes: Sequence[str]) -> None:
         self._file = file
         self._no_numbers = [""] * (1 + len(classes))
-        self._write_lines([columns(classes)])
+        self._write_lines([[safe_cell(name) for name in columns(classes)]])
 
     def write(self, rows: Iterable[Prediction]) -> None:
         """See `PredictionsWriter`."""
@@ -118,7 +131,8 @@ class CsvWriter:
             numbers = self._no_numbers
             if row.confidence is not None and row.probabilities is not None:
                 numbers = [f"{p:.{DECIMALS}f}" for p in (row.confidence, *row.probabilities)]
-            lines.append([row.path, row.status, row.label or "", *numbers, row.error])
+            path, label, error = map(safe_cell, (row.path, row.label or "", row.error))
+            lines.append([path, row.status, label, *numbers, error])
         self._write_lines(lines)
 
     def close(self) -> None:
@@ -205,14 +219,15 @@ def _import_pyarrow() -> tuple[Any, Any]:
 def _read_csv(path: Path) -> Predictions:
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
-        classes = _classes_from(next(lines, []))
+        classes = _classes_from([raw_cell(name) for name in next(lines, [])])
         width = len(columns(classes))
         rows = []
         for cells in lines:
             if len(cells) != width:
                 raise ValueError(f"line {lines.line_num} has {len(cells)} cells, expected {width}")
             numbers = [float(cell) if cell else None for cell in cells[3:-1]]
-            rows.append(_prediction([*cells[:3], *numbers, *cells[-1:]], classes))
+            texts = map(raw_cell, cells[:3])
+            rows.append(_prediction([*texts, *numbers, raw_cell(cells[-1])], classes))
     return Predictions(classes, tuple(rows))
 
 

@@ -26,6 +26,7 @@ from edgelung.artifacts.predictions import probability_columns
 from edgelung.artifacts.results import Concern, Metrics, ModelTest, SetSize
 from edgelung.artifacts.run_predictions import RunPredictions, from_rows
 from edgelung.core import typed_json
+from edgelung.core.csv_cells import raw_row, write_safely
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, sha256_file
 from edgelung.core.own_folders import REPORT_PAGE, RUN_CONFIG, RUN_SPLIT
@@ -238,7 +239,7 @@ class RunFolder:
             with self.split_path.open(encoding="utf-8", newline="") as file:
                 rows = [
                     SplitRow(row["path"], row["class"], row["group"], row["subset"], row["sha256"])
-                    for row in csv.DictReader(file)
+                    for row in map(raw_row, csv.DictReader(file))
                 ]
         except (OSError, KeyError, ValueError) as error:
             raise EdgelungError(
@@ -290,7 +291,7 @@ class RunFolder:
         path = self.predictions_path(role)
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
+                rows = list(map(raw_row, csv.DictReader(file)))
             return from_rows(rows)
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise EdgelungError(
@@ -337,7 +338,7 @@ def split_counts(rows: Sequence[SplitRow]) -> Counts:
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
+    write_safely(writer, [header])
+    write_safely(writer, rows)
     with atomic_write(path, "w", encoding="utf-8", newline="") as file:
         file.write(text.getvalue())

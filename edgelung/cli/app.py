@@ -1,8 +1,8 @@
 """The command line: puts the commands together and turns errors into lines and exit codes."""
 
 import io
-import signal
 import sys
+from types import TracebackType
 
 import typer
 import typer.exceptions
@@ -21,7 +21,9 @@ from edgelung.cli.keygen import keygen
 from edgelung.cli.sign import sign
 from edgelung.cli.train import train
 from edgelung.cli.view import view
-from edgelung.core.errors import EdgelungError, ExitCode
+from edgelung.core.deadlines import ending_on_deadlines
+from edgelung.core.errors import EdgelungError, ExitCode, visible
+from edgelung.core.interrupts import ending_on_signals
 
 app = typer.Typer(
     name="edgelung",
@@ -60,21 +62,33 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal may not be able to show an arrow
-    if hasattr(signal, "SIGTERM"):  # exit as by sys.exit, so that temporary files are removed
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.excepthook = _print_traceback
+    with ending_on_signals(), ending_on_deadlines():
+        sys.exit(_run())
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of a bug; names in it may hold control characters."""
+    import traceback
+
+    lines = traceback.format_exception(kind, error, trace)
+    print(visible("".join(lines), "\n"), end="", file=sys.stderr)
+
+
+def _run() -> int:
+    """Run the command; returns its exit code."""
     try:
-        code = app(standalone_mode=False)
+        return int(app(standalone_mode=False) or ExitCode.OK)
     except typer.exceptions.TyperException as error:
         print(usage_message(error), file=sys.stderr)
-        code = ExitCode.USAGE
     except EdgelungError as error:
         print(f"edgelung: {error}", file=sys.stderr)
-        code = ExitCode.USAGE
     except OSError as error:  # a full disk, a folder without permission, a lost network share
         if error.errno is None:  # no errno: raised by our code, not by the OS
             raise
         from edgelung.core.files import describe_os_error
 
-        print(f"edgelung: {describe_os_error(error)}", file=sys.stderr)
-        code = ExitCode.USAGE
-    sys.exit(code)
+        print(f"edgelung: {visible(describe_os_error(error))}", file=sys.stderr)
+    return ExitCode.USAGE

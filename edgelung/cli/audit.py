@@ -102,7 +102,7 @@ def _print(audit: "Audit", folder: Path) -> None:
                 f"            {_percent(known.precision)} if the strong ones of {len(known.links)} "
                 "links between their groups are true copies"
             )
-    out().print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}", markup=False)
+    out().print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}")
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from edgelung.core.errors import one_line
+from edgelung.core.errors import one_line, visible
 
 if TYPE_CHECKING:
     from typer._click.core import Context
@@ -66,7 +66,7 @@ def print_next(*words: object) -> None:
     from edgelung.core.terminal import out
 
     command = shlex.join(["edgelung", *map(str, words)])
-    out().print(f"next    {command}", markup=False)
+    out().print(f"next    {command}")
 
 
 def usage_message(error: TyperException) -> str:
@@ -75,8 +75,8 @@ def usage_message(error: TyperException) -> str:
     If no command was given, it is the help page.
     """
     text = error.format_message()
-    if "\n" in text:
-        return text
+    if type(error).__name__ == "NoArgsIsHelpError":  # a module of typer's own holds the class
+        return visible(text, "\n")
     context = getattr(error, "ctx", None)
     see = f"see `{context.command_path if context else 'edgelung'} --help`"
     message = one_line(text).rstrip(".")

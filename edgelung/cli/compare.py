@@ -67,6 +67,7 @@ def _difference_cell(difference: "Difference | None") -> str:
 def _print(models: list["ComparedModel"]) -> None:
     from rich.table import Column, Table
 
+    from edgelung.core.errors import visible
     from edgelung.core.terminal import out
     from edgelung.evaluation.comparison import NO_INTERVAL
     from edgelung.evaluation.intervals import caution, table_cells
@@ -74,7 +75,7 @@ def _print(models: list["ComparedModel"]) -> None:
     differences = [model.difference for model in models if model.difference]
     for number, model in enumerate(models, 1):
         name = f"{model.run}: {model.role} {model.model}, split by {model.split}"
-        out().print(f"{number:2}  {name}", markup=False)
+        out().print(f"{number:2}  {visible(name)}")
     table = Table(
         Column("model", no_wrap=True),
         *(["difference"] if differences else []),  # what the command is asked for

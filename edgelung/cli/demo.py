@@ -99,7 +99,7 @@ def _synthetic(folder: Path, recipe: str, also: list[Path], *, quiet: bool) -> "
     with writing(folder / "tiles"):
         data = write_dataset(folder / "tiles", sources=64, tiles_per_source=10)
     console = err() if quiet else out()
-    console.print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.", markup=False)
+    console.print(f"Drew synthetic tiles in {data}: drawn by a program, not tissue.")
     return DemoOptions(data, data / GROUPS, recipe, CALIBRATION_TILES, also)
 
 

@@ -57,12 +57,12 @@ def _print(result: "Examination") -> None:
 
     from edgelung.core.terminal import out
 
-    out().print(f"infer would run {result.choice}\n", markup=False)
+    out().print(f"infer would run {result.choice}\n")
     width = max(len(finding.what) for finding in result.findings)
     for finding in result.findings:
         _print_indented(f"{MARKS[finding.state]} {finding.what:{width}}  ", finding.found)
         if finding.remedy:  # not wrapped: it is to be copied
-            out().print(f"{'':{width + 4}}to install it: {finding.remedy}", markup=False)
+            out().print(f"{'':{width + 4}}to install it: {finding.remedy}")
     if result.selftest is None:
         return
     tests = Table(
@@ -84,7 +84,7 @@ def _print(result: "Examination") -> None:
         if test.reason:
             reasons.setdefault(test.reason, []).append(test.engine)
     for reason, engines in reasons.items():
-        out().print(f"{', '.join(dict.fromkeys(engines))}: {reason}", markup=False)
+        out().print(f"{', '.join(dict.fromkeys(engines))}: {reason}")
 
 
 def _print_indented(head: str, text: str) -> None:
@@ -96,4 +96,4 @@ def _print_indented(head: str, text: str) -> None:
     width = max(out().width - len(head), 20)
     lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     for number, line in enumerate(lines or [""]):
-        out().print((head if not number else " " * len(head)) + line, markup=False)
+        out().print((head if not number else " " * len(head)) + line)

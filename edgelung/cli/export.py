@@ -211,7 +211,7 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
             entry.meant_for,
         )
     out().print(table)
-    out().print(f"bundle  {folder}\nreport  {folder / REPORT}", markup=False)
+    out().print(f"bundle  {folder}\nreport  {folder / REPORT}")
 
 
 def _figure(value: float | None) -> str:

@@ -48,4 +48,4 @@ def gpu_check(
     from edgelung.tools.gpu_check.check import gpu_check as check
 
     path = check(bundle or starter_bundle(), tiles, out, seconds)
-    console().print(f"wrote {path} and {path.with_suffix('.md').name}", markup=False)
+    console().print(f"wrote {path} and {path.with_suffix('.md').name}")

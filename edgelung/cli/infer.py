@@ -308,6 +308,7 @@ def _print_view_command(destination: "Destination", summary: Path | None) -> Non
 
 def print_summary(summary: "Summary") -> None:
     """Print the run for people: on standard output, or on standard error if the rows go there."""
+    from edgelung.core.errors import visible
     from edgelung.core.terminal import err, out
 
     console = err() if summary.out == "-" else out()
@@ -357,7 +358,7 @@ def print_summary(summary: "Summary") -> None:
                 f"{_percent(verify.reference.accuracy)}"
             )
     for line in lines:
-        console.print(line, markup=False)
+        console.print(visible(line))
     if labelled:
         _print_confusion(labelled, console)
     if sys.stdout:  # a service may have closed it
@@ -365,10 +366,11 @@ def print_summary(summary: "Summary") -> None:
 
 
 def _print_confusion(labelled: "LabelledMetrics", console: "Console") -> None:
-    from rich.markup import escape
     from rich.table import Column, Table
 
-    names = [escape(name) for name in labelled.classes]
+    from edgelung.core.errors import visible
+
+    names = [visible(name) for name in labelled.classes]
     columns = (Column(name, overflow="fold") for name in ("truth ↓  predicted →", *names))
     table = Table(*columns, Column("recall", no_wrap=True), title="confusion matrix")
     for name, row, recall in zip(names, labelled.confusion, labelled.recall, strict=True):

@@ -212,13 +212,13 @@ def _print_table(metrics: "RunMetrics", folder: Path) -> None:
     table = Table(Column("model", no_wrap=True), "accuracy", "precision", "recall", "F1")
     table.title = title
     for role, model in metrics.models.items():
-        out().print(f"{role} {model.model}", markup=False)
+        out().print(f"{role} {model.model}")
         table.add_row(role, *table_cells(model.test, model.test.intervals))
     out().print(table)
     run = RunFolder(folder)
     if warning := caution(run.read_config().fewest_test_groups):
         out().print(warning)
-    out().print(f"run     {folder}\nreport  {run.report_path}", markup=False)
+    out().print(f"run     {folder}\nreport  {run.report_path}")
 
 
 def _report_concerns(metrics: "RunMetrics", folder: Path) -> bool:

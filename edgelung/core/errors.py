@@ -1,6 +1,7 @@
 """The error type for users' mistakes, and the exit codes of all commands."""
 
 import re
+import unicodedata
 from enum import IntEnum
 
 ANSI_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # torch colours its messages
@@ -23,13 +24,37 @@ class EdgelungError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""Text for a terminal: what it would obey or hide is shown as an escape such as `\x1b`.
+
+    Names of files and classes may hold control characters, which move the cursor, change the title
+    or fake a line; invisible ones; and ones that turn the direction of writing.
+
+    Args:
+        text: any text.
+        keep: characters that are left as they are, such as the line end.
+    """
+    if text.isprintable():
+        return text
+    shown = (
+        character
+        if character.isprintable() or character in keep or unicodedata.category(character) == "Zs"
+        else character.encode("ascii", "backslashreplace").decode()
+        if character > "\x7f"
+        else f"\\x{ord(character):02x}"
+        for character in text
+    )
+    return "".join(shown)
 
 
 def one_line(error: object, limit: int = 200) -> str:
     """The text of an error, or any other text, on one line of at most `limit` characters.
 
-    ANSI codes are removed. An error without a text is shown by the name of its type.
+    ANSI codes are removed, other control characters shown. An error without a text is shown by the
+    name of its type.
     """
-    text = " ".join(ANSI_CODES.sub("", str(error)).split()) or type(error).__name__
+    text = visible(" ".join(ANSI_CODES.sub("", str(error)).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +30,9 @@ EXPORT_PACKAGES = (
 MEASURED_PACKAGES = (
     *("edgelung", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "timm", "torch"),
 )
+
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -78,6 +82,31 @@ def available_cores() -> int:
         return max(1, min(cores, -(-int(share) // int(period))))
     except (OSError, ValueError):  # no such file, or the word 'max'
         return cores
+
+
+def free_memory() -> int:
+    """Bytes that the system can free, within the container's limit."""
+    free = _memory_line("MemAvailable")
+    with suppress(OSError, ValueError):  # "max", no limit, is not a number
+        limit = int((_CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+    return free
+
+
+def total_memory() -> int:
+    """Bytes of memory of the machine, or the container's limit."""
+    total = _memory_line("MemTotal")
+    with suppress(OSError, ValueError):
+        total = min(total, int((_CGROUP / "memory.max").read_text()))
+    return total
+
+
+def _memory_line(name: str) -> int:
+    """A line of /proc/meminfo in bytes; 4 GiB, a guess, for systems that have none."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+    return 4 * 2**30
 
 
 def cpu_name() -> str:

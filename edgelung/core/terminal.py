@@ -11,12 +11,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from edgelung.core.errors import visible
 from edgelung.core.progress import SILENT, Advance, show_bar
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
 
 PIPE_WIDTH = 120  # a pipe has no width; 120 columns keep the cells of a table on one line
 # `torchrun` starts several processes for one run. Only the first one reports.
@@ -39,21 +43,41 @@ def err() -> "Console":
 
 def _console(*, stderr: bool, width: int | None) -> "Console":
     from rich.console import Console
+    from rich.segment import Segment
 
-    class PipeConsole(Console):
+    class SafeConsole(Console):
+        """Shows control characters in names, and takes no brackets in them for markup."""
+
+        def render_str(self, text: str, **options: Any) -> "Text":
+            """Convert text, before its width is measured."""
+            return super().render_str(visible(text, "\n"), **options)
+
+        def render(
+            self, renderable: "RenderableType", options: "ConsoleOptions | None" = None
+        ) -> "Iterator[Segment]":
+            """Convert what did not come as a string, such as the note of a progress bar."""
+            for segment in super().render(renderable, options):
+                safe = segment.control or segment.text.isprintable()
+                yield segment if safe else Segment(visible(segment.text, "\n"), segment.style)
+
         def on_broken_pipe(self) -> None:
             """Raise BrokenPipeError again: rich would exit with code 1, whatever the result is."""
             raise
 
-    return PipeConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+    return SafeConsole(
+        stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width
+    )
 
 
 class ConsoleHandler(logging.Handler):
     """Prints the text of a log record on standard error, without markup."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        err().print(record.getMessage(), markup=False)
+        """Print one record. Only its format may break lines, not the names that fill it."""
+        if isinstance(record.args, tuple):
+            shown = (visible(str(a)) if isinstance(a, str | Path) else a for a in record.args)
+            record = logging.makeLogRecord(vars(record) | {"args": tuple(shown)})
+        err().print(record.getMessage())
 
 
 def show_reports() -> None:

@@ -1,16 +1,17 @@
 """Choose a variant and an engine, and check the engine on the golden tiles before use."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from edgelung.artifacts.bundle import Bundle, Variant
+from edgelung.core.deadlines import loading
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
+from edgelung.core.workers import Workers
 from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError, Tiles
 from edgelung.engines.cuda import Device, gpu_present
 from edgelung.engines.names import AUTO_GPU_ENGINES, CPU_ENGINES, GPU_ENGINES, EngineName
@@ -69,6 +70,19 @@ def open_engine(
         EdgelungError: if no engine can run the variant, or if an engine does not reproduce the
             golden tiles.
     """
+    on_gpu = gpu_present() if engine is None else engine in GPU_ENGINES
+    with loading(bundle.folder, builds_gpu_engines=on_gpu):
+        return _open_engine(bundle, engine, precision, threads, prebuilt, latency)
+
+
+def _open_engine(
+    bundle: Bundle,
+    engine: EngineName | None,
+    precision: Precision | None,
+    threads: int | None,
+    prebuilt: PrebuiltFolder | None,
+    latency: bool,
+) -> Chosen:
     if prebuilt is not None and engine != EngineName.TENSORRT_RTX:
         raise EdgelungError("--prebuilt holds TensorRT-RTX engines; it needs --engine tensorrt-rtx")
     factories = dict(ENGINES)
@@ -165,7 +179,7 @@ def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
     # Split so that every stream runs at least one tile.
     parts = np.array_split(tiles, min(engine.concurrency, len(tiles)))
     try:
-        with ThreadPoolExecutor(len(parts)) as pool:
+        with Workers(len(parts)) as pool:
             probabilities = np.concatenate(list(pool.map(engine.infer, parts)))
     except Exception as error:  # runtimes raise their own exception types
         raise EdgelungError(

@@ -17,16 +17,25 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgelung.core.errors import one_line
+from edgelung.core.workers import Task, Workers
 from edgelung.engines.base import Engine, Probabilities, Tiles, resizes
 from edgelung.kernels.resize import Pixels
+from edgelung.tiles.budget import DECODING
 from edgelung.tiles.find import LEADS_OUT, FoundFile
-from edgelung.tiles.reader import ReaderSpec, TileError, looks_like_image, read_decoded, resize
+from edgelung.tiles.reader import (
+    ReaderSpec,
+    Tile,
+    TileError,
+    looks_like_image,
+    read_decoded,
+    resize,
+)
 from edgelung.tiles.sizes import Size
 from edgelung.tiles.status import Status
 
@@ -116,37 +125,33 @@ def predict_batches(
         reference: also predicts every `reference_every`-th batch.
         first: the number of the first batch, when counting for `reference_every`.
     """
-    window: deque[Future[list[Row]]] = deque()
+    window: deque[Task[list[Row]]] = deque()
     decode_threads = _decode_threads(engine, batch_size, threads)
     # Decoding ahead: one batch is decoded, one waits, the others are in the engine. Otherwise what
     # waits is rows, not pixels, so a deeper window lets other batches pass one of slow files.
     depth = engine.concurrency + 2 if decode_threads else 4 * engine.concurrency
     pixel_limit = _pixels_left_to_engine(engine, batch_size * depth)
-    decode_pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads else None
-    with ThreadPoolExecutor(engine.concurrency, "engine") as engine_pool:
-        try:
-            for number, chunk in enumerate(_chunks(files, batch_size), first):
-                while window and (len(window) >= depth or window[0].done()):
-                    yield window.popleft().result()
-                verifier = reference if number % reference_every == 0 else None
-                if decode_pool:
-                    buffer = _buffer(chunk, reader)
-                    decoded = [
-                        decode_pool.submit(_decode_into, buffer, i, file, reader, pixel_limit)
-                        for i, file in enumerate(chunk)
-                    ]
-                    work = engine_pool.submit(
-                        _predict_decoded, chunk, buffer, decoded, engine, verifier
-                    )
-                else:
-                    work = engine_pool.submit(predict_batch, chunk, reader, engine, verifier)
-                window.append(work)
-            while window:
+    with ExitStack() as stack:  # after an error or an interrupt, what has not begun is dropped
+        engine_workers = stack.enter_context(Workers(engine.concurrency))
+        decoders = stack.enter_context(Workers(decode_threads)) if decode_threads else None
+        for number, chunk in enumerate(_chunks(files, batch_size), first):
+            while window and (len(window) >= depth or window[0].done):
                 yield window.popleft().result()
-        finally:  # after an error or an interrupt, drop what has not begun
-            if decode_pool:
-                decode_pool.shutdown(wait=False, cancel_futures=True)
-            engine_pool.shutdown(wait=False, cancel_futures=True)
+            verifier = reference if number % reference_every == 0 else None
+            if decoders:
+                buffer = _buffer(chunk, reader)
+                decoded = [
+                    decoders.submit(_decode_into, buffer, i, file, reader, pixel_limit)
+                    for i, file in enumerate(chunk)
+                ]
+                work = engine_workers.submit(
+                    _predict_decoded, chunk, buffer, decoded, engine, verifier
+                )
+            else:
+                work = engine_workers.submit(predict_batch, chunk, reader, engine, verifier)
+            window.append(work)
+        while window:
+            yield window.popleft().result()
 
 
 def _chunks(files: Iterable[FoundFile], size: int) -> Iterator[list[FoundFile]]:
@@ -179,7 +184,7 @@ def predict_batch(
 def _predict_decoded(
     files: list[FoundFile],
     buffer: Tiles,
-    decoded: list[Future[_Decoded]],
+    decoded: list[Task[_Decoded]],
     engine: Engine,
     reference: Engine | None,
 ) -> list[Row]:
@@ -193,28 +198,36 @@ def _decode_into(
     start = time.perf_counter()
     stamp = stamp_of(file)
     error = size = waiting = None
-    try:
-        if leftover := file.leftover_of:
-            reason = f"is in {leftover}, a folder that the operating system created"
-            raise TileError(Status.SKIPPED, reason)
-        if file.leads_out:
-            raise TileError(Status.SKIPPED, LEADS_OUT)
-        if file.reason:
-            raise TileError(Status.UNREADABLE, file.reason)
-        if not file.is_image and not looks_like_image(file.location):
-            raise TileError(Status.SKIPPED, "no image by its name or first bytes")
-        decoded, size = read_decoded(file.location, reader)
-        if pixel_limit and _fits(pixels := np.asarray(decoded), reader.size, pixel_limit):
-            waiting = pixels
-        else:
-            resize(decoded, reader.size, buffer[index])
-    except TileError as caught:
-        error = caught
-    except MemoryError:
-        error = TileError(Status.TOO_LARGE, "not enough memory to decode it")
-    except Exception as caught:  # an unexpected error of a decoder costs one row, not the run
-        error = TileError(Status.CORRUPT, one_line(caught))
+    with DECODING:
+        try:
+            size, waiting = _read_into(buffer[index], file, reader, pixel_limit)
+        except TileError as caught:  # which is not kept: its traceback holds the decoder's memory
+            error = TileError(caught.status, caught.reason)
+        except MemoryError:
+            error = TileError(Status.TOO_LARGE, "not enough memory to decode it")
+        except Exception as caught:  # an unexpected error of a decoder costs one row, not the run
+            error = TileError(Status.CORRUPT, one_line(caught))
     return _Decoded(error, stamp, time.perf_counter() - start, size, waiting)
+
+
+def _read_into(
+    out: Tile, file: FoundFile, reader: ReaderSpec, pixel_limit: int
+) -> tuple[Size, Pixels | None]:
+    """The size of the image, and its pixels where they are not resized to `out` here."""
+    if leftover := file.leftover_of:
+        reason = f"is in {leftover}, a folder that the operating system created"
+        raise TileError(Status.SKIPPED, reason)
+    if file.leads_out:
+        raise TileError(Status.SKIPPED, LEADS_OUT)
+    if file.reason:
+        raise TileError(Status.UNREADABLE, file.reason)
+    if not file.is_image and not looks_like_image(file.location):
+        raise TileError(Status.SKIPPED, "no image by its name or first bytes")
+    decoded, size = read_decoded(file.location, reader)
+    if pixel_limit and _fits(pixels := np.asarray(decoded), reader.size, pixel_limit):
+        return size, pixels
+    resize(decoded, reader.size, out)
+    return size, None
 
 
 def _fits(pixels: Pixels, size: int, pixel_limit: int) -> bool:

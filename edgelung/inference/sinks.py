@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from edgelung.artifacts.predictions import ByteWriter, PredictionsFormat
+from edgelung.artifacts.predictions import ByteWriter, PredictionsFormat, VisibleWriter
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import replacing
 from edgelung.inference.destination import Destination, check_rows
@@ -139,7 +139,9 @@ class StreamSink:
         """See `Sink`."""
         self.sessions.append(when)
         handle = sys.stdout.fileno() if sys.stdout else None
-        stream = UnbufferedWriter(handle, "standard output")
+        stream: ByteWriter = UnbufferedWriter(handle, "standard output")
+        if handle is not None and os.isatty(handle):
+            stream = VisibleWriter(stream)
         self._writer = self._kind.writer(stream, self._classes)
 
     def remaining(self, files: Iterable[FoundFile]) -> Iterable[FoundFile]:

@@ -11,7 +11,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -26,6 +25,7 @@ from edgelung.artifacts.predictions import Prediction
 from edgelung.artifacts.results import LabelledMetrics
 from edgelung.artifacts.summary import Summary
 from edgelung.core.system import available_cores
+from edgelung.core.workers import Workers
 from edgelung.evaluation.metrics import confusion_matrix, labelled_metrics
 from edgelung.report.finished_run import FinishedRun
 from edgelung.report.render import render, typed
@@ -212,7 +212,7 @@ def _thumbnails(
 
     first = [i for i, e in enumerate(entries) if e.row.confidence is not None and e.location]
     first = first[:MAX_THUMBNAILS]
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with Workers(available_cores()) as pool:
         made = dict(zip(first, pool.map(thumbnail, (entries[i] for i in first)), strict=True))
     thumbnails: dict[int, str] = {}
     for index, text in made.items():

@@ -11,16 +11,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgelung import RESEARCH_USE_ONLY, __version__
+from edgelung.core.errors import visible
+from edgelung.core.markdown import markdown_text
 from edgelung.evaluation.intervals import caution, written
 
 SHORT_NAME = 36  # characters of a file name; longer ones lose their middle
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of this package. Values are escaped, except in Markdown."""
+    """Fill a template of this package. Values are escaped for HTML or for Markdown."""
+    is_markdown = template.endswith(".md.j2")
     environment = Environment(
         loader=PackageLoader("edgelung.report", ""),
-        autoescape=not template.endswith(".md.j2"),
+        autoescape=not is_markdown,
+        finalize=_markdown_value if is_markdown else _html_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -37,6 +41,16 @@ def render(template: str, **values: object) -> str:
     return environment.get_template(template).render(
         notice=RESEARCH_USE_ONLY, version=__version__, **values
     )
+
+
+def _markdown_value(value: object) -> object:
+    return markdown_text(value) if isinstance(value, str) else value
+
+
+def _html_value(value: object) -> object:
+    """What turns the direction of writing, or is not seen, is shown as an escape."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return visible(value, "\t\n") if is_text else value
 
 
 def shortened(name: str, most: int = SHORT_NAME) -> Markup:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgelung.tiles.bits import unpack_rows
+from edgelung.tiles.budget import DECODING
 from edgelung.tiles.colour import over_white, to_8_bits
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
@@ -52,6 +53,7 @@ def decode_bmp(data: bytes, size: int) -> Tile | Image.Image:
     header = _read_header(data)
     decide(header.kind)
     check_size(header.width, header.height, size)
+    DECODING.reserve(len(data) + header.width * header.height * _bytes_per_pixel(header))
     if header.compression.startswith("RLE"):
         indices = _decode_rle(data, header)
     elif header.bits <= 8:
@@ -62,6 +64,11 @@ def decode_bmp(data: bytes, size: int) -> Tile | Image.Image:
     if indices.max() >= len(header.palette):
         raise TileError(Status.CORRUPT, "a pixel of the BMP has no entry in the palette")
     return _flip(header.palette[indices], header)
+
+
+def _bytes_per_pixel(header: _Header) -> int:
+    """Of memory, at most. Measured at 16 MP: 7 (8 bits), 8 (RLE8), 6 (24 bits), 22 (masks)."""
+    return 10 if header.bits in (1, 2, 4, 8, 24) else 24
 
 
 def _read_header(data: bytes) -> _Header:

@@ -6,6 +6,7 @@ import stat
 from contextlib import closing
 
 from edgelung.core.errors import one_line
+from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.find import SLIDE_SUFFIXES
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
@@ -34,6 +35,7 @@ def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
                     raise TileError(
                         Status.TOO_LARGE, f"{info.st_size} bytes; the limit is {MAX_BYTES}"
                     )
+                DECODING.reserve_file(info.st_size)
             data = file.read(first)
             now = os.fstat(file.fileno())
             if first < 0 and (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):

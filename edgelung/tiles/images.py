@@ -29,8 +29,8 @@ def tile_or_error(decode: Callable[[], Tile]) -> Tile | TileError:
     """Return a tile, uint8 (size, size, 3), or why there is none."""
     try:
         return decode()
-    except TileError as error:
-        return error
+    except TileError as error:  # not kept itself: its traceback holds the decoder's memory
+        return TileError(error.status, error.reason)
     except MemoryError:
         return TileError(Status.TOO_LARGE, "not enough memory to decode it")
     except Exception as error:  # decoders raise many types: a result, as in a folder run

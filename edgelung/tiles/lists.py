@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgelung.core.csv_cells import raw_cell
 from edgelung.core.errors import EdgelungError, one_line
 
 STANDARD_INPUT = Path("-")
@@ -261,7 +262,7 @@ def _row(columns: Sequence[str], column: str, fields: Sequence[str], where: str)
             f"{where}: a cell goes on in the next line; close the quote in it, or remove the line "
             "break"
         )
-    cells = [*fields, *[""] * (len(columns) - len(fields))]
+    cells = [*map(raw_cell, fields), *[""] * (len(columns) - len(fields))]
     row = dict(zip(columns, cells, strict=False))
     if not row[column].strip():
         raise EdgelungError(f"{where}: a row without a path")

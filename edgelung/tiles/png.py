@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from edgelung.tiles.budget import DECODING
 from edgelung.tiles.colour import check_alpha, check_peak, exif_orientation, to_rgb, upright
 from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 
+# Of memory. Measured at 16 MP: 10 without, 17 with alpha or a transparent colour.
+BYTES_PER_PIXEL = 18
 MARK = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey", 6: "RGB"}
 _ALPHA = (4, 6)
@@ -39,6 +42,7 @@ def decode_png(data: bytes, size: int) -> Tile | Image.Image:
     """Decode a PNG; raises TileError. 16 bits by their high byte, alpha over white."""
     width, height, bits, colour = _read_header(data)
     check_size(width, height, size)
+    DECODING.reserve(len(data) + width * height * BYTES_PER_PIXEL)
     chunks = _read_chunks(data)
     _check_animation(chunks)
     alpha = "straight" if colour in _ALPHA else "key" if b"tRNS" in chunks.content else "none"
@@ -114,8 +118,8 @@ def _check_rows(source: Image.Image, data: bytes, chunks: _Chunks) -> None:
             expected += rows * (1 + (columns * bits + 7) // 8)  # each row begins with its filter
     decoder, found = zlib.decompressobj(), 0
     for part in chunks.pixels:
-        for at in range(0, len(part), 2**16):  # which may grow a thousandfold
-            found += len(decoder.decompress(part[at : at + 2**16]))
+        for at in range(0, len(part), 2**12):  # which may grow a thousandfold
+            found += len(decoder.decompress(part[at : at + 2**12]))
             if found >= expected:
                 return
     raise TileError(Status.TRUNCATED, f"the PNG holds {found} of {expected} bytes of pixels")

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from edgelung.tiles.bmp import decode_bmp, looks_like_bmp
+from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes
 from edgelung.tiles.jpeg import MARK as JPEG_MARK
@@ -82,7 +83,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 def read_tile(path: str | os.PathLike[str], spec: ReaderSpec, out: Tile | None = None) -> Tile:
     """Read one file as uint8 RGB [size, size, 3], into `out` if given; raises TileError."""
-    return decode_tile(read_bytes(path), spec, out)
+    with DECODING:
+        return decode_tile(read_bytes(path), spec, out)
 
 
 def read_pixels(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
@@ -98,12 +100,14 @@ def read_decoded(path: str | os.PathLike[str], spec: ReaderSpec) -> tuple[Tile |
 
     The two sizes differ where a large JPEG is decoded at a smaller scale. Raises TileError.
     """
-    return _decode(read_bytes(path), spec)
+    with DECODING:
+        return _decode(read_bytes(path), spec)
 
 
 def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:
     """Decode and resize encoded bytes as `read_tile` does; raises TileError with a status."""
-    return resize(_decode(data, spec)[0], spec.size, out)
+    with DECODING:
+        return resize(_decode(data, spec)[0], spec.size, out)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -117,7 +121,8 @@ def image_size(data: bytes) -> tuple[int, int]:
         return header.width, header.height
     if decoder is decode_png:
         return stored_size(data)
-    height, width, _ = np.asarray(decoder(data, 1)).shape
+    with DECODING:
+        height, width, _ = np.asarray(decoder(data, 1)).shape
     return width, height
 
 

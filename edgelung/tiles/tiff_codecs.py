@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgelung.core.errors import one_line
 from edgelung.tiles.colour import Samples
 from edgelung.tiles.errors import Status, TileError, damaged
+from edgelung.tiles.jpeg2000 import jpeg2000_bits, jpeg2000_components, jpeg2000_sizes
 from edgelung.tiles.webp import webp_sizes
 
 NAMES = {  # tag 259 → name; those of the decision table and those that only a refusal needs
@@ -48,13 +49,24 @@ NAMES = {  # tag 259 → name; those of the decision table and those that only a
     50002: "JPEG XL",
     52546: "JPEG XL of DNG",
 }
-_SIZ = b"\xff\x4f\xff\x51"  # the beginning of a JPEG 2000 codestream
+MAX_COMPONENTS = 4  # of a JPEG 2000 in a TIFF: colours and alpha
 _CLEAR, _END = 256, 257  # codes of LZW
 
 
 def excess_reason(size: int) -> str:
     """Why a segment of more than `size` bytes is refused."""
     return f"a TIFF segment of more than the {size} bytes that its header's size and bits make"
+
+
+def decoding_memory(compression: str, samples: int, sample: int, length: int) -> int:
+    """Bytes that decoding a segment needs at most: `samples` of so many bytes, from `length`."""
+    if compression == "JPEG":  # pixels, coefficients, and the data with the tables in front
+        return 2 * length + samples * 5
+    if compression in _PICTURES:  # integers of 32 bits; WebP is RGBA
+        return samples * (sample + 5)
+    if compression == "LZW" and _imagecodecs() is None:
+        return samples * 3 * sample + 80 * length  # `unlzw`: a list of codes
+    return samples * sample * (1 + sample) + length
 
 
 def inflate(data: bytes, size: int) -> bytes:
@@ -184,12 +196,16 @@ def decode_picture(name: str, data: bytes, width: int, height: int, bits: int) -
     The bits of a JPEG 2000 must be those of the TIFF.
     """
     library = _need_imagecodecs(name)
-    sizes = webp_sizes(data) if name == "WebP" else _jpeg2000_sizes(data)
+    sizes = webp_sizes(data) if name == "WebP" else jpeg2000_sizes(data)
     if not sizes or any(w > width or h > height for w, h in sizes):
         raise TileError(
             Status.CORRUPT, f"{name} data of {sizes} px in a TIFF segment of {width}×{height}"
         )
-    if name == "JPEG 2000" and (found := _jpeg2000_bits(data)) != {bits}:
+    if name == "JPEG 2000" and jpeg2000_components(data) > MAX_COMPONENTS:
+        raise TileError(
+            Status.CORRUPT, f"JPEG 2000 data of {jpeg2000_components(data)} components in a TIFF"
+        )
+    if name == "JPEG 2000" and (found := jpeg2000_bits(data)) != {bits}:
         stated = ", ".join(map(str, sorted(found)))
         raise TileError(
             Status.UNSUPPORTED, f"JPEG 2000 data of {stated} bits in a TIFF of {bits} bits"
@@ -198,22 +214,6 @@ def decode_picture(name: str, data: bytes, width: int, height: int, bits: int) -
         return np.asarray(getattr(library, f"{_PICTURES[name]}_decode")(data))
     except Exception as error:  # every codec raises a type of its own
         raise damaged(error) from error
-
-
-def _jpeg2000_sizes(data: bytes) -> list[tuple[int, int]]:
-    """Width and height from the SIZ marker of the codestream, with or without the boxes of JP2."""
-    at = data.find(_SIZ, 0, 4096)
-    if at < 0 or len(data) < at + 42:
-        return []
-    right, lower, left, top = (int.from_bytes(data[n : n + 4]) for n in range(at + 8, at + 24, 4))
-    return [(right - left, lower - top)]
-
-
-def _jpeg2000_bits(data: bytes) -> set[int]:
-    """Bits of the components from the SIZ marker (Ssiz; the highest bit of it means signed)."""
-    at = data.find(_SIZ, 0, 4096)
-    components = int.from_bytes(data[at + 40 : at + 42])
-    return {1 + (ssiz & 127) for ssiz in data[at + 42 : at + 42 + 3 * components : 3]}
 
 
 _library: list[ModuleType | None] = []  # imported once; None where it is not installed

@@ -69,7 +69,7 @@ class Steps:
         """Run one command; an exit code that is not allowed ends this program with the same."""
         command = [str(word) for word in words]
         console = err() if self.quiet else out()
-        console.print(f"\n$ edgelung {' '.join(command)}", markup=False)
+        console.print(f"\n$ edgelung {' '.join(command)}")
         environment = os.environ | {ENVIRONMENT: OFF}  # the same figures whatever the defaults
         start = time.perf_counter()
         code = subprocess.run(
@@ -128,5 +128,5 @@ def run_demo(options: DemoOptions, folder: Path, *, quiet: bool = False) -> Demo
     if not quiet:
         show(figures, has_groups=options.groups is not None)
         reports = f"{RunFolder(run).report_path}\n          {bundle / REPORT}"
-        out().print(f"reports   {reports}\nfigures   {path}", markup=False)
+        out().print(f"reports   {reports}\nfigures   {path}")
     return figures

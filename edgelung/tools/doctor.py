@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from edgelung import __version__
 from edgelung.artifacts.bundle import Bundle
 from edgelung.core.cache import ENGINE_FOLDER, cache_folder, list_entries, make_private
+from edgelung.core.deadlines import loading
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores, version
@@ -120,6 +121,11 @@ def choose_engine(findings: Sequence[Finding]) -> str:
 
 def run_selftest(bundle: Bundle) -> list[EngineTest]:
     """Run the golden tiles of every variant on every engine."""
+    with loading(bundle.folder, builds_gpu_engines=gpu_present()):
+        return _run_selftest(bundle)
+
+
+def _run_selftest(bundle: Bundle) -> list[EngineTest]:
     from edgelung.engines.choose import ENGINES, check_golden
 
     results: list[EngineTest] = []

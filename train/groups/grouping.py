@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -11,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from edgelung.core.progress import Advance
 from edgelung.core.terminal import progress
+from edgelung.core.workers import Workers
 from edgelung.train.groups.candidates import Voting, find_candidates
 from edgelung.train.groups.coverage import cover, lay_out
 from edgelung.train.groups.disjoint_set import DisjointSet
@@ -84,7 +84,7 @@ def group_tiles(
         sets.union(first.setdefault(key, i), i)
     search = _Search(read, sets)
     distinct = sorted({sets.find(i) for i in range(count)})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Workers(os.cpu_count()) as pool:
         few = _map(pool, "key points", lambda tile: find_keypoints(read(tile)), distinct)
         plain = [i for i, points in zip(distinct, few, strict=True) if len(points) < LINK]
         search.connect(pool, "pairs", distinct, few, VOTING, TRIES[0])
@@ -102,7 +102,7 @@ def group_tiles(
 
 
 def _map(
-    pool: ThreadPoolExecutor,
+    pool: Workers,
     text: str,
     function: Callable[[int], Keypoints],
     tiles: Sequence[int],
@@ -130,7 +130,7 @@ class _Search:
 
     def connect(
         self,
-        pool: ThreadPoolExecutor,
+        pool: Workers,
         text: str,
         tiles: Sequence[int],
         keypoints: Sequence[Keypoints],

@@ -19,6 +19,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from edgelung.core.files import atomic_write
+from edgelung.core.markdown import markdown_text
 from edgelung.core.system import Machine, describe_machine
 from edgelung.core.typed_json import Json, parse, plain, write
 from edgelung.engines.cuda import driver_version, gpu_present
@@ -128,22 +129,22 @@ def write_report(folder: Path, report: GpuReport) -> Path:
 
 def _markdown(report: GpuReport) -> str:
     """One table per part; a reason where there are no figures."""
-    lines = [f"# GPU check: {report.card or 'no GPU'}", ""]
-    lines += [f"Driver {report.driver}; {json.dumps(plain(report.machine))}", ""]
+    lines = [f"# GPU check: {markdown_text(report.card or 'no GPU')}", ""]
+    lines += [f"Driver {report.driver}; {markdown_text(json.dumps(plain(report.machine)))}", ""]
     for name, figures in report.parts.items():
         if isinstance(figures, Examination):
             continue
         lines += [f"## {name}", ""]
         if "cannot_run" in figures:
-            lines += [f"not run: {figures['cannot_run']}", ""]
+            lines += [f"not run: {_cell(figures['cannot_run'])}", ""]
             continue
         lines += ["| what | figures |", "|---|---|"]
-        lines += [f"| {key} | {_cell(value)} |" for key, value in figures.items()]
+        lines += [f"| {markdown_text(key)} | {_cell(value)} |" for key, value in figures.items()]
         lines.append("")
     return "\n".join(lines)
 
 
 def _cell(value: Json) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return ", ".join(f"{markdown_text(k)} {_cell(v)}" for k, v in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else markdown_text(str(value))

@@ -4,7 +4,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -13,6 +12,7 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.core.errors import one_line
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
+from edgelung.core.workers import Workers
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError, Graph, Probabilities, Tiles
 from edgelung.engines.cuda import Device
@@ -176,7 +176,7 @@ def scenarios(engine: Engine, size: int, seconds: float = 4.0) -> Figures:
 
     start = time.perf_counter()
     end = start + seconds
-    with ThreadPoolExecutor(engine.concurrency) as pool:
+    with Workers(engine.concurrency) as pool:
         done = sum(pool.map(keep_busy, range(engine.concurrency)))
     rate = done / (time.perf_counter() - start)
     return {"single_stream_ms": single, "offline_tiles_per_second": rate}

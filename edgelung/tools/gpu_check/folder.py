@@ -3,7 +3,6 @@
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.predictions import CSV
 from edgelung.core.system import available_cores
+from edgelung.core.workers import Workers
 from edgelung.engines import choose
 from edgelung.engines.base import Tiles, resizes
 from edgelung.engines.tensorrt.engine import TensorRtEngine
@@ -50,7 +50,7 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     def per_tile(work: Callable[[], object]) -> float:
         return 1e3 * float(np.median(time_calls(work, 5))) / len(paths)
 
-    with ThreadPoolExecutor(cores) as pool:
+    with Workers(cores) as pool:
         stages = {
             "decode": per_tile(lambda: list(pool.map(lambda p: read_pixels(p, spec), paths))),
             "decode and resize on the CPU": per_tile(
