@@ -12,7 +12,8 @@ from msgspec import UNSET, structs
 
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import locked
+from edgelung.core.folder import Folder
+from edgelung.core.locks import locked
 from edgelung.evaluation.concerns import run_concerns
 from edgelung.train import run as run_module
 from edgelung.train.recipe import load_recipe
@@ -142,7 +143,7 @@ def test_one_process_at_a_time_trains_in_a_folder(
     tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(run: object, modules: object) -> None:
-        handles.append(locked(lock, "busy"))
+        handles.append(locked(Folder(lock.parent), lock.name, "busy"))
 
     handles: list[int] = []
     lock = RunFolder(tmp_path / "run").lock_path
@@ -150,7 +151,7 @@ def test_one_process_at_a_time_trains_in_a_folder(
     with pytest.raises(EdgelungError, match="busy"):
         train_run(tiles, tmp_path / "run", load_recipe("demo", small), groups=tiles / "groups.csv")
     monkeypatch.undo()
-    handle = locked(lock, "free again")
+    handle = locked(Folder(lock.parent), lock.name, "free again")
     with pytest.raises(EdgelungError, match="another process is training in"):
         train_run(tiles, tmp_path / "run", None, resume=True)
     os.close(handle)
