@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -269,6 +270,10 @@ def _check_parent(parent: Path, named: str) -> None:
             f"{named}: you have no permission to write to the folder {parent}, or it is "
             "read-only; change that or name another place"
         )
+    try:  # some places forbid it whatever the permissions say: /proc, a share, a full disk
+        os.rmdir(tempfile.mkdtemp(prefix=".", suffix=TEMPORARY_SUFFIX, dir=parent))
+    except OSError as error:
+        raise WriteError(parent, error) from error
 
 
 def _concerns(error: OSError, own: Path) -> bool:
