@@ -216,6 +216,10 @@ MEMORY: dict[str, Change] = {
     "negative padding": lambda m: insert(m, "Pad", ["logits", constant(m, "pads", [0, -3, 0, 0])]),
     "a product of terabytes": outer_product,
     "a computed shape": lambda m: insert(m, "Reshape", ["logits", "logits"]),
+    "a dimension of zero with its bytes": lambda m: (
+        initializer(m, "bias").ClearField("dims"),
+        initializer(m, "bias").dims.extend([0, 2]),
+    ),
     "dimensions whose product overflows": lambda m: (
         initializer(m, "bias").ClearField("dims"),
         initializer(m, "bias").dims.extend([1 << 62, 4, 2]),
