@@ -8,7 +8,6 @@ the CUDA headers too: pycuda is published as source only. Its wheel is built her
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +37,7 @@ SHA256SUMS with the one that you got by another way. edgelung-*.cdx.json list wh
 (CycloneDX). pip must be of version 22.3 or later.
 """
 TENSORRT = """
-NVIDIA's TensorRT wheels go into wheels/; after the install above, run:
+NVIDIA's TensorRT wheels go into wheels/; after the install above, run (or tensorrt-rtx):
 
     edgelung/bin/pip install --no-index --find-links wheels tensorrt
 
@@ -58,7 +57,10 @@ def main() -> None:
     parser.add_argument("--pythons", nargs="+", required=True, help="an interpreter per version")
     parser.add_argument("--extras", nargs="*", default=[], help="names of locks besides base")
     given = parser.parse_args()
-    shutil.rmtree(given.out, ignore_errors=True)
+    if given.out.exists():
+        if not (given.out / "wheels").is_dir():
+            parser.error(f"{given.out} is there, and is no wheelhouse")
+        shutil.rmtree(given.out)
     make_wheelhouse(given.out, given.wheel, given.pythons, ["base", *given.extras])
 
 
@@ -136,20 +138,15 @@ def install_and_list(python: str, out: Path) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         environment = Path(temporary) / "venv"
         subprocess.run([python, "-m", "venv", "--without-pip", environment], check=True)
-        install = [
-            "--no-index",
-            "--require-hashes",
-            "--find-links",
-            str(out / "wheels"),
-            "--no-compile",
-        ]
+        install = ["--no-index", "--require-hashes", "--find-links", str(out / "wheels")]
         pip = [sys.executable, "-m", "pip", "--python", str(environment), "install", "-q"]
-        alone = os.environ | {"PIP_CONFIG_FILE": os.devnull}  # nothing but the folder counts
-        command = [*pip, *install, "-r", str(out / "requirements.txt")]
+        # Nothing but the folder counts.
+        alone = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
+        alone["PIP_CONFIG_FILE"] = os.devnull
+        command = [*pip, "--no-compile", *install, "-r", str(out / "requirements.txt")]
         subprocess.run(command, env=alone, check=True)
         found = (out / "wheels").glob("*.whl")
-        other = re.compile(rf"-(cp\d+)-(?!{tag}-)\1-")  # built for another Python alone
-        wheels = {wheel_key(path): path for path in found if not other.search(path.name)}
+        wheels = {wheel_key(path): path for path in found if fits(path, tag)}
         sbom = make_sbom(environment, wheels)
     name = f"{OURS}-python{version}.cdx.json"
     (out / name).write_text(sbom, encoding="utf-8")
@@ -160,6 +157,12 @@ def wheel_key(path: Path) -> tuple[str, str]:
     """Return the normalized name and the version in a wheel's file name."""
     name, version, *_ = path.name.split("-")
     return normalize(name), version
+
+
+def fits(path: Path, tag: str) -> bool:
+    """Return False for a wheel that was built for another Python alone, such as cp312."""
+    python, abi = path.stem.split("-")[-3:-1]
+    return abi == "abi3" or not python.startswith("cp") or tag in python.split(".")
 
 
 def write_sums(out: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 from _thread import start_new_thread  # `Thread.start` waits on a Condition
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -73,12 +74,11 @@ class Workers:
     def __init__(self, threads: int | None = None) -> None:
         self._queue: SimpleQueue[Task[Any] | None] = SimpleQueue()
         self._stop = _Stop()
-        self._ended: list[threading.Lock] = []  # one per thread, released at its end
+        self._threads: list[Task[None]] = []
         for _ in range(threads or min(32, (os.cpu_count() or 1) + 4)):
-            ended = threading.Lock()
-            ended.acquire()
-            start_new_thread(_work, (self._queue, self._stop, ended))
-            self._ended.append(ended)
+            thread = Task(partial(_work, self._queue, self._stop))
+            start_new_thread(thread.run, ())
+            self._threads.append(thread)
 
     def submit(self, call: Callable[..., T], *arguments: Any) -> Task[T]:
         """Queue `call(*arguments)`. Raises RuntimeError once the workers are closed."""
@@ -98,12 +98,11 @@ class Workers:
         """Drop the tasks that have not begun, and wait for those that run."""
         self._stop.requested = True
         self._end_threads()
-        for ended in self._ended:
-            ended.acquire()
-            ended.release()
+        for thread in self._threads:
+            thread.result()
 
     def _end_threads(self) -> None:
-        for _ in self._ended:
+        for _ in self._threads:
             self._queue.put(None)
 
     def __enter__(self) -> "Workers":
@@ -122,11 +121,10 @@ class _Stop:
     requested = False
 
 
-def _work(tasks: "SimpleQueue[Task[Any] | None]", stop: _Stop, ended: threading.Lock) -> None:
+def _work(tasks: "SimpleQueue[Task[Any] | None]", stop: _Stop) -> None:
     while (task := tasks.get()) is not None:
         if stop.requested:
             task.cancel()
         else:
             task.run()
         del task  # its result may be large, and the next task may be long in coming
-    ended.release()

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from pins import LOCKS, Pin, merge, normalize, read_pins, sha256
 from sbom import complete, parts
-from wheelhouse import restrict
+from wheelhouse import fits, restrict
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -147,3 +147,12 @@ def test_an_sbom_with_a_package_of_unknown_origin_or_licence_is_refused(tmp_path
     sbom = complete({"components": [dict(ours), dict(other)], "metadata": {}}, wheels)
     assert sbom["components"][0]["hashes"] == [{"alg": "SHA-256", "content": sha256(wheel)}]
     assert sbom["metadata"]["component"]["name"] == "edgelung"
+
+
+def test_a_wheel_of_another_python_is_not_taken_for_what_was_installed() -> None:
+    platform = "manylinux_2_28_x86_64.whl"
+    assert fits(Path(f"a-1-cp311-cp311-{platform}"), "cp311")
+    assert fits(Path(f"a-1-cp39-abi3-{platform}"), "cp311")
+    assert fits(Path("a-1-py2.py3-none-any.whl"), "cp311")
+    assert not fits(Path(f"a-1-cp312-cp312-{platform}"), "cp311")
+    assert not fits(Path(f"a-1-cp312-none-{platform}"), "cp311")
