@@ -153,7 +153,16 @@ def check_summary(folder: Folder, name: str) -> None:
 
 def read_summary(path: Path) -> Summary:
     """Read a summary. Raises EdgelungError that names the file and what is wrong with it."""
-    content = _content_of(path)
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except OSError as error:
+        raise EdgelungError(f"cannot read {path}: {error.strerror}; {REMEDY}") from error
+    return decode_summary(path, data)
+
+
+def decode_summary(path: Path, data: bytes) -> Summary:
+    """As `read_summary`, of bytes that were read before; `path` is for messages."""
+    content = _parsed(data)
     if content is None:
         raise EdgelungError(f"{path} is no summary of a run; {REMEDY}")
     content.setdefault("schema_version", 1)

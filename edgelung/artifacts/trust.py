@@ -96,14 +96,19 @@ class Trust:
     allow_unsigned: bool = False
 
     def check(
-        self, folder: Path, digests: Mapping[str, str], signature: bytes | None
+        self,
+        folder: Path,
+        digests: Mapping[str, str],
+        signature: bytes | None,
+        name: str = SIGNATURE,
     ) -> SignatureCheck:
         """Check who signed the files of a folder.
 
         Args:
             folder: the folder, for messages.
-            digests: POSIX path → SHA-256 in hexadecimal, of every file but bundle.sig.
-            signature: the bytes of bundle.sig; None if there is none.
+            digests: POSIX path → SHA-256 in hexadecimal, of every file that is signed.
+            signature: the bytes of the signature; None if there is none.
+            name: the file name of the signature, in the folder.
 
         Raises:
             UntrustedKeyError: if keys are trusted and none of them signed.
@@ -115,7 +120,7 @@ class Trust:
         if signature is None:
             if self.keys and not self.allow_unsigned:
                 raise UntrustedKeyError(
-                    f"{folder} is not signed (no {SIGNATURE} in it), and {self.origin} trusts "
+                    f"{folder} is not signed (no {name} in it), and {self.origin} trusts "
                     f"{_names(self.keys)} only; ask its maker to sign it with `edgelung sign`, or "
                     "use --allow-unsigned if you know where it is from"
                 )
@@ -123,7 +128,7 @@ class Trust:
         if not self.keys:
             return SignatureCheck(SignatureState.UNCHECKED)
         try:
-            key = verify(signature, digests, self.keys, str(folder / SIGNATURE))
+            key = verify(signature, digests, self.keys, str(folder / name))
         except UntrustedKeyError:
             if not self.allow_unsigned:
                 raise

@@ -80,7 +80,7 @@ def _print_traceback(
 def _run() -> int:
     """Run the command; returns its exit code."""
     try:
-        return int(app(standalone_mode=False) or ExitCode.OK)
+        return int(app(prog_name="edgelung", standalone_mode=False) or ExitCode.OK)
     except typer.exceptions.TyperException as error:
         print(usage_message(error), file=sys.stderr)
     except EdgelungError as error:

@@ -12,6 +12,8 @@ from edgelung.cli.options import named_path
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
+_SIGNED = "signed    %s (SHA-256 of the key: %s)"
+
 
 def sign(
     folder: Annotated[
@@ -19,7 +21,8 @@ def sign(
         typer.Argument(
             parser=named_path,
             metavar="BUNDLE",
-            help="Bundle, or folder of engines, that `edgelung export` wrote.",
+            help="Bundle, or folder of engines, that `edgelung export` wrote; or the rows of a "
+            "finished run of `edgelung infer`.",
         ),
     ],
     key: Annotated[
@@ -32,13 +35,17 @@ def sign(
         ),
     ],
 ) -> None:
-    """Who made this bundle?
+    """Who made this bundle, or these predictions?
 
-    Signs it, so that others can check that it comes from you and was not changed. Every file is
-    checked first; the signature is bundle.sig in the folder, and replaces an earlier one. Its
-    format is OpenSSF model signing: `model_signing verify key` accepts it too.
+    Signs them, so that others can check that they come from you and were not changed. Every file
+    is checked first; the signature is bundle.sig in the folder, and replaces an earlier one. Its
+    format is OpenSSF model signing: `model_signing verify key` accepts it too. Of a run, rows and
+    summary are signed together, beside the summary; `edgelung view --trust` checks it.
     """
-    sign_folders([folder], read_signing_key(key))
+    if folder.is_file():
+        _sign_run(folder, read_signing_key(key))
+    else:
+        sign_folders([folder], read_signing_key(key))
 
 
 def read_signing_key(path: Path) -> "EllipticCurvePrivateKey":
@@ -47,6 +54,15 @@ def read_signing_key(path: Path) -> "EllipticCurvePrivateKey":
     from edgelung.cli.password import read_password
 
     return read_private_key(path, lambda: read_password(path))
+
+
+def _sign_run(rows: Path, key: "EllipticCurvePrivateKey") -> None:
+    from edgelung.artifacts.keys import PublicKey
+    from edgelung.report.finished_run import open_finished_run
+    from edgelung.report.signed_run import sign_run
+
+    path = sign_run(open_finished_run(rows), key)
+    report(_SIGNED, path, PublicKey.of(key.public_key(), name="").key_id)
 
 
 def sign_folders(folders: Iterable[Path], key: "EllipticCurvePrivateKey") -> None:
@@ -60,7 +76,7 @@ def sign_folders(folders: Iterable[Path], key: "EllipticCurvePrivateKey") -> Non
     key_id = PublicKey.of(key.public_key(), name="").key_id
     for folder in folders:
         path = sign_folder(folder, key)
-        report("signed    %s (SHA-256 of the key: %s)", path, key_id)
+        report(_SIGNED, path, key_id)
 
 
 def sign_folder(folder: Path, key: "EllipticCurvePrivateKey") -> Path:

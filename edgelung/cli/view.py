@@ -45,22 +45,35 @@ def view(
             help="The run's summary.  [default: beside the rows]",
         ),
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="KEY",
+            rich_help_panel=INPUT,
+            help="Stop unless a trusted key signed the run (`edgelung sign ROWS`): a public key "
+            "(PEM), or a folder of them.",
+        ),
+    ] = None,
 ) -> None:
     """Which predictions need a look?
 
     Writes one HTML file: a gallery of the tiles that can be filtered by label, confidence, status
     and truth. It needs no network and no server. Research use only.
     """
+    from edgelung.artifacts.trust import Trust, choose_trust
     from edgelung.core.files import atomic_write
     from edgelung.core.terminal import progress
     from edgelung.report.finished_run import open_finished_run
     from edgelung.report.gallery import MAX_THUMBNAILS, predictions_page
+    from edgelung.report.signed_run import check_run
 
     page = _checked(out or rows.with_suffix(".html"))
     run = open_finished_run(rows, summary, root)
+    signature = check_run(run, choose_trust(trust) if trust else Trust())
     predicted = sum(row.confidence is not None for row in run.predictions.rows)
     with progress("thumbnails", min(predicted, MAX_THUMBNAILS)) as advance:
-        text = predictions_page(run, page, advance)
+        text = predictions_page(run, page, advance, signed=signature.text)
     with atomic_write(page, "w", encoding="utf-8") as file:
         file.write(text)
     report("wrote %s (%.1f MB); open it in a browser", page, len(text.encode()) / 1e6)

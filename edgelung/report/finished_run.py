@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelung.artifacts.predictions import Prediction, Predictions, format_of, read_predictions
-from edgelung.artifacts.summary import Summary, read_summary, summary_beside
+from edgelung.artifacts.summary import MAX_BYTES, Summary, decode_summary, summary_beside
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import sha256_file
+from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.folder import read_regular
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,22 @@ class FinishedRun:
     Attributes:
         file: the file of the rows.
         root: the folder that the paths of the rows are relative to.
-        sha256: of the file.
+        digests: file name → SHA-256 in hexadecimal, of the rows and of the summary as they were
+            read: what a signature of the run is over.
+        summary_file: the file of the summary.
     """
 
     file: Path
     predictions: Predictions
     summary: Summary
     root: Path
-    sha256: str
+    digests: Mapping[str, str]
+    summary_file: Path
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file of the rows."""
+        return self.digests[self.file.name]
 
     @property
     def is_unchanged(self) -> bool:
@@ -59,14 +68,17 @@ def open_finished_run(
     format_of(rows)
     if not rows.is_file():
         raise EdgelungError(f"{rows} is no file; expected the rows that `edgelung infer` wrote")
-    predictions = read_predictions(rows)
+    before, predictions, after = sha256_file(rows), read_predictions(rows), sha256_file(rows)
+    if before != after:
+        raise EdgelungError(f"{rows} changed while it was read; run the same command again")
     beside = summary or summary_beside(rows)
     if not beside.is_file():
         raise EdgelungError(
             f"{rows} has no summary {beside}; expected the rows of a finished run, with the "
             "summary beside them or named by --summary"
         )
-    content = read_summary(beside)
+    data = read_regular(beside, MAX_BYTES)
+    content = decode_summary(beside, data)
     if summary is None and os.path.basename(content.out) != rows.name:
         raise EdgelungError(
             f"{beside} is the summary of {content.out}, not of {rows.name}; name the right one "
@@ -75,7 +87,8 @@ def open_finished_run(
     if root is not None and not root.is_dir():
         raise EdgelungError(f"--root {root} is no folder; expected the folder that was predicted")
     folder = root.absolute() if root else _root_of(content.options)
-    return FinishedRun(rows, predictions, content, folder, sha256_file(rows))
+    digests = {rows.name: before, beside.name: sha256_bytes(data)}
+    return FinishedRun(rows, predictions, content, folder, digests, beside)
 
 
 def from_printable(path: str) -> str:

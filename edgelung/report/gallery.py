@@ -68,11 +68,15 @@ class Entry(NamedTuple):
 
 
 def predictions_page(
-    run: FinishedRun, page: Path, advance: Callable[[int], None] = lambda tiles: None
+    run: FinishedRun,
+    page: Path,
+    advance: Callable[[int], None] = lambda tiles: None,
+    *,
+    signed: str = "",
 ) -> str:
     """The page of a run, to be written at `page`, which its links start from.
 
-    `advance` is called with the number of thumbnails made.
+    `advance` is called with the number of thumbnails made. `signed`: who signed the run, in words.
     """
     summary, classes = run.summary, run.predictions.classes
     entries = sorted(_entries(run), key=lambda entry: entry.priority)
@@ -90,7 +94,7 @@ def predictions_page(
         kind=KIND,
         title=f"edgelung predictions {run.file.name}",
         headline=predictions_headline(statuses, failed, labelled, summary.concerns),
-        facts=_facts(run),
+        facts=_facts(run) | ({"signed": signed} if signed else {}),
         concerns=summary.concerns,
         warnings=_warnings(run, len(shown), missing),
         labelled=labelled,
