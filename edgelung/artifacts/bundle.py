@@ -264,7 +264,7 @@ def _check_names(folder: BundleFolder, manifest: BundleManifest) -> bool:
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or parts[0] == "/" or {"\\", ":"} & set(name):
             raise EdgelungError(
-                f"{folder.path / MANIFEST} names a file outside the bundle: {name!r}"
+                f"{folder.path / MANIFEST} names a file outside the bundle: {one_line(repr(name))}"
             )
     present = frozenset(folder.names())
     if unlisted := sorted(present - listed.keys() - UNLISTED):

@@ -222,6 +222,7 @@ def test_many_large_files_are_refused_by_their_sum(folder: Path) -> None:
         "line\nbreak",
         "\x1b[2J",
         "a" * 100_000,
+        "../" + "a" * 100_000,
         "\ud800",
         "/etc/passwd",
         "../x",

@@ -216,6 +216,9 @@ MEMORY: dict[str, Change] = {
     "negative padding": lambda m: insert(m, "Pad", ["logits", constant(m, "pads", [0, -3, 0, 0])]),
     "a product of terabytes": outer_product,
     "a computed shape": lambda m: insert(m, "Reshape", ["logits", "logits"]),
+    "an unused constant of negative dimensions": lambda m: m.graph.initializer.append(
+        TensorProto(name="unused", dims=[-2, -1], data_type=TensorProto.FLOAT, raw_data=bytes(8))
+    ),
     "a dimension of zero with its bytes": lambda m: (
         initializer(m, "bias").ClearField("dims"),
         initializer(m, "bias").dims.extend([0, 2]),
