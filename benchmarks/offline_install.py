@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -89,7 +90,7 @@ def install(folder: Path, python: str) -> dict[str, Any]:
             "installed_bytes": _size(place),
             "first_infer_seconds": round(first, 1),
             "rows_ok": len(rows),
-            "selftest": [line for line in selftest.splitlines() if line.strip()],
+            "selftest_ok": re.findall(r"│ (\S+) +│ (\S+) +│ ok ", selftest),
         }
 
 
