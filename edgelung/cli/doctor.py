@@ -17,7 +17,8 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="BUNDLE",
-            help="The bundle whose edgelung.toml is shown, and whose golden tiles --selftest runs."
+            help="The bundle whose edgelung.toml and signature are shown, and whose golden tiles "
+            "--selftest runs."
             "  [default: the starter]",
         ),
     ] = None,
@@ -35,13 +36,13 @@ def doctor(
     not reproduce the golden tiles.
     """
     from edgelung.artifacts.bundle import open_bundle, starter_bundle
-    from edgelung.cli.defaults import describe_defaults
+    from edgelung.cli.defaults import describe_defaults, describe_trust
     from edgelung.core.errors import ExitCode
     from edgelung.core.typed_json import plain
     from edgelung.tools.doctor import examine_machine, run_selftest
 
     tests = run_selftest(open_bundle(model or starter_bundle())) if selftest else None
-    result = examine_machine(describe_defaults(model), tests)
+    result = examine_machine(describe_trust(model) + describe_defaults(model), tests)
     if as_json:
         print(json.dumps(plain(result), indent=2))
     else:
