@@ -10,6 +10,8 @@ import argparse
 import csv
 import json
 import os
+import re
+import resource
 import subprocess
 import tempfile
 import time
@@ -70,14 +72,14 @@ def install(folder: Path, python: str) -> dict[str, Any]:
         place = home / "edgelung"
         pip = [str(place / "bin" / "pip"), "install", "--no-index", "--require-hashes"]
         requirements = ["--find-links", str(folder / "wheels"), "-r"]
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), cpu_seconds()
         run([*pip, *requirements, str(folder / "requirements.txt")], home)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
         program = str(place / "bin" / "edgelung")
         (tiles,) = place.glob("lib/python3*/site-packages/edgelung/starter/golden")
-        start = time.perf_counter()
+        start, cpu_before = time.perf_counter(), cpu_seconds()
         run([program, "infer", str(tiles), "--out", "rows.csv"], home)
-        first = time.perf_counter() - start
+        first, first_cpu = time.perf_counter() - start, cpu_seconds() - cpu_before
         with (home / "rows.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         if not rows or any(row["status"] != "ok" for row in rows):
@@ -86,10 +88,12 @@ def install(folder: Path, python: str) -> dict[str, Any]:
         return {
             "python": run([str(place / "bin" / "python"), "-V"], home).split()[1],
             "install_seconds": round(seconds, 1),
+            "install_cpu_seconds": round(cpu, 1),  # the same on a machine that is busy
             "installed_bytes": _size(place),
             "first_infer_seconds": round(first, 1),
+            "first_infer_cpu_seconds": round(first_cpu, 1),
             "rows_ok": len(rows),
-            "selftest": [line for line in selftest.splitlines() if line.strip()],
+            "selftest_ok": re.findall(r"│ (\S+) +│ (\S+) +│ ok ", selftest),
         }
 
 
@@ -110,6 +114,12 @@ def run(command: Sequence[str], folder: Path) -> str:
         text=True,
     )
     return done.stdout
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of all commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _size(folder: Path) -> int:

@@ -24,7 +24,7 @@ from sbom import OURS, make_sbom
 README = """\
 edgelung {version}, for Linux on x86-64 and {pythons}. Research use only.
 
-Install, without a network (PYTHON is one of {pythons}):
+Install, without a network (PYTHON stands for {pythons}):
 
     sha256sum -c SHA256SUMS
     PYTHON -m venv edgelung

@@ -4,14 +4,14 @@ from figures.table import Table, result
 
 
 def wheelhouse() -> Table:
-    """What the wheelhouse weighs, and the seconds until the starter has predicted."""
+    """What the wheelhouse weighs, and the CPU time until the starter has predicted."""
     content = result("wheelhouse.json")
     rows = [
         [
             f"Python {row['python']}",
-            f"{row['install_seconds']:.0f} s",
+            f"{row['install_cpu_seconds']:.0f} s",
             f"{row['installed_bytes'] / 1e6:,.0f} MB",
-            f"{row['first_infer_seconds']:.1f} s for {row['rows_ok']} tiles",
+            f"{row['first_infer_cpu_seconds']:.1f} s for {row['rows_ok']} tiles",
         ]
         for row in content["installs"]
     ]
@@ -24,7 +24,7 @@ def wheelhouse() -> Table:
     sizes.append(f"{name.partition('-')[0]} {size / 1e6:.0f} MB for each Python")
     total = f"{folder['wheels']} wheels, {folder['bytes'] / 1e6:,.0f} MB"
     note = f"The folder for both Pythons: {total} ({', '.join(sizes)})."
-    header = ["", "installation", "installed", "first `infer`"]
+    header = ["", "installation, CPU time", "installed", "first `infer`, CPU time"]
     return Table(header, rows, {"wheelhouse.json": content}, note)
 
 

@@ -49,8 +49,9 @@ def _markdown_value(value: object) -> object:
 
 def _html_value(value: object) -> object:
     """What turns the direction of writing, or is not seen, is shown as an escape."""
-    is_text = isinstance(value, str) and not isinstance(value, Markup)
-    return visible(value, "\t\n") if is_text else value
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return visible(value, "\t\n")
 
 
 def shortened(name: str, most: int = SHORT_NAME) -> Markup:
