@@ -62,7 +62,7 @@ def _print(result: "Examination") -> None:
     for finding in result.findings:
         _print_indented(f"{MARKS[finding.state]} {finding.what:{width}}  ", finding.found)
         if finding.remedy:  # not wrapped: it is to be copied
-            out().print(f"{'':{width + 4}}to install it: {finding.remedy}")
+            out().print(f"{'':{width + 4}}to install it: {finding.remedy}", markup=False)
     if result.selftest is None:
         return
     tests = Table(

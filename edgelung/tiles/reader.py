@@ -84,7 +84,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 def read_tile(path: str | os.PathLike[str], spec: ReaderSpec, out: Tile | None = None) -> Tile:
     """Read one file as uint8 RGB [size, size, 3], into `out` if given; raises TileError."""
     with DECODING:
-        return decode_tile(read_bytes(path), spec, out)
+        return resize(_decode(read_bytes(path), spec)[0], spec.size, out)
 
 
 def read_pixels(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
