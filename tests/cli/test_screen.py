@@ -201,7 +201,7 @@ def test_audit_ends_with_the_next_command(
 ) -> None:
     monkeypatch.setattr(audit, "_print", lambda result, folder: None)
     done = SimpleNamespace(unreadable={})
-    monkeypatch.setattr(audit_module, "audit_folder", lambda *words: done)
+    monkeypatch.setattr(audit_module, "audit_folder", lambda *words, **options: done)
     audit.audit(Path("tiles"), Path("seen"), classes=["a", "b"])
     assert screen.getvalue() == (
         "next    edgelung train tiles --groups seen/groups.csv --out seen-run "
