@@ -199,7 +199,9 @@ class Folder:
 
     def remove_leftovers(self, name: str) -> None:
         """Remove the temporary files of `name` that killed processes of this user left."""
-        pattern = re.compile(re.escape(_beginning(name)) + "[0-9a-f]{16}" + TEMPORARY_SUFFIX)
+        # Eight characters: as edgelung 0.2.0 and before named them.
+        random = "[0-9a-z_]{8}|[0-9a-f]{16}"
+        pattern = re.compile(f"{re.escape(_beginning(name))}({random}){TEMPORARY_SUFFIX}")
         names: list[str] = []
         with suppress(OSError):  # a folder that cannot be listed
             names = self.names()

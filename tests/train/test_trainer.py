@@ -79,7 +79,7 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
     first = train_command(tiles, out, "--recipe", "demo", *groups, *overrides)
     kill_at(subprocess.Popen(first, stderr=subprocess.DEVNULL), out, "teacher", 3)
     assert not (out / "model.safetensors").exists()
-    (out / ".state.pt.x1.edgelung-tmp").touch()  # as by a kill while it was written
+    (out / ".state.pt.abc_1234.edgelung-tmp").touch()  # as by a kill while it was written
     again = train_command(tiles, out, "--resume")
     kill_at(subprocess.Popen(again, stderr=subprocess.DEVNULL), out, "student", 3)
     subprocess.run(again, check=True, capture_output=True, timeout=240)
