@@ -40,7 +40,14 @@ from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, VariantEntry
 from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
-from edgelung.artifacts.trust import SignatureCheck, Trust, check_starter, choose_trust
+from edgelung.artifacts.trust import (
+    SignatureCheck,
+    SignatureState,
+    Trust,
+    check_starter,
+    choose_trust,
+    is_starter,
+)
 from edgelung.core.cache import Key, open_cache
 from edgelung.core.class_names import check_class_names
 from edgelung.core.errors import EdgelungError, one_line
@@ -182,7 +189,10 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
     digests |= {MANIFEST: sha256_bytes(data), SEAL: sha256_bytes(seal)}
     if folder.resolve() == _starter_folder().resolve():
         check_starter(digests)
-    check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
+    if is_starter(digests):
+        check = SignatureCheck(SignatureState.STARTER)
+    else:
+        check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
     return Bundle(
         folder,
         tuple(manifest.classes),

@@ -115,8 +115,6 @@ class Trust:
             SignatureError: if the signature is malformed or was made for other files, whatever
                 `allow_unsigned` says.
         """
-        if digests.get(BUNDLE_MANIFEST) == STARTER_SHA256:
-            return SignatureCheck(SignatureState.STARTER)
         if signature is None:
             if self.keys and not self.allow_unsigned:
                 raise UntrustedKeyError(
@@ -157,9 +155,18 @@ def choose_trust(
     return Trust(tuple(keys.values()), origin, allow_unsigned)
 
 
+def is_starter(digests: Mapping[str, str]) -> bool:
+    """True for the starter, which needs no signature.
+
+    `digests`: of a bundle's files, which were compared with its bundle.json: all else that may lie
+    in a folder is not covered by that hash.
+    """
+    return digests.get(BUNDLE_MANIFEST) == STARTER_SHA256
+
+
 def check_starter(digests: Mapping[str, str]) -> None:
     """Raise EdgelungError if the bundle in the package is not the one that this code knows."""
-    if digests.get(BUNDLE_MANIFEST) != STARTER_SHA256:
+    if not is_starter(digests):
         raise EdgelungError(
             "the starter of this installation was changed: its bundle.json has another SHA-256 "
             "than this edgelung knows; install edgelung again, or name a bundle"

@@ -38,7 +38,7 @@ from edgelung.artifacts import bundle as bundle_module
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
 from edgelung.artifacts.signature import SignatureError, UntrustedKeyError, sign
 from edgelung.artifacts.summary import read_summary
-from edgelung.artifacts.trust import choose_trust
+from edgelung.artifacts.trust import Trust, choose_trust
 from edgelung.cli.app import main
 from edgelung.cli.defaults import read_defaults
 from edgelung.cli.sign import sign_folder
@@ -305,6 +305,20 @@ def test_engines_that_were_changed_with_right_hashes_are_refused(
     change(engines)
     with pytest.raises(EdgelungError):
         open_prebuilt(engines, TRUST)
+
+
+def test_the_starters_manifest_in_a_folder_of_engines_vouches_for_nothing(engines: Path) -> None:
+    (engines / "bundle.sig").unlink()
+    shutil.copy(starter_bundle() / "bundle.json", engines)
+    for trust in (TRUST, Trust()):
+        with pytest.raises(EdgelungError):
+            open_prebuilt(engines, trust)
+
+
+def test_a_file_that_no_engine_folder_lists_is_refused_without_keys_too(engines: Path) -> None:
+    (engines / "library.so").write_bytes(b"x")
+    with pytest.raises(EdgelungError, match="is not listed in engines.json"):
+        open_prebuilt(engines, Trust())
 
 
 def test_an_engine_that_was_exchanged_after_the_check_is_not_loaded(engines: Path) -> None:

@@ -172,6 +172,11 @@ def open_prebuilt(folder: Path, trust: Trust | None = None) -> PrebuiltFolder:
     digests[MANIFEST] = sha256_bytes(data)
     check = (choose_trust() if trust is None else trust).check(folder, digests, signature)
     engines = _parse_manifest(folder / MANIFEST, data)
+    if unlisted := sorted(names - {engine.file for engine in engines}):
+        raise EdgelungError(
+            f"{str(folder / unlisted[0])!r} is not listed in {MANIFEST}; a folder of engines holds "
+            "only what `edgelung export --engine` wrote: remove it"
+        )
     for engine in engines:
         if digests.get(engine.file, engine.sha256) != engine.sha256:  # it may have been left out
             raise EdgelungError(
