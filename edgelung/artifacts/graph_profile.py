@@ -24,7 +24,7 @@ from edgelung.artifacts.graph_shapes import (
 )
 from edgelung.artifacts.onnx_wire import Constant, Graph, GraphError, Value, read_graph
 
-VERSION = 1  # of these rules; part of the key of a cached verdict
+VERSION = 2  # of these rules; part of the key of a cached verdict
 BATCH = "N"
 IR_VERSION, OPSET = 9, 20  # what the exporter writes
 MAX_SHORT = 16  # integers of a shape

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from edgelung.artifacts.onnx_wire import Attribute, GraphError, Node
 
-MAX_ELEMENTS = 1 << 27  # of an activation of one tile; DeiT-B at 384 px needs 4 million
+MAX_ELEMENTS = 1 << 23  # of an activation of one tile; DeiT-B at 384 px needs 4 million
 MAX_PRODUCTS = 1 << 40  # multiplications of one tile; DeiT-B at 384 px needs 2**36
 BATCH_FIRST = "expected a batch that stays the first dimension"
 

@@ -317,7 +317,7 @@ def test_the_starters_manifest_in_a_folder_of_engines_vouches_for_nothing(engine
 
 def test_a_file_that_no_engine_folder_lists_is_refused_without_keys_too(engines: Path) -> None:
     (engines / "library.so").write_bytes(b"x")
-    with pytest.raises(EdgelungError, match="is not listed in engines.json"):
+    with pytest.raises(EdgelungError, match=r"is not listed in engines\.json"):
         open_prebuilt(engines, Trust())
 
 
