@@ -52,7 +52,7 @@ types: $(VENV)/.ready
 	cd build/installed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p edgelung
 
 unit: $(VENV)/.ready
-	$(BIN)/pytest -n auto --dist loadgroup -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --cov --cov-report=term:skip-covered
 
 slow: $(VENV)/.ready
 	$(BIN)/pytest -m "slow and not gpu"

@@ -50,18 +50,21 @@ LONG = ("train", "export", "engines")  # the rooms whose tests take longest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort for several processes: one makes the shared bundle while the others need none yet.
 
-    Long tests come before short ones, so that no process waits for the last of another.
+    Files with long tests come first, so that no process waits for the last of another.
     """
 
-    def late(item: pytest.Item) -> tuple[bool, bool]:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
-        shared = {"run", "bundle_folder"} & set(getattr(item, "fixturenames", ()))
-        return room not in LONG, bool(shared)
+    def needs(item: pytest.Item, *fixtures: str) -> bool:
+        return not set(fixtures).isdisjoint(getattr(item, "fixturenames", ()))
+
+    shared = {item.path for item in items if needs(item, "run", "bundle_folder")}
+    makers = [item.path for item in items if needs(item, "bundle_folder")]
+    first = next((path for path in makers if path.parent.name in LONG), None)
+
+    def late(item: pytest.Item) -> tuple[bool, bool, bool]:
+        rooms = item.path.relative_to(Path(__file__).parent).parts
+        return item.path != first, rooms[0] not in LONG, item.path in shared
 
     items.sort(key=late)
-    makers = (at for at, item in enumerate(items) if "bundle" in getattr(item, "fixturenames", ()))
-    if (first := next(makers, None)) is not None:
-        items.insert(0, items.pop(first))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,6 +75,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("EDGELUNG_CACHE", str(folder))
         patch.setenv("EDGELUNG_CONFIG", "off")
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def reports_as_before() -> Iterator[None]:
+    """A command that a test runs within the process leaves no log handler behind."""
+    logger = logging.getLogger("edgelung")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    shown = terminal._reports_shown
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logger.propagate, terminal._reports_shown = propagate, shown
 
 
 @pytest.fixture(scope="session")

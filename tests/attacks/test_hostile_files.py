@@ -24,8 +24,6 @@ from edgelung.inference.source import Source
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_tile
 
-pytestmark = pytest.mark.xdist_group("hostile_files")  # its module fixture takes long
-
 SPEC = ReaderSpec(size=64)
 SAMPLES: dict[str, bytes] = samples()
 CUTS = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 0.97)

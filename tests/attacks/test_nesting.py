@@ -13,7 +13,7 @@ from edgelung.artifacts.summary import read_summary, rows_name_of
 from edgelung.core import typed_json
 from edgelung.core.config import read_section
 from edgelung.core.errors import EdgelungError
-from edgelung.engines.tensorrt.prebuilt import _read_manifest
+from edgelung.engines.tensorrt.prebuilt import open_prebuilt
 
 DEPTHS = [40, 500, 990, 100_000]  # parsed by all; by json, not by what comes after; by none
 OLD_RUN = Path(__file__).parents[1] / "artifacts" / "run-0.1"
@@ -83,7 +83,7 @@ def test_other_deeply_nested_files_are_refused(
     path = tmp_path / "engines.json"
     path.write_text(nested(depth))
     assert rows_name_of(path) is None
-    for read in (read_bench, read_summary, lambda path: _read_manifest(path.parent)):
+    for read in (read_bench, read_summary, lambda path: open_prebuilt(path.parent)):
         with pytest.raises(EdgelungError):
             read(path)
 

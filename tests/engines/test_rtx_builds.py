@@ -22,8 +22,6 @@ from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import PrebuiltEngine, build_ahead, open_prebuilt
 
-pytestmark = pytest.mark.xdist_group("rtx_builds")  # its module fixture takes long
-
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (edgelung[rtx])")
 
 TARGETS = ("sm_86", "sm_89", "sm_120")

@@ -21,8 +21,6 @@ from edgelung.engines.base import GraphBytes  # noqa: E402
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from edgelung.export.qat import Network, distill  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("qat")  # its module fixture takes long
-
 
 @pytest.fixture(scope="module")
 def plan(student: Student, pixels: np.ndarray, calibration_record: Calibration) -> Plan:

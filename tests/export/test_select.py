@@ -37,8 +37,6 @@ from edgelung.export.tiles import TileReader, read_split
 from edgelung.export.variants import VariantMaker, prepare_variants
 from edgelung.tiles.reader import ReaderSpec
 
-pytestmark = pytest.mark.xdist_group("select")  # its module fixture takes long
-
 INT8 = frozenset({Precision.INT8})
 # 18 gate tiles cannot decide about narrower limits than these.
 WIDE = Limits(

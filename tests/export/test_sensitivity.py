@@ -17,8 +17,6 @@ from edgelung.export.sensitivity import divergence, measurements, sensitivity
 from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student
 
-pytestmark = pytest.mark.xdist_group("sensitivity")  # its module fixture takes long
-
 
 @pytest.fixture(scope="module")
 def plan(student: Student, pixels: np.ndarray, calibration_record: Calibration) -> Plan:

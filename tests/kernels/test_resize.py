@@ -16,8 +16,6 @@ from edgelung.kernels.resize import HostTwin, Plan, max_taps
 from edgelung.tiles import reader
 from edgelung.tiles.reader import ReaderSpec, read_pixels, read_tile, resize, resize_by_pillow
 
-pytestmark = pytest.mark.xdist_group("resize")  # its module fixture takes long
-
 SIZE = 224
 EXTREMES = [
     (1, 1),

@@ -57,7 +57,7 @@ def test_what_waits_first_is_served_first() -> None:
     with decoding:
         decoding.reserve(2 * UNIT)
         threads = []
-        for size in (3 * UNIT, UNIT):  # the second would fit at once
+        for size in (3 * UNIT, 2 * UNIT):  # the second would fit at once
             threads.append(threading.Thread(target=work, args=(size,)))
             threads[-1].start()
             while len(decoding._waiting) < len(threads):
@@ -65,7 +65,7 @@ def test_what_waits_first_is_served_first() -> None:
         assert served == []
     for thread in threads:
         thread.join(10)
-    assert served == [3 * UNIT, UNIT]
+    assert served == [3 * UNIT, 2 * UNIT]
 
 
 def test_more_than_the_budget_is_too_large() -> None:

@@ -15,8 +15,6 @@ from edgelung.core.typed_json import plain
 from edgelung.tools.demo import INFER_RUNS, Steps
 from edgelung.tools.demo_figures import DemoFigures, collect_figures, share_of_same_labels, show
 
-pytestmark = pytest.mark.xdist_group("demo")  # its module fixture takes long
-
 
 @pytest.fixture(scope="module")
 def figures(
