@@ -29,7 +29,7 @@ _ADAM7 = (
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _EXIF_KEY = b"Raw profile type exif"  # as ImageMagick wrote it before there was eXIf
 MAX_PROFILE = 2**18  # bytes of an EXIF profile in hexadecimal: the standard's limit is half of that
-MAX_CHUNKS = 2**16
+MAX_CHUNKS = 2**15
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ def _read_chunks(data: bytes) -> _Chunks:
     """Raise TileError where a chunk is not what was written: Pillow does not check the pixels'."""
     chunks = _Chunks()
     place, view = len(MARK), memoryview(data)
-    chunks.needed.append(view[:place])
+    start = 0  # of what Pillow needs and is not in `needed` yet
     while (content := place + 8) <= len(data):  # chunks: length, type, content, CRC
         end = content + int.from_bytes(data[place : place + 4])
         if end + 4 > len(data):
@@ -99,11 +99,13 @@ def _read_chunks(data: bytes) -> _Chunks:
         kind = data[place + 4 : content]
         if kind in _TEXTS and data.startswith(_EXIF_KEY + b"\0", content):
             chunks.profile = _text(kind, data[content + len(_EXIF_KEY) + 1 : end])
-        if kind != b"iCCP" and kind not in _TEXTS:
-            chunks.needed.append(view[place : end + 4])
+        if kind == b"iCCP" or kind in _TEXTS:
+            chunks.needed.append(view[start:place])
+            start = end + 4
         if kind == b"IEND":
             if b"IDAT" not in chunks.order:
                 raise TileError(Status.CORRUPT, "the PNG holds no pixels")
+            chunks.needed.append(view[start : end + 4])
             return chunks
         chunks.order.append(kind)
         if len(chunks.order) > MAX_CHUNKS:
