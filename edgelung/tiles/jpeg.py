@@ -34,6 +34,8 @@ from edgelung.tiles.tiff_directory import first_directory
 
 MAX_SCANS = 500  # ten are usual; each costs a pass over all pixels
 MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # scans × pixels
+MAX_SEGMENTS = 2**14  # before the first scan
+MAX_EXIF = 2**20  # bytes
 MAX_ODD_BYTES = 16 << 20  # of a file with unusual sampling: its codes are read at 1 MB/s
 MARK = b"\xff\xd8\xff"
 
@@ -101,6 +103,9 @@ def read_header(data: bytes) -> Header:
             if marker == 0xDA:
                 break
             header.segments.append((marker, at, end))
+            if len(header.segments) > MAX_SEGMENTS:
+                reason = f"a JPEG of more than {MAX_SEGMENTS} segments before its first scan"
+                raise TileError(Status.TOO_LARGE, reason)
             if marker in _SOF:
                 _read_frame(header, marker, data[at + 4 : end])
             elif marker >= 0xE0:
@@ -128,7 +133,7 @@ def _next_marker(data: bytes, at: int) -> int:
 def _read_application_data(header: Header, marker: int, content: bytes) -> None:
     if marker == 0xE0 and content.startswith(b"JFIF\0"):
         header.jfif = True
-    elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
+    elif marker == 0xE1 and content.startswith(b"Exif\0\0") and len(header.exif) < MAX_EXIF:
         header.exif += content[6:]  # a long block goes on in the next segment
     elif marker == 0xE2 and content.startswith(b"MPF\0"):
         header.multi_picture = content[4:]

@@ -5,7 +5,7 @@ import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from edgelung.tiles.budget import DECODING
 from edgelung.tiles.colour import check_alpha, check_peak, exif_orientation, to_rgb, upright
@@ -26,33 +26,41 @@ _ADAM7 = (
     *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
 )
 
-PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # Pillow's 1 MiB is less than many a colour profile
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_EXIF_KEY = b"Raw profile type exif"  # as ImageMagick wrote it before there was eXIf
+MAX_PROFILE = 2**18  # bytes of an EXIF profile in hexadecimal: the standard's limit is half of that
+MAX_CHUNKS = 2**15
 
 
 @dataclass(slots=True)
 class _Chunks:
-    """Chunks of interest: type → content; `order` of the types as they come; the IDAT chunks."""
+    """Chunks of interest: type → content; `order` of the types as they come; the IDAT chunks.
+
+    `needed` is the file without texts and colour profiles, which Pillow would decompress.
+    """
 
     content: dict[bytes, bytes] = field(default_factory=dict)
     order: list[bytes] = field(default_factory=list)
     pixels: list[memoryview] = field(default_factory=list)
+    needed: list[memoryview] = field(default_factory=list)
+    profile: bytes = b""  # a text that holds EXIF
 
 
 def decode_png(data: bytes, size: int) -> Tile | Image.Image:
     """Decode a PNG; raises TileError. 16 bits by their high byte, alpha over white."""
     width, height, bits, colour = _read_header(data)
     check_size(width, height, size)
-    DECODING.reserve(len(data) + width * height * BYTES_PER_PIXEL)
+    DECODING.reserve(2 * len(data) + width * height * BYTES_PER_PIXEL)
     chunks = _read_chunks(data)
     _check_animation(chunks)
     alpha = "straight" if colour in _ALPHA else "key" if b"tRNS" in chunks.content else "none"
     decide(Kind("PNG", "Deflate", _COLOURS[colour], bits, alpha))
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as source:
+        with Image.open(io.BytesIO(b"".join(chunks.needed)), formats=["PNG"]) as source:
             source.load()
             _check_rows(source, data, chunks)
             pixels = _to_rgb(source, bits, colour, chunks.content)
-            return upright(pixels, exif_orientation(_exif(source, chunks.content)))
+            return upright(pixels, exif_orientation(_exif(chunks)))
     except TileError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
@@ -81,6 +89,7 @@ def _read_chunks(data: bytes) -> _Chunks:
     """Raise TileError where a chunk is not what was written: Pillow does not check the pixels'."""
     chunks = _Chunks()
     place, view = len(MARK), memoryview(data)
+    start = 0  # of what Pillow needs and is not in `needed` yet
     while (content := place + 8) <= len(data):  # chunks: length, type, content, CRC
         end = content + int.from_bytes(data[place : place + 4])
         if end + 4 > len(data):
@@ -88,11 +97,19 @@ def _read_chunks(data: bytes) -> _Chunks:
         if zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
             raise TileError(Status.CORRUPT, "a checksum of the PNG is not that of its bytes")
         kind = data[place + 4 : content]
+        if kind in _TEXTS and data.startswith(_EXIF_KEY + b"\0", content):
+            chunks.profile = _text(kind, data[content + len(_EXIF_KEY) + 1 : end])
+        if kind == b"iCCP" or kind in _TEXTS:
+            chunks.needed.append(view[start:place])
+            start = end + 4
         if kind == b"IEND":
             if b"IDAT" not in chunks.order:
                 raise TileError(Status.CORRUPT, "the PNG holds no pixels")
+            chunks.needed.append(view[start : end + 4])
             return chunks
         chunks.order.append(kind)
+        if len(chunks.order) > MAX_CHUNKS:
+            raise TileError(Status.TOO_LARGE, f"a PNG of more than {MAX_CHUNKS} chunks")
         if kind == b"IDAT":
             chunks.pixels.append(view[content:end])
         if kind in (b"PLTE", b"tRNS", b"sBIT", b"acTL", b"eXIf"):
@@ -193,11 +210,25 @@ def _check_significant_bits(source: Image.Image, bits: int, colour: int, stated:
         raise TileError(Status.UNSUPPORTED, f"a PNG of {fewer} significant bits in {bits} (sBIT)")
 
 
-def _exif(source: Image.Image, chunks: dict[bytes, bytes]) -> bytes:
-    if b"eXIf" in chunks:
-        return chunks[b"eXIf"]
-    text = str(source.info.get("Raw profile type exif", ""))  # as ImageMagick wrote it before
+def _text(kind: bytes, body: bytes) -> bytes:
+    """The text of a chunk behind its key, at most MAX_PROFILE bytes; empty where it is damaged."""
+    compressed = kind == b"zTXt"
+    if kind == b"iTXt":
+        compressed = body[:1] == b"\1"
+        body = body[2:].split(b"\0", 2)[-1]  # language, translated key, text
+    if not compressed:
+        return body[:MAX_PROFILE]
     try:
-        return bytes.fromhex("".join(text.split("\n")[3:]))
+        return zlib.decompressobj().decompress(body[1:] if kind == b"zTXt" else body, MAX_PROFILE)
+    except zlib.error:
+        return b""
+
+
+def _exif(chunks: _Chunks) -> bytes:
+    if b"eXIf" in chunks.content:
+        return chunks.content[b"eXIf"]
+    lines = chunks.profile.split(b"\n", 3)  # an empty one, the name, the length, the profile
+    try:
+        return bytes.fromhex(lines[3].decode("ascii")) if len(lines) > 3 else b""
     except ValueError:
         return b""

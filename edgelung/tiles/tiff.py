@@ -65,13 +65,14 @@ def _memory(data: bytes, layouts: list[Layout], orientation: int) -> int:
     whole = pixels * samples * sample
     segment = max(layout.segment_width * layout.segment_height for layout in layouts)
     segment *= 1 if first.separate else first.samples
-    longest = max(max(layout.counts) for layout in layouts)
+    longest = max(int(layout.counts.max()) for layout in layouts)
     decoding = decoding_memory(first.kind.compression, segment, sample, longest)
     if first.kind.compression == "JPEG 2000":
         parts = ((at, n) for one in layouts for at, n in zip(one.offsets, one.counts, strict=True))
         decoding += max(jpeg2000_memory(data[at : at + n]) for at, n in parts)
     plain = first.kind.colour == "RGB" and first.kind.alpha == "none" and orientation == 1
-    converting = pixels * (3 if plain else 16) + (whole if sample == 2 else 0)
+    scaled = 9 * whole if first.kind.bits < 8 else 0  # `to_8_bits` indexes a table: 8 bytes each
+    converting = scaled + pixels * (3 if plain else 16) + (whole if sample == 2 else 0)
     return whole + max(decoding, converting)
 
 
@@ -196,8 +197,7 @@ def _unpack(stored: npt.NDArray[np.uint8], layout: Layout, count: int) -> Sample
         return stored.view(f"{layout.order}u2").astype(np.uint16)
     if bits in (1, 2, 4, 8):
         return unpack_rows(stored, bits, count)
-    unpacked = unpack_any(stored, bits, count)
-    return unpacked.astype(np.uint8) if bits < 8 else unpacked
+    return unpack_any(stored, bits, count)
 
 
 def _check_shape(part: Samples, expected: tuple[int, int, int], bits: int = 8) -> Samples:

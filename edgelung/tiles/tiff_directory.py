@@ -5,15 +5,23 @@ when asked for, and the chain of directories cannot lead in a circle.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from mmap import mmap
+
+import numpy as np
+import numpy.typing as npt
 
 from edgelung.tiles.errors import Status, TileError
 
 Data = bytes | mmap
 
 MAX_DIRECTORIES = 256  # enough to say how many levels a slide has
-MAX_VALUES = 4 * 2**20  # of one entry: more strips or tiles than MAX_PIXELS allows
+MAX_ENTRIES = 2**12  # of one directory
+MAX_ALL_ENTRIES = 2**15  # of all directories that are kept
+MAX_VALUES = 2**12  # of one entry
+MAX_SEGMENTS = 2**19  # strips or tiles; more than tiles of 16×16 px in MAX_PIXELS
+MAX_TEXT = 4 * 2**20 + 1  # bytes of one text that are read
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
@@ -39,6 +47,10 @@ class Directory:
         end = start + count * entry_size
         if end + (inline if needs_next else 0) > len(data):
             raise TileError(Status.TRUNCATED, "a TIFF directory ends beyond the end of the file")
+        if count > MAX_ENTRIES:
+            raise TileError(
+                Status.TOO_LARGE, f"a TIFF directory of {count} entries; at most {MAX_ENTRIES}"
+            )
         for at in range(start, end, entry_size):
             tag, kind, values = self._unpack(entry_code, at)
             value_at = at + entry_size - inline
@@ -51,6 +63,9 @@ class Directory:
     def _unpack(self, code: str, offset: int) -> tuple[int, ...]:
         return struct.unpack_from(self.order + code, self.data, offset)
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def __contains__(self, tag: int) -> bool:
         return tag in self._entries
 
@@ -58,28 +73,39 @@ class Directory:
         """Number of values of `tag`; 0 where it is missing."""
         return self._entries.get(tag, (0, 0, 0))[1]
 
-    def raw(self, tag: int) -> bytes:
-        """The bytes of the values of `tag`; empty where it is missing."""
+    def raw(self, tag: int, most: int | None = None) -> bytes:
+        """The bytes of the values of `tag`, the first `most`; empty where it is missing."""
         kind, count, at = self._entries.get(tag, (1, 0, 0))
         size = _SIZES.get(kind, 1) * count
         if at + size > len(self.data):
             raise TileError(
                 Status.TRUNCATED, f"the values of TIFF tag {tag} lie beyond the file's end"
             )
-        return self.data[at : at + size]
+        return self.data[at : at + (size if most is None else min(size, most))]
 
     def integers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The values of an integer tag; TileError `corrupt` where it holds another type."""
         if tag not in self._entries:
             return default
-        kind, count, at = self._entries[tag]
-        if kind not in _INTEGERS or not 0 < count <= MAX_VALUES:
+        code, count = self._integer_code(tag, MAX_VALUES)
+        return struct.unpack(f"{self.order}{count}{code}", self.raw(tag))
+
+    def array(self, tag: int) -> npt.NDArray[np.uint64]:
+        """As `integers`, for up to MAX_SEGMENTS values: uint64 (N,); empty where it is missing."""
+        if tag not in self._entries:
+            return np.empty(0, np.uint64)
+        code, count = self._integer_code(tag, MAX_SEGMENTS)
+        size = struct.calcsize("=" + code)
+        values = np.frombuffer(self.raw(tag), f"{self.order}u{size}", count)
+        return values.astype(np.uint64)
+
+    def _integer_code(self, tag: int, most: int) -> tuple[str, int]:
+        """The struct code and the number of the values of an integer tag; raises TileError."""
+        kind, count, _ = self._entries[tag]
+        if kind not in _INTEGERS or not count:
             raise TileError(Status.CORRUPT, f"TIFF tag {tag} holds {count} values of type {kind}")
-        if at + _SIZES[kind] * count > len(self.data):
-            raise TileError(
-                Status.TRUNCATED, f"the values of TIFF tag {tag} lie beyond the file's end"
-            )
-        return self._unpack(f"{count}{_INTEGERS[kind]}", at)
+        _check_number(tag, count, most)
+        return _INTEGERS[kind], count
 
     def integer(self, tag: int, default: int) -> int:
         """The first value of an integer tag."""
@@ -88,6 +114,7 @@ class Directory:
     def numbers(self, tag: int) -> tuple[float, ...]:
         """The values of an integer, rational or floating-point tag; empty for any other type."""
         kind, count, _ = self._entries.get(tag, (0, 0, 0))
+        _check_number(tag, count, MAX_VALUES)
         if kind in (5, 10):
             code = f"{self.order}{2 * count}{'iI'[kind == 5]}"
             parts = struct.unpack(code, self.raw(tag))
@@ -99,8 +126,13 @@ class Directory:
         return tuple(map(float, values))
 
     def text(self, tag: int) -> str:
-        """The text of a tag up to its first NUL; damaged UTF-8 is replaced."""
-        return bytes(self.raw(tag)).split(b"\0", 1)[0].decode("utf-8", "replace")
+        """The first MAX_TEXT bytes of a text up to its NUL; damaged UTF-8 is replaced."""
+        return bytes(self.raw(tag, MAX_TEXT)).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def _check_number(tag: int, count: int, most: int) -> None:
+    if count > most:
+        raise TileError(Status.TOO_LARGE, f"TIFF tag {tag} holds {count} values; at most {most}")
 
 
 def first_directory(data: Data, needs_next: bool = True) -> Directory:
@@ -122,7 +154,36 @@ def first_directory(data: Data, needs_next: bool = True) -> Directory:
 
 def directories(data: Data) -> list[Directory]:
     """The chain of main directories, at most MAX_DIRECTORIES; raises TileError."""
-    return list(_chain(data, first_directory(data)))
+    return _bounded(_chain(data, first_directory(data)))
+
+
+def sub_directories(pages: Iterable[Directory], tag: int) -> list[Directory]:
+    """The directories that `tag` of the pages refers to, each once, at most MAX_DIRECTORIES.
+
+    Raises TileError.
+    """
+    return _bounded(_children(pages, tag))
+
+
+def _children(pages: Iterable[Directory], tag: int) -> Iterator[Directory]:
+    seen = {0}
+    for page in pages:
+        for at in page.integers(tag):
+            if at not in seen:
+                seen.add(at)
+                yield Directory(page.data, at)
+
+
+def _bounded(found: Iterable[Directory]) -> list[Directory]:
+    kept: list[Directory] = []
+    entries = 0
+    for directory in islice(found, MAX_DIRECTORIES):
+        kept.append(directory)
+        entries += len(directory)
+        if entries > MAX_ALL_ENTRIES:
+            reason = f"TIFF directories of more than {MAX_ALL_ENTRIES} entries"
+            raise TileError(Status.TOO_LARGE, reason)
+    return kept
 
 
 def _chain(data: Data, directory: Directory) -> Iterator[Directory]:

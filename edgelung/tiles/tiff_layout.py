@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.table import Kind, check_size, decide
 from edgelung.tiles.tiff_codecs import NAMES
@@ -45,8 +48,8 @@ class Layout:
     across: int  # segments in a row
     segment_width: int
     segment_height: int
-    offsets: tuple[int, ...]
-    counts: tuple[int, ...]
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
     predictor: int
     fill_order: int
     order: str  # byte order, < or >
@@ -149,32 +152,32 @@ def _read_grid(page: Directory, width: int, height: int) -> tuple[int, tuple[int
 
 def _read_segments(
     page: Directory, number: int, length: int | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Offsets and byte counts of the segments; raises TileError unless there are `number`.
 
     `length`: bytes of an uncompressed segment, for a single one whose byte count is missing.
     """
-    offsets = page.integers(324 if 324 in page else 273)
-    counts = page.integers(325 if 325 in page else 279)
-    if not counts and len(offsets) == number:
+    offsets = page.array(324 if 324 in page else 273)
+    counts = page.array(325 if 325 in page else 279)
+    if not len(counts) and len(offsets) == number:
         if number > 1 or length is None:
             raise TileError(
                 Status.UNSUPPORTED, "a TIFF without the byte counts of its strips or tiles"
             )
-        counts = (length,)
+        counts = np.array([length], np.uint64)
     if len(offsets) != number or len(counts) != number:
         raise TileError(
             Status.CORRUPT,
             f"{len(offsets)} offsets and {len(counts)} lengths of {number} TIFF segments",
         )
     end = len(page.data)
-    if any(at >= end for at in offsets):
+    if (offsets >= end).any():
         raise TileError(Status.TRUNCATED, "TIFF pixels lie beyond the end of the file")
-    if 0 in counts:
+    if not counts.all():
         raise TileError(Status.UNSUPPORTED, "a TIFF with parts that are not stored (sparse)")
     # A count may be too large by mistake; that data is missing shows when it is decoded.
-    within = (min(count, end - at) for at, count in zip(offsets, counts, strict=True))
-    return offsets, tuple(within)
+    starts = offsets.astype(np.int64)
+    return starts, np.minimum(counts, end).astype(np.int64).clip(max=end - starts)
 
 
 def _bits_used(page: Directory, bits: int, stated: int | None) -> int | None:

@@ -3,18 +3,20 @@
 Three pages that the file names red, green and blue (OME-XML, ImageJ) are one picture.
 """
 
-import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
 
 from edgelung.tiles.errors import Status, TileError
-from edgelung.tiles.tiff_directory import MAX_DIRECTORIES, Data, Directory, directories
+from edgelung.tiles.tiff_directory import MAX_TEXT, Data, Directory, directories, sub_directories
 
 SLIDE_PIXELS = 25_000_000  # a tiled TIFF of more is a slide, even with one level
 MAX_XML = 4 * 2**20
+MAX_XML_PARTS = 2**17  # elements and attributes, which take far more memory than their text
+MAX_LINES = 2**16  # characters of ImageJ's description that are read
 
 _DESCRIPTION, _MAKE, _SOFTWARE, _XMP = 270, 271, 305, 700
 _SUB_IFDS, _NEW_SUBFILE, _TILE_WIDTH = 330, 254, 322
@@ -22,6 +24,7 @@ _MASK = 4  # of NewSubfileType
 _NDPI_FORMAT, _UIC2, _NIH_HEADER = 65420, 33629, 43314
 _IJ_COUNTS, _IJ_METADATA = 50838, 50839
 _NAMES = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
+_SHAPE = re.compile(r'\{"shape"\s*:\s*\[([^\]]*)\]')
 _RGB = {0xFF0000: 0, 0x00FF00: 1, 0x0000FF: 2}
 
 
@@ -36,7 +39,7 @@ class Picture:
 def find_picture(data: Data) -> Picture:
     """The picture of a TIFF; raises TileError `slide`, `several-pages` or for damage."""
     chain = directories(data)
-    others = [page for parent in chain for page in _sub_directories(parent)]
+    others = sub_directories(chain, _SUB_IFDS)
     slide = describe_slide(chain, others)
     if slide:
         raise TileError(Status.SLIDE, slide)
@@ -92,18 +95,13 @@ def _maker(chain: Sequence[Directory]) -> str:
         return "Leica"
     if software.startswith("Philips") or "PIM_DP_SCANNED_IMAGES" in text:
         return "Philips"
-    if any(b"<iScan" in page.raw(_XMP) for page in chain[:4]):
+    if any(b"<iScan" in page.raw(_XMP, MAX_TEXT) for page in chain[:4]):
         return "Ventana"
     return "Trestle" if software.startswith("MedScan") else ""
 
 
 def _size(page: Directory) -> tuple[int, int]:
     return page.integer(256, 0), page.integer(257, 0)
-
-
-def _sub_directories(page: Directory) -> list[Directory]:
-    offsets = page.integers(_SUB_IFDS) if _SUB_IFDS in page else ()
-    return [Directory(page.data, at) for at in offsets[:MAX_DIRECTORIES] if at]
 
 
 def _check_hidden_pages(page: Directory, text: str) -> None:
@@ -113,15 +111,19 @@ def _check_hidden_pages(page: Directory, text: str) -> None:
         raise TileError(Status.SEVERAL_PAGES, f"a MetaMorph stack of {planes} planes")
     if _NIH_HEADER in page:
         raise TileError(Status.SEVERAL_PAGES, "an NIH Image stack")
-    if not text.startswith('{"shape"'):
+    stated = _SHAPE.match(text[:MAX_LINES])
+    if not stated:
         return
-    try:
-        shape = [int(n) for n in json.loads(text[:MAX_XML])["shape"]]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return
+    shape = [_number(n.strip(), "the shape in the description") for n in stated[1].split(",")]
     width, height = _size(page)
     if math.prod(shape) != width * height * page.integer(277, 1):
         raise TileError(Status.SEVERAL_PAGES, f"a TIFF whose description says the shape {shape}")
+
+
+def _number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10):
+        raise TileError(Status.CORRUPT, f"{what} of a TIFF says {text[:20]!r}, not a number")
+    return int(text)
 
 
 def _several(what: str, numbers: Sequence[int]) -> TileError:
@@ -164,10 +166,11 @@ def _ome(chain: Sequence[Directory], text: str) -> Picture:
 def _ome_order(pixels: ElementTree.Element) -> list[int]:
     """0, 1, 2 for red, green, blue of each channel; -1 where the XML does not say, or twice."""
     order = []
-    for number, block in enumerate(pixels.findall("{*}TiffData")):
+    blocks = pixels.findall("{*}TiffData")
+    for number, block in enumerate(blocks):
         # The planes in any order but that of the channels are refused.
         ifd, first = block.get("IFD", str(number)), block.get("FirstC", str(number))
-        if len(pixels.findall("{*}TiffData")) > 1 and not ifd == first == str(number):
+        if len(blocks) > 1 and not ifd == first == str(number):
             return [-1]
     for channel in pixels.findall("{*}Channel"):
         named = _NAMES.get(channel.get("Name", "").lower())
@@ -186,6 +189,8 @@ def _parse_xml(text: str) -> ElementTree.Element:
     """Parse without entities, which could expand without end; raises TileError."""
     if len(text) > MAX_XML or "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise TileError(Status.UNSUPPORTED, "an OME-XML with entities, or of more than 4 MiB")
+    if text.count("<") + text.count("=") > MAX_XML_PARTS:
+        raise TileError(Status.TOO_LARGE, f"an OME-XML of more than {MAX_XML_PARTS} parts")
     try:
         return ElementTree.fromstring(text.encode())
     except (ElementTree.ParseError, ValueError, RecursionError):
@@ -194,11 +199,15 @@ def _parse_xml(text: str) -> ElementTree.Element:
 
 def _imagej(chain: Sequence[Directory], text: str) -> Picture:
     """An ImageJ TIFF: one page, or a composite of red, green and blue pages."""
-    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    pairs = (line.split("=", 1) for line in text[:MAX_LINES].splitlines() if "=" in line)
     lines = {key.strip(): value.strip() for key, value in pairs}
 
     def number(key: str) -> int:
-        return int(lines[key]) if lines.get(key, "").isdecimal() else 1
+        value = lines.get(key, "1")
+        count = _number(value, f"ImageJ's {key}") if value.isdecimal() else 1
+        if not count:
+            raise TileError(Status.CORRUPT, f"an ImageJ TIFF of 0 {key}")
+        return count
 
     sizes = [number("channels"), number("slices"), number("frames")]
     images = max(number("images"), math.prod(sizes), len(chain))
@@ -228,9 +237,10 @@ def _is_rgb_composite(page: Directory) -> bool:
     counts, block = page.integers(_IJ_COUNTS), bytes(page.raw(_IJ_METADATA))
     order: Literal["little", "big"] = "little" if block[:4] == b"JIJI" else "big"
     kinds: list[bytes] = []
-    for at in range(4, counts[0], 8):
+    for at in range(4, min(counts[0], len(block)), 8):
         name = block[at : at + 4] if order == "big" else block[at : at + 4][::-1]
-        kinds += [name] * min(int.from_bytes(block[at + 4 : at + 8], order), len(counts))
+        left = len(counts) - len(kinds)
+        kinds += [name] * min(int.from_bytes(block[at + 4 : at + 8], order), left)
     values: dict[bytes, list[bytes]] = {}
     start = counts[0]
     for name, count in zip(kinds, counts[1:], strict=False):
