@@ -122,8 +122,14 @@ def fit_graph_temperature(inputs: ExportInputs) -> float:
     temperature = fit_temperature(logits, inputs.validation.labels)
     logger.info("temperature %.3f from %d validation tiles", temperature, len(inputs.validation))
     if min(abs(np.log(temperature) - np.log(TEMPERATURES))) < 1e-3:
-        logger.info("the temperature is at its bound: too few validation tiles are wrong to fit it")
+        logger.info("the temperature is at its bound: %s", _why_at_bound(temperature))
     return temperature
+
+
+def _why_at_bound(temperature: float) -> str:
+    if temperature < 1:
+        return "the student is right far more often than its confidence says, so do not rely on it"
+    return "the student is wrong far more often than its confidence says, so do not rely on it"
 
 
 def _make_variants(

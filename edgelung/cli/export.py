@@ -196,7 +196,7 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
     useless = any(concern.do_not_use for concern in bundle_concerns(manifest))
     table = Table(
         *(Column(name, no_wrap=True) for name in ("variant", "gate")),  # others shrink first
-        *("balanced\naccuracy", "agree-\nment", "tiles/s", "MB", "for"),
+        *("balanced\nacc., test", "agree-\nment", "tiles/s", "MB", "for"),
         caption="balanced accuracy on the test set; agreement with full precision in the gate",
     )
     for name, entry in manifest.variants.items():

@@ -117,7 +117,7 @@ def test_a_number_that_is_none_is_damage(text: bytes) -> None:
 
 
 def test_the_planes_of_an_ome_tiff_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgelung.tiles.tiff_pages import _ome_order  # noqa: PLC0415
+    from edgelung.tiles.tiff_pages import _ome_order
 
     class Pixels:
         calls = 0
@@ -135,7 +135,7 @@ def test_the_planes_of_an_ome_tiff_are_looked_up_once(monkeypatch: pytest.Monkey
 def test_samples_of_odd_bits_stay_within_what_is_reserved(
     monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
-    from edgelung.tiles import tiff as module  # noqa: PLC0415
+    from edgelung.tiles import tiff as module
 
     samples = np.full((1200, 1200, 3), 2**bits - 1, np.uint16)
     data = tiff(page(samples, bits, 2, compression=8))

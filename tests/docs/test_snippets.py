@@ -9,24 +9,17 @@ from pathlib import Path
 import pytest
 from snippets import PAGES, REASONS, ROOT, Block, blocks, is_like
 
-from edgelung.artifacts.bundle import starter_bundle
-
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 @pytest.fixture
 def workspace(tiles: Path, tmp_path: Path) -> Path:
-    """The folder that the pages speak of: `tiles/` with groups, and `tissue/` with three files."""
+    """The folder that the pages speak of: `tiles/` with groups, and the clone's `examples/`."""
     folder = tmp_path / "work"
     shutil.copytree(tiles, folder / "tiles")
     groups = folder / "tiles" / "groups.csv"
     groups.write_text(groups.read_text().replace("cluster", "group", 1))
-    golden, tissue = starter_bundle() / "golden", folder / "tissue"
-    tissue.mkdir()
-    shutil.copy(golden / "02.jpeg", tissue / "adenocarcinoma.jpeg")
-    shutil.copy(golden / "05.jpeg", tissue / "normal.jpeg")
-    whole = (golden / "05.jpeg").read_bytes()
-    (tissue / "cut.jpeg").write_bytes(whole[: len(whole) // 2])
+    shutil.copytree(ROOT / "examples", folder / "examples")
     return folder
 
 
