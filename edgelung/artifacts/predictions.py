@@ -216,9 +216,9 @@ def _import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _read_csv(path: Path) -> Predictions:
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
+def _read_csv(file: IO[bytes]) -> Predictions:
+    with io.TextIOWrapper(file, newline="", encoding="utf-8") as text:
+        lines = csv.reader(text)
         classes = _classes_from([raw_cell(name) for name in next(lines, [])])
         width = len(columns(classes))
         rows = []
@@ -231,28 +231,27 @@ def _read_csv(path: Path) -> Predictions:
     return Predictions(classes, tuple(rows))
 
 
-def _read_json_lines(path: Path) -> Predictions:
+def _read_json_lines(file: IO[bytes]) -> Predictions:
     classes: tuple[str, ...] = ()
     names: list[str] = []
     rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            content = parse(line)
-            if not isinstance(content, dict):
-                raise ValueError(f"line {number} is not a JSON object")
-            if number == 1:
-                names = list(content)
-                classes = _classes_from(names)
-            if list(content) != names:
-                raise ValueError(f"line {number} has other columns than line 1")
-            rows.append(_prediction(list(content.values()), classes))
+    for number, line in enumerate(file, 1):
+        content = parse(line)
+        if not isinstance(content, dict):
+            raise ValueError(f"line {number} is not a JSON object")
+        if number == 1:
+            names = list(content)
+            classes = _classes_from(names)
+        if list(content) != names:
+            raise ValueError(f"line {number} has other columns than line 1")
+        rows.append(_prediction(list(content.values()), classes))
     return Predictions(classes, tuple(rows))
 
 
-def _read_parquet(path: Path) -> Predictions:
+def _read_parquet(file: IO[bytes]) -> Predictions:
     arrow, parquet = _import_pyarrow()
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(file)
     except arrow.ArrowException as error:
         raise ValueError(str(error)) from error
     classes = _classes_from(table.column_names)
@@ -293,14 +292,14 @@ class PredictionsFormat:
         first_bytes: the bytes at the start of every file.
         appendable: True if rows can be added to a file while other programs read it.
         writer: opens a writer for a binary file and the classes.
-        read: reads a file; raises ValueError for content that is not predictions.
+        read: reads an open binary file; raises ValueError for content that is not predictions.
     """
 
     suffix: str
     first_bytes: bytes
     appendable: bool
     writer: Callable[[ByteWriter, Sequence[str]], PredictionsWriter]
-    read: Callable[[Path], Predictions]
+    read: Callable[[IO[bytes]], Predictions]
 
 
 CSV = PredictionsFormat(".csv", b"path,status,label,", True, CsvWriter, _read_csv)
@@ -353,9 +352,20 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     path = Path(path)
     kind = format_of(path)
     try:
-        return kind.read(path)
+        with path.open("rb") as file:
+            return _read(kind, path, file)
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+
+
+def decode_predictions(path: Path, data: bytes) -> Predictions:
+    """As `read_predictions`, of bytes that were read before; `path` names the format."""
+    return _read(format_of(path), path, io.BytesIO(data))
+
+
+def _read(kind: PredictionsFormat, path: Path, file: IO[bytes]) -> Predictions:
+    try:
+        return kind.read(file)
     except (ValueError, csv.Error) as error:
         raise EdgelungError(
             f"{path} holds no predictions: {one_line(error)}; expected a file that "

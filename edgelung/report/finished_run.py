@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelung.artifacts.predictions import Prediction, Predictions, format_of, read_predictions
+from edgelung.artifacts.predictions import Prediction, Predictions, decode_predictions, format_of
 from edgelung.artifacts.summary import MAX_BYTES, Summary, decode_summary, summary_beside
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import sha256_bytes, sha256_file
+from edgelung.core.files import sha256_bytes
 from edgelung.core.folder import read_regular
+
+MAX_ROWS_BYTES = 1 << 31  # about 20 million rows; they are held in memory
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,16 @@ def open_finished_run(
     format_of(rows)
     if not rows.is_file():
         raise EdgelungError(f"{rows} is no file; expected the rows that `edgelung infer` wrote")
-    before, predictions, after = sha256_file(rows), read_predictions(rows), sha256_file(rows)
-    if before != after:
-        raise EdgelungError(f"{rows} changed while it was read; run the same command again")
+    # Read once: the rows that are shown are those that were hashed, whoever replaces the file.
+    content_of_rows = _read(rows, MAX_ROWS_BYTES)
+    predictions = decode_predictions(rows, content_of_rows)
     beside = summary or summary_beside(rows)
     if not beside.is_file():
         raise EdgelungError(
             f"{rows} has no summary {beside}; expected the rows of a finished run, with the "
             "summary beside them or named by --summary"
         )
-    data = read_regular(beside, MAX_BYTES)
+    data = _read(beside, MAX_BYTES)
     content = decode_summary(beside, data)
     if summary is None and os.path.basename(content.out) != rows.name:
         raise EdgelungError(
@@ -87,8 +89,19 @@ def open_finished_run(
     if root is not None and not root.is_dir():
         raise EdgelungError(f"--root {root} is no folder; expected the folder that was predicted")
     folder = root.absolute() if root else _root_of(content.options)
-    digests = {rows.name: before, beside.name: sha256_bytes(data)}
+    digests = {rows.name: sha256_bytes(content_of_rows), beside.name: sha256_bytes(data)}
     return FinishedRun(rows, predictions, content, folder, digests, beside)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file. Raises EdgelungError if it cannot be read or is too large."""
+    try:
+        data = read_regular(path, limit + 1)
+    except OSError as error:
+        raise EdgelungError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise EdgelungError(f"{path} has more than {limit:,} bytes; expected a smaller file")
+    return data
 
 
 def from_printable(path: str) -> str:

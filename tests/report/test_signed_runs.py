@@ -109,3 +109,24 @@ def test_rows_that_were_changed_are_not_signed(write_run, cli, keys: tuple[Path,
     assert done.returncode == 2
     assert "was changed after the run ended" in done.stderr
     assert not rows.with_suffix(".summary.json.sig").exists()
+
+
+def test_the_rows_that_are_shown_are_those_that_were_hashed(
+    write_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file lies in the place of the rows only while they are parsed."""
+    from edgelung.report.finished_run import open_finished_run
+
+    rows: Path = write_run(concerns=())
+    labels = [row.label for row in open_finished_run(rows).predictions.rows]
+    other = shutil.copy(rows, rows.with_name("other.csv"))
+    _swap_label(other)
+    opened = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, *words, **more: opened(other if path == rows else path, *words, **more),
+    )
+    run = open_finished_run(rows)
+    assert run.is_unchanged
+    assert [row.label for row in run.predictions.rows] == labels
