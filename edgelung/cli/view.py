@@ -71,6 +71,8 @@ def view(
     page = _checked(out or rows.with_suffix(".html"))
     run = open_finished_run(rows, summary, root)
     signature = check_run(run, choose_trust(trust) if trust else Trust())
+    if trust:
+        report("rows and summary are signed %s", signature.text)
     predicted = sum(row.confidence is not None for row in run.predictions.rows)
     with progress("thumbnails", min(predicted, MAX_THUMBNAILS)) as advance:
         text = predictions_page(run, page, advance, signed=signature.text)

@@ -94,7 +94,7 @@ def predictions_page(
         kind=KIND,
         title=f"edgelung predictions {run.file.name}",
         headline=predictions_headline(statuses, failed, labelled, summary.concerns),
-        facts=_facts(run) | ({"signed": signed} if signed else {}),
+        facts=_facts(run) | ({"rows signed": signed} if signed else {}),
         concerns=summary.concerns,
         warnings=_warnings(run, len(shown), missing),
         labelled=labelled,

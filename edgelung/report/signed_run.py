@@ -54,7 +54,7 @@ def check_run(run: FinishedRun, trust: Trust) -> SignatureCheck:
         signature = None
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}; sign the run again") from error
-    return trust.check(run.summary_file, run.digests, signature, path.name)
+    return trust.check(path.parent, run.digests, signature, path.name)
 
 
 def _signature_of(run: FinishedRun) -> Path:
