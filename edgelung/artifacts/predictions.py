@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edgelung.core.csv_cells import raw_cell, safe_cell
 from edgelung.core.errors import EdgelungError, one_line, visible
@@ -92,8 +92,17 @@ class ByteWriter(Protocol):
         ...
 
 
+def visible_prediction(row: Prediction) -> Prediction:
+    """The row as a terminal may show it: a line end in a name would fake another row."""
+    label = None if row.label is None else visible(row.label)
+    return structs.replace(row, path=visible(row.path), label=label, error=visible(row.error))
+
+
 class VisibleWriter:
-    """Writes text to a terminal, which must not obey the control characters in names."""
+    """Writes text to a terminal, which must not obey the control characters in names.
+
+    Line ends are kept: rows go through `visible_prediction` before.
+    """
 
     def __init__(self, file: ByteWriter) -> None:
         self._file = file

@@ -66,7 +66,7 @@ def print_next(*words: object) -> None:
     from edgelung.core.terminal import out
 
     command = shlex.join(["edgelung", *map(str, words)])
-    out().print(f"next    {command}")
+    out().print(f"next    {visible(command)}")
 
 
 def usage_message(error: TyperException) -> str:

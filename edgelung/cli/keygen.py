@@ -35,10 +35,11 @@ def keygen(
     from edgelung.artifacts.keys import write_key_pair
     from edgelung.cli.command import print_next
     from edgelung.cli.password import read_password
+    from edgelung.core.errors import visible
     from edgelung.core.terminal import out
 
     private, public = (name.with_name(f"{name.name}.{kind}.pem") for kind in ("key", "pub"))
     key = write_key_pair(private, public, read_password(private, new=True) if encrypt else None)
     for line in (f"private {private}", f"public  {public}", f"SHA-256 {key.key_id}"):
-        out().print(line, markup=False)
+        out().print(visible(line), markup=False)
     print_next("sign", "BUNDLE", "--key", private)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from edgelung.artifacts.keys import PASSWORD_ENVIRONMENT
-from edgelung.core.errors import EdgelungError
+from edgelung.core.errors import EdgelungError, visible
 
 
 def read_password(path: Path, *, new: bool = False) -> str:
@@ -26,7 +26,7 @@ def read_password(path: Path, *, new: bool = False) -> str:
             )
         import getpass
 
-        password = getpass.getpass(f"Password of {path}: ")
+        password = getpass.getpass(f"Password of {visible(str(path))}: ")
         if new and password != getpass.getpass("The same again: "):
             raise EdgelungError("the two passwords differ; run the same command again")
     if not password:

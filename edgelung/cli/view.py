@@ -76,9 +76,10 @@ def view(
     predicted = sum(row.confidence is not None for row in run.predictions.rows)
     with progress("thumbnails", min(predicted, MAX_THUMBNAILS)) as advance:
         text = predictions_page(run, page, advance, signed=signature.text)
-    with atomic_write(page, "w", encoding="utf-8") as file:
-        file.write(text)
-    report("wrote %s (%.1f MB); open it in a browser", page, len(text.encode()) / 1e6)
+    data = text.encode("utf-8", "backslashreplace")  # names may hold bytes that are no UTF-8
+    with atomic_write(page) as file:
+        file.write(data)
+    report("wrote %s (%.1f MB); open it in a browser", page, len(data) / 1e6)
 
 
 def _checked(page: Path) -> Path:

@@ -302,6 +302,25 @@ def open_for_reading(path: str | os.PathLike[str]) -> int:
     return handle
 
 
+def open_below(root: str, path: str) -> int:
+    """Open what is at `path`, a real path below the folder `root`, following no link below it.
+
+    Returns a descriptor. Raises OSError.
+    """
+    if not HAS_FOLDER_CALLS:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    *folders, name = os.path.relpath(path, root).split(os.sep)
+    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder in folders:
+            inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | NO_LINK, dir_fd=here)
+            os.close(here)
+            here = inner
+        return os.open(name, os.O_RDONLY | NO_LINK, dir_fd=here)
+    finally:
+        os.close(here)
+
+
 def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
     """Read a regular file, or its first `most` bytes. Raises OSError as `open_for_reading`."""
     with os.fdopen(open_for_reading(path), "rb") as file:

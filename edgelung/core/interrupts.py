@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from select import select
 from types import FrameType
 
+from edgelung.core.errors import visible
+
 GRACE_SECONDS = 1.8  # from the first signal to the end, with a reserve below two seconds
 ONE_SIGNAL_SECONDS = 0.25  # `timeout` and some shells send the same signal twice
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -92,9 +94,12 @@ def _read_signal(reader: int) -> int | None:
 
 
 def end_process(code: int, message: str) -> None:
-    """End the process now, from any thread, with one line on standard error."""
+    """End the process now, from any thread, with one line on standard error.
+
+    `message` may hold names: control characters are shown.
+    """
     cursor = _SHOW_CURSOR if os.isatty(2) else ""
     try:
-        os.write(2, f"{cursor}edgelung: {message}.\n".encode(errors="replace"))
+        os.write(2, f"{cursor}edgelung: {visible(message)}.\n".encode(errors="replace"))
     finally:  # standard error may be closed
         os._exit(code)

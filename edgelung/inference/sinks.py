@@ -12,8 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from edgelung.artifacts.predictions import ByteWriter, PredictionsFormat, VisibleWriter
-from edgelung.core.errors import EdgelungError
+from edgelung.artifacts.predictions import (
+    ByteWriter,
+    PredictionsFormat,
+    VisibleWriter,
+    visible_prediction,
+)
+from edgelung.core.errors import EdgelungError, visible
 from edgelung.core.files import replacing
 from edgelung.inference.destination import Destination, check_rows
 from edgelung.inference.identity import RunIdentity
@@ -140,9 +145,12 @@ class StreamSink:
         self.sessions.append(when)
         handle = sys.stdout.fileno() if sys.stdout else None
         stream: ByteWriter = UnbufferedWriter(handle, "standard output")
-        if handle is not None and os.isatty(handle):
+        classes = self._classes
+        self._is_terminal = handle is not None and os.isatty(handle)
+        if self._is_terminal:
             stream = VisibleWriter(stream)
-        self._writer = self._kind.writer(stream, self._classes)
+            classes = [visible(name) for name in classes]
+        self._writer = self._kind.writer(stream, classes)
 
     def remaining(self, files: Iterable[FoundFile]) -> Iterable[FoundFile]:
         """See `Sink`."""
@@ -155,7 +163,8 @@ class StreamSink:
     def append(self, records: Sequence[Record]) -> None:
         """See `Sink`."""
         self.batches += 1
-        self._writer.write(record.prediction(self._classes) for record in records)
+        rows = (record.prediction(self._classes) for record in records)
+        self._writer.write(map(visible_prediction, rows) if self._is_terminal else rows)
         for record in records:
             self._tally.add(record)
 

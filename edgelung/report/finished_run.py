@@ -1,5 +1,6 @@
 """A finished `infer` run as its page shows it: rows, summary, and where the files are."""
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from edgelung.artifacts.predictions import Prediction, Predictions, decode_predi
 from edgelung.artifacts.summary import MAX_BYTES, Summary, decode_summary, summary_beside
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
-from edgelung.core.folder import read_regular
+from edgelung.core.folder import open_below, open_for_reading, read_regular
 
 MAX_ROWS_BYTES = 1 << 31  # about 20 million rows; they are held in memory
 
@@ -25,6 +26,8 @@ class FinishedRun:
         digests: file name → SHA-256 in hexadecimal, of the rows and of the summary as they were
             read: what a signature of the run is over.
         summary_file: the file of the summary.
+        allowed: the real paths that tiles may be in; None if the run followed links, which may lead
+            anywhere.
     """
 
     file: Path
@@ -33,6 +36,7 @@ class FinishedRun:
     root: Path
     digests: Mapping[str, str]
     summary_file: Path
+    allowed: tuple[str, ...] | None
 
     @property
     def sha256(self) -> str:
@@ -51,7 +55,34 @@ class FinishedRun:
         """
         root = os.path.normpath(self.root)
         location = os.path.normpath(os.path.join(root, from_printable(row.path)))
-        return location if location.startswith(root.rstrip(os.sep) + os.sep) else None
+        below = location.startswith(root.rstrip(os.sep) + os.sep)
+        return location if below and _is_path(location) else None
+
+    def leads_out(self, location: str) -> bool:
+        """True if a link leads from there to elsewhere, which the run did not follow."""
+        return self.allowed is not None and self._real(location) is None
+
+    def open_tile(self, location: str) -> int:
+        """Open a tile; links lead nowhere else, even if they are changed meanwhile.
+
+        Returns a descriptor. Raises OSError.
+        """
+        if self.allowed is None:
+            return open_for_reading(location)
+        found = self._real(location)
+        if found is None:
+            raise OSError(errno.ELOOP, "a link that leads out of the folder", location)
+        return open_below(*found)
+
+    def _real(self, location: str) -> tuple[str, str] | None:
+        """The allowed real path that the tile is in, and its own; None if it is in none."""
+        real = os.path.realpath(location)
+        for place in self.allowed or ():
+            if real == place:  # a tile that was named itself
+                return os.path.dirname(place), real
+            if real.startswith(os.path.join(place, "")):
+                return place, real
+        return None
 
 
 def open_finished_run(
@@ -88,9 +119,18 @@ def open_finished_run(
         )
     if root is not None and not root.is_dir():
         raise EdgelungError(f"--root {root} is no folder; expected the folder that was predicted")
-    folder = root.absolute() if root else _root_of(content.options)
+    if root:
+        folder, places = root.absolute(), [os.fspath(root)]
+    else:
+        inputs = _inputs_of(content.options)
+        folder = _root_of(inputs)
+        # An input may be a link in the folder that several have in common.
+        places = inputs if len(inputs) == 1 else [os.fspath(folder), *inputs]
+    # A list of files may name links, and the run read what they lead to.
+    followed = content.options.get("--follow-links") or content.options.get("--files")
+    allowed = None if followed else tuple(map(os.path.realpath, places))
     digests = {rows.name: sha256_bytes(content_of_rows), beside.name: sha256_bytes(data)}
-    return FinishedRun(rows, predictions, content, folder, digests, beside)
+    return FinishedRun(rows, predictions, content, folder, digests, beside, allowed)
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -113,16 +153,30 @@ def from_printable(path: str) -> str:
     return os.fsdecode(re.sub(rb"\\\\|\\x([0-9a-f]{2})", original, path.encode()))
 
 
-def _root_of(options: Mapping[str, object]) -> Path:
-    """The folder that the paths are relative to: the one input, or what several have in common."""
+def _inputs_of(options: Mapping[str, object]) -> list[str]:
+    """What was predicted. Raises EdgelungError if the summary does not say so in absolute paths."""
     inputs = options.get("inputs")
-    if (
-        not isinstance(inputs, list)
-        or not inputs
-        or not all(isinstance(one, str) for one in inputs)
-    ):
-        raise EdgelungError("the summary names no folder; name it with --root")
+    if isinstance(inputs, list) and inputs and all(isinstance(one, str) for one in inputs):
+        if all(os.path.isabs(one) and _is_path(one) for one in inputs):
+            return inputs
+        raise EdgelungError("the summary names its folder wrongly; name the folder with --root")
+    raise EdgelungError("the summary names no folder; name it with --root")
+
+
+def _is_path(text: str) -> bool:
+    """True if a file can have the name: no NUL, no surrogate that stands for no byte."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _root_of(inputs: list[str]) -> Path:
+    """The folder that the paths are relative to: the one input, or what several have in common."""
     if len(inputs) > 1:
-        return Path(os.path.commonpath(map(str, inputs)))
+        try:
+            return Path(os.path.commonpath(inputs))
+        except ValueError as error:  # on two drives of Windows
+            raise EdgelungError("the summary names no common folder; use --root") from error
     single = Path(inputs[0])
     return single.parent if single.is_file() else single

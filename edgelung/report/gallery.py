@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +30,9 @@ from edgelung.evaluation.metrics import confusion_matrix, labelled_metrics
 from edgelung.report.finished_run import FinishedRun
 from edgelung.report.render import render, typed
 from edgelung.report.verdicts import count, predictions_headline
+from edgelung.tiles.budget import DECODING
 from edgelung.tiles.find import class_of
-from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
+from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile, read_bytes
 from edgelung.tiles.status import NO_FAILURE, Status
 
 KIND = "view"  # marks the page: only a page with this mark is overwritten
@@ -80,10 +81,13 @@ def predictions_page(
     """
     summary, classes = run.summary, run.predictions.classes
     entries = sorted(_entries(run), key=lambda entry: entry.priority)
-    shown = _within_budget(entries[:MAX_ROWS])
+    shown = [
+        entry._replace(location=None) if entry.location and run.leads_out(entry.location) else entry
+        for entry in _within_budget(entries[:MAX_ROWS])
+    ]
     columns = _columns(shown)
     room = PAGE_BYTES - len(script_json(columns).encode())
-    columns["thumbnails"], missing = _thumbnails(shown, room, advance)
+    columns["thumbnails"], missing = _thumbnails(run, shown, room, advance)
     columns |= {"classes": classes, "base": _base(run.root, page)}
     statuses = Counter(entry.row.status for entry in entries)
     labels = Counter(entry.row.label for entry in entries if entry.row.label)
@@ -197,7 +201,7 @@ def _columns(entries: Sequence[Entry]) -> dict[str, object]:
 
 
 def _thumbnails(
-    entries: Sequence[Entry], room: int, advance: Callable[[int], None]
+    run: FinishedRun, entries: Sequence[Entry], room: int, advance: Callable[[int], None]
 ) -> tuple[dict[int, str], int]:
     """Base64 of the first predicted tiles by row, and how many of them could not be read."""
     spec = ReaderSpec(size=THUMBNAIL)
@@ -206,7 +210,9 @@ def _thumbnails(
         data = io.BytesIO()
         try:
             assert entry.location is not None
-            pixels = read_tile(entry.location, spec)
+            with DECODING:
+                opening = partial(run.open_tile, entry.location)
+                pixels = decode_tile(read_bytes(entry.location, open_file=opening), spec)
         except (TileError, OSError):
             return ""
         finally:

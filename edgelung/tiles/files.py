@@ -3,6 +3,7 @@
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from contextlib import closing
 
 from edgelung.core.errors import one_line
@@ -15,15 +16,20 @@ from edgelung.tiles.tiff_pages import describe_slide
 MAX_BYTES = 512 * 2**20
 
 
-def read_bytes(path: str | os.PathLike[str], first: int = -1) -> bytes:
+def read_bytes(
+    path: str | os.PathLike[str], first: int = -1, open_file: Callable[[], int] | None = None
+) -> bytes:
     """Read a file, or its `first` bytes only.
+
+    `open_file` returns a descriptor of the file; None opens `path`.
 
     Raises TileError `unreadable`, `empty`, `too-large`, or `slide` where the name or, above
     MAX_BYTES, the content says that it is one. A `first` is read from any file.
     """
     try:
         # O_NONBLOCK: opening a named pipe must not hang the run.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+        handle = open_file() if open_file else os.open(path, flags)
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
             os.close(handle)

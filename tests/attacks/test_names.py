@@ -155,6 +155,67 @@ def test_rows_on_a_terminal_show_control_characters() -> None:
     assert is_safe(out.data.decode().replace("\r\n", "\n"))
 
 
+def test_a_line_end_in_a_name_makes_no_row_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgelung.inference import sinks
+    from edgelung.tiles.status import Status
+
+    class Record:
+        status = Status.CORRUPT
+
+        def prediction(self, classes: object) -> Prediction:
+            return Prediction("a.png\r\nb.png,ok,x\r", "corrupt", error="no\nimage")
+
+    out = Bytes()
+    sink = sinks.StreamSink(CSV, ["x"], check_tiles=False)
+    monkeypatch.setattr(sinks, "UnbufferedWriter", lambda *words: out)
+    monkeypatch.setattr(sinks.sys, "stdout", open(0, closefd=False))  # noqa: SIM115
+    monkeypatch.setattr(sinks.os, "isatty", lambda handle: True)
+    monkeypatch.setattr(sink._tally, "add", lambda record: None)
+    sink.start(None, "now")
+    sink.append([Record()])
+    head, row = out.data.decode().removesuffix("\r\n").split("\r\n")
+    assert is_safe(row)
+    assert "\n" not in row
+    assert head.startswith("path,")
+
+
+def test_a_line_end_in_a_name_makes_no_line_of_its_own(tmp_path: Path, capfd) -> None:
+    from edgelung.cli.command import print_next
+    from edgelung.cli.keygen import keygen
+
+    terminal.out.cache_clear()
+    print_next("infer", "a\nfake")
+    keygen(tmp_path / "k\nfake")
+    terminal.out.cache_clear()
+    shown = capfd.readouterr().out
+    assert shown.count("fake") == 4
+    assert not re.search("^fake", shown, re.MULTILINE)
+
+
+def test_the_line_before_a_sudden_end_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgelung.core import interrupts
+
+    written: list[bytes] = []
+    monkeypatch.setattr(interrupts.os, "write", lambda handle, data: written.append(data))
+    monkeypatch.setattr(interrupts.os, "_exit", lambda code: None)
+    monkeypatch.setattr(interrupts.os, "isatty", lambda handle: False)
+    interrupts.end_process(2, "loading \x1b]0;x\x07\nfake")
+    assert written == [b"edgelung: loading \\x1b]0;x\\x07\\x0afake.\n"]
+
+
+def test_the_question_for_a_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    import getpass
+
+    from edgelung.cli import password
+
+    asked: list[str] = []
+    monkeypatch.delenv(password.PASSWORD_ENVIRONMENT, raising=False)
+    monkeypatch.setattr(password.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(getpass, "getpass", lambda text: asked.append(text) or "x")
+    password.read_password(Path("key\x1b[31m\n.pem"))
+    assert asked[0].isprintable()
+
+
 CELLS = ['=HYPERLINK("http://x","y")', "+cmd|'/C calc'!A0", "@SUM(A1)", "\t=1", "＝1", "'=1", "-1"]
 CLASSES = ("=1+1", "a;=cmd", "-b", "'@c", "plain")
 

@@ -10,6 +10,7 @@ import pytest
 
 from edgelung.artifacts.predictions import Prediction
 from edgelung.artifacts.results import Concern
+from edgelung.core.errors import EdgelungError
 from edgelung.inference.record import printable
 from edgelung.report import gallery
 from edgelung.report.finished_run import from_printable, open_finished_run
@@ -184,3 +185,57 @@ def test_view_refuses_in_one_line(
     assert done.stderr.startswith(f"edgelung: {line}")
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+
+
+def test_a_tile_behind_a_link_that_leads_out_is_not_shown(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    rows = write_run()
+    before = data_of(page_of(rows))
+    tile = next((tmp_path / "tiles").rglob("sure.png"))
+    tile.replace(tmp_path / "private.png")
+    tile.symlink_to(tmp_path / "private.png")
+    data = data_of(page_of(rows))
+    place = str(data["rows"]["name"].index("sure.png"))
+    assert place in before["thumbnails"]
+    assert place not in data["thumbnails"]
+    assert place in data["rows"]["outside"]
+    assert data["rows"]["truth"] == before["rows"]["truth"]
+
+
+def test_a_link_that_is_made_after_the_check_is_not_followed(
+    write_run: WriteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_finished_run(write_run())
+    tile = next((tmp_path / "tiles").rglob("sure.png"))
+    folder = tile.parent
+    os.close(run.open_tile(str(tile)))
+    folder.rename(tmp_path / "private")
+    folder.symlink_to(tmp_path / "private")
+    monkeypatch.setattr(os.path, "realpath", lambda path: str(path))  # as it was before
+    with pytest.raises(OSError, match=r"Not a directory|symbolic"):
+        run.open_tile(str(tile))
+
+
+@pytest.mark.parametrize("inputs", [["/a", "b"], ["/a\ud800b"], ["/a\0b"], ["", ""]])
+def test_a_foreign_summary_ends_in_one_line(write_run: WriteRun, inputs: list[str]) -> None:
+    rows = write_run()
+    summary = rows.with_suffix(".summary.json")
+    content = json.loads(summary.read_text("utf-8"))
+    content["options"]["inputs"] = inputs
+    summary.write_text(json.dumps(content))
+    with pytest.raises(EdgelungError, match="--root"):
+        page_of(rows)
+
+
+def test_text_that_is_no_unicode_is_written_as_escapes(
+    write_run: WriteRun, tmp_path: Path, cli
+) -> None:
+    rows = write_run()
+    summary = rows.with_suffix(".summary.json")
+    content = json.loads(summary.read_text("utf-8")) | {"bundle": "a\ud800b"}
+    summary.write_text(json.dumps(content))
+    rows.write_bytes(rows.read_bytes().replace(b"sure.png", b"\\x00.png"))
+    done = cli("view", rows)
+    assert done.returncode == 0, done.stderr
+    assert "a\\ud800b" in rows.with_suffix(".html").read_text("utf-8")
