@@ -6,13 +6,14 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import WriteError
+from edgelung.core.folder import read_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -82,24 +83,38 @@ def read_public_keys(path: Path) -> tuple[PublicKey, ...]:
     Raises:
         EdgelungError: if a file is no public key, or the folder holds none.
     """
-    if not path.is_dir():
-        return (read_public_key(path),)
-    files = sorted(file for file in path.iterdir() if file.suffix == SUFFIX)
+    names = os.listdir(path) if path.is_dir() else None
+    return tuple(decode_public_key(file, _read(file)) for file in key_files(path, names))
+
+
+def key_files(path: Path, names: Sequence[str] | None) -> list[Path]:
+    """The files of keys at `path`: those of a folder with these `names`, or itself.
+
+    Raises EdgelungError if there are none or too many.
+    """
+    if names is None:
+        return [path]
+    files = sorted(path / name for name in names if Path(name).suffix == SUFFIX)
     if not 0 < len(files) <= MAX_KEYS:
         raise EdgelungError(
             f"the folder {path} holds {len(files)} files *{SUFFIX}; expected 1 to {MAX_KEYS} "
             "public keys: name a folder of keys or one key"
         )
-    return tuple(map(read_public_key, files))
+    return files
 
 
-def read_public_key(path: Path) -> PublicKey:
-    """Read one public key. Raises EdgelungError if the file holds anything else."""
+def decode_public_key(path: Path, data: bytes) -> PublicKey:
+    """The public key in the bytes of a file. Raises EdgelungError if they hold anything else.
+
+    Args:
+        path: the file, for messages and the name of the key.
+        data: its bytes, or the first MAX_KEY_BYTES + 1 of them.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    data = _read_pem(path)
+    _check_pem(path, data)
     if b"PRIVATE KEY-----" in data:
         raise EdgelungError(
             f"{path} holds a private key; expected a public key. Keep the private key where only "
@@ -131,7 +146,8 @@ def read_private_key(path: Path, password: Callable[[], str]) -> "ec.EllipticCur
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    data = _read_pem(path)
+    data = _read(path)
+    _check_pem(path, data)
     # PKCS #8 says so in its first line, SEC 1 in a header.
     encrypted = b"-----BEGIN ENCRYPTED " in data or b"Proc-Type: 4,ENCRYPTED" in data
     try:
@@ -203,20 +219,22 @@ def _create(path: Path, data: bytes, mode: int) -> None:
         raise WriteError(path, error) from error
 
 
-def _read_pem(path: Path) -> bytes:
-    """Read a file of one PEM block."""
+def _read(path: Path) -> bytes:
+    """Read a file, or as much of it as shows that it is too large for a key."""
     try:
         if not path.is_file():  # a FIFO would wait for its writer
             raise EdgelungError(f"{path} is no file; expected a key in a PEM file")
-        with path.open("rb") as file:
-            data = file.read(MAX_KEY_BYTES + 1)
+        return read_regular(path, MAX_KEY_BYTES + 1)
     except OSError as error:
         raise EdgelungError(f"cannot read the key {path}: {error.strerror}") from error
+
+
+def _check_pem(path: Path, data: bytes) -> None:
+    """Raise EdgelungError if the bytes are not those of a file of one PEM block."""
     if len(data) > MAX_KEY_BYTES:
         raise EdgelungError(f"{path} has more than {MAX_KEY_BYTES:,} bytes; {EXPECTED}")
     if (count := len(_PEM_KEY.findall(data))) != 1:
         raise EdgelungError(f"{path} holds {count} keys in PEM form; expected one")
-    return data
 
 
 def _check_curve(path: Path, curve: "ec.EllipticCurve") -> None:

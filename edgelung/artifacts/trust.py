@@ -21,14 +21,27 @@ from pathlib import Path
 from msgspec import Struct
 
 from edgelung.artifacts.bundle_files import SIGNATURE
-from edgelung.artifacts.keys import SUFFIX, PublicKey, read_public_keys
+from edgelung.artifacts.keys import (
+    MAX_KEY_BYTES,
+    PublicKey,
+    decode_public_key,
+    key_files,
+    read_public_keys,
+)
 from edgelung.artifacts.signature import UntrustedKeyError, verify
-from edgelung.core.config import SECTIONS, read_section, system_config, user_config
+from edgelung.core.config import (
+    SECTIONS,
+    decode_section,
+    read_section,
+    system_config,
+    user_config,
+)
 from edgelung.core.errors import EdgelungError
 from edgelung.core.own_folders import BUNDLE_MANIFEST
-from edgelung.core.ownership import check_writers
+from edgelung.core.ownership import guarded_names, read_guarded
 
 SECTION = "trust"
+MAX_CONFIG_BYTES = 1 << 20
 # SHA-256 of bundle.json of the starter, which holds the hashes of its other files.
 STARTER_SHA256 = "9beb6b48ef85157dde602d98566227340f5ad2c0b63cec8775e40c75ae46c9a3"
 
@@ -183,23 +196,24 @@ def _configured_keys(
     path: Path, tables: tuple[str, ...]
 ) -> tuple[Path, tuple[PublicKey, ...]] | None:
     """The file and its keys; None if there is no such file, or no table [trust] in it."""
-    source = read_section(path, SECTION, TrustTable, tables)
-    if source is None:
+    if read_section(path, SECTION, TrustTable, tables) is None:
         return None
-    place = path.absolute().parent / Path(source.values.keys).expanduser()
     try:
-        check_writers(path, "configuration")
-        check_writers(place, "trusted keys")
-        if place.is_dir():
-            for file in sorted(place.iterdir()):
-                if file.suffix == SUFFIX:
-                    check_writers(file, "trusted key")
+        data = read_guarded(path, "configuration", MAX_CONFIG_BYTES)
+        source = decode_section(path, data, SECTION, TrustTable, tables)
+        if source is None:
+            raise EdgelungError(f"{path} changed while it was read; run the same command again")
+        place = path.absolute().parent / Path(source.values.keys).expanduser()
+        keys = tuple(
+            decode_public_key(file, read_guarded(file, "trusted key", MAX_KEY_BYTES + 1))
+            for file in key_files(place, guarded_names(place, "trusted keys"))
+        )
     except OSError as error:
         raise EdgelungError(
             f"cannot read {error.filename}, which {path} [{SECTION}] names: {error.strerror}; "
             "correct the file"
         ) from error
-    return path, read_public_keys(place)
+    return path, keys
 
 
 def _names(keys: tuple[PublicKey, ...], limit: int = 5) -> str:

@@ -89,9 +89,18 @@ def read_section(
     if path is None or not path.is_file():
         return None
     try:
-        content = parse_toml(path.read_text("utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}") from error
+    return decode_section(path, data, section, kind, known)
+
+
+def decode_section(
+    path: Path, data: bytes, section: str, kind: type[T], known: tuple[str, ...] = SECTIONS
+) -> Defaults[T] | None:
+    """As `read_section`, of bytes that were read before; `path` is for messages."""
+    try:
+        content = parse_toml(data.decode("utf-8"))
     except ValueError as error:  # not UTF-8, or not TOML
         raise EdgelungError(f"{path} is not TOML: {one_line(error)}") from error
     _check_keys(content, known, str(path))

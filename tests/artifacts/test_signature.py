@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from signatures import KEY, OTHER_KEY, envelope, public, signed, statement
 
-from edgelung.artifacts.keys import read_public_key
+from edgelung.artifacts.keys import read_public_keys
 from edgelung.artifacts.signature import SignatureError, UntrustedKeyError, sign, verify
 
 MADE = Path(__file__).parent / "model_signing"
@@ -38,7 +38,7 @@ def refused(signature: bytes, digests: dict[str, str] = DIGESTS) -> str:
 
 @pytest.mark.parametrize("name", ["p256", "p384", "p521"])
 def test_what_model_signing_signed_is_accepted(name: str) -> None:
-    key = read_public_key(MADE / f"{name}.pem")
+    key = read_public_keys(MADE / f"{name}.pem")[0]
     signature = (MADE / f"{name}.sig").read_bytes()
     assert verify(signature, DIGESTS, [public(KEY), key], "bundle.sig") is key
     with pytest.raises(SignatureError, match="was changed after it was signed"):
@@ -46,7 +46,7 @@ def test_what_model_signing_signed_is_accepted(name: str) -> None:
 
 
 def test_a_signature_made_beside_the_folder_is_accepted() -> None:
-    key = read_public_key(MADE / "p256.pem")
+    key = read_public_keys(MADE / "p256.pem")[0]
     assert verify((MADE / "outside.sig").read_bytes(), DIGESTS, [key], "bundle.sig") is key
 
 
@@ -60,7 +60,7 @@ def test_a_signature_made_beside_the_folder_is_accepted() -> None:
     ],
 )
 def test_what_model_signing_signs_in_another_way_is_refused(name: str, message: str) -> None:
-    key = read_public_key(MADE / "p256.pem")
+    key = read_public_keys(MADE / "p256.pem")[0]
     with pytest.raises(SignatureError, match=re.escape(message)):
         verify((MADE / f"{name}.sig").read_bytes(), DIGESTS, [key], "bundle.sig")
 

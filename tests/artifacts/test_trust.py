@@ -153,6 +153,37 @@ def test_keys_that_another_user_owns_are_not_trusted(config: Path, place: str) -
         choose_trust()
 
 
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_link_in_a_folder_that_others_can_write_to_names_no_keys(
+    config: Path, tmp_path: Path, hops: int
+) -> None:
+    shared, keys = tmp_path / "shared", config.parent / "keys"
+    shared.mkdir()
+    keys.rename(config.parent / "real")
+    (shared / "hop1").symlink_to(config.parent / "real")
+    (shared / "hop2").symlink_to("hop1")
+    keys.symlink_to(shared / f"hop{hops}")
+    assert [key.name for key in choose_trust().keys] == ["lab.pem"]
+    shared.chmod(0o777)
+    with pytest.raises(EdgelungError, match=r"others can write to .*/shared "):
+        choose_trust()
+
+
+def test_a_link_of_another_user_names_no_keys(config: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a link away")
+    shared, keys = tmp_path / "shared", config.parent / "keys"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    keys.rename(config.parent / "real")
+    (shared / "hop").symlink_to(config.parent / "real")
+    keys.symlink_to(shared / "hop")
+    assert choose_trust().keys
+    os.lchown(shared / "hop", 12345, -1)
+    with pytest.raises(EdgelungError, match=r"/hop belongs to the user 12345"):
+        choose_trust()
+
+
 def test_the_starter_is_the_one_whose_hash_the_code_knows() -> None:
     assert sha256_file(starter_bundle() / "bundle.json") == STARTER_SHA256
 
