@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-# Where a cell may begin; marks that are there already; blanks and quotes, which a spreadsheet may
-# drop; what makes a formula.
+# Where a cell may begin; marks that are there already; blanks, and quotes, which are dropped where
+# a spreadsheet begins a cell within ours; what makes a formula.
 _FORMULA = re.compile(
     r"(?:^|(?<=[;\t\r\n]))'*[\" \u00a0\u200b\u3000\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r\n]"
 )
