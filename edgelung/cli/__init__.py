@@ -1,5 +1,18 @@
 """The command line: one file a command, which parses options, calls a room and prints."""
 
-from edgelung.cli.app import main
+import os
+import signal
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Run the command line. Ctrl-C ends it from the first moment, without a traceback."""
+    earlier = signal.getsignal(signal.SIGINT)
+    # While modules are imported, Python's own handler would print a traceback of them.
+    silent = os.name != "nt" and earlier is signal.default_int_handler
+    if silent:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from edgelung.cli import app
+
+    if silent:
+        signal.signal(signal.SIGINT, earlier)
+    app.main()

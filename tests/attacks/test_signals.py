@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -146,3 +147,27 @@ def test_a_signal_at_any_moment_of_a_run_ends_it(
     resumed = subprocess.run([*words, "--resume"], capture_output=True, timeout=120, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert len(out.read_text().splitlines()) == 111
+
+
+def test_a_signal_while_the_commands_are_imported_ends_the_process_silently() -> None:
+    code = """
+        import os, signal, sys
+
+        class Signals:
+            def find_spec(self, name, path, target=None):
+                if name == "edgelung.cli.app":
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Signals())
+        from edgelung.cli import main
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
