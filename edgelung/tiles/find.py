@@ -5,12 +5,14 @@ import os
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
 
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import OWN_SUFFIXES
+from edgelung.core.folder import HAS_FOLDER_CALLS, open_below
 from edgelung.core.own_folders import own_kind
 
 logger = logging.getLogger(__name__)
@@ -126,13 +128,20 @@ def _list(
     folder: _Folder, entered: set[tuple[int, int]], inside: tuple[str, ...] | None
 ) -> Iterator[FoundFile | _Folder]:
     try:
-        info = os.stat(folder.location)
-        if (info.st_dev, info.st_ino) in entered:
-            return
-        entered.add((info.st_dev, info.st_ino))
-        with os.scandir(folder.location) as entries:
-            # Names only, as bytes: a folder may hold a million.
-            found = sorted(os.fsencode(entry.name) + _mark(entry, inside) for entry in entries)
+        with _opened(folder.location, inside) as place:
+            if place is None:  # a link that leads out has just replaced it
+                yield FoundFile(folder.prefix.rstrip("/"), folder.location, leads_out=True)
+                return
+            info = os.stat(place)
+            if (info.st_dev, info.st_ino) in entered:
+                return
+            entered.add((info.st_dev, info.st_ino))
+            with os.scandir(place) as entries:
+                # Names only, as bytes: a folder may hold a million.
+                found = sorted(
+                    os.fsencode(entry.name) + _mark(entry, folder.location, inside)
+                    for entry in entries
+                )
     except OSError as error:
         yield FoundFile(folder.prefix or ".", folder.location, error.strerror or one_line(error))
         return
@@ -154,6 +163,44 @@ def _list(
             yield _Folder(f"{folder.prefix}{name}/", base + name)
 
 
+@contextmanager
+def _opened(location: str, inside: tuple[str, ...] | None) -> Iterator[int | str | None]:
+    """The folder to list: a descriptor, which stays the same folder whatever replaces its name.
+
+    None if it lies in no folder of `inside`. The path itself where links may lead anywhere, and on
+    Windows.
+    """
+    if inside is None or not HAS_FOLDER_CALLS:
+        yield location
+        return
+    handle = os.open(location, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not _root_of(_path_of(handle), inside):
+        os.close(handle)
+        real = os.path.realpath(location)
+        if not (root := _root_of(real, inside)):
+            yield None
+            return
+        handle = open_below(root, real)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _path_of(handle: int) -> str:
+    """The real path of an open folder, as Linux knows it; '' elsewhere."""
+    try:
+        return os.readlink(f"/proc/self/fd/{handle}")
+    except OSError:
+        return ""
+
+
+def _root_of(real: str, inside: tuple[str, ...]) -> str:
+    """The first of `inside` that a real path is in; '' if it is in none."""
+    path = os.path.join(real, "")
+    return next((root for root in inside if path.startswith(root)), "")
+
+
 @lru_cache(maxsize=1024)  # a watched folder is listed again and again
 def _report_skipped(location: str, kind: str) -> None:
     shown = os.fsencode(location).decode(errors="backslashreplace")
@@ -166,14 +213,15 @@ def _has(names: Sequence[bytes], name: bytes) -> bool:
     return place < len(names) and names[place] == name
 
 
-def _mark(entry: os.DirEntry[str], inside: tuple[str, ...] | None) -> bytes:
+def _mark(entry: os.DirEntry[str], folder: str, inside: tuple[str, ...] | None) -> bytes:
     """What is behind the name of a folder (a NUL) or of a link that leads out (a NUL and a sign).
 
     No name contains a NUL, and it does not change the order. `inside`: the real paths that links
     may lead into, with a slash at the end; None: they may lead anywhere.
     """
     try:
-        if inside is not None and entry.is_symlink() and not _stays(entry.path, inside):
+        link = os.path.join(folder, entry.name)
+        if inside is not None and entry.is_symlink() and not _stays(link, inside):
             return b"\0>"
         return b"\0" if entry.is_dir() else b""
     except OSError:  # a circular link: reading it fails, with the reason in its own row

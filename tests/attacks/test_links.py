@@ -175,3 +175,15 @@ def test_a_link_that_is_not_followed_is_not_looked_at_through(inbox: Path) -> No
     (link,) = (file for file in find_files(inbox) if file.leads_out)
     info = os.lstat(inbox / "zz")
     assert stamp_of(link) == (info.st_size, info.st_mtime_ns)
+
+
+def test_a_folder_that_becomes_a_link_during_the_listing_is_not_entered(tmp_path: Path) -> None:
+    (tmp_path / "in" / "z").mkdir(parents=True)
+    (tmp_path / "in" / "a.png").write_bytes(b"x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "private.png").write_bytes(b"x")
+    files = find_files(tmp_path / "in")
+    assert next(files).path == "a.png"
+    (tmp_path / "in" / "z").rmdir()
+    (tmp_path / "in" / "z").symlink_to(tmp_path / "out")
+    assert [(file.path, file.leads_out) for file in files] == [("z", True)]
