@@ -48,6 +48,7 @@ def ahead(
     return folder, build_ahead(passed, folder, rtx, TARGETS)
 
 
+@pytest.mark.slow  # builds every variant for every target: a minute
 def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
     """Bar 3: sizes, and every linear quantized; the engines take 1 to 128 tiles."""
     folder, entries = ahead
@@ -77,6 +78,7 @@ def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
         assert contents.linears == sum(contents.types.values())
 
 
+@pytest.mark.slow  # builds every variant for every target: a minute
 def test_two_builds_are_the_same_but_for_generated_names(
     ahead: tuple, passed: Bundle, rtx: Flavour
 ) -> None:
@@ -86,6 +88,7 @@ def test_two_builds_are_the_same_but_for_generated_names(
     assert GENERATED_NAME.sub(b"", first) == GENERATED_NAME.sub(b"", again)
 
 
+@pytest.mark.slow  # builds every variant for every target: a minute
 def test_a_prebuilt_engine_is_found_by_graph_and_target(
     ahead: tuple, passed: Bundle, rtx: Flavour
 ) -> None:
@@ -104,6 +107,7 @@ def test_a_prebuilt_engine_is_found_by_graph_and_target(
         prebuilt.find(newer, "sm_89", graph)
 
 
+@pytest.mark.slow  # builds every variant for every target: a minute
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -131,6 +135,7 @@ def test_damaged_prebuilt_folders_are_refused(
         open_prebuilt(folder).find(rtx, "sm_89", passed.variants["fp16"].graph)
 
 
+@pytest.mark.slow  # builds every variant for every target: a minute
 def test_engines_stay_outside_the_bundle(ahead: tuple, passed: Bundle) -> None:
     folder, entries = ahead
     assert not list(passed.folder.rglob("*.engine"))

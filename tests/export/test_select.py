@@ -197,6 +197,7 @@ def test_scores_can_be_kept_in_float(
     assert rounded({"blocks.0.attn.proj"}) == everything - 1
 
 
+@pytest.mark.slow
 def test_training_is_part_of_an_export(
     decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -127,6 +127,7 @@ def test_memory_that_runs_out_is_explained(
     assert train_run(tiles, out, None, resume=True).student.test.tiles > 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_repeated_exactly_runs_all_the_same(
     tiles: Path,
     small: list[str],
