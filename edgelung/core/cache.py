@@ -6,7 +6,7 @@ One entry format and one policy for all of them:
   atomically, so no reader sees half an entry.
 - An engine is executable code, and a hash is not a signature. An entry is trusted because only this
   user can write to the folder. A folder that others can enter, or replace by way of any folder
-  above it, is never used. The folder is opened once (`edgelung.core.private`); entries are opened
+  above it, is never used. The folder is opened once (`edgelung.core.ownership`); entries are opened
   in it, and no link is followed.
 - The SHA-256 is checked before the data is returned. A damaged entry is removed.
 - A `Key` has an identity, which names the file, and dependencies, which must match. Where they do
@@ -33,7 +33,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.files import replacing, sha256_bytes
 from edgelung.core.folder import Folder
 from edgelung.core.locks import wait_for_lock
-from edgelung.core.private import open_private
+from edgelung.core.ownership import open_private
 
 ENVIRONMENT = "EDGELUNG_CACHE"
 ENGINE_FOLDER = "engines"  # the folder of the GPU engines
@@ -251,7 +251,9 @@ def make_private(folder: Path) -> Folder:
             created.
     """
     try:
-        return open_private(folder, f"set {ENVIRONMENT} to a new folder in one of yours")
+        return open_private(
+            folder, "cache of programs", f"set {ENVIRONMENT} to a new folder in one of yours"
+        )
     except OSError as error:
         raise EdgelungError(
             f"cannot create the cache {folder}: {error.strerror}; set {ENVIRONMENT}"

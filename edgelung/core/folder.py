@@ -160,16 +160,6 @@ class Folder:
         with self._naming(name):
             return os.open(name, os.O_RDONLY | os.O_DIRECTORY | NO_LINK, dir_fd=self.handle)
 
-    def enter(self, name: str) -> "Folder":
-        """Open a folder in this one without following a link; create it if it is missing.
-
-        A folder that is created is one that only this user can enter.
-        """
-        with suppress(FileExistsError), self._naming(name):
-            if not self._has(name):
-                os.mkdir(self._at(name), 0o700, dir_fd=self.handle)
-        return Folder(self.path / name, self.open_folder(name))
-
     def info(self) -> os.stat_result:
         """Owner and mode of the folder itself."""
         return os.stat(self.path if self.handle is None else self.handle)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from plants import PLANTS, SECRET, exchange, root_only
 
-from edgelung.core import private
+from edgelung.core import ownership
 from edgelung.core.cache import Cache, Key, make_private, open_cache
 from edgelung.core.errors import EdgelungError
 
@@ -48,7 +48,7 @@ def test_every_folder_above_the_cache_must_be_out_of_reach_of_others(
     cache = home / "a" / "b" / "c" / "cache"
     Cache(cache).put(KEY, b"plan")
     OPENINGS[opening](list(cache.parents)[above - 1])
-    with pytest.raises(EdgelungError, match=r"holds executable code.* set EDGELUNG_CACHE"):
+    with pytest.raises(EdgelungError, match=r"the cache of programs .* set EDGELUNG_CACHE"):
         Cache(cache)
 
 
@@ -64,7 +64,7 @@ def test_a_folder_that_another_user_made_in_a_sticky_one_is_refused(home: Path, 
     home.chmod(0o1777)
     evil(home / "cache" / "engines")
     os.chown(home / name, OTHER, OTHER)
-    with pytest.raises(EdgelungError, match=r"another user|only you can enter"):
+    with pytest.raises(EdgelungError, match=r"belongs to the user \d+|only you can enter"):
         Cache(home / "cache" / "engines")
 
 
@@ -90,7 +90,7 @@ def test_a_link_of_another_user_above_the_cache_is_refused(home: Path) -> None:
     (home / "disk").mkdir(mode=0o700)
     (home / "link").symlink_to("disk")
     os.chown(home / "link", OTHER, OTHER, follow_symlinks=False)
-    with pytest.raises(EdgelungError, match="a link of another user"):
+    with pytest.raises(EdgelungError, match=r"/link belongs to the user \d+"):
         Cache(home / "link" / "cache")
 
 
@@ -158,21 +158,20 @@ def test_a_swap_at_every_step_of_the_walk_gives_no_foreign_entry(
     """Between any two steps, a folder above becomes a link to the attacker's."""
     evil(tmp_path / "evil" / "b" / "cache")
     (tmp_path / "evil").chmod(0o777)
-    real = private.Folder.enter
+    real = ownership._check
     seen = []
     for moment in range(12):
         root = home / str(moment)
         Cache(root / "a" / "b" / "cache").put(KEY, b"plan")
         steps = iter(range(100))
 
-        def enter(folder, name, root=root, moment=moment, steps=steps):
-            entered = real(folder, name)
+        def check(*step, root=root, moment=moment, steps=steps, **options):
+            real(*step, **options)
             if next(steps) == moment:
                 (root / "a").rename(root / "moved")
                 (root / "a").symlink_to(tmp_path / "evil")
-            return entered
 
-        monkeypatch.setattr(private.Folder, "enter", enter)
+        monkeypatch.setattr(ownership, "_check", check)
         try:
             seen.append(Cache(root / "a" / "b" / "cache").get(KEY).data)
         except EdgelungError:
