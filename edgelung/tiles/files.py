@@ -11,7 +11,6 @@ from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.find import SLIDE_SUFFIXES
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
-from edgelung.tiles.tiff_pages import describe_slide
 
 MAX_BYTES = 512 * 2**20
 
@@ -63,6 +62,8 @@ def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None
     described = ""
     with closing(mmap.mmap(handle, length, access=mmap.ACCESS_READ)) as data:
         if data[:4] in TIFF_MARKS:
+            from edgelung.tiles.tiff_pages import describe_slide  # reads XML: for TIFF alone
+
             try:
                 described = describe_slide(directories(data))
             except TileError:

@@ -27,7 +27,6 @@ from edgelung.tiles.resize import Tile, resize, resize_by_pillow, resize_rgb
 from edgelung.tiles.sizes import Size
 from edgelung.tiles.spec import ReaderSpec
 from edgelung.tiles.table import MAX_PIXELS
-from edgelung.tiles.tiff import decode_tiff
 from edgelung.tiles.tiff_directory import TIFF_MARKS
 from edgelung.tiles.webp import decode_webp
 
@@ -144,6 +143,8 @@ def _decoder(data: bytes) -> Callable[[bytes, int], Tile | Image.Image]:
     if data.startswith(PNG_MARK):
         return decode_png
     if data[:4] in TIFF_MARKS:
+        from edgelung.tiles.tiff import decode_tiff  # and what reads XML: for TIFF alone
+
         return decode_tiff
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return decode_webp
