@@ -92,20 +92,21 @@ def give_away(path: Path) -> None:
         path.chmod(0o777)
 
 
+def read_entry(folder: Path) -> str:
+    """Read the entry of the cache: whose it is."""
+    try:
+        data = Cache(folder / "mine" / "cache").get(KEY).data
+    except EdgelungError:
+        return "refused"
+    return {MINE: "ours", ATTACK: "won", None: "refused"}[data]
+
+
 def cache_race(folder: Path) -> Race:
     """A folder above the cache is the attacker's every other moment, with a forged entry."""
     Cache(folder / "mine" / "cache").put(KEY, MINE)
     Cache(folder / "evil" / "cache").put(KEY, ATTACK)
     give_away(folder / "evil")
-
-    def attempt() -> str:
-        try:
-            data = Cache(folder / "mine" / "cache").get(KEY).data
-        except EdgelungError:
-            return "refused"
-        return {MINE: "ours", ATTACK: "won", None: "refused"}[data]
-
-    return folder / "mine", folder / "evil", attempt
+    return folder / "mine", folder / "evil", lambda: read_entry(folder)
 
 
 def link_race(folder: Path) -> Race:
@@ -114,15 +115,7 @@ def link_race(folder: Path) -> Race:
     Cache(folder / "theirs" / "cache").put(KEY, ATTACK)
     (folder / "evil").symlink_to("theirs")
     give_away(folder / "theirs")
-
-    def attempt() -> str:
-        try:
-            data = Cache(folder / "mine" / "cache").get(KEY).data
-        except EdgelungError:
-            return "refused"
-        return {MINE: "ours", ATTACK: "won", None: "refused"}[data]
-
-    return folder / "mine", folder / "evil", attempt
+    return folder / "mine", folder / "evil", lambda: read_entry(folder)
 
 
 def outputs_race(folder: Path) -> Race:

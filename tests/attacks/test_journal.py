@@ -6,37 +6,19 @@ from pathlib import Path
 
 import pytest
 from plants import PLANTS, SECRET, root_only
+from run_identity import IDENTITY
 
 from edgelung.core.errors import EdgelungError
 from edgelung.core.folder import Folder
 from edgelung.core.locks import locked, wait_for_lock
-from edgelung.core.precision import Precision
-from edgelung.engines.names import EngineName
 from edgelung.inference import chain
 from edgelung.inference.chain import checksum, write_line
 from edgelung.inference.destination import Destination
-from edgelung.inference.identity import RunIdentity
 from edgelung.inference.journal import Journal
 from edgelung.inference.record import Record
 from edgelung.inference.sinks import open_sink
 from edgelung.tiles.find import FoundFile
 
-IDENTITY = RunIdentity(
-    edgelung="0",
-    packages={},
-    bundle="b",
-    engine=EngineName.OPENVINO,
-    precision=Precision.FP32,
-    floating_point="fp32",
-    batch_size=2,
-    verify=False,
-    verify_every=1,
-    min_confidence=None,
-    prebuilt=None,
-    inputs=["x"],
-    listing=None,
-    subset=None,
-)
 BATCHES = [
     [Record("1.jpg", "ok", "", [0.75, 0.25], [0.5, 0.5], 1, (1, 2))],
     [Record("2.jpg", "empty", "no bytes", None, None, None, (0, 2))],

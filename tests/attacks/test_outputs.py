@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from plants import NOT_REGULAR, PLANTS, SECRET, listing, root_only
+from run_identity import IDENTITY
 
 from edgelung.artifacts.predictions import read_predictions
 from edgelung.artifacts.summary import check_summary
@@ -19,29 +20,10 @@ from edgelung.core.files import (
     write_json,
 )
 from edgelung.core.folder import TEMPORARY_SUFFIX, Folder
-from edgelung.core.precision import Precision
-from edgelung.engines.names import EngineName
 from edgelung.inference.destination import STANDARD_OUTPUT, Destination
-from edgelung.inference.identity import RunIdentity
 from edgelung.inference.record import Record
 from edgelung.inference.sinks import Sink, open_sink
 
-IDENTITY = RunIdentity(
-    edgelung="0",
-    packages={},
-    bundle="b",
-    engine=EngineName.OPENVINO,
-    precision=Precision.FP32,
-    floating_point="fp32",
-    batch_size=1,
-    verify=False,
-    verify_every=1,
-    min_confidence=None,
-    prebuilt=None,
-    inputs=["x"],
-    listing=None,
-    subset=None,
-)
 RECORDS = [Record("1.jpg", "ok", "", [0.75, 0.25], None, None, (1, 2))]
 
 

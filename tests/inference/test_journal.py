@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from run_identity import IDENTITY
 
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
@@ -15,22 +16,6 @@ from edgelung.inference.pipeline import stamp_of
 from edgelung.inference.record import Record, printable
 from edgelung.tiles.find import FoundFile, find_files
 
-IDENTITY = RunIdentity(
-    edgelung="0.2.0",
-    packages={"numpy": "2"},
-    bundle="b",
-    engine=EngineName.OPENVINO,
-    precision=Precision.INT8,
-    floating_point="fp32",
-    batch_size=2,
-    verify=False,
-    verify_every=1,
-    min_confidence=None,
-    prebuilt=None,
-    inputs=["x"],
-    listing=None,
-    subset=None,
-)
 # Without its checksum.
 FIRST_LINE = (
     b'{"edgelung_journal":2,"begun":"now","identity":{"edgelung":"0.2.0","packages":{"numpy":"2"},'

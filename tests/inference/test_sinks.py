@@ -6,35 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
+from run_identity import IDENTITY
 
 from edgelung.artifacts.predictions import read_predictions
 from edgelung.core.errors import EdgelungError
-from edgelung.core.precision import Precision
-from edgelung.engines.names import EngineName
 from edgelung.inference.destination import STANDARD_OUTPUT, Destination
-from edgelung.inference.identity import RunIdentity
 from edgelung.inference.output import UnbufferedWriter
 from edgelung.inference.record import Record
 from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.tally import NoTilesError
 
 CLASSES = ["a", "b"]
-IDENTITY = RunIdentity(
-    edgelung="0.2.0",
-    packages={},
-    bundle="b",
-    engine=EngineName.OPENVINO,
-    precision=Precision.FP32,
-    floating_point="fp32",
-    batch_size=2,
-    verify=False,
-    verify_every=1,
-    min_confidence=None,
-    prebuilt=None,
-    inputs=["x"],
-    listing=None,
-    subset=None,
-)
 FIRST = [Record("1.jpg", "ok", "", [0.75, 0.25], None, None, (1, 2))]
 SECOND = [Record("2.jpg", "empty", "no bytes", None, None, None, (0, 2))]
 
