@@ -22,6 +22,7 @@ from edgelung.tiles.budget import DECODING, FREE
 from edgelung.tiles.colour import exif_orientation, to_rgb, upright
 from edgelung.tiles.errors import Status, TileError, damaged
 from edgelung.tiles.jpeg_scans import (
+    MAX_SEGMENTS,
     check_codes,
     check_complete,
     read_scans,
@@ -34,7 +35,6 @@ from edgelung.tiles.tiff_directory import first_directory
 
 MAX_SCANS = 500  # ten are usual; each costs a pass over all pixels
 MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # scans × pixels
-MAX_SEGMENTS = 2**14  # before the first scan
 MAX_EXIF = 2**20  # bytes
 MAX_ODD_BYTES = 16 << 20  # of a file with unusual sampling: its codes are read at 1 MB/s
 MARK = b"\xff\xd8\xff"
@@ -104,7 +104,7 @@ def read_header(data: bytes) -> Header:
                 break
             header.segments.append((marker, at, end))
             if len(header.segments) > MAX_SEGMENTS:
-                reason = f"a JPEG of more than {MAX_SEGMENTS} segments before its first scan"
+                reason = f"a JPEG of more than {MAX_SEGMENTS} segments"
                 raise TileError(Status.TOO_LARGE, reason)
             if marker in _SOF:
                 _read_frame(header, marker, data[at + 4 : end])

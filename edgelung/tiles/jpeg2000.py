@@ -5,6 +5,7 @@ Reference: ITU T.800, annex A (codestream syntax).
 
 _SIZ = b"\xff\x4f\xff\x51"  # the beginning of a codestream
 _COD, _COC, _SOT = 0x52, 0x53, 0x90
+_MAX_SEGMENTS = 2**14  # of the main header; a picture has a handful
 _TILE_BYTES = 10_000  # of OpenJPEG's structures for one tile
 _BLOCK_BYTES = 300  # and for one code block or precinct, with the levels above it
 
@@ -52,18 +53,23 @@ def _components(data: bytes, at: int) -> int:
 
 
 def _smallest_block(data: bytes, at: int) -> int:
-    """Pixels of the smallest code block or precinct that the main header allows."""
+    """Pixels of the smallest code block or precinct that the main header allows.
+
+    1 for a header of too many segments: the estimate is then more than any budget.
+    """
     smallest, at = 4096, at + 2  # past SOC
-    while at + 4 <= len(data) and data[at + 1] != _SOT:
+    for _ in range(_MAX_SEGMENTS):
+        if at + 4 > len(data) or data[at + 1] == _SOT:
+            return smallest
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
         if data[at + 1] in (_COD, _COC):
             start = at + (9 if data[at + 1] == _COD else 6)  # at the decomposition levels
             own = data[at + 4] & 1 if data[at + 1] == _COD else data[start - 1] & 1
             if start + 5 > len(data):
-                break
+                return smallest
             block = 1 << (data[start + 1] & 15) + 2 + (data[start + 2] & 15) + 2
             precincts = data[start + 5 : end] if own else b""
             areas = [1 << (size & 15) + (size >> 4) for size in precincts]
             smallest = min([smallest, block, *areas])
         at = end
-    return smallest
+    return 1

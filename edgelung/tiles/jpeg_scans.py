@@ -13,6 +13,7 @@ import numpy as np
 
 from edgelung.tiles.errors import Status, TileError
 
+MAX_SEGMENTS = 2**14  # before the first scan, and from it on
 _SOS, _EOI = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # none of those within entropy-coded data
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
@@ -75,8 +76,11 @@ def read_scans(data: bytes, segments: list[Segment], at: int) -> Iterator[Scan]:
 
 
 def _segments(data: bytes, at: int) -> Iterator[Segment]:
-    """The segments from the one at `at` on; the last is the EOI marker or the end of the data."""
-    while True:
+    """The segments from the one at `at` on; the last is the EOI marker or the end of the data.
+
+    Raises TileError for more than MAX_SEGMENTS.
+    """
+    for _ in range(MAX_SEGMENTS):
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
         yield data[at + 1], at, end
         found = _MARKER.search(data, end)
@@ -85,6 +89,7 @@ def _segments(data: bytes, at: int) -> Iterator[Segment]:
             yield _EOI, at, at
             return
         at = found.start()
+    raise TileError(Status.TOO_LARGE, f"a JPEG of more than {MAX_SEGMENTS} segments")
 
 
 def _check_header(header: bytes) -> None:

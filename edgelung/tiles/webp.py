@@ -11,6 +11,7 @@ from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import Kind, check_size, decide
 
 BYTES_PER_PIXEL = 25  # of memory. Measured at 16 MP: 18 without, 24 with alpha
+MAX_CHUNKS = 32_768  # as of a PNG; a picture has a handful
 _KNOWN = (b"VP8X", b"VP8L", b"VP8 ", b"ALPH", b"ANIM", b"ANMF")
 _ANIMATION, _ALPHA = 0x02, 0x10  # flags of a VP8X chunk
 
@@ -31,7 +32,7 @@ def decode_webp(data: bytes, size: int) -> Tile | Image.Image:
         raise TileError(Status.CORRUPT, "the WebP holds no picture")
     has_alpha = b"ALPH" in chunks or bool(extended and extended[0] & _ALPHA)
     decide(Kind("WebP", coding.strip(), "RGB", 8, "straight" if has_alpha else "none"))
-    sizes = webp_sizes(data)
+    sizes = _sizes(chunks)
     for width, height in sizes:
         check_size(width, height, size)
     pixels = max((width * height for width, height in sizes), default=0)
@@ -47,10 +48,15 @@ def decode_webp(data: bytes, size: int) -> Tile | Image.Image:
 
 
 def _read_chunks(data: bytes) -> dict[bytes, bytes]:
-    """The first 16 bytes of the first chunk of each type that counts, and of the first of all."""
+    """The first 16 bytes of the first chunk of each type that counts, and of the first of all.
+
+    Raises TileError for more than MAX_CHUNKS.
+    """
     chunks: dict[bytes, bytes] = {}
-    at = 12
+    at, count = 12, 0
     while at + 8 <= len(data):
+        if (count := count + 1) > MAX_CHUNKS:
+            raise TileError(Status.TOO_LARGE, f"a WebP of more than {MAX_CHUNKS} chunks")
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         kind = data[at : at + 4]
         if not chunks or kind in _KNOWN:
@@ -60,8 +66,15 @@ def _read_chunks(data: bytes) -> dict[bytes, bytes]:
 
 
 def webp_sizes(data: bytes) -> list[tuple[int, int]]:
-    """Width and height by each of the headers, before a decoder allocates them."""
-    chunks, sizes = _read_chunks(data), []
+    """Width and height by each of the headers, before a decoder allocates them.
+
+    Raises TileError for too many chunks.
+    """
+    return _sizes(_read_chunks(data))
+
+
+def _sizes(chunks: dict[bytes, bytes]) -> list[tuple[int, int]]:
+    sizes = []
     if len(canvas := chunks.get(b"VP8X", b"")) >= 10:
         width = 1 + int.from_bytes(canvas[4:7], "little")
         sizes.append((width, 1 + int.from_bytes(canvas[7:10], "little")))

@@ -1,5 +1,6 @@
 """Small images whose metadata asks for far more memory or work than their files are long."""
 
+import io
 import struct
 import tracemalloc
 import zlib
@@ -8,7 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from encoders import chunk, page, png, tiff
+from PIL import Image
 
+from edgelung.tiles.jpeg2000 import jpeg2000_memory
 from edgelung.tiles.reader import ReaderSpec, TileError, decode_tile
 from edgelung.tiles.tiff_directory import Directory
 
@@ -114,6 +117,34 @@ def test_a_number_that_is_none_is_damage(text: bytes) -> None:
     with pytest.raises(TileError) as caught:
         decode_tile(described(text), SPEC)
     assert caught.value.status == "corrupt"
+
+
+def test_chunks_and_segments_without_number_are_refused() -> None:
+    """They are walked in Python: 512 MB of them would take minutes."""
+    pixels = Image.fromarray(np.zeros((16, 16, 3), np.uint8))
+    files = {}
+    for kind, options in (("WEBP", {"lossless": True}), ("JPEG", {"progressive": True})):
+        buffer = io.BytesIO()
+        pixels.save(buffer, kind, **options)
+        files[kind] = buffer.getvalue()
+    body = files["WEBP"][12:] + b"EXIF\2\0\0\0ab" * 40_000
+    webp = b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+    jpeg = files["JPEG"]
+    second = jpeg.index(b"\xff\xda", jpeg.index(b"\xff\xda") + 2)
+    comments = jpeg[:second] + b"\xff\xfe\0\2" * 20_000 + jpeg[second:]
+    for data in (webp, comments):
+        with pytest.raises(TileError, match="of more than") as caught:
+            decode_tile(data, SPEC)
+        assert caught.value.status == "too-large"
+
+
+def test_a_jpeg_2000_header_without_end_counts_as_large() -> None:
+    """Its segments are walked in Python, so the walk is bounded."""
+    size = b"\xff\x4f\xff\x51" + struct.pack(
+        ">HHIIIIIIIIH", 41, 0, 4000, 4000, 0, 0, 4000, 4000, 0, 0, 1
+    )
+    size += b"\7\1\1"
+    assert jpeg2000_memory(size + b"\xff\x64\0\2" * 20_000) > jpeg2000_memory(size) * 100
 
 
 def test_the_planes_of_an_ome_tiff_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
