@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelung.core.errors import EdgelungError
+from edgelung.core.folder import KINDS, open_inside
 from edgelung.core.own_folders import BUNDLE_MANIFEST, BUNDLE_SEAL
 
 MANIFEST, SEAL = BUNDLE_MANIFEST, BUNDLE_SEAL
@@ -27,10 +28,6 @@ MAX_TOTAL_BYTES = 1 << 33
 MAX_ENTRIES = 4096
 MAX_DEPTH = 4  # of folders; the writer makes one level
 CHUNK_BYTES = 1 << 20
-
-_NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLDER = _NO_LINK | os.O_DIRECTORY
-_FILE = _NO_LINK | os.O_NONBLOCK  # else opening a FIFO waits for its writer
 
 
 @dataclass(frozen=True)
@@ -146,15 +143,10 @@ class BundleFolder:
     @contextmanager
     def _file(self, name: str, limit: int) -> Iterator[tuple[int, int]]:
         """Open a regular file: its descriptor and its size. No part of `name` may be a link."""
-        *folders, last = name.split("/")
-        opened: list[int] = []
+        descriptor = -1
         try:
-            parent = self.descriptor
-            for folder in folders:
-                opened.append(os.open(folder, _FOLDER, dir_fd=parent))
-                parent = opened[-1]
-            opened.append(os.open(last, _FILE, dir_fd=parent))
-            info = os.fstat(opened[-1])
+            descriptor = open_inside(self.descriptor, name.split("/"))
+            info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):
                 raise self._not_regular(name, info.st_mode)
             if info.st_size > limit:
@@ -162,7 +154,7 @@ class BundleFolder:
                     f"{self.path / name} has {info.st_size:,} bytes; expected at most {limit:,}. "
                     "Copy or export the bundle again"
                 )
-            yield opened[-1], info.st_size
+            yield descriptor, info.st_size
         except FileNotFoundError as error:
             raise EdgelungError(
                 f"{self.path / name} is missing; copy or export the bundle again"
@@ -173,7 +165,7 @@ class BundleFolder:
                 "only, no links. Copy the bundle again"
             ) from error
         finally:
-            for descriptor in reversed(opened):
+            if descriptor >= 0:
                 os.close(descriptor)
 
     def _walk(self, descriptor: int, prefix: str, depth: int) -> Iterator[str]:
@@ -195,20 +187,14 @@ class BundleFolder:
             elif depth == 0:
                 raise self._too_large()
             else:
-                child = os.open(entry.name, _FOLDER, dir_fd=descriptor)
+                child = open_inside(descriptor, [entry.name])
                 try:
                     yield from self._walk(child, f"{name}/", depth - 1)
                 finally:
                     os.close(child)
 
     def _not_regular(self, name: str, mode: int) -> EdgelungError:
-        kinds = {
-            stat.S_IFLNK: "a link",
-            stat.S_IFIFO: "a FIFO",
-            stat.S_IFSOCK: "a socket",
-            stat.S_IFDIR: "a folder",
-        }
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        kind = KINDS.get(stat.S_IFMT(mode), "no file")
         return EdgelungError(
             f"{str(self.path / name)!r} is {kind}; a bundle holds regular files only: remove it, "
             "or copy the bundle again"

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -299,11 +299,23 @@ def open_below(root: str, path: str) -> int:
     """
     if not HAS_FOLDER_CALLS:
         return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    *folders, name = os.path.relpath(path, root).split(os.sep)
-    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for folder in folders:
-            inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | NO_LINK, dir_fd=here)
+        return open_inside(folder, os.path.relpath(path, root).split(os.sep))
+    finally:
+        os.close(folder)
+
+
+def open_inside(folder: int, parts: Sequence[str]) -> int:
+    """Open what is at `parts` below an open folder, following no link.
+
+    Returns a descriptor. Raises OSError.
+    """
+    *folders, name = parts
+    here = os.dup(folder)
+    try:
+        for part in folders:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | NO_LINK, dir_fd=here)
             os.close(here)
             here = inner
         return os.open(name, os.O_RDONLY | NO_LINK, dir_fd=here)

@@ -94,13 +94,13 @@ def test_a_link_in_the_place_of_a_file_is_refused(
 )
 def test_a_link_beside_the_files_is_refused(folder: Path, target: str) -> None:
     (folder / "link").symlink_to(target)
-    refused(folder, "link' is a link")
+    refused(folder, "link' is a symbolic link")
 
 
 def test_a_folder_that_is_a_link_is_refused_inside_a_bundle(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "golden", tmp_path / "elsewhere")
     (folder / "golden").symlink_to(tmp_path / "elsewhere")
-    refused(folder, "golden' is a link")
+    refused(folder, "golden' is a symbolic link")
 
 
 @pytest.mark.parametrize("name", [GRAPH, "golden/00.png", "golden"])
