@@ -35,10 +35,7 @@ from edgelung.artifacts.bundle_files import (
     BundleFolder,
     open_folder,
 )
-from edgelung.artifacts.graph_profile import VERSION as RULES
-from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, VariantEntry
-from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
 from edgelung.artifacts.trust import (
     SignatureCheck,
@@ -82,6 +79,7 @@ GOLDEN_FOLDER = "golden"
 MAX_GOLDEN_PIXELS = 1 << 28  # of all golden tiles, which are in memory at once
 REPORT = REPORT_PAGE
 MODEL_CARD = "MODEL_CARD.md"
+GRAPH_RULES = 2  # version of the rules of `graph_profile`; part of the key of a cached verdict
 STARTER_NOTE = (
     "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "
     "for research only, not for diagnosis"
@@ -302,7 +300,7 @@ def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> di
     sizes = {"size": size, "classes": len(manifest.classes)}
     graphs = {entry.file for entry in _known_variants(manifest).values()}
     hashes = " ".join(listed[name].sha256 for name in sorted(graphs))
-    rules = {**{name: str(n) for name, n in sizes.items()}, "rules": f"{__version__} {RULES}"}
+    rules = {**{name: str(n) for name, n in sizes.items()}, "rules": f"{__version__} {GRAPH_RULES}"}
     cache, key = open_cache("profiles"), Key("profile", {"graphs": hashes}, rules)
     known = cache.get(key).data is not None
     for name, entry in listed.items():
@@ -326,6 +324,10 @@ def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> di
 
 
 def _check_graph(path: Path, data: bytes, sizes: Mapping[str, int]) -> None:
+    # Imported here: most runs have the verdict in the cache.
+    from edgelung.artifacts.graph_profile import Role, check_graph
+    from edgelung.artifacts.onnx_wire import GraphError
+
     try:
         check_graph(data, Role.CLASSIFIER, sizes)
     except GraphError as error:

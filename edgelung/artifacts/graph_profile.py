@@ -3,7 +3,7 @@
 A runtime runs whatever a file says: it reads other files (external data), loops for ever, or takes
 another output for the probabilities. So a graph is checked here first, from the bytes that will be
 loaded. To allow a new kind of graph, add a role with its `Profile`; to allow a new operator, add
-its rule to `graph_shapes.OPERATORS`.
+its rule to `graph_shapes.OPERATORS`. Then raise `bundle.GRAPH_RULES`: verdicts are cached.
 """
 
 import math
@@ -24,7 +24,6 @@ from edgelung.artifacts.graph_shapes import (
 )
 from edgelung.artifacts.onnx_wire import Constant, Graph, GraphError, Value, read_graph
 
-VERSION = 2  # of these rules; part of the key of a cached verdict
 BATCH = "N"
 IR_VERSION, OPSET = 9, 20  # what the exporter writes
 MAX_SHORT = 16  # integers of a shape
