@@ -18,6 +18,7 @@ LEVELS = [
     {"edgelung.evaluation"},
     {"edgelung.engines"},
     {"edgelung.inference"},
+    {"edgelung.slides"},
     {"edgelung.report"},
     {"edgelung.train", "edgelung.export"},
     {"edgelung.api", "edgelung.tools"},
