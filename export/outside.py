@@ -10,7 +10,7 @@ from edgelung.core.files import sha256_bytes
 from edgelung.evaluation.metrics import Floats, roc_auc
 from edgelung.export.tiles import LabelledTile, TileReader, TileSet
 from edgelung.tiles.find import find_files
-from edgelung.tiles.reader import TileError, decode_tile, read_bytes
+from edgelung.tiles.reader import TileError, decode_tile, read_found
 
 
 def find_outside_tiles(folder: Path, reader: TileReader) -> TileSet:
@@ -26,7 +26,7 @@ def find_outside_tiles(folder: Path, reader: TileReader) -> TileSet:
         if not file.is_image or file.reason:
             continue
         try:
-            content = read_bytes(file.location)
+            content = read_found(file)
             pixels = decode_tile(content, reader.spec)
         except TileError:
             continue

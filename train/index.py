@@ -16,7 +16,7 @@ from edgelung.inference.record import printable
 from edgelung.tiles.find import LEADS_OUT, LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.lists import is_utf8, read_rows
 from edgelung.tiles.names import find, lookup, plain_name
-from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_bytes
+from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_found
 from edgelung.tiles.status import Status
 
 # Folders with one of these words in their names may hold the same classes each.
@@ -80,7 +80,7 @@ def index_tiles(
     def index(file: FoundFile) -> IndexedTile | None:
         advance(1)
         try:
-            data_bytes = read_bytes(file.location)
+            data_bytes = read_found(file)
             width, height = image_size(data_bytes)
         except TileError as error:
             if error.status == Status.SKIPPED:
@@ -105,7 +105,7 @@ def _find_images(data: Path, follow_links: bool) -> list[FoundFile]:
         for file in find_files(data, follow_links=follow_links)
         if not _is_hidden(file.path)
         and not file.leftover_of
-        and (file.reason or file.leads_out or file.is_image or looks_like_image(file.location))
+        and (file.reason or file.leads_out or file.is_image or looks_like_image(file))
     ]
     if not files:
         raise EdgelungError(f"{data} holds no image; expected class folders with tiles in them")

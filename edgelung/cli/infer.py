@@ -16,6 +16,15 @@ import typer
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.cli.command import report
+from edgelung.cli.model import (
+    AllowUnsignedOption,
+    ModelOption,
+    TrustOption,
+    if_passed,
+    open_engines_folder,
+    open_model,
+    warn_of_gate,
+)
 from edgelung.cli.options import (
     CHECKS,
     INPUT,
@@ -33,12 +42,8 @@ from edgelung.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgelung.artifacts.bundle import Bundle
     from edgelung.artifacts.results import LabelledMetrics
     from edgelung.artifacts.summary import Summary
-    from edgelung.artifacts.trust import Trust
-    from edgelung.core.precision import Precision
-    from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
     from edgelung.inference.destination import Destination
 
 
@@ -51,16 +56,7 @@ def infer(
             help="Folder of tiles, searched with all folders below; several share one output.",
         ),
     ],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            parser=named_path,
-            metavar="BUNDLE",
-            rich_help_panel=MODEL,
-            help="Bundle that `edgelung export` wrote.  [default: the starter that comes with "
-            "edgelung]",
-        ),
-    ] = None,
+    model: ModelOption = None,
     engine: EngineOption = None,
     precision: PrecisionOption = None,
     prebuilt: Annotated[
@@ -72,24 +68,8 @@ def infer(
             "programs: name only a folder that you trust, or have it signed.",
         ),
     ] = None,
-    trust: Annotated[
-        Path | None,
-        typer.Option(
-            parser=named_path,
-            metavar="KEY",
-            rich_help_panel=MODEL,
-            help="Run only what one of these keys signed, or the starter: a public key (PEM), or "
-            "a folder of them.  [default: the keys of edgelung.toml]",
-        ),
-    ] = None,
-    allow_unsigned: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unsigned",
-            rich_help_panel=MODEL,
-            help="Run a bundle too that is unsigned or signed by a key that is not trusted.",
-        ),
-    ] = False,
+    trust: TrustOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
     files: Annotated[
         Path | None,
         typer.Option(
@@ -218,21 +198,21 @@ def infer(
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
-    bundle = _open_model(model, policy)
+    bundle = open_model(model, policy)
     source = Source(tuple(folder), files, subset, follow_links)
     destination = Destination.parse(out, summary)
     options = Options(
         engine=chosen(engine, defaults.engine),
-        precision=chosen(precision, _passed(bundle, defaults.precision)),
+        precision=chosen(precision, if_passed(bundle, defaults.precision)),
         batch_size=batch_size or defaults.batch_size,
         threads=threads or defaults.threads,
-        prebuilt=_open_prebuilt(prebuilt, policy) if prebuilt else None,
+        prebuilt=open_engines_folder(prebuilt, policy) if prebuilt else None,
         verify=verify,
         verify_every=verify_every,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
         strict_size=bool(defaults.strict_size if strict_size is None else strict_size),
     )
-    _warn_of_gate(bundle, options.precision)
+    warn_of_gate(bundle, options.precision)
     with progress("infer") as advance, counting(source, destination, advance, watch):
         run = watch_folder if watch else infer_folder
         result = run(
@@ -254,42 +234,6 @@ def infer(
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
     raise typer.Exit(result.exit_code)
-
-
-def _open_model(model: Path | None, trust: "Trust") -> "Bundle":
-    from edgelung.artifacts.bundle import STARTER_NOTE, open_bundle, starter_bundle
-
-    if model is None:
-        report(STARTER_NOTE)
-    return open_bundle(model or starter_bundle(), trust)
-
-
-def _open_prebuilt(folder: Path, trust: "Trust") -> "PrebuiltFolder":
-    from edgelung.engines.tensorrt.prebuilt import open_prebuilt
-
-    return open_prebuilt(folder, trust)
-
-
-def _passed(bundle: "Bundle", precision: "Precision | None") -> "Precision | None":
-    """A default precision, if that variant passed its gate: only the command line overrules it."""
-    variant = bundle.variants.get(precision) if precision else None
-    if variant is None or variant.passed:
-        return precision
-    report(
-        "the default precision %s did not pass its gate (%s): not used",
-        precision,
-        variant.gate.verdict,
-    )
-    return None
-
-
-def _warn_of_gate(bundle: "Bundle", precision: "Precision | None") -> None:
-    variant = bundle.variants.get(precision) if precision else None
-    if variant and not variant.passed:
-        report(
-            "the %s variant did not pass its gate (%s); used as asked",
-            *(variant.precision, variant.gate.verdict),
-        )
 
 
 def _print_resume_command(rows: int, journal: Path) -> None:

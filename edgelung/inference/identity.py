@@ -9,8 +9,31 @@ from edgelung.core.typed_json import Json
 from edgelung.engines.names import EngineName
 
 
-class RunIdentity(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The identity of a run, as it stands in its journal and in the options of its summary.
+class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run is, as it stands in its journal. A subclass has the fields."""
+
+    def to_json(self) -> dict[str, Json]:
+        """The identity as plain values, keyed as in the journal."""
+        content: dict[str, Json] = typed_json.plain(self)
+        return content
+
+    def check_same(self, before: dict[str, Json]) -> None:
+        """Raise EdgelungError that names the first difference to the journal's identity.
+
+        `before` is not typed: an older edgelung may have written other keys.
+        """
+        now = self.to_json()
+        for key in before | now:
+            if now.get(key) != before.get(key):
+                raise EdgelungError(
+                    f"cannot resume: {key} was {before.get(key)} and is {now.get(key)} now, so "
+                    "the rows would not be of one run; repeat the first command, or --restart to "
+                    "begin anew"
+                )
+
+
+class RunIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
+    """The identity of a run over files; also in the options of its summary.
 
     Attributes:
         packages: versions of what decodes, resizes and computes.
@@ -38,22 +61,3 @@ class RunIdentity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     watch: bool | None = field(name="--watch", default=None)
     strict_size: bool | None = field(name="--strict-size", default=None)
     follow_links: bool | None = field(name="--follow-links", default=None)
-
-    def to_json(self) -> dict[str, Json]:
-        """The identity as plain values, keyed as in the journal."""
-        content: dict[str, Json] = typed_json.plain(self)
-        return content
-
-    def check_same(self, before: dict[str, Json]) -> None:
-        """Raise EdgelungError that names the first difference to the journal's identity.
-
-        `before` is not typed: an older edgelung may have written other keys.
-        """
-        now = self.to_json()
-        for key in before | now:
-            if now.get(key) != before.get(key):
-                raise EdgelungError(
-                    f"cannot resume: {key} was {before.get(key)} and is {now.get(key)} now, so "
-                    "the rows would not be of one run; repeat the first command, or --restart to "
-                    "begin anew"
-                )

@@ -32,8 +32,8 @@ from edgelung.core.folder import Folder
 from edgelung.core.locks import locked
 from edgelung.core.typed_json import Json
 from edgelung.inference.chain import checksum, count_lines, read_lines, write_line
-from edgelung.inference.identity import RunIdentity
-from edgelung.inference.pipeline import Stamp, stamp_of
+from edgelung.inference.identity import Identity, RunIdentity
+from edgelung.inference.reading import Stamp, stamp_of
 from edgelung.inference.record import Record, fault_of, printable
 from edgelung.tiles.find import FoundFile
 
@@ -120,7 +120,7 @@ class Journal:
                 "resume with that version, or --restart to begin anew"
             ) from error
 
-    def begin(self, identity: RunIdentity, when: str) -> None:
+    def begin(self, identity: Identity, when: str) -> None:
         """Start a run without rows; what was in the journal is dropped."""
         self._end, self._checksum = 0, b""
         self._cut()
@@ -129,7 +129,7 @@ class Journal:
         self._superseded = set()
         self._add_object({"edgelung_journal": VERSION, "begun": when, "identity": self._identity})
 
-    def resume(self, identity: RunIdentity, when: str) -> None:
+    def resume(self, identity: Identity, when: str) -> None:
         """Continue with the rows that are there. Raises EdgelungError if this is another run."""
         identity.check_same(self._identity or {})
         self._cut()

@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from edgelung.artifacts.predictions import DECIMALS, Prediction
-from edgelung.inference.pipeline import Row, Stamp
-from edgelung.tiles.find import class_of
+from edgelung.inference.pipeline import Item, Row
+from edgelung.inference.reading import Stamp
+from edgelung.tiles.find import FoundFile, class_of
 from edgelung.tiles.sizes import TrainedSizes
 from edgelung.tiles.status import Status
 
@@ -105,8 +106,14 @@ class LabelRule:
     strict_size: bool
 
 
-def record_of(row: Row, classes: Sequence[str], rule: LabelRule) -> Record:
-    """The record of a pipeline row."""
+def record_of(row: Row[FoundFile], classes: Sequence[str], rule: LabelRule) -> Record:
+    """The record of a file's row."""
+    truth = _truth(os.path.dirname(row.item.location), tuple(classes))
+    return make_record(row, printable(row.item.path), rule, truth)
+
+
+def make_record(row: Row[Item], path: str, rule: LabelRule, truth: int | None = None) -> Record:
+    """The record of a row under a printable name; `truth` is the index of its class, if known."""
     probabilities = None if row.probabilities is None else row.probabilities.tolist()
     status, error, other_size = row.status, row.error, False
     if probabilities is not None:
@@ -122,12 +129,12 @@ def record_of(row: Row, classes: Sequence[str], rule: LabelRule) -> Record:
             status = Status.REVIEW
             error = f"confidence {confidence:.{DECIMALS}f} is under {rule.min_confidence:g}"
     return Record(
-        printable(row.file.path),
+        path,
         status,
         error.encode("utf-8", "backslashreplace").decode(),
         probabilities,
         None if row.reference is None else row.reference.tolist(),
-        _truth(os.path.dirname(row.file.location), tuple(classes)),
+        truth,
         row.stamp,
         other_size,
     )

@@ -24,6 +24,7 @@ from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Row, default_batch_size, predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.inference.record import LabelRule, Record, record_of
 from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.source import Source
@@ -106,7 +107,7 @@ def infer_folder(
 
 
 @dataclass(frozen=True)
-class _LoadedEngines:
+class LoadedEngines:
     """The engine that predicts, the one that verifies it, and how they are used."""
 
     chosen: Chosen
@@ -123,7 +124,7 @@ class Session:
         bundle: Bundle,
         destination: Destination,
         options: Options,
-        engines: _LoadedEngines,
+        engines: LoadedEngines,
         sink: Sink,
         identity: RunIdentity,
     ) -> None:
@@ -141,7 +142,9 @@ class Session:
         return self._sink.earlier_paths()
 
     def predict(
-        self, files: Iterable[FoundFile], accept: Callable[[Row], bool] = lambda row: True
+        self,
+        files: Iterable[FoundFile],
+        accept: Callable[[Row[FoundFile]], bool] = lambda row: True,
     ) -> Iterator[list[Record]]:
         """Predict the files. Yields the records of each batch once they are in the sink.
 
@@ -152,7 +155,7 @@ class Session:
         )
         batches = predict_batches(
             files,
-            self._bundle.reader,
+            FileReading(self._bundle.reader),
             self._engines.chosen.engine,
             batch_size=self._engines.batch_size,
             threads=self._engines.threads,
@@ -227,7 +230,7 @@ def open_session(
     with ExitStack() as stack:
         sink = open_sink(destination, bundle.classes, resume=resume, live=watch)
         stack.callback(_close, sink, destination, on_stopped)
-        engines = stack.enter_context(_open_engines(bundle, options, sink.previous))
+        engines = stack.enter_context(open_engines(bundle, options, sink.previous))
         identity = _identify(bundle, source, options, engines, watch)
         sink.start(identity, started)
         yield Session(bundle, destination, options, engines, sink, identity)
@@ -240,9 +243,9 @@ def _close(sink: Sink, destination: Destination, on_stopped: OnStopped) -> None:
 
 
 @contextmanager
-def _open_engines(
+def open_engines(
     bundle: Bundle, options: Options, previous: RunIdentity | None
-) -> Iterator[_LoadedEngines]:
+) -> Iterator[LoadedEngines]:
     """Load the engines. What the options leave open is as in the run that is resumed."""
     asked_precision = options.precision
     if previous is not None:
@@ -270,7 +273,7 @@ def _open_engines(
         chosen = load(options.precision)
         if previous is not None and asked_precision is None:  # `open_engine` says it was asked for
             chosen = replace(chosen, reason=_reason_to_resume(chosen))
-        yield _LoadedEngines(
+        yield LoadedEngines(
             chosen,
             load(FULL_PRECISION).engine if options.verify else None,
             options.batch_size or default_batch_size(chosen.engine),
@@ -286,7 +289,7 @@ def _reason_to_resume(chosen: Chosen) -> str:
 
 
 def _identify(
-    bundle: Bundle, source: Source, options: Options, engines: _LoadedEngines, watch: bool
+    bundle: Bundle, source: Source, options: Options, engines: LoadedEngines, watch: bool
 ) -> RunIdentity:
     chosen = engines.chosen
     return RunIdentity(

@@ -17,7 +17,7 @@ from edgelung.evaluation.concerns import bundle_concerns, starter_concerns
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.percentiles import DurationHistogram
-from edgelung.inference.pipeline import Row
+from edgelung.inference.pipeline import Item, Row
 from edgelung.inference.sinks import Evidence
 from edgelung.inference.tally import Tally
 
@@ -31,7 +31,7 @@ class Measurements:
         self.decode = DurationHistogram()
         self.engine = DurationHistogram()
 
-    def add(self, batch: Sequence[Row], accepted: Sequence[Row]) -> None:
+    def add(self, batch: Sequence[Row[Item]], accepted: Sequence[Row[Item]]) -> None:
         """Count one batch, and the predictions among its accepted rows."""
         for row in accepted:
             if row.probabilities is not None:

@@ -20,7 +20,8 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.summary import Summary
 from edgelung.core.errors import EdgelungError
 from edgelung.inference.destination import Destination
-from edgelung.inference.pipeline import Row, Stamp, stamp_of
+from edgelung.inference.pipeline import Row
+from edgelung.inference.reading import Stamp, stamp_of
 from edgelung.inference.record import printable
 from edgelung.inference.session import (
     DEFAULTS,
@@ -165,10 +166,10 @@ class Watcher:
             logger.info("%s is there again", folder)
         self._missing_folders = missing
 
-    def is_final(self, row: Row, now: float) -> bool:
+    def is_final(self, row: Row[FoundFile], now: float) -> bool:
         """True if the row may count: the file is unchanged, and it is a tile or never will be."""
-        before = self._pending.get(row.file.path)
-        if before is None or row.stamp != before.stamp or stamp_of(row.file) != before.stamp:
+        before = self._pending.get(row.item.path)
+        if before is None or row.stamp != before.stamp or stamp_of(row.item) != before.stamp:
             return False
         if row.status == Status.EMPTY:  # the writer reserved the name and will fill it later
             return False

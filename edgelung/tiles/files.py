@@ -5,11 +5,13 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 from edgelung.core.errors import one_line
+from edgelung.core.folder import HAS_FOLDER_CALLS
 from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import Status, TileError
-from edgelung.tiles.find import SLIDE_SUFFIXES
+from edgelung.tiles.find import LEADS_OUT, SLIDE_SUFFIXES, FoundFile, open_within
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
 
 MAX_BYTES = 512 * 2**20
@@ -73,10 +75,28 @@ def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None
         raise TileError(Status.SLIDE, described or name)
 
 
-def looks_like_image(path: str | os.PathLike[str]) -> bool:
+def read_found(file: FoundFile, first: int = -1) -> bytes:
+    """Read a file that `find_files` found, or its `first` bytes only.
+
+    Raises TileError as `read_bytes` does, and `skipped` if a link that leads out of the folder has
+    replaced the file since it was found.
+    """
+    if file.inside is None or not HAS_FOLDER_CALLS:
+        return read_bytes(file.location, first)
+    return read_bytes(file.location, first, partial(_open_found, file.location, file.inside))
+
+
+def _open_found(location: str, inside: tuple[str, ...]) -> int:
+    handle = open_within(location, inside)
+    if handle is None:
+        raise TileError(Status.SKIPPED, LEADS_OUT)
+    return handle
+
+
+def looks_like_image(file: FoundFile) -> bool:
     """Whether a file whose name says nothing begins as an image does."""
     try:
-        return looks_like(read_bytes(path, 16))
+        return looks_like(read_found(file, 16))
     except TileError:
         return False
 

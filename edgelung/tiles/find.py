@@ -57,6 +57,7 @@ class FoundFile:
     `path` is the name of its row: relative to the folder, with forward slashes. `location` is where
     to open it. `reason` is set if the entry could not be listed; `listed` if the user named this
     file directly; `leads_out` if it is a link that leads out of the folder, which is not followed.
+    `inside`: the real paths that it may lie in, with a slash at the end; None: it may lie anywhere.
     """
 
     path: str
@@ -64,6 +65,7 @@ class FoundFile:
     reason: str = ""
     listed: bool = False
     leads_out: bool = False
+    inside: tuple[str, ...] | None = None
 
     @property
     def is_image(self) -> bool:
@@ -154,7 +156,7 @@ def _list(
     for name in map(os.fsdecode, found):
         if "\0" not in name:
             if not name.endswith(OWN_SUFFIXES):
-                yield FoundFile(folder.prefix + name, base + name)
+                yield FoundFile(folder.prefix + name, base + name, inside=inside)
             continue
         name, _, mark = name.partition("\0")
         if mark:
@@ -173,18 +175,29 @@ def _opened(location: str, inside: tuple[str, ...] | None) -> Iterator[int | str
     if inside is None or not HAS_FOLDER_CALLS:
         yield location
         return
-    handle = os.open(location, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    if not _root_of(_path_of(handle), inside):
-        os.close(handle)
-        real = os.path.realpath(location)
-        if not (root := _root_of(real, inside)):
-            yield None
-            return
-        handle = open_below(root, real)
+    handle = open_within(location, inside, os.O_DIRECTORY)
+    if handle is None:
+        yield None
+        return
     try:
         yield handle
     finally:
         os.close(handle)
+
+
+def open_within(location: str, inside: tuple[str, ...], flags: int = 0) -> int | None:
+    """Open a file or folder if it lies in one of `inside`, wherever its name leads by now.
+
+    Returns a descriptor; None if it lies elsewhere. Raises OSError.
+    """
+    # O_NONBLOCK: opening a named pipe must not hang the run.
+    handle = os.open(location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    if _root_of(_path_of(handle), inside):
+        return handle
+    os.close(handle)
+    real = os.path.realpath(location)
+    root = _root_of(real, inside)
+    return open_below(root, real) if root else None
 
 
 def _path_of(handle: int) -> str:

@@ -18,7 +18,8 @@ from PIL import Image
 from edgelung.tiles.bmp import decode_bmp, looks_like_bmp
 from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import Status, TileError
-from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes
+from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes, read_found
+from edgelung.tiles.find import FoundFile
 from edgelung.tiles.jpeg import MARK as JPEG_MARK
 from edgelung.tiles.jpeg import decode_jpeg, read_header
 from edgelung.tiles.png import MARK as PNG_MARK
@@ -43,6 +44,7 @@ __all__ = [
     "looks_like_image",
     "read_bytes",
     "read_decoded",
+    "read_found",
     "read_pixels",
     "read_tile",
     "resize",
@@ -91,16 +93,17 @@ def read_pixels(path: str | os.PathLike[str], spec: ReaderSpec) -> Tile:
 
     For engines that resize on their device (`edgelung.kernels.resize`, the same pixels).
     """
-    return np.asarray(read_decoded(path, spec)[0])
+    with DECODING:
+        return np.asarray(_decode(read_bytes(path), spec)[0])
 
 
-def read_decoded(path: str | os.PathLike[str], spec: ReaderSpec) -> tuple[Tile | Image.Image, Size]:
+def read_decoded(file: FoundFile, spec: ReaderSpec) -> tuple[Tile | Image.Image, Size]:
     """The decoded pixels before the resize, and the size of the image in the file.
 
     The two sizes differ where a large JPEG is decoded at a smaller scale. Raises TileError.
     """
     with DECODING:
-        return _decode(read_bytes(path), spec)
+        return _decode(read_found(file), spec)
 
 
 def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:

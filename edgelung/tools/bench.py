@@ -33,6 +33,7 @@ from edgelung.engines.choose import open_engine
 from edgelung.engines.fastest import batch_of
 from edgelung.engines.names import EngineName
 from edgelung.inference.pipeline import default_batch_size, predict_batch, predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.tiles.find import FoundFile, find_files
 from edgelung.tiles.reader import ReaderSpec, TileError, read_tile
 from edgelung.tools.scenarios import (
@@ -67,7 +68,7 @@ class _Workload:
 
     def run_end_to_end(self, engine: Engine, number: int) -> object:
         """Query: one file to its row."""
-        return predict_batch([self._file(number)], self.reader, engine)
+        return predict_batch([self._file(number)], FileReading(self.reader), engine)
 
     def _file(self, number: int) -> FoundFile:
         return self.files[number % len(self.files)]
@@ -196,7 +197,7 @@ def _measure_offline(
 ) -> Offline:
     batches = predict_batches(
         itertools.cycle(workload.files),
-        workload.reader,
+        FileReading(workload.reader),
         engine,
         batch_size=batch_size,
         threads=threads,

@@ -19,6 +19,7 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.core.precision import Precision
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import Row, predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.inference.session import Options, infer_folder
 from edgelung.inference.source import Source
 from edgelung.tiles.find import find_files
@@ -131,8 +132,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(folder: Path) -> dict[str, Row]:
-    batches = predict_batches(find_files(folder), SPEC, Fingerprint(), batch_size=16, threads=2)
-    return {row.file.path: row for batch in batches for row in batch}
+    batches = predict_batches(
+        find_files(folder), FileReading(SPEC), Fingerprint(), batch_size=16, threads=2
+    )
+    return {row.item.path: row for batch in batches for row in batch}
 
 
 def test_there_are_enough_of_them_and_each_has_its_row(folder: Path, rows: dict[str, Row]) -> None:
@@ -165,7 +168,9 @@ def test_every_row_is_its_own_files(folder: Path, rows: dict[str, Row]) -> None:
             assert row.probabilities.tolist() == tile, path
 
 
-def test_what_is_cut_off_is_never_predicted_from_half_its_pixels(rows: dict[str, Row]) -> None:
+def test_what_is_cut_off_is_never_predicted_from_half_its_pixels(
+    rows: dict[str, Row],
+) -> None:
     failed = 0
     for path, row in rows.items():
         if "-a-cut-" not in path:

@@ -12,6 +12,8 @@ from edgelung.inference.record import Record
 from edgelung.inference.source import Source
 from edgelung.inference.tally import NoTilesError, Tally
 from edgelung.inference.watch import SETTLE_SECONDS, Watcher
+from edgelung.tiles.errors import TileError
+from edgelung.tiles.files import read_found
 from edgelung.tiles.find import LEADS_OUT, find_files
 from edgelung.train.index import index_tiles
 
@@ -169,7 +171,7 @@ def test_a_fifo_with_the_name_of_one_of_our_files_does_not_hang_the_listing(
 
 def test_a_link_that_is_not_followed_is_not_looked_at_through(inbox: Path) -> None:
     """Its stamp is its own: a busy target would be predicted anew by each --resume."""
-    from edgelung.inference.pipeline import stamp_of
+    from edgelung.inference.reading import stamp_of
 
     (inbox / "zz").symlink_to("/")
     (link,) = (file for file in find_files(inbox) if file.leads_out)
@@ -187,3 +189,33 @@ def test_a_folder_that_becomes_a_link_during_the_listing_is_not_entered(tmp_path
     (tmp_path / "in" / "z").rmdir()
     (tmp_path / "in" / "z").symlink_to(tmp_path / "out")
     assert [(file.path, file.leads_out) for file in files] == [("z", True)]
+
+
+@pytest.mark.parametrize("replaced", ["the file", "its folder"])
+def test_a_file_that_becomes_a_link_before_it_is_read_is_not_followed(
+    tmp_path: Path, replaced: str
+) -> None:
+    folder, outside = tmp_path / "in" / "z", tmp_path / "out"
+    folder.mkdir(parents=True)
+    outside.mkdir()
+    (folder / "a.png").write_bytes(b"public")
+    (outside / "a.png").write_bytes(b"private")
+    (file,) = find_files(tmp_path / "in")
+    assert read_found(file) == b"public"
+    (folder / "a.png").unlink()
+    if replaced == "the file":
+        (folder / "a.png").symlink_to(outside / "a.png")
+    else:
+        folder.rmdir()
+        folder.symlink_to(outside)
+    with pytest.raises(TileError, match="leads out") as caught:
+        read_found(file)
+    assert caught.value.status == "skipped"
+    (followed,) = find_files(tmp_path / "in", follow_links=True)
+    assert read_found(followed) == b"private"
+
+
+def test_a_link_that_stays_inside_is_read(inbox: Path) -> None:
+    (inbox / "1.jpg").write_bytes(b"public")
+    (inbox / "2.jpg").symlink_to("1.jpg")
+    assert [read_found(file) for file in find_files(inbox)] == [b"public"] * 2

@@ -16,6 +16,7 @@ from PIL import Image
 from samples import chunk, encoded, samples
 
 from edgelung.inference import pipeline
+from edgelung.inference.reading import FileReading
 from edgelung.tiles import jpeg
 from edgelung.tiles.budget import ENVIRONMENT, MAX_DEFAULT
 from edgelung.tiles.find import FoundFile
@@ -31,6 +32,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from edgelung.inference.pipeline import predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec
 class Engine:
@@ -38,8 +40,9 @@ class Engine:
     def infer(self, tiles): return np.zeros((len(tiles), 1), np.float32)
 def read(folder):
     files = list(find_files(Path(folder)))
-    batches = predict_batches(files, ReaderSpec(size=64), Engine(), batch_size=2, threads=2)
-    return {row.file.path: [row.status, row.error] for rows in batches for row in rows}
+    reading = FileReading(ReaderSpec(size=64))
+    batches = predict_batches(files, reading, Engine(), batch_size=2, threads=2)
+    return {row.item.path: [row.status, row.error] for rows in batches for row in rows}
 read(sys.argv[1])
 open("/proc/self/clear_refs", "w").write("5")
 rows = read(sys.argv[2])
@@ -211,7 +214,7 @@ def test_a_refused_image_keeps_no_memory_until_its_row_is_written(tmp_path: Path
     path.write_bytes(zero_png(300, 6, 4))
     buffer = np.empty((1, 64, 64, 3), np.uint8)
     file = FoundFile(path.name, str(path))
-    decoded = pipeline._decode_into(buffer, 0, file, SPEC, 0)
+    decoded = pipeline._decode_into(buffer, 0, file, FileReading(SPEC), 0)
     assert decoded.error
     assert decoded.error.__traceback__ is None
     assert decoded.error.__context__ is None

@@ -16,6 +16,7 @@ from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.engine import TensorRtEngine
 from edgelung.inference.pipeline import predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, read_pixels, resize_by_pillow
 
@@ -134,7 +135,12 @@ def test_the_folder_run_resizes_on_the_device(
     assert engine.resizes
     reference = OnnxRuntimeEngine(bundle.variants["fp32"].graph, 2)
     (rows,) = predict_batches(
-        find_files(tmp_path), bundle.reader, engine, batch_size=8, threads=2, reference=reference
+        find_files(tmp_path),
+        FileReading(bundle.reader),
+        engine,
+        batch_size=8,
+        threads=2,
+        reference=reference,
     )
     assert len(rows) == 4
     for row in rows:

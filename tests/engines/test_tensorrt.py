@@ -26,6 +26,7 @@ from edgelung.engines.cuda import gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.tensorrt.engine import SLOTS
 from edgelung.inference.pipeline import Row, predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.kernels import build as kernels_build
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec, resize
@@ -151,7 +152,12 @@ def test_tiles_of_any_size_are_resized_on_the_device(
 
 def rows_of(engine: Any, folder: Path, **more: Any) -> list[Row]:
     batches = predict_batches(
-        find_files(folder), ReaderSpec(size=64), engine, batch_size=8, threads=2, **more
+        find_files(folder),
+        FileReading(ReaderSpec(size=64)),
+        engine,
+        batch_size=8,
+        threads=2,
+        **more,
     )
     return [row for batch in batches for row in batch]
 

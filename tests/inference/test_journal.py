@@ -12,7 +12,7 @@ from edgelung.engines.names import EngineName
 from edgelung.inference.chain import checksum, write_line
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.journal import Journal
-from edgelung.inference.pipeline import stamp_of
+from edgelung.inference.reading import stamp_of
 from edgelung.inference.record import Record, printable
 from edgelung.tiles.find import FoundFile, find_files
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.inference import pipeline
+from edgelung.inference import reading
 from edgelung.inference.pipeline import Row, predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.tiles.find import FoundFile, find_files
 from edgelung.tiles.reader import ReaderSpec, read_decoded
 
@@ -39,7 +40,9 @@ class MeanColour:
 def predict(
     files: Iterable[FoundFile], engine: MeanColour, batch_size: int, threads: int = 2, **more: Any
 ) -> list[Row]:
-    batches = predict_batches(files, SPEC, engine, batch_size=batch_size, threads=threads, **more)
+    batches = predict_batches(
+        files, FileReading(SPEC), engine, batch_size=batch_size, threads=threads, **more
+    )
     return [row for rows in batches for row in rows]
 
 
@@ -64,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
 def test_each_row_is_its_own_files(folder: Path, batch_size: int, threads: int) -> None:
     engine = MeanColour()
     rows = predict(find_files(folder), engine, batch_size, threads)
-    assert [row.file.path for row in rows] == sorted(p.name for p in folder.iterdir())
+    assert [row.item.path for row in rows] == sorted(p.name for p in folder.iterdir())
     for i, row in enumerate(rows):
         if i % 7 == 3:
             assert row.status == "unsupported"
@@ -95,17 +98,17 @@ def test_decoding_goes_on_while_the_engine_works(
     """The engine holds the first batch until a tile of the second has been decoded."""
     second_batch = threading.Event()
 
-    def read(path: str, spec: ReaderSpec) -> object:
-        if int(Path(path).stem) >= 5:
+    def read(file: FoundFile, spec: ReaderSpec) -> object:
+        if int(Path(file.path).stem) >= 5:
             second_batch.set()
-        return read_decoded(path, spec)
+        return read_decoded(file, spec)
 
     class Waiting(MeanColour):
         def infer(self, tiles: np.ndarray) -> np.ndarray:
             assert second_batch.wait(10), "nothing was decoded beside the engine"
             return super().infer(tiles)
 
-    monkeypatch.setattr(pipeline, "read_decoded", read)
+    monkeypatch.setattr(reading, "read_decoded", read)
     assert len(predict(find_files(folder), Waiting(), 5, threads=1)) == 60
 
 
@@ -118,7 +121,7 @@ def test_no_more_than_a_window_is_read_ahead(folder: Path) -> None:
             taken += 1
             yield file
 
-    batches = predict_batches(files(), SPEC, MeanColour(0.05), batch_size=5, threads=2)
+    batches = predict_batches(files(), FileReading(SPEC), MeanColour(0.05), batch_size=5, threads=2)
     next(batches)
     assert 5 < taken <= 25
     batches.close()
@@ -142,7 +145,7 @@ def test_files_that_vanish_have_their_row(folder: Path, device: str) -> None:
     for i in (0, 8, 59):
         Path(files[i].location).unlink()
     rows = predict(files, MeanColour(device=device), 8)
-    assert [row.file for row in rows] == files
+    assert [row.item for row in rows] == files
     assert [i for i, row in enumerate(rows) if row.status == "unreadable"] == [0, 8, 59]
 
 
@@ -151,19 +154,19 @@ def test_where_the_engine_threads_decode_rows_stay_in_order(folder: Path, concur
     engine = MeanColour(0.002, "CPU")
     engine.concurrency = concurrency
     rows = predict(find_files(folder), engine, 7)
-    assert [row.file.path for row in rows] == sorted(p.name for p in folder.iterdir())
+    assert [row.item.path for row in rows] == sorted(p.name for p in folder.iterdir())
     for i, row in enumerate(rows):
         if i % 7 != 3:
             np.testing.assert_allclose(row.probabilities * 255, colour(i), atol=0.01)
 
 
 def test_a_decoder_that_breaks_costs_one_row(folder: Path, monkeypatch) -> None:
-    def read(path: str, spec: ReaderSpec) -> object:
-        if path.endswith("004.png"):
+    def read(file: FoundFile, spec: ReaderSpec) -> object:
+        if file.path.endswith("004.png"):
             raise KeyError("-1")
-        return read_decoded(path, spec)
+        return read_decoded(file, spec)
 
-    monkeypatch.setattr(pipeline, "read_decoded", read)
+    monkeypatch.setattr(reading, "read_decoded", read)
     rows = predict(find_files(folder), MeanColour(), 8)
     assert rows[4].status == "corrupt"
     assert sum(row.status == "ok" for row in rows) == 50

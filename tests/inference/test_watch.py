@@ -13,7 +13,8 @@ import pytest
 
 from edgelung.inference import watch
 from edgelung.inference.destination import Destination
-from edgelung.inference.pipeline import Row, stamp_of
+from edgelung.inference.pipeline import Row
+from edgelung.inference.reading import stamp_of
 from edgelung.inference.source import Source
 from edgelung.inference.watch import PATIENCE_SECONDS, SETTLE_SECONDS, Watcher, being_written
 from edgelung.tiles.find import FoundFile

@@ -12,7 +12,7 @@ from encoders import page, png, tiff
 from PIL import Image
 
 from edgelung.tiles import files, tiff_codecs
-from edgelung.tiles.find import SLIDE_SUFFIXES
+from edgelung.tiles.find import SLIDE_SUFFIXES, FoundFile
 from edgelung.tiles.reader import (
     ReaderSpec,
     TileError,
@@ -73,7 +73,7 @@ def test_a_slide_above_the_limit_of_bytes_is_a_slide(
 def test_big_tiffs_look_like_images(tmp_path: Path) -> None:
     path = tmp_path / "noname"
     path.write_bytes(tiff(page(TILE, 8, 2), big=True))
-    assert looks_like_image(path)
+    assert looks_like_image(FoundFile(path.name, str(path)))
     assert looks_like(path.read_bytes())
 
 

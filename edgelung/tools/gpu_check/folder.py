@@ -16,6 +16,7 @@ from edgelung.engines.base import Tiles, resizes
 from edgelung.engines.tensorrt.engine import TensorRtEngine
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import predict_batches
+from edgelung.inference.reading import FileReading
 from edgelung.inference.record import LabelRule, record_of
 from edgelung.inference.session import infer_folder
 from edgelung.inference.source import Source
@@ -67,7 +68,7 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     if isinstance(engine, TensorRtEngine):
         stages |= in_one_slot(engine, tiles[:32], pixels[:32])
     files = [file for file in find_files(folder) if file.is_image][:256]
-    batches = predict_batches(files, spec, engine, batch_size=32, threads=cores)
+    batches = predict_batches(files, FileReading(spec), engine, batch_size=32, threads=cores)
     rule = LabelRule(None, bundle.trained_sizes, strict_size=False)
     records = [record_of(row, bundle.classes, rule) for batch in batches for row in batch]
     engine.close()

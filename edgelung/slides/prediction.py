@@ -1,0 +1,251 @@
+"""Predict the tiles of one slide. A killed run continues where its journal ends.
+
+The tiles are always read in the order of the grid, so what the journal holds is a beginning of
+them, and the rest are the batches of an undisturbed run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from msgspec import field
+
+from edgelung import __version__
+from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.slide_tiles import SlideTiles
+from edgelung.core.errors import EdgelungError
+from edgelung.core.precision import Precision
+from edgelung.core.system import versions
+from edgelung.engines.names import EngineName
+from edgelung.inference.identity import Identity
+from edgelung.inference.journal import Journal
+from edgelung.inference.pipeline import predict_batches
+from edgelung.inference.reading import Stamp
+from edgelung.inference.record import LabelRule, Record, make_record
+from edgelung.inference.session import LoadedEngines
+from edgelung.slides.base import Grid, Slide, TileReader
+from edgelung.tiles.reader import Tile
+from edgelung.tiles.sizes import Size, TrainedSizes
+
+
+class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that the rows of a slide depend on.
+
+    Attributes:
+        slide: name of the file.
+        stamp: its size in bytes and time of the last change.
+        reader: the library that reads it.
+        grid: level, scale, side and step in its pixels.
+        cells: SHA-256 of the tiles to read.
+    """
+
+    edgelung: str
+    packages: dict[str, str]
+    bundle: str
+    engine: EngineName = field(name="--engine")
+    precision: Precision = field(name="--precision")
+    floating_point: str = field(name="floating point")
+    batch_size: int = field(name="--batch-size")
+    min_confidence: float | None = field(name="--min-confidence")
+    slide: str
+    scene: str
+    stamp: list[int]
+    reader: str
+    mpp: float = field(name="--mpp")
+    tile_um: float = field(name="--tile-um")
+    grid: list[int]
+    cells: str
+
+
+class SlideReading:
+    """The tiles of a grid, for the pipeline: an item is an index of the grid."""
+
+    def __init__(self, tiles: TileReader, size: int) -> None:
+        self._tiles = tiles
+        self.size = size
+
+    def stamp(self, item: int) -> Stamp | None:
+        """A tile has none: the slide has."""
+        return None
+
+    def read(self, item: int) -> tuple[Tile, Size]:
+        """The pixels of a tile; raises TileError."""
+        pixels = self._tiles.read(item)
+        height, width, _ = pixels.shape
+        return pixels, (width, height)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The tiles of a slide, and how the run went.
+
+    Attributes:
+        tiles: all of them, in the order of the grid.
+        sessions: when the run was begun and resumed; UTC.
+        resumed: how many tiles an earlier session predicted.
+        dropped: damaged lines of the journal, which were dropped.
+        checksum: of the journal.
+    """
+
+    tiles: SlideTiles
+    sessions: Sequence[str]
+    resumed: int
+    dropped: int
+    checksum: str
+
+
+def identify(
+    slide: Slide,
+    grid: Grid,
+    mpp: float,
+    tile_um: float,
+    bundle: Bundle,
+    engines: LoadedEngines,
+    min_confidence: float | None,
+) -> SlideIdentity:
+    """The identity of a slide's run."""
+    chosen, info = engines.chosen, slide.path.stat()
+    return SlideIdentity(
+        edgelung=__version__,
+        packages=versions(),
+        bundle=bundle.sha256,
+        engine=EngineName(chosen.engine.name),
+        precision=chosen.variant.precision,
+        floating_point=chosen.engine.float_type,
+        batch_size=engines.batch_size,
+        min_confidence=min_confidence,
+        slide=slide.path.name,
+        scene=slide.scene,
+        stamp=[info.st_size, info.st_mtime_ns],
+        reader=slide.reader,
+        mpp=mpp,
+        tile_um=tile_um,
+        grid=[grid.level, grid.eighths, grid.side, grid.step],
+        cells=sha256(np.ascontiguousarray(grid.cells).tobytes()).hexdigest(),
+    )
+
+
+@contextmanager
+def open_journal(path: Path, classes: int, *, resume: bool | None) -> Iterator[Journal]:
+    """Open the journal of a slide. It stays if there are rows in it and the block raises.
+
+    Raises EdgelungError if it holds the rows of a run that did not end, and `resume` is None.
+    """
+    with closing(Journal(path, classes=classes, restart=resume is False)) as journal:
+        if (journal.rows or journal.damaged) and resume is None:
+            raise EdgelungError(
+                f"{path} holds {journal.rows} tiles of a run that did not end; add --resume to "
+                "continue it, or --restart to begin anew"
+            )
+        try:
+            yield journal
+        except BaseException:
+            if not journal.rows:
+                journal.remove()
+            raise
+        journal.remove()
+
+
+def predict_slide(
+    slide: Slide,
+    grid: Grid,
+    bundle: Bundle,
+    engines: LoadedEngines,
+    journal: Journal,
+    identity: SlideIdentity,
+    *,
+    resume: bool,
+    on_tiles: Callable[[int], None] = lambda count: None,
+) -> Predicted:
+    """Predict all tiles of a grid that the journal does not hold yet.
+
+    A tile that cannot be read has its status and reason; the others are predicted.
+
+    Raises:
+        EdgelungError: the journal is of another run, or the slide was changed while it was read.
+    """
+    if resume and journal.rows:
+        journal.resume(identity, _now())
+    else:
+        journal.begin(identity, _now())
+    resumed = journal.rows
+    if resumed:
+        on_tiles(resumed)
+    rule = LabelRule(identity.min_confidence, TrainedSizes({}), strict_size=False)
+    with closing(slide.open_tiles(grid)) as tiles:
+        batches = predict_batches(
+            range(resumed, len(grid)),
+            SlideReading(tiles, bundle.reader.size),
+            engines.chosen.engine,
+            batch_size=engines.batch_size,
+            threads=engines.threads,
+            first=journal.batches,
+        )
+        with closing(batches):
+            for rows in batches:
+                journal.append([make_record(row, name_of(grid, row.item), rule) for row in rows])
+                on_tiles(len(rows))
+    info = slide.path.stat()
+    if [info.st_size, info.st_mtime_ns] != identity.stamp:
+        raise EdgelungError(
+            f"{slide.path} was changed while it was read; copy it completely, then --restart"
+        )
+    return Predicted(
+        _collect(journal, grid, bundle.classes),
+        tuple(journal.sessions),
+        resumed,
+        journal.dropped,
+        journal.checksum,
+    )
+
+
+def name_of(grid: Grid, index: int) -> str:
+    """The name of a tile in the journal: column and row."""
+    column, row = grid.cells[index]
+    return f"{column},{row}"
+
+
+def _collect(journal: Journal, grid: Grid, classes: Sequence[str]) -> SlideTiles:
+    """The rows of the journal as columns."""
+    probabilities = np.full((len(grid), len(classes)), np.nan, np.float32)
+    statuses, errors = [], []
+    for index, record in enumerate(_checked(journal, grid)):
+        if record.probabilities is not None:
+            probabilities[index] = record.probabilities
+        statuses.append(record.status)
+        errors.append(record.error)
+    corners = grid.corners0
+    return SlideTiles(
+        classes=tuple(classes),
+        x=corners[:, 0],
+        y=corners[:, 1],
+        side=grid.side0,
+        step=grid.step * grid.downsample,
+        probabilities=probabilities,
+        statuses=statuses,
+        errors=errors,
+    )
+
+
+def _checked(journal: Journal, grid: Grid) -> Iterator[Record]:
+    """The records of the journal, one for each tile in the order of the grid."""
+    count = 0
+    for record in journal.records():
+        if count >= len(grid) or record.path != name_of(grid, count):
+            raise EdgelungError(
+                f"{journal.path} holds rows that are not of this slide; --restart begins anew"
+            )
+        yield record
+        count += 1
+    if count != len(grid):
+        raise EdgelungError(
+            f"{journal.path} holds {count} of {len(grid)} tiles; --resume continues"
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
