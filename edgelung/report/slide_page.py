@@ -36,6 +36,7 @@ OVERLAY_SIDE = 2048  # pixels of an overlay: a tile is larger than two pixels of
 MAX_OVERLAYS = 8  # classes with a heat map in the page, the largest shares first
 MAX_NAMED = 40  # classes in the legend
 OPAQUE = 255
+NO_BREAK = "\u00a0"  # a number and its unit stay on one line
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def slide_page(
         facts=_facts(summary),
         warnings=slide_warnings(summary, overview.damaged, len(tiles.classes)),
         overview=picture(pixels),
+        shape=f"{width} / {height}",
         layers=layers,
         **legend_values(tiles.classes),
         shares=_shares(summary),
@@ -180,7 +182,7 @@ def slide_headline(summary: SlideSummary) -> Headline:
     name = Markup(shortened(visible(top.name))).striptags()
     text = f"Research use: {name} on {_percent(top.share)} of the tissue"
     if top.interval:
-        text += f" (95 % interval {_span(top.interval)})"
+        text += f" (95{NO_BREAK}% interval {_span(top.interval)})"
     text += f", from {count(sum(summary.labels.values()), 'labelled tile')}"
     is_plain = summary.status == OK and not summary.notes and top.interval and not _failed(summary)
     return Headline(text, Tone.GOOD if is_plain else Tone.CAUTION)
@@ -191,13 +193,12 @@ def slide_warnings(summary: SlideSummary, damaged: int, classes: int) -> list[st
     warnings = [summary.reason] if summary.reason else []
     warnings += summary.notes
     if failed := _failed(summary):
-        were = "tile was" if failed == 1 else "tiles were"
-        warnings.append(f"{failed:,} {were} not predicted, and are grey in the overlay.")
+        were = "was not predicted, and is" if failed == 1 else "were not predicted, and are"
+        warnings.append(f"{count(failed, 'tile')} {were} grey in the overlay.")
     if review := summary.statuses.get(Status.REVIEW, 0):
         warnings.append(f"{count(review, 'tile')} left to people: not confident enough.")
     if damaged:
-        parts = "part" if damaged == 1 else "parts"
-        warnings.append(f"{damaged:,} {parts} of the overview cannot be read, and are white.")
+        warnings.append(white_parts(damaged, "overview"))
     if summary.blocks and summary.blocks.effective < FEW_GROUPS:
         warnings.append(
             f"The tissue makes about {summary.blocks.effective:g} blocks; an interval needs "
@@ -209,6 +210,12 @@ def slide_warnings(summary: SlideSummary, damaged: int, classes: int) -> list[st
             "folder of this page."
         )
     return warnings
+
+
+def white_parts(damaged: int, what: str) -> str:
+    """A warning about parts of a picture that could not be read."""
+    are = "is" if damaged == 1 else "are"
+    return f"{count(damaged, 'part')} of the {what} cannot be read, and {are} white."
 
 
 def _failed(summary: SlideSummary) -> int:
@@ -305,8 +312,8 @@ def _basis(summary: SlideSummary) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}{NO_BREAK}%"
 
 
 def _span(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
+    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}{NO_BREAK}%"

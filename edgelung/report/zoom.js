@@ -9,6 +9,8 @@
     showNavigationControl: false,
     showNavigator: true,
     navigatorPosition: "BOTTOM_RIGHT",
+    navigatorOpacity: 1,
+    navigatorBackground: "#fff",
     animationTime: 0.5,
     maxZoomPixelRatio: 4,
     visibilityRatio: 0.5,

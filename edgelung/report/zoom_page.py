@@ -16,6 +16,7 @@ from edgelung.report.slide_page import (
     script_text,
     slide_headline,
     slide_layers,
+    white_parts,
 )
 from edgelung.slides.base import Overview
 from edgelung.slides.tile_raster import Raster
@@ -40,16 +41,13 @@ def zoom_page(
     base = Raster.of_slide(pyramid.width, pyramid.height, overview.downsample)
     layers = slide_layers(tiles, base, mask, mask_downsample)
     damaged = pyramid.damaged
-    parts = "part" if damaged == 1 else "parts"
     return render(
         "zoom.html.j2",
         kind="zoom",
         title=f"edgelung zoom: {summary.slide}",
         headline=slide_headline(summary),
         facts={},
-        warnings=[f"{damaged:,} {parts} of the slide cannot be read, and are white."]
-        if damaged
-        else [],
+        warnings=[white_parts(damaged, "slide")] if damaged else [],
         layers=layers,
         **legend_values(tiles.classes),
         back=SLIDE_PAGE,

@@ -119,7 +119,7 @@ def thumbnail(tiles: SlideTiles, overview: Overview) -> bytes:
     on = TileRaster(tiles, raster)
     factor = round(raster.downsample / overview.downsample)
     picture = Image.fromarray(overview.pixels).reduce(factor).convert("RGBA")
-    with Image.open(io.BytesIO(label_map(on, alpha=110))) as labels:
+    with Image.open(io.BytesIO(label_map(on))) as labels:
         picture.alpha_composite(labels.convert("RGBA"))
     keys = _label_keys(tiles.classes, max(picture.width, 320))
     whole = Image.new("RGB", (max(picture.width, keys.width), picture.height + keys.height), _PAPER)

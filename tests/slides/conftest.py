@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ from PIL import Image
 
 from edgelung.artifacts.slide_summary import SlideSummary, Tissue
 from edgelung.artifacts.slide_tiles import SlideTiles
-from edgelung.slides.base import Overview
+from edgelung.slides.base import Grid, Level, Overview, StatedScale
 from edgelung.slides.shares import class_shares, tissue_in_tiles
+from edgelung.tiles.errors import TileError
 from edgelung.tiles.status import Status
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
@@ -36,6 +38,12 @@ class SlideSample:
 
 
 MakeSlide = Callable[..., SlideSample]
+
+
+@pytest.fixture(scope="session")
+def array_slide() -> type["ArraySlide"]:
+    """The class of slides in memory."""
+    return ArraySlide
 
 
 @pytest.fixture(scope="session")
@@ -175,3 +183,39 @@ def _summary(
         seconds=75.3,
         tiles_per_second=22.4,
     )
+
+
+class ArraySlide:
+    """A slide of pixels in memory, with the interface of `edgelung.slides.base.Slide`.
+
+    `damaged`: a point of level 0; tiles that hold it cannot be read.
+    """
+
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], damaged: tuple[int, int] | None = None
+    ) -> None:
+        self.path, self.scene, self.kind, self.reader = Path("array.svs"), "", "array", "direct"
+        self.levels = [Level(pixels.shape[1], pixels.shape[0], 1.0)]
+        self.scale, self.offset, self.eighths = StatedScale(), (0, 0), (8,)
+        self.pixels, self.damaged, self.closed = pixels, damaged, 0
+
+    def overview(self, most_pixels: int) -> Overview:
+        raise NotImplementedError
+
+    def open_tiles(self, grid: Grid) -> "ArraySlide":
+        self._grid = grid
+        return self
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        left, top = self._grid.corner(index)
+        side = self._grid.side
+        part = self.pixels[top : top + side, left : left + side]
+        assert part.shape == (side, side, 3), "a tile hangs over the edge"
+        if self.damaged:
+            x, y = self.damaged[0] - left, self.damaged[1] - top
+            if 0 <= x < side and 0 <= y < side:
+                raise TileError(Status.CORRUPT, "bad code")
+        return part
+
+    def close(self) -> None:
+        self.closed += 1
