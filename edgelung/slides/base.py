@@ -12,9 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgelung.tiles.jpeg_segments import EIGHTHS as EIGHTHS
 from edgelung.tiles.resize import Tile
-
-EIGHTHS = 8  # libjpeg-turbo decodes at M/8 of the size; 8 is the full size
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import simplejpeg
 from PIL import Image
 
@@ -57,7 +56,7 @@ _SOF = {  # start of frame → the coding, in the standard's terms
     0xF7: "JPEG-LS",
 }
 _COLOURS = {1: "grey", 3: "RGB or YCbCr", 4: "CMYK or YCCK"}
-_TABLES = frozenset([0xC4, 0xCC, 0xDB, 0xDD])  # Huffman, arithmetic, quantization, DRI
+TABLE_MARKERS = frozenset([0xC4, 0xCC, 0xDB, 0xDD])  # Huffman, arithmetic, quantization, DRI
 _ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA), 0xFF])  # stray, fill, or without a segment
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _APP14 = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: the colour transform
@@ -157,49 +156,12 @@ def decode_jpeg(data: bytes, size: int, header: Header | None = None) -> Tile | 
     """
     header = header or read_header(data)
     _check_frames(data, header)
-    pixels = _decode(data, header, size)
+    pixels = decode_with_header(data, header, size)
     return upright(pixels, exif_orientation(header.exif)) if header.exif else pixels
 
 
-def decode_segment(tables: bytes, segment: bytes, transform: bool) -> Tile:
-    """Decode one strip or tile of a TIFF: uint8 (H, W) or RGB (H, W, 3); raises TileError.
-
-    `tables`: the TIFF's JPEGTables, or empty. `transform`: whether the TIFF says that three
-    components are YCbCr and not RGB.
-    """
-    if not segment.startswith(MARK[:2]):
-        raise TileError(Status.CORRUPT, "JPEG data in the TIFF does not begin as a JPEG")
-    header = read_header(segment)
-    if header.components == 3:
-        says_ycc = header.jfif if header.adobe is None else header.adobe == 1
-        says_rgb = header.adobe == 0 and not header.jfif
-        factors = sampling(header.frame)
-        says_ycc |= len(set(factors.values())) > 1  # nobody subsamples green and blue
-        says_rgb |= bytes(factors) == b"RGB" and not header.jfif
-        if says_rgb if transform else says_ycc:
-            names = ("YCbCr", "RGB") if transform else ("RGB", "YCbCr")
-            reason = "the TIFF says {} and the JPEG data in it {}".format(*names)
-            raise TileError(Status.UNSUPPORTED, reason)
-    if header.components not in (1, 3):
-        raise TileError(
-            Status.UNSUPPORTED, f"JPEG data of {header.components} components in a TIFF"
-        )
-    header.jfif, header.adobe = False, int(transform)
-    whole = b"\xff\xd8" + _tables(tables) + _without_extras(segment, header)[2:]
-    pixels = np.asarray(_decode(whole, read_header(whole), 0))
-    return pixels[..., 0] if header.components == 1 else pixels
-
-
-def _tables(data: bytes) -> bytes:
-    """The quantization and Huffman tables of an abbreviated stream of tables only."""
-    if not data:
-        return b""
-    frame = b"\xff\xc0\0\x08\x08\0\0\0\0\0\xff\xda\0\0"  # `read_header` asks for a frame, a scan
-    header = read_header(data.removesuffix(b"\xff\xd9") + frame)
-    return b"".join(data[a:b] for marker, a, b in header.segments if marker in _TABLES)
-
-
-def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
+def decode_with_header(data: bytes, header: Header, size: int) -> Tile | Image.Image:
+    """As `decode_jpeg`, without the looks at EXIF and at further pictures; raises TileError."""
     if header.height == 0 and header.width:
         raise TileError(Status.UNSUPPORTED, "a JPEG whose height stands behind its pixels (DNL)")
     _check_kind(header.coding, header.components, header.bits)
@@ -215,7 +177,7 @@ def _decode(data: bytes, header: Header, size: int) -> Tile | Image.Image:
     try:
         return _decode_strictly(data, header, size)
     except TileError as error:
-        needed = _without_extras(data, header)
+        needed = without_extras(data, header)
         if needed == data or error.status == Status.UNSUPPORTED:
             raise
         return _decode_strictly(needed, read_header(needed), size)
@@ -314,7 +276,7 @@ def _check_scans(data: bytes, header: Header) -> None:
         check_complete(scan_headers(data, header.scan), components, progressive)
 
 
-def _without_extras(data: bytes, header: Header) -> bytes:
+def without_extras(data: bytes, header: Header) -> bytes:
     """The same picture without the segments and stray bytes that decoding does not need."""
     scan = bytearray(data[header.scan :])
     if header.coding.startswith("sequential") and len(scan) > 4:
@@ -322,8 +284,8 @@ def _without_extras(data: bytes, header: Header) -> bytes:
         scan[end - 3 : end] = b"\0\x3f\0"  # of no meaning here, and some encoders leave them out
     adobe = b"" if header.adobe is None else _APP14 + bytes([header.adobe])
     jfif = _JFIF if header.jfif else b""
-    kept = (data[a:b] for marker, a, b in header.segments if marker in _TABLES or marker in _SOF)
-    needed = b"".join(kept)
+    kept = TABLE_MARKERS | _SOF.keys()
+    needed = b"".join(data[a:b] for marker, a, b in header.segments if marker in kept)
     return b"\xff\xd8" + jfif + adobe + needed + scan
 
 

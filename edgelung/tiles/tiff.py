@@ -15,8 +15,8 @@ from edgelung.tiles.colour import (
     upright,
 )
 from edgelung.tiles.errors import Status, TileError
-from edgelung.tiles.jpeg import decode_segment
 from edgelung.tiles.jpeg2000 import jpeg2000_memory
+from edgelung.tiles.jpeg_segments import decode_segment
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.table import PICTURES
 from edgelung.tiles.tiff_codecs import (
@@ -131,7 +131,7 @@ def _read_samples(data: bytes, layout: Layout) -> Samples:
         row, column = divmod(place, layout.across)
         top, left = row * layout.segment_height, column * layout.segment_width
         rows = min(layout.segment_height, layout.height - top)
-        part = _decode_segment(data[at : at + count], layout, 0 if layout.tiled else rows)
+        part = read_segment(data[at : at + count], layout, 0 if layout.tiled else rows)
         columns = min(layout.segment_width, layout.width - left)
         to = samples[top : top + rows, left : left + columns]
         part = part[:rows, :columns]
@@ -142,7 +142,7 @@ def _read_samples(data: bytes, layout: Layout) -> Samples:
     return samples
 
 
-def _decode_segment(data: bytes, layout: Layout, rows: int) -> Samples:
+def read_segment(data: bytes, layout: Layout, rows: int) -> Samples:
     """One strip or tile, (rows, segment width, C); raises TileError if pixels are missing.
 
     `rows`: of a strip, which may be shorter at the end; 0 for the rows of a tile.

@@ -7,14 +7,21 @@ when asked for, and the chain of directories cannot lead in a circle.
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from mmap import mmap
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgelung.tiles.errors import Status, TileError
 
-Data = bytes | mmap
+
+class Data(Protocol):
+    """The bytes of a file: read as a whole, mapped, or read where they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
 
 MAX_DIRECTORIES = 256  # enough to say how many levels a slide has
 MAX_ENTRIES = 2**12  # of one directory
@@ -61,7 +68,8 @@ class Directory:
             (self.next,) = self._unpack("Q" if self.big else "I", end)
 
     def _unpack(self, code: str, offset: int) -> tuple[int, ...]:
-        return struct.unpack_from(self.order + code, self.data, offset)
+        size = struct.calcsize("=" + code)
+        return struct.unpack(self.order + code, self.data[offset : offset + size])
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -90,11 +98,11 @@ class Directory:
         code, count = self._integer_code(tag, MAX_VALUES)
         return struct.unpack(f"{self.order}{count}{code}", self.raw(tag))
 
-    def array(self, tag: int) -> npt.NDArray[np.uint64]:
-        """As `integers`, for up to MAX_SEGMENTS values: uint64 (N,); empty where it is missing."""
+    def array(self, tag: int, most: int = MAX_SEGMENTS) -> npt.NDArray[np.uint64]:
+        """As `integers`, for up to `most` values: uint64 (N,); empty where it is missing."""
         if tag not in self._entries:
             return np.empty(0, np.uint64)
-        code, count = self._integer_code(tag, MAX_SEGMENTS)
+        code, count = self._integer_code(tag, most)
         size = struct.calcsize("=" + code)
         values = np.frombuffer(self.raw(tag), f"{self.order}u{size}", count)
         return values.astype(np.uint64)
@@ -146,9 +154,9 @@ def first_directory(data: Data, needs_next: bool = True) -> Directory:
     if len(data) < (16 if big else 8):
         raise TileError(Status.TRUNCATED, "the TIFF ends within its header")
     order = "<" if data[:1] == b"I" else ">"
-    if big and struct.unpack_from(order + "HH", data, 4) != (8, 0):
+    if big and struct.unpack(order + "HH", data[4:8]) != (8, 0):
         raise TileError(Status.CORRUPT, "the BigTIFF header cannot be read")
-    (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (offset,) = struct.unpack(order + ("Q" if big else "I"), data[8:16] if big else data[4:8])
     return Directory(data, offset, needs_next)
 
 

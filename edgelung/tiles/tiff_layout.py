@@ -8,7 +8,7 @@ import numpy.typing as npt
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.table import Kind, check_size, decide
 from edgelung.tiles.tiff_codecs import NAMES
-from edgelung.tiles.tiff_directory import Directory
+from edgelung.tiles.tiff_directory import MAX_SEGMENTS, Directory
 
 _PHOTOMETRICS = {
     0: "WhiteIsZero",
@@ -33,6 +33,9 @@ _FORMATS |= {5: "complex integer", 6: "complex floating point"}
 _ALPHAS = {(): "none", (1,): "premultiplied", (2,): "straight"}
 _DNG_VERSION = 50706
 _LUMA_601 = (0.299, 0.587, 0.114)
+MAX_SLIDE_SIDE = 2**24  # pixels
+MAX_SLIDE_SEGMENTS = 2**21  # of one level; tiles of 256 px in a square of 370,000 px
+MAX_SLIDE_SEGMENT_PIXELS = 2**24  # of one tile or strip: 48 MiB as RGB
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,14 @@ class Layout:
         return self.kind.planes == "separate"
 
 
-def read_layout(page: Directory, size: int, stated_bits: int | None = None) -> Layout:
+def read_layout(
+    page: Directory, size: int, stated_bits: int | None = None, *, of_slide: bool = False
+) -> Layout:
     """Check one directory against the decision table; raises TileError.
 
     `stated_bits`: bits of a sample that are used, as a description says (OME-XML).
+    `of_slide`: the picture may have any size that its segments can fill; segments that are not
+    stored (0 bytes) or lie beyond the end of the file are left to whoever reads them.
     """
     for tag, name in ((256, "ImageWidth"), (257, "ImageLength"), (262, "Photometric")):
         if tag not in page:
@@ -74,13 +81,22 @@ def read_layout(page: Directory, size: int, stated_bits: int | None = None) -> L
     kind, samples = _read_kind(page)
     decide(kind)
     width, height = page.integer(256, 0), page.integer(257, 0)
-    check_size(width, height, size)
+    if of_slide:
+        _check_slide_size(width, height)
+    else:
+        check_size(width, height, size)
     across, segment = _read_grid(page, width, height)
     planes = samples if kind.planes == "separate" else 1
     down = -(-height // segment[1])
     row_bytes = (segment[0] * (samples if planes == 1 else 1) * kind.bits + 7) // 8
     length = row_bytes * segment[1] if kind.compression == "none" else None
-    offsets, counts = _read_segments(page, across * down * planes, length)
+    if of_slide and segment[0] * segment[1] > MAX_SLIDE_SEGMENT_PIXELS:
+        raise TileError(
+            Status.TOO_LARGE,
+            f"TIFF segments of {segment[0]}×{segment[1]} px; the limit is "
+            f"{MAX_SLIDE_SEGMENT_PIXELS} px each",
+        )
+    offsets, counts = _read_segments(page, across * down * planes, length, of_slide)
     layout = Layout(
         kind=kind,
         width=width,
@@ -100,6 +116,15 @@ def read_layout(page: Directory, size: int, stated_bits: int | None = None) -> L
     )
     _check_rare_tags(page, layout)
     return layout
+
+
+def _check_slide_size(width: int, height: int) -> None:
+    if min(width, height) < 1:
+        raise TileError(Status.CORRUPT, f"its header says {width}×{height} pixels")
+    if max(width, height) > MAX_SLIDE_SIDE:
+        raise TileError(
+            Status.TOO_LARGE, f"{width}×{height} pixels; the limit is {MAX_SLIDE_SIDE} a side"
+        )
 
 
 def _read_kind(page: Directory) -> tuple[Kind, int]:
@@ -151,14 +176,15 @@ def _read_grid(page: Directory, width: int, height: int) -> tuple[int, tuple[int
 
 
 def _read_segments(
-    page: Directory, number: int, length: int | None
+    page: Directory, number: int, length: int | None, of_slide: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Offsets and byte counts of the segments; raises TileError unless there are `number`.
 
     `length`: bytes of an uncompressed segment, for a single one whose byte count is missing.
     """
-    offsets = page.array(324 if 324 in page else 273)
-    counts = page.array(325 if 325 in page else 279)
+    most = MAX_SLIDE_SEGMENTS if of_slide else MAX_SEGMENTS
+    offsets = page.array(324 if 324 in page else 273, most)
+    counts = page.array(325 if 325 in page else 279, most)
     if not len(counts) and len(offsets) == number:
         if number > 1 or length is None:
             raise TileError(
@@ -169,6 +195,11 @@ def _read_segments(
         raise TileError(
             Status.CORRUPT,
             f"{len(offsets)} offsets and {len(counts)} lengths of {number} TIFF segments",
+        )
+    if of_slide:
+        limit = np.uint64(2**62)
+        return np.minimum(offsets, limit).astype(np.int64), np.minimum(counts, limit).astype(
+            np.int64
         )
     end = len(page.data)
     if (offsets >= end).any():

@@ -65,8 +65,8 @@ def describe_slide(chain: Sequence[Directory], others: Sequence[Directory] = ())
     largest = max(pages, key=lambda page: math.prod(_size(page)))
     width, height = _size(largest)
     tiled = _TILE_WIDTH in largest
-    levels = 1 + sum(_is_reduced(_size(page), (width, height)) for page in pages)
-    maker = _maker(chain)
+    levels = 1 + sum(is_reduced(_size(page), (width, height)) for page in pages)
+    maker = maker_of(chain)
     is_large = width * height > SLIDE_PIXELS
     many = len(pages) > 1
     if not ((maker and many) or (levels > 1 and (tiled or is_large)) or (tiled and is_large)):
@@ -75,14 +75,14 @@ def describe_slide(chain: Sequence[Directory], others: Sequence[Directory] = ())
     return f"{what}{', ' + maker if maker else ''}), not a tile; cut tiles from it first"
 
 
-def _is_reduced(size: tuple[int, int], full: tuple[int, int]) -> bool:
+def is_reduced(size: tuple[int, int], full: tuple[int, int]) -> bool:
     """Whether `size` is that of a smaller copy: the same shape within two pixels."""
     scale = max(size) / max(full) if max(full) else 1
     same_shape = all(abs(a - b * scale) <= 2 for a, b in zip(size, full, strict=True))
     return scale <= 0.75 and min(size) > 0 and same_shape
 
 
-def _maker(chain: Sequence[Directory]) -> str:
+def maker_of(chain: Sequence[Directory]) -> str:
     """The scanner's maker, where the first directory names one."""
     first = chain[0]
     text = first.text(_DESCRIPTION)[:MAX_XML]
@@ -137,7 +137,7 @@ def _several(what: str, numbers: Sequence[int]) -> TileError:
 
 def _ome(chain: Sequence[Directory], text: str) -> Picture:
     """An OME-TIFF: one page, or three channels that the XML names red, green and blue."""
-    root = _parse_xml(text)
+    root = parse_xml(text)
     images = root.findall("{*}Image")
     pixels = images[0].find("{*}Pixels") if images else None
     if len(images) > 1:
@@ -151,7 +151,7 @@ def _ome(chain: Sequence[Directory], text: str) -> Picture:
         raise TileError(Status.CORRUPT, "the sizes in the OME-XML are no numbers") from None
     if len({uuid.get("FileName") for uuid in pixels.iter() if uuid.tag.endswith("}UUID")}) > 1:
         raise TileError(Status.SEVERAL_PAGES, "an OME-TIFF of several files")
-    order = _ome_order(pixels)
+    order = ome_order(pixels)
     if len(chain) == 1 and sizes == [chain[0].integer(277, 1), 1, 1]:
         if sizes[0] > 1 and any(colour not in (-1, place) for place, colour in enumerate(order)):
             raise TileError(
@@ -163,7 +163,7 @@ def _ome(chain: Sequence[Directory], text: str) -> Picture:
     return Picture([chain[order.index(colour)] for colour in range(3)], bits)
 
 
-def _ome_order(pixels: ElementTree.Element) -> list[int]:
+def ome_order(pixels: ElementTree.Element) -> list[int]:
     """0, 1, 2 for red, green, blue of each channel; -1 where the XML does not say, or twice."""
     order = []
     blocks = pixels.findall("{*}TiffData")
@@ -185,7 +185,7 @@ def _ome_order(pixels: ElementTree.Element) -> list[int]:
     return order
 
 
-def _parse_xml(text: str) -> ElementTree.Element:
+def parse_xml(text: str) -> ElementTree.Element:
     """Parse without entities, which could expand without end; raises TileError."""
     if len(text) > MAX_XML or "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise TileError(Status.UNSUPPORTED, "an OME-XML with entities, or of more than 4 MiB")

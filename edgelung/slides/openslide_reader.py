@@ -1,0 +1,238 @@
+"""Slides read by OpenSlide: what the direct path does not read, or not to the same pixels.
+
+OpenSlide's errors stick to a handle: after one, every call fails. A tile that fails is therefore
+read once more through a new handle, which tells a damaged tile from a neighbour of one.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgelung.core.errors import EdgelungError, one_line
+from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale
+from edgelung.slides.levels import positive
+from edgelung.slides.libraries import need_openslide
+from edgelung.slides.overview import Reduction, plan, reduce_bands
+from edgelung.tiles.errors import Status, TileError
+from edgelung.tiles.resize import Tile
+
+CACHE_BYTES = 64 * 2**20
+BLOCK = 512  # pixels of a level that an overview reads at once
+_BOUNDS = ("x", "y", "width", "height")
+
+
+class SharedHandle:
+    """One OpenSlide handle for all threads, replaced after an error."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the slide. Raises EdgelungError where OpenSlide is missing or cannot open it."""
+        self._library: Any = need_openslide(str(path))
+        self._path = path
+        self._cache = self._library.OpenSlideCache(CACHE_BYTES)
+        self._repairing = threading.Lock()
+        try:
+            self._handle = self._open()
+        except self._library.OpenSlideUnsupportedFormatError:
+            raise EdgelungError(
+                f"{path} is no slide that OpenSlide reads; expected a slide such as SVS, NDPI, "
+                "MRXS, SCN, DICOM or tiled TIFF"
+            ) from None
+        except (self._library.OpenSlideError, OSError) as error:
+            raise EdgelungError(
+                f"{path} cannot be opened: OpenSlide says '{one_line(error)}'; is the copy "
+                "complete, with all files of the slide?"
+            ) from None
+
+    @property
+    def handle(self) -> Any:
+        """The handle in use, an `openslide.OpenSlide`."""
+        return self._handle
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Tile:
+        """RGB (height, width, 3) of a region, alpha over white.
+
+        `x`, `y`: its corner in pixels of the file's level 0.
+
+        Raises:
+            TileError: `corrupt` where OpenSlide cannot read it.
+        """
+        handle = self._handle
+        try:
+            region = handle.read_region((x, y), level, (width, height))
+        except self._library.OpenSlideError:
+            region = self._read_anew(handle, x, y, level, width, height)
+        return over_white(np.asarray(region))
+
+    def close(self) -> None:
+        """Close the handle."""
+        self._handle.close()
+
+    def _open(self) -> Any:
+        handle = self._library.OpenSlide(self._path)
+        handle.set_cache(self._cache)
+        return handle
+
+    def _read_anew(self, failed: Any, x: int, y: int, level: int, width: int, height: int) -> Any:
+        """Read with a handle that no other thread uses, and leave a good one behind.
+
+        The one that failed is not closed here: other threads may be using it.
+        """
+        with self._repairing:
+            try:
+                fresh = self._open()
+                try:
+                    region = fresh.read_region((x, y), level, (width, height))
+                except self._library.OpenSlideError:
+                    fresh.close()
+                    if self._handle is failed:
+                        self._handle = self._open()
+                    raise
+            except (self._library.OpenSlideError, OSError) as error:
+                raise TileError(Status.CORRUPT, f"OpenSlide: {one_line(error)}") from None
+            if self._handle is failed:
+                self._handle = fresh
+            else:
+                fresh.close()
+            return region
+
+
+class OpenSlideSlide:
+    """A slide that OpenSlide reads, as `base.Slide`."""
+
+    reader = "openslide"
+    scene = ""
+    eighths = (EIGHTHS,)
+
+    def __init__(
+        self, path: Path, note: str = "", scale: StatedScale | None = None, scene: str = ""
+    ) -> None:
+        """Open the slide. Raises EdgelungError.
+
+        Args:
+            path: a file that OpenSlide opens.
+            note: why OpenSlide reads it, for `kind`.
+            scale: in place of what OpenSlide says.
+            scene: its name.
+        """
+        self.path, self.scene = path, scene
+        self._shared = SharedHandle(path)
+        handle = self._shared.handle
+        try:
+            properties = dict(handle.properties)
+            sizes = list(handle.level_dimensions)
+            factors = [float(factor) for factor in handle.level_downsamples]
+            self.offset, self.levels = within_bounds(path, properties, sizes, factors)
+        except BaseException:
+            self.close()
+            raise
+        vendor = one_line(properties.get("openslide.vendor", "unknown format"), 40)
+        self.series = properties.get("dicom.SeriesInstanceUID", "")
+        self.kind = f"{vendor}; read by OpenSlide{note and f', {note}'}"
+        self.scale = scale or stated_scale(properties)
+
+    def overview(self, most_pixels: int) -> Overview:
+        reduction = plan(self.levels, self.eighths, most_pixels)
+        damaged: list[int] = []
+        pixels = reduce_bands(self._bands(reduction, damaged), reduction)
+        return Overview(pixels, reduction.downsample, len(damaged))
+
+    def open_tiles(self, grid: Grid) -> "OpenSlideTiles":
+        return OpenSlideTiles(self, grid)
+
+    def close(self) -> None:
+        self._shared.close()
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> Tile:
+        """RGB of a region; `x`, `y`: pixels of the level within the bounds. Raises TileError."""
+        factor = self.levels[level].downsample
+        x0, y0 = self.offset[0] + round(x * factor), self.offset[1] + round(y * factor)
+        return self._shared.read(x0, y0, level, width, height)
+
+    def _bands(self, reduction: Reduction, damaged: list[int]) -> Iterator[Tile]:
+        for y in range(0, reduction.height, BLOCK):
+            rows = min(BLOCK, reduction.height - y)
+            band = np.full((rows, reduction.width, 3), 255, np.uint8)
+            for x in range(0, reduction.width, BLOCK):
+                columns = min(BLOCK, reduction.width - x)
+                try:
+                    band[:, x : x + columns] = self.read(reduction.level, x, y, columns, rows)
+                except TileError:
+                    damaged.append(x)
+            yield band
+
+
+class OpenSlideTiles:
+    """The tiles of a grid, as `base.TileReader`."""
+
+    def __init__(self, slide: OpenSlideSlide, grid: Grid) -> None:
+        self._slide, self._grid = slide, grid
+
+    def read(self, index: int) -> Tile:
+        grid = self._grid
+        return self._slide.read(grid.level, *grid.corner(index), grid.side, grid.side)
+
+    def close(self) -> None:
+        """Nothing is held: the slide keeps its handle."""
+
+
+def over_white(rgba: Tile) -> Tile:
+    """Straight alpha (H, W, 4) over white, rounded: RGB (H, W, 3). No alpha at all is white."""
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    weight = alpha.astype(np.uint16)
+    blended: Tile = ((rgba[..., :3] * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    return blended
+
+
+def stated_scale(properties: Mapping[str, str]) -> StatedScale:
+    """What OpenSlide says of the scale, with the place where the file says it."""
+    mpp_x = positive(properties.get("openslide.mpp-x", ""))
+    mpp_y = positive(properties.get("openslide.mpp-y", ""))
+    objective = positive(properties.get("openslide.objective-power", ""))
+    vendor = properties.get("openslide.vendor", "")
+    source = {"aperio": "aperio.MPP", "generic-tiff": "the TIFF's resolution tags"}.get(
+        vendor, f"openslide.mpp-x ({one_line(vendor, 40)})"
+    )
+    if mpp_x is None and mpp_y is None:
+        source = "openslide.objective-power" if objective else ""
+    return StatedScale(mpp_x, mpp_y, objective, source)
+
+
+def within_bounds(
+    path: Path, properties: Mapping[str, str], sizes: list[tuple[int, int]], factors: list[float]
+) -> tuple[tuple[int, int], list[Level]]:
+    """Where the bounds begin, and the levels within them.
+
+    Raises:
+        EdgelungError: for bounds outside of the slide, and for a slide of no size.
+    """
+    width, height = sizes[0]
+    if min(width, height) < 1:
+        raise EdgelungError(f"{path} is a slide of {width} × {height} px; expected pixels")
+    stated = [properties.get(f"openslide.bounds-{name}") for name in _BOUNDS]
+    if all(text is None for text in stated):
+        return (0, 0), [Level(w, h, f) for (w, h), f in zip(sizes, factors, strict=True)]
+    try:
+        x, y, wide, high = (int(text or "") for text in stated)
+    except ValueError:
+        x, y, wide, high = -1, -1, 0, 0
+    if min(x, y) < 0 or min(wide, high) < 1 or x + wide > width or y + high > height:
+        found = ", ".join(
+            f"{name} {one_line(text or 'missing', 20)}"
+            for name, text in zip(_BOUNDS, stated, strict=True)
+        )
+        raise EdgelungError(
+            f"{path} states bounds outside of its {width} × {height} px ({found}); it is damaged, "
+            "or was changed by a program: export it from the scanner again"
+        )
+    levels = []
+    for (full_w, full_h), factor in zip(sizes, factors, strict=True):
+        w = min(int(wide / factor), full_w - int(x / factor))
+        h = min(int(high / factor), full_h - int(y / factor))
+        if min(w, h) >= 1:
+            levels.append(Level(w, h, factor))
+    return (x, y), levels

@@ -1,0 +1,94 @@
+"""The tiles or strips that a level of a TIFF is stored in: file → uint8 RGB, one at a time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgelung.slides.base import EIGHTHS
+from edgelung.slides.file_bytes import FileBytes
+from edgelung.tiles.budget import DECODING
+from edgelung.tiles.errors import Status, TileError
+from edgelung.tiles.jpeg_segments import SegmentDecoder
+from edgelung.tiles.resize import Tile
+from edgelung.tiles.tiff import read_segment
+from edgelung.tiles.tiff_codecs import decoding_memory
+from edgelung.tiles.tiff_layout import Layout
+
+WHITE = 255
+EXCESS = 2**16  # bytes that a segment may be longer than four times its pixels
+
+
+class LevelSegments:
+    """The segments of one level; for several threads.
+
+    Attributes:
+        layout: what the TIFF says of the level.
+        width, height: of a segment, pixels.
+        across, down: segments in a row and in a column.
+        eighths: the scales M/8 at which a segment can be decoded.
+    """
+
+    def __init__(self, file: FileBytes, layout: Layout) -> None:
+        self.layout = layout
+        self.width, self.height = layout.segment_width, layout.segment_height
+        self.across, self.down = layout.across, -(-layout.height // layout.segment_height)
+        self._file = file
+        self._most = 4 * layout.samples * self.width * self.height + EXCESS
+        self._decoder: SegmentDecoder | None = None
+        if layout.kind.compression == "JPEG" and layout.tiled:
+            transform = layout.kind.colour == "YCbCr"
+            self._decoder = SegmentDecoder(layout.tables, transform, self.width, self.height)
+        scales = self._decoder is not None and self.width % EIGHTHS == self.height % EIGHTHS == 0
+        self.eighths: Sequence[int] = range(1, EIGHTHS + 1) if scales else (EIGHTHS,)
+
+    def __len__(self) -> int:
+        return self.across * self.down
+
+    def read(self, number: int, eighths: int = EIGHTHS) -> Tile:
+        """RGB (H, W, 3) of a segment at `eighths` / 8; white where nothing is stored (0 bytes).
+
+        The last strip may have fewer rows; a tile never has.
+
+        Raises:
+            TileError: it is damaged or lies beyond the end of the file.
+        """
+        if not self.layout.separate:
+            return self._read_part(number, eighths)
+        planes = [self._read_part(number + plane * len(self), eighths) for plane in range(3)]
+        return np.dstack([plane[..., 0] for plane in planes])
+
+    def span(self, numbers: Sequence[int]) -> tuple[int, int]:
+        """Where the bytes of these segments begin and end in the file."""
+        offsets, counts = self.layout.offsets[numbers], self.layout.counts[numbers]
+        stored = counts > 0
+        if not stored.any():
+            return 0, 0
+        return int(offsets[stored].min()), int((offsets + counts)[stored].max())
+
+    def _read_part(self, place: int, eighths: int) -> Tile:
+        """One tile or strip, (H, W, 3), or (H, W, 1) of one plane."""
+        count = int(self.layout.counts[place])
+        rows = min(self.height, self.layout.height - place % len(self) // self.across * self.height)
+        if not count:
+            high, wide = self.height if self.layout.tiled else rows, self.width
+            shape = (high * eighths // EIGHTHS, wide * eighths // EIGHTHS, 3)
+            return np.full(shape, WHITE, np.uint8)
+        if count > self._most:
+            reason = f"{count} bytes of a TIFF segment of {self.width}×{self.height} pixels"
+            raise TileError(Status.CORRUPT, reason)
+        data = self._file.read(int(self.layout.offsets[place]), count)
+        if self._decoder is not None:
+            pixels = self._decoder.decode(data, eighths)
+            channels = 1 if self.layout.separate else 3
+            if pixels.shape[2:] != ((channels,) if channels == 3 else ()):
+                raise TileError(Status.CORRUPT, "JPEG data with other colours than its TIFF says")
+            return pixels if channels == 3 else pixels[..., None]
+        with DECODING:
+            DECODING.reserve(self._memory(count))
+            part = read_segment(data, self.layout, 0 if self.layout.tiled else rows)
+        return part[: self.height if self.layout.tiled else rows].astype(np.uint8, copy=False)
+
+    def _memory(self, count: int) -> int:
+        """Bytes that decoding a segment of `count` bytes needs at most."""
+        samples = self.width * self.height * (1 if self.layout.separate else self.layout.samples)
+        return samples + decoding_memory(self.layout.kind.compression, samples, 1, count)
