@@ -137,6 +137,11 @@ class Bundle:
         """The pixel sizes of the tiles that the model was trained on."""
         return TrainedSizes(self.manifest.tile_sizes)
 
+    @property
+    def tile_um(self) -> float | None:
+        """Side of a training tile in micrometres; None where nobody stated it."""
+        return self.manifest.tile_um or None
+
     def variant(self, precision: Precision) -> Variant:
         """The variant of this precision. Raises EdgelungError if the bundle has none."""
         if precision not in self.variants:

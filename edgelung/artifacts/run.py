@@ -44,7 +44,8 @@ Counts = dict[str, dict[str, SetSize]]  # subset → class → tiles and groups
 class RunConfig(Struct, frozen=True, kw_only=True):
     """run.json: the settings of the run and a summary of its tiles.
 
-    `follow_links`: links that lead out of the folder of the tiles were followed.
+    `follow_links`: links that lead out of the folder of the tiles were followed. `tile_um`: side of
+    a training tile in micrometres, as the user stated it; None if nobody did.
     """
 
     schema_version: int = 1
@@ -62,6 +63,7 @@ class RunConfig(Struct, frozen=True, kw_only=True):
     recipe: dict[str, Json]
     split_sha256: str = ""
     follow_links: bool = False
+    tile_um: float | None = None
 
     @property
     def fewest_test_groups(self) -> int:

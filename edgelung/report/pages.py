@@ -48,6 +48,7 @@ def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
             "date": now(),
             "data": f"{Path(config.data).name}: {_sizes(map(_total, config.counts.values()))}",
             "split": config.split,
+            "size of a tile": _micrometres(config.tile_um),
             "student": models["student"].model,
             "SHA-256 of the weights": sha256_file(weights)[:16] if weights.is_file() else "",
             "SHA-256 of split.csv": config.split_sha256[:16],
@@ -85,6 +86,7 @@ def bundle_page(manifest: BundleManifest, pictures: VariantFigures) -> str:
             "date": f"{origin.created[:16].replace('T', ' ')} UTC" if origin.created else "",
             "run": origin.run,
             "data": _sizes(size for name, size in origin.sets.items() if name in SUBSETS),
+            "size of a tile": _micrometres(manifest.tile_um or None),
             "student": origin.student,
             "SHA-256 of the weights": origin.weights_sha256[:16],
             "SHA-256 of split.csv": origin.split_sha256[:16],
@@ -108,6 +110,7 @@ def model_card(manifest: BundleManifest) -> str:
         m=manifest,
         p=manifest.provenance,
         sizes=TrainedSizes(manifest.tile_sizes),
+        side=_micrometres(manifest.tile_um or None),
         concerns=bundle_concerns(manifest),
     )
 
@@ -172,6 +175,11 @@ def _sizes(sets: Iterable[SetSize]) -> str:
     sizes = list(sets)
     groups = sum(size.groups for size in sizes)
     return f"{sum(size.tiles for size in sizes):,} tiles in {groups:,} groups"
+
+
+def _micrometres(side: float | None) -> str:
+    """'192 × 192 µm'; '' where it is not known."""
+    return "" if side is None else f"{side:g} × {side:g} µm"
 
 
 def _nats(sensitivity: Sensitivity | None) -> tuple[float, float]:
