@@ -19,6 +19,8 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
+from msgspec import UNSET
+
 from edgelung import __version__
 from edgelung.artifacts.bundle_files import (
     MANIFEST,
@@ -140,7 +142,7 @@ class Bundle:
     @property
     def tile_um(self) -> float | None:
         """Side of a training tile in micrometres; None where nobody stated it."""
-        return self.manifest.tile_um or None
+        return None if self.manifest.tile_um is UNSET else self.manifest.tile_um
 
     def variant(self, precision: Precision) -> Variant:
         """The variant of this precision. Raises EdgelungError if the bundle has none."""

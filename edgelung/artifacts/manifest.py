@@ -13,8 +13,6 @@ from edgelung.tiles.physical_size import MAX_TILE_UM, MIN_TILE_UM
 
 SCHEMA_VERSION = 1
 
-Micrometres = Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)]  # side of a tile; no NaN
-
 
 class MethodScore(Struct, frozen=True, kw_only=True):
     """Loss of a calibration method on the tiles that compare the methods."""
@@ -157,7 +155,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     golden: list[GoldenEntry]
     outside: OutsideConfidence | None = None
     tile_sizes: dict[str, int] = {}
-    tile_um: Micrometres | UnsetType = UNSET
+    tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | UnsetType = UNSET
     concerns: list[Concern] | UnsetType = UNSET
     provenance: Provenance | None = None
     files: dict[str, FileEntry] = {}
