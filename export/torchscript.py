@@ -1,12 +1,13 @@
 """The student as a TorchScript program: normalised pixels in, logits out.
 
-For other tools, which apply softmax themselves; edgelung never loads it. Operators are those of
-older libtorch versions too: QuPath brings its own.
+For other tools, which apply softmax themselves; edgelung loads it only to check it. Operators are
+those of older libtorch versions too: QuPath brings its own.
 """
 
 import io
 import warnings
 import zipfile
+from collections.abc import Callable
 
 import timm
 import torch
@@ -41,12 +42,27 @@ def build_torchscript(student: Student, temperature: float) -> bytes:
         block.attn.fused_attn = False  # scaled_dot_product_attention is not in older libtorch
     divided = DividedLogits(model, temperature).eval()
     example = torch.zeros(2, 3, student.size, student.size)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the trace fixes the size of a tile, which is intended
-        program = torch.jit.trace(divided, example)
     buffer = io.BytesIO()
-    torch.jit.save(program, buffer)
+    with warnings.catch_warnings(), torch.no_grad():
+        # The trace fixes the size of a tile, as intended; TorchScript is old, but QuPath reads it.
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(divided, example, check_trace=False), buffer)
     return _without_debug_records(buffer.getvalue())
+
+
+def load_torchscript(program: bytes) -> Callable[[Tensor], Tensor]:
+    """Load a program that `build_torchscript` made, for the CPU: images → logits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, see above
+        model = torch.jit.load(io.BytesIO(program), map_location="cpu")
+
+    def run(images: Tensor) -> Tensor:
+        # Without the optimizer, whose first batches take seconds.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):
+            logits: Tensor = model(images)
+        return logits
+
+    return run
 
 
 def _without_debug_records(archive: bytes) -> bytes:

@@ -7,7 +7,6 @@ far the result is from full precision of the bundle with edgelung's own reader.
 The format is that of the model zoo: wsinfer_zoo/schemas/model-config.schema.json, version 1.0.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from edgelung.export.inputs import ExportInputs, read_inputs
 from edgelung.export.predict import predict
 from edgelung.export.student import Student
 from edgelung.export.tiles import BATCH, TileSet
-from edgelung.export.torchscript import build_torchscript
+from edgelung.export.torchscript import build_torchscript, load_torchscript
 from edgelung.report.render import render
 from edgelung.tiles.reader import ReaderSpec, read_decoded
 
@@ -181,11 +180,11 @@ def _loaded(
     steps = transforms.Compose(
         [getattr(transforms, step.name)(**step.arguments) for step in config.transform]
     )
-    model = torch.jit.load(io.BytesIO(program), map_location="cpu")
+    model = load_torchscript(program)
 
     def run(images: Iterator[Image.Image], count: int) -> Probabilities:
         rows: list[Probabilities] = []
-        with progress("torchscript", count) as advance, torch.inference_mode():
+        with progress("torchscript", count) as advance:
             for batch in _batches(images):
                 logits = model(torch.stack([steps(image) for image in batch]))
                 rows.append(logits.softmax(dim=1).numpy())

@@ -1,6 +1,5 @@
 """The model folder for WSInfer and QuPath: its format, its program, what is refused."""
 
-import io
 import json
 import shutil
 import zipfile
@@ -11,14 +10,16 @@ import pytest
 import torch
 from msgspec import UNSET, structs
 
-from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.run import RunFolder
+from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.export import wsinfer
 from edgelung.export.build import export_run
-from edgelung.export.student import Student, read_student
-from edgelung.export.torchscript import build_torchscript
-from edgelung.export.wsinfer import write_wsinfer_folder
+from edgelung.export.inputs import read_inputs
+from edgelung.export.scale import TileScale, resolve_scale
+from edgelung.export.torchscript import load_torchscript
+from edgelung.export.wsinfer import WsinferAgreement, write_wsinfer_folder
 from edgelung.tiles.reader import decode_tile
 
 
@@ -66,27 +67,17 @@ def test_softmax_of_the_program_gives_the_probabilities_of_the_bundle(
 ) -> None:
     config = json.loads((folder / "config.json").read_text())
     norm = {name: torch.tensor(v) for name, v in config["transform"][2]["arguments"].items()}
-    program = torch.jit.load(folder / "torchscript_model.pt")
+    program = load_torchscript((folder / "torchscript_model.pt").read_bytes())
     tiles = np.stack([decode_tile(tile.file.read(), scaled.reader) for tile in scaled.golden])
     pixels = (torch.from_numpy(tiles) / 255 - norm["mean"]) / norm["std"]  # (9, 64, 64, 3)
-    with torch.no_grad():
-        probabilities = program(pixels.permute(0, 3, 1, 2)).softmax(1).numpy()
+    probabilities = program(pixels.permute(0, 3, 1, 2)).softmax(1).numpy()
     expected = [tile.probabilities["fp32"] for tile in scaled.golden]
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
-
-
-def test_the_program_divides_by_the_temperature(run: Path) -> None:
-    student = read_student(RunFolder(run))
-    pixels = torch.rand(3, 3, student.size, student.size)
-    cold, warm = (
-        torch.jit.load(io.BytesIO(build_torchscript(student, temperature)))(pixels)
-        for temperature in (1.0, 4.0)
-    )
-    torch.testing.assert_close(warm * 4, cold)
+    assert abs(scaled.manifest.temperature - 1) > 0.1  # a forgotten temperature would be seen
 
 
 def test_another_size_of_tiles_is_an_error_and_no_prediction(folder: Path) -> None:
-    program = torch.jit.load(folder / "torchscript_model.pt")
+    program = load_torchscript((folder / "torchscript_model.pt").read_bytes())
     with pytest.raises(RuntimeError):
         program(torch.rand(1, 3, 96, 96))
 
@@ -115,12 +106,11 @@ def test_the_readme_says_research_use_only_and_what_was_measured(folder: Path) -
 
 
 def test_a_program_that_differs_from_the_bundle_is_not_written(
-    run: Path, scaled: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, scaled: Bundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(student: Student, temperature: float) -> bytes:
-        return build_torchscript(student, temperature / 50)
-
-    monkeypatch.setattr(wsinfer, "build_torchscript", other)
+    program = (folder / "torchscript_model.pt").read_bytes()
+    monkeypatch.setattr(wsinfer, "build_torchscript", lambda *_: program)
+    monkeypatch.setattr(wsinfer, "predict", lambda _, tiles, *__: np.full((len(tiles), 3), 1 / 3))
     with pytest.raises(EdgelungError, match="does not reproduce the bundle"):
         write_wsinfer_folder(tmp_path / "lung", RunFolder(run), scaled, None)
     assert not any(tmp_path.iterdir())
@@ -142,14 +132,20 @@ def test_the_bundle_and_its_pages_say_where_the_size_was_stated(scaled: Bundle) 
     assert "192 × 192 µm" in (scaled.folder / "report.html").read_text()
 
 
-def test_a_bundle_carries_the_size_of_its_run(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [None, 150.5])
+def test_the_size_that_the_run_states_is_the_bundles(
+    again: float | None, run: Path, tmp_path: Path
+) -> None:
     copied = RunFolder(Path(shutil.copytree(run, tmp_path / "run")))
     copied.write_config(structs.replace(copied.read_config(), tile_um=150.5))
+    inputs = read_inputs(copied, data=None, eight_bit=False, calibration_tiles=1, tile_um=again)
+    assert inputs.scale == TileScale(150.5, "train")
+
+
+def test_an_export_that_contradicts_its_run_is_refused(run: Path) -> None:
+    config = structs.replace(RunFolder(run).read_config(), tile_um=150.5)
     with pytest.raises(EdgelungError, match=r"--tile-um 192 contradicts the run.* 150\.5 µm"):
-        export_run(copied.path, tmp_path / "bundle", tile_um=192)
-    bundle = open_bundle(export_run(copied.path, tmp_path / "bundle").folder)
-    assert bundle.tile_um == 150.5
-    assert bundle.manifest.provenance.tile_um_stated_to == "train"
+        resolve_scale(config, 192)
 
 
 def test_a_bundle_of_an_unknown_size_does_not_mention_it(bundle: Bundle) -> None:
@@ -173,8 +169,20 @@ def test_export_refuses_a_model_folder_before_the_work(run: Path, tmp_path: Path
     assert not (tmp_path / "bundle").exists()
 
 
-def test_export_prints_the_agreement(run: Path, tmp_path: Path, cli) -> None:
+def test_export_hands_the_size_on_and_prints_the_agreement(
+    run: Path, scaled: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch, cli
+) -> None:
+    agreement = typed_json.read(folder / "agreement.json", WsinferAgreement, "")
+    sizes: list[object] = []
+
+    def exported(*_: object, **options: object) -> Bundle:
+        sizes.append(options["tile_um"])
+        return scaled
+
+    monkeypatch.setattr("edgelung.export.build.export_run", exported)
+    monkeypatch.setattr(wsinfer, "write_wsinfer_folder", lambda *_: agreement)
     done = cli("export", run, "--out", "bundle", "--wsinfer", "lung", "--tile-um", "192")
     assert done.returncode == 0, done.stderr
+    assert sizes == [192]
+    assert "lung: as WSInfer resizes tiles, " in done.stderr
     assert "% of 18 test tiles get the label of fp32" in done.stderr
-    assert (tmp_path / "lung" / "torchscript_model.pt").is_file()
