@@ -47,6 +47,7 @@ def export_run(
     calibration: str = AUTO,
     calibration_tiles: int = CALIBRATION_TILES,
     strict: bool = False,
+    tile_um: float | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
@@ -64,6 +65,7 @@ def export_run(
         calibration_tiles: about how many validation tiles calibrate: whole groups, at most half of
             them. All others judge.
         strict: demand 99.9 % of the balanced accuracy of full precision instead of 99 %.
+        tile_um: side of a training tile in micrometres, for a run that does not state it.
 
     Raises:
         EdgelungError: if the run or its tiles cannot be read, or the graph does not reproduce the
@@ -76,6 +78,7 @@ def export_run(
         data=data,
         eight_bit=bool(precisions - {FULL_PRECISION, Precision.FP16}),
         calibration_tiles=calibration_tiles,
+        tile_um=tile_um,
     )
     refine = _training(inputs) if qat else None
     if outside and not len(inputs.test):

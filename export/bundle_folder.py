@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.artifacts.bundle import (
@@ -65,6 +65,7 @@ def write_bundle_folder(
         golden=golden,
         outside=outside,
         tile_sizes=frequent(inputs.config.sizes.items()),
+        tile_um=inputs.scale.tile_um if inputs.scale else UNSET,
         provenance=_provenance(inputs, variants),
     )
     concerns = bundle_concerns(manifest, inputs.config.counts["test"])
@@ -166,6 +167,7 @@ def _provenance(inputs: ExportInputs, variants: Sequence[MeasuredVariant]) -> Pr
         recipe=_without_folders(inputs.config.recipe),
         sets=sets,
         eight_bits=eight_bits,
+        tile_um_stated_to=inputs.scale.stated_to if inputs.scale else UNSET,
     )
 
 

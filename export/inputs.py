@@ -8,6 +8,7 @@ import numpy as np
 from edgelung.artifacts.run import RunConfig, RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.engines.base import Probabilities
+from edgelung.export.scale import TileScale, resolve_scale
 from edgelung.export.student import Student, read_student
 from edgelung.export.tiles import TileReader, TileSet, read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
@@ -26,6 +27,7 @@ class ExportInputs:
         calibration: validation tiles that calibrate; all of them if nothing has 8 bits.
         gate: validation tiles that judge: the others, or all of them if nothing has 8 bits.
         eight_bit: an 8-bit variant is wanted.
+        scale: how many micrometres a training tile is wide; None where nobody stated it.
     """
 
     run: RunFolder
@@ -38,6 +40,7 @@ class ExportInputs:
     calibration: TileSet
     gate: TileSet
     eight_bit: bool
+    scale: TileScale | None
 
     @property
     def judging_sets(self) -> dict[str, TileSet]:
@@ -51,15 +54,17 @@ def read_inputs(
     data: Path | None,
     eight_bit: bool,
     calibration_tiles: int,
+    tile_um: float | None = None,
 ) -> ExportInputs:
     """Read the run and its split; the tiles themselves are read later.
 
     Raises:
-        EdgelungError: if the run cannot be read.
+        EdgelungError: if the run cannot be read, or `tile_um` contradicts it.
     """
     student = read_student(run)
     reader = TileReader(ReaderSpec(size=student.size))
     config = run.read_config()
+    scale = resolve_scale(config, tile_um)
     run.check_split(config)
     subsets = read_split(run, data or Path(config.data), student.classes)
     validation = subsets["val"]
@@ -80,6 +85,7 @@ def read_inputs(
         calibration=calibration,
         gate=gate,
         eight_bit=eight_bit,
+        scale=scale,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import nn
 
 from edgelung import RESEARCH_USE_ONLY, __version__
@@ -15,6 +16,7 @@ from edgelung.artifacts.run import SUBSETS, RunConfig, RunFolder, split_counts
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, new_folder
 from edgelung.core.terminal import progress as progress_bar
+from edgelung.tiles.physical_size import stated_side
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.train.distributed import (
     DistributedContext,
@@ -52,14 +54,23 @@ class Run:
 
 
 def start_run(
-    data: Path, out: Path, recipe: Recipe, groups: Path | None, *, follow_links: bool = False
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    groups: Path | None,
+    *,
+    follow_links: bool = False,
+    tile_um: float | None = None,
+    mpp: float | None = None,
 ) -> tuple[Run, dict[str, nn.Module]]:
     """Check everything that can be checked, then create the run folder.
 
-    Returns the run and the modules to train, by role.
+    `tile_um`, `mpp`: see `edgelung.tiles.physical_size.stated_side`. Returns the run and the
+    modules to train, by role.
     """
     context = create_context(recipe.precision)
     tiles = run_on_main(lambda: _index_new_run(data, out, recipe, follow_links))
+    side = stated_side(_sizes(tiles), tile_um=tile_um, mpp=mpp)
     classes = len({tile.label for tile in tiles})
     # Before the grouping, which takes minutes.
     modules = run_main_first(lambda: create_checked_modules(recipe, classes))
@@ -70,7 +81,8 @@ def start_run(
     if context.is_main:
         with atomic_folder(out) as folder:
             RunFolder(folder).write_split(tile.row for tile in split)
-            RunFolder(folder).write_config(_config(run, data, groups, follow_links))
+            config = _config(run, data, groups, follow_links)
+            RunFolder(folder).write_config(structs.replace(config, tile_um=side))
     return run, modules
 
 
@@ -110,7 +122,7 @@ def _split(
 
 
 def _config(run: Run, data: Path, groups: Path | None, follow_links: bool) -> RunConfig:
-    sizes = Counter(f"{row.tile.width}x{row.tile.height}" for row in run.split)
+    sizes = _sizes([row.tile for row in run.split])
     return RunConfig(
         edgelung=__version__,
         notice=RESEARCH_USE_ONLY,
@@ -126,6 +138,11 @@ def _config(run: Run, data: Path, groups: Path | None, follow_links: bool) -> Ru
         recipe=run.recipe.model_dump(mode="json"),
         follow_links=follow_links,
     )
+
+
+def _sizes(tiles: Sequence[IndexedTile]) -> Counter[str]:
+    """Number of tiles by '<width>x<height>' in pixels."""
+    return Counter(f"{tile.width}x{tile.height}" for tile in tiles)
 
 
 def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]:

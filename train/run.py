@@ -43,12 +43,15 @@ def train_run(
     groups: Path | None = None,
     resume: bool = False,
     follow_links: bool = False,
+    tile_um: float | None = None,
+    mpp: float | None = None,
 ) -> RunMetrics:
     """Train a teacher and a student on a folder of labelled tiles; returns metrics.json.
 
     With `resume`, an unfinished run in `out` continues with its own recipe, split and
-    `follow_links` (see `index_tiles`); `recipe` and `groups` must be None. Raises EdgelungError for
-    anything that the user can correct.
+    `follow_links` (see `index_tiles`); `recipe` and `groups` must be None. `tile_um` or `mpp` state
+    the physical size of a tile (see `stated_side`). Raises EdgelungError for anything that the user
+    can correct.
     """
     folder = RunFolder(out)
     modules: dict[str, nn.Module] | None = None
@@ -60,7 +63,9 @@ def train_run(
     else:
         assert recipe is not None
         recipe = absolute_weights(recipe)
-        run, modules = start_run(data, out, recipe, groups, follow_links=follow_links)
+        run, modules = start_run(
+            data, out, recipe, groups, follow_links=follow_links, tile_um=tile_um, mpp=mpp
+        )
     if not run.context.is_main:
         return _finish(run, modules)
     busy = f"another process is training in {out}; wait for it"

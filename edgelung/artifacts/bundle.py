@@ -19,6 +19,8 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
+from msgspec import UNSET
+
 from edgelung import __version__
 from edgelung.artifacts.bundle_files import (
     MANIFEST,
@@ -136,6 +138,11 @@ class Bundle:
     def trained_sizes(self) -> TrainedSizes:
         """The pixel sizes of the tiles that the model was trained on."""
         return TrainedSizes(self.manifest.tile_sizes)
+
+    @property
+    def tile_um(self) -> float | None:
+        """Side of a training tile in micrometres; None where nobody stated it."""
+        return None if self.manifest.tile_um is UNSET else self.manifest.tile_um
 
     def variant(self, precision: Precision) -> Variant:
         """The variant of this precision. Raises EdgelungError if the bundle has none."""

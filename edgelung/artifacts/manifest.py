@@ -3,10 +3,13 @@
 `edgelung.artifacts.bundle` reads and writes it.
 """
 
-from msgspec import UNSET, Struct, UnsetType, field
+from typing import Annotated
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
 from edgelung.core.typed_json import Json
+from edgelung.tiles.physical_size import MAX_TILE_UM, MIN_TILE_UM
 
 SCHEMA_VERSION = 1
 
@@ -106,7 +109,10 @@ class OutsideConfidence(Struct, frozen=True, kw_only=True):
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
-    """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`."""
+    """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`.
+
+    `tile_um_stated_to`: the command that the user stated `tile_um` to, 'train' or 'export'.
+    """
 
     edgelung: str
     created: str
@@ -119,6 +125,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     recipe: dict[str, Json]
     sets: dict[str, SetSize]
     eight_bits: str | None
+    tile_um_stated_to: str | UnsetType = UNSET
 
 
 class FileEntry(Struct, frozen=True, kw_only=True):
@@ -132,6 +139,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     """bundle.json.
 
     `tile_sizes`: number of training tiles by '<width>x<height>' in pixels; empty in older bundles.
+    `tile_um`: side of a training tile in micrometres, 5 to 5,000; UNSET where nobody stated it.
     `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
     derives them.
     """
@@ -147,6 +155,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     golden: list[GoldenEntry]
     outside: OutsideConfidence | None = None
     tile_sizes: dict[str, int] = {}
+    tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | UnsetType = UNSET
     concerns: list[Concern] | UnsetType = UNSET
     provenance: Provenance | None = None
     files: dict[str, FileEntry] = {}

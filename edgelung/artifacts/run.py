@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edgelung.artifacts.model_config import ModelConfig
 from edgelung.artifacts.predictions import probability_columns
@@ -31,6 +32,7 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, sha256_file
 from edgelung.core.own_folders import REPORT_PAGE, RUN_CONFIG, RUN_SPLIT
 from edgelung.core.typed_json import Json
+from edgelung.tiles.physical_size import MAX_TILE_UM, MIN_TILE_UM
 
 METRICS_VERSION = 1  # metrics.json of edgelung 0.1 has no version; it is read as version 1
 SCHEMA_VERSION = 2  # folders of edgelung 0.1 have no version; they are read as version 1
@@ -44,7 +46,8 @@ Counts = dict[str, dict[str, SetSize]]  # subset → class → tiles and groups
 class RunConfig(Struct, frozen=True, kw_only=True):
     """run.json: the settings of the run and a summary of its tiles.
 
-    `follow_links`: links that lead out of the folder of the tiles were followed.
+    `follow_links`: links that lead out of the folder of the tiles were followed. `tile_um`: side of
+    a training tile in micrometres, as the user stated it; None if nobody did.
     """
 
     schema_version: int = 1
@@ -62,6 +65,7 @@ class RunConfig(Struct, frozen=True, kw_only=True):
     recipe: dict[str, Json]
     split_sha256: str = ""
     follow_links: bool = False
+    tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | None = None
 
     @property
     def fewest_test_groups(self) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung.cli.command import print_next, report
-from edgelung.cli.options import INPUT, OUTPUT, engine_name, training_extra
+from edgelung.cli.options import INPUT, OUTPUT, TileUmOption, engine_name, training_extra
 from edgelung.engines.names import EngineName
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def export(
             help="Tiles of none of the classes: report how confident the model is on them.",
         ),
     ] = None,
+    tile_um: TileUmOption = None,
     calibration: Annotated[
         str,
         typer.Option(
@@ -127,6 +128,15 @@ def export(
             "`edgelung sign`.",
         ),
     ] = None,
+    wsinfer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Also write a model folder for WSInfer and its QuPath extension. Needs --tile-um, "
+            "here or in `edgelung train`.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -142,6 +152,7 @@ def export(
     """
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.cli.sign import read_signing_key, sign_folders
+    from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
     from edgelung.core.errors import EdgelungError, ExitCode
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
@@ -150,6 +161,8 @@ def export(
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
+    if wsinfer:
+        check_wsinfer(wsinfer, out, run, tile_um)
     key = read_signing_key(sign) if sign else None
 
     with training_extra("export"):
@@ -166,7 +179,10 @@ def export(
         calibration=calibration,
         calibration_tiles=calibration_tiles,
         strict=strict,
+        tile_um=tile_um,
     )
+    if wsinfer:
+        write_wsinfer(wsinfer, run, bundle, data)
     if ahead:
         build_engines(ahead, bundle)
     if key:

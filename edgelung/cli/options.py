@@ -11,6 +11,7 @@ from edgelung.core.choice import E, parse_choice
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
+from edgelung.tiles.physical_size import check_mpp, check_tile_um
 
 
 class Choice(Generic[E]):
@@ -54,6 +55,22 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
+def number_parser(check: Callable[[float], float]) -> Callable[[str], float]:
+    """Return a parser for a number that `check` accepts."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no number") from None
+        try:
+            return check(number)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parse
+
+
 @contextmanager
 def training_extra(command: str) -> Iterator[None]:
     """Turn the import error of a package of `edgelung[train]` into one line."""
@@ -92,6 +109,25 @@ FollowLinksOption = Annotated[
         "--follow-links",
         rich_help_panel=INPUT,
         help="Follow links in FOLDER that lead out of it.",
+    ),
+]
+TileUmOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=number_parser(check_tile_um),
+        metavar="U",
+        rich_help_panel=INPUT,
+        help="Side of a training tile in micrometres: how much tissue it shows. Slides need it.",
+    ),
+]
+MppOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=number_parser(check_mpp),
+        metavar="M",
+        rich_help_panel=INPUT,
+        help="Micrometres per pixel of the training tiles, if all have one size; in place of "
+        "--tile-um.",
     ),
 ]
 ThreadsOption = Annotated[

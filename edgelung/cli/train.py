@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung.cli.command import print_next, report
-from edgelung.cli.options import INPUT, MODEL, OUTPUT, FollowLinksOption, training_extra
+from edgelung.cli.options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    FollowLinksOption,
+    MppOption,
+    TileUmOption,
+    training_extra,
+)
 
 if TYPE_CHECKING:
     from edgelung.artifacts.run import RunMetrics
@@ -93,6 +101,8 @@ def train(
             "[default: the recipe's]",
         ),
     ] = "",
+    tile_um: TileUmOption = None,
+    mpp: MppOption = None,
     follow_links: FollowLinksOption = False,
     resume: Annotated[
         bool,
@@ -124,9 +134,11 @@ def train(
         "split.by": split,
     }
     overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
-    if resume and (recipe or overrides or groups != "auto" or follow_links):
+    states_size = tile_um is not None or mpp is not None
+    if resume and (recipe or overrides or groups != "auto" or follow_links or states_size):
         raise EdgelungError(
-            "--resume continues with the run's own recipe and groups; leave the other options out"
+            "--resume continues with the run's own recipe, groups and size of a tile; leave the "
+            "other options out"
         )
     with training_extra("train"):
         from edgelung.train.distributed import process_group
@@ -141,6 +153,8 @@ def train(
             groups=None if groups == "auto" else Path(groups),
             resume=resume,
             follow_links=follow_links,
+            tile_um=tile_um,
+            mpp=mpp,
         )
     if not IS_MAIN_PROCESS:
         return

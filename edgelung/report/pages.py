@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from msgspec import UnsetType
+
 from edgelung.artifacts.manifest import BundleManifest, Sensitivity
 from edgelung.artifacts.results import SetSize
 from edgelung.artifacts.run import SUBSETS, RunFolder, RunMetrics
@@ -48,6 +50,7 @@ def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
             "date": now(),
             "data": f"{Path(config.data).name}: {_sizes(map(_total, config.counts.values()))}",
             "split": config.split,
+            "size of a tile": _micrometres(config.tile_um),
             "student": models["student"].model,
             "SHA-256 of the weights": sha256_file(weights)[:16] if weights.is_file() else "",
             "SHA-256 of split.csv": config.split_sha256[:16],
@@ -85,6 +88,7 @@ def bundle_page(manifest: BundleManifest, pictures: VariantFigures) -> str:
             "date": f"{origin.created[:16].replace('T', ' ')} UTC" if origin.created else "",
             "run": origin.run,
             "data": _sizes(size for name, size in origin.sets.items() if name in SUBSETS),
+            "size of a tile": _micrometres(manifest.tile_um),
             "student": origin.student,
             "SHA-256 of the weights": origin.weights_sha256[:16],
             "SHA-256 of split.csv": origin.split_sha256[:16],
@@ -108,6 +112,7 @@ def model_card(manifest: BundleManifest) -> str:
         m=manifest,
         p=manifest.provenance,
         sizes=TrainedSizes(manifest.tile_sizes),
+        side=_micrometres(manifest.tile_um),
         concerns=bundle_concerns(manifest),
     )
 
@@ -172,6 +177,11 @@ def _sizes(sets: Iterable[SetSize]) -> str:
     sizes = list(sets)
     groups = sum(size.groups for size in sizes)
     return f"{sum(size.tiles for size in sizes):,} tiles in {groups:,} groups"
+
+
+def _micrometres(side: float | UnsetType | None) -> str:
+    """'192 × 192 µm'; '' where it is not known."""
+    return f"{side:g} × {side:g} µm" if isinstance(side, float) else ""
 
 
 def _nats(sensitivity: Sensitivity | None) -> tuple[float, float]:

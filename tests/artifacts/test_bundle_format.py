@@ -65,3 +65,19 @@ def test_a_precision_of_a_newer_edgelung_is_passed_over(starter: Path) -> None:
     content["variants"]["int4"] = content["variants"]["int8"]
     write_bundle(starter, content)
     assert list(open_bundle(starter).variants) == [Precision.FP32, Precision.INT8]
+
+
+@pytest.mark.parametrize("value", [0, -192, 0.25, 1e9, float("nan"), "192", None])
+def test_a_bundle_with_an_implausible_size_of_a_tile_is_refused(
+    value: object, starter: Path
+) -> None:
+    content = json.loads((starter / MANIFEST).read_text("utf-8"))
+    write_bundle(starter, content | {"tile_um": value})
+    with pytest.raises(EdgelungError, match=r"tile_um.*export the bundle again"):
+        open_bundle(starter)
+
+
+def test_a_bundle_without_the_size_of_a_tile_is_written_as_before(starter: Path) -> None:
+    manifest = open_bundle(starter).manifest
+    assert open_bundle(starter).tile_um is None
+    assert "tile_um" not in json.dumps(typed_json.plain(manifest))

@@ -56,7 +56,7 @@ TEST = ModelTest(
 )
 
 
-def run_html(folder: Path, epochs: int = 2) -> str:
+def run_html(folder: Path, epochs: int = 2, tile_um: float | None = None) -> str:
     run = RunFolder(folder)
     run.write_split([SplitRow("a/1.png", HOSTILE, "g1", "train", "0")])
     sizes = {name: SetSize(tiles=2, groups=2) for name in CLASSES}
@@ -74,6 +74,7 @@ def run_html(folder: Path, epochs: int = 2) -> str:
             counts=dict.fromkeys(SUBSETS, sizes),
             sizes={"96x96": 4},
             recipe={"classes": CLASSES},
+            tile_um=tile_um,
         )
     )
     run.write_history(
@@ -171,6 +172,12 @@ def test_a_name_with_a_script_tag_is_shown_as_text(page: Page, tmp_path: Path) -
     html = page(tmp_path)
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)" in html
+
+
+def test_the_page_of_a_run_shows_the_size_of_a_tile_where_it_was_stated(tmp_path: Path) -> None:
+    stated, unknown = run_html(tmp_path, tile_um=192), run_html(tmp_path)
+    assert "<dt>size of a tile</dt><dd>192 × 192 µm</dd>" in stated
+    assert "size of a tile" not in unknown
 
 
 @pytest.mark.parametrize(
