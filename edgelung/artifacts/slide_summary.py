@@ -1,5 +1,8 @@
 """The record of one slide: a JSON file beside its results."""
 
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,10 +11,15 @@ from msgspec import Struct
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.results import Interval
 from edgelung.core import typed_json
+from edgelung.core.csv_cells import safe_cell
+from edgelung.core.files import atomic_write
+from edgelung.core.typed_json import Json
+from edgelung.tiles.status import NO_FAILURE
 
 SCHEMA_VERSION = 1
 KIND: Literal["edgelung slide"] = "edgelung slide"
-OK, FAILED = "ok", "failed"
+OK, FAILED, NO_TISSUE = "ok", "failed", "no-tissue"
+SUMMARY = "summary.json"
 REMEDY = "expected the summary that `edgelung slide` wrote"
 
 
@@ -84,6 +92,9 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
         blocks: what the intervals of `shares` resample; None without tiles.
         signature: who signed the bundle, in words.
         seconds, tiles_per_second: of the last session.
+        options: all settings that affect the tiles.
+        journal_checksum: of the last line of the journal, over all its lines.
+        journal_dropped: lines of the journal that were damaged or changed, and dropped.
     """
 
     kind: Literal["edgelung slide"] = KIND  # marks the file
@@ -122,6 +133,35 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
     device: str = ""
     seconds: float = 0.0
     tiles_per_second: float | None = None
+    options: dict[str, Json] = {}
+    journal_checksum: str | None = None
+    journal_dropped: int = 0
+
+    @property
+    def failed_whole(self) -> bool:
+        """True if the slide has no results."""
+        return self.status == FAILED
+
+    @property
+    def failed_tiles(self) -> int:
+        """Tiles without a prediction because of an error."""
+        return sum(n for status, n in self.statuses.items() if status not in NO_FAILURE)
+
+    @property
+    def failed(self) -> bool:
+        """True if the slide or a tile of it failed."""
+        return self.failed_whole or self.failed_tiles > 0
+
+    @property
+    def name(self) -> str:
+        """File and scene."""
+        return f"{self.slide} {self.scene}".strip()
+
+    @property
+    def most_frequent(self) -> ClassShare | None:
+        """The class with the largest share; None without a label."""
+        known = [one for one in self.shares if one.share is not None]
+        return max(known, key=lambda one: one.share or 0.0, default=None)
 
 
 def write_slide_summary(path: Path, summary: SlideSummary) -> None:
@@ -132,3 +172,23 @@ def write_slide_summary(path: Path, summary: SlideSummary) -> None:
 def read_slide_summary(path: Path) -> SlideSummary:
     """Read a summary. Raises EdgelungError that names the file and what is wrong with it."""
     return typed_json.read(path, SlideSummary, REMEDY, SCHEMA_VERSION)
+
+
+def write_run_table(path: Path, slides: Sequence[SlideSummary], folders: Mapping[int, str]) -> None:
+    """Write slides.csv: one row per slide. `folders`: position → name of the slide's folder."""
+    classes = list(dict.fromkeys(one.name for slide in slides for one in slide.shares))
+    text = io.StringIO()
+    lines = csv.writer(text)
+    first = ["slide", "scene", "status", "reason", "folder", "tiles", "failed_tiles", "tissue_mm2"]
+    lines.writerow([*first, *(safe_cell(f"share_{name}") for name in classes)])
+    for number, slide in enumerate(slides):
+        shares = {one.name: one.share for one in slide.shares}
+        area = slide.tissue.area_mm2 if slide.tissue else None
+        row = [
+            *(slide.slide, slide.scene, slide.status, slide.reason, folders.get(number, "")),
+            *(slide.tiles, slide.failed_tiles, "" if area is None else area),
+            *("" if (share := shares.get(name)) is None else f"{share:.6f}" for name in classes),
+        ]
+        lines.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))

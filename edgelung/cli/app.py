@@ -19,6 +19,7 @@ from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
 from edgelung.cli.keygen import keygen
 from edgelung.cli.sign import sign
+from edgelung.cli.slide import slide
 from edgelung.cli.train import train
 from edgelung.cli.view import view
 from edgelung.core.deadlines import ending_on_deadlines
@@ -37,7 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
 )
-for command in (audit, train, compare, export, infer, view, bench, doctor, demo, keygen, sign):
+for command in (
+    *(audit, train, compare, export, infer, slide, view, bench, doctor, demo, keygen, sign),
+):
     app.command(cls=Command)(command)
 app.command("gpu-check", cls=Command)(gpu_check)
 

@@ -19,6 +19,7 @@ from edgelung.slides.base import Grid, Overview
 
 Mask = npt.NDArray[np.bool_]
 
+WHOLE = "none"
 RULE = "saturation by Otsu, limited"
 MPP = 8.0  # micrometres per pixel of the picture in which tissue is sought
 LEAST, MOST = 8, 20  # of the threshold, in 0…255
@@ -46,6 +47,11 @@ class TissueMask:
     downsample: float
     rule: str
     threshold: int | None = None
+
+    @property
+    def is_drawn(self) -> bool:
+        """False for a mask that takes the whole slide."""
+        return self.rule != WHOLE
 
     def shares(self, grid: Grid) -> npt.NDArray[np.float64]:
         """Share of tissue in each square of the grid, 0…1, (N,)."""
@@ -81,7 +87,7 @@ def find_tissue(overview: Overview, mpp: float) -> TissueMask:
 
 def whole_slide(width: int, height: int) -> TissueMask:
     """All of the slide, whatever it shows; sizes in pixels of level 0."""
-    return TissueMask(np.ones((1, 1), bool), float(max(width, height)), "none")
+    return TissueMask(np.ones((1, 1), bool), float(max(width, height)), WHOLE)
 
 
 def _white_glass(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -4,6 +4,7 @@ The tiles are always read in the order of the grid, so what the journal holds is
 them, and the rest are the batches of an undisturbed run.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class Predicted:
         resumed: how many tiles an earlier session predicted.
         dropped: damaged lines of the journal, which were dropped.
         checksum: of the journal.
+        seconds: of this session.
     """
 
     tiles: SlideTiles
@@ -96,6 +98,13 @@ class Predicted:
     resumed: int
     dropped: int
     checksum: str
+    seconds: float
+
+    @property
+    def tiles_per_second(self) -> float | None:
+        """Speed of this session; None if it predicted nothing."""
+        done = len(self.tiles) - self.resumed
+        return round(done / self.seconds, 1) if done and self.seconds else None
 
 
 def identify(
@@ -129,11 +138,18 @@ def identify(
     )
 
 
+class SlideChangedError(EdgelungError):
+    """The slide was changed while it was read."""
+
+
 @contextmanager
-def open_journal(path: Path, classes: int, *, resume: bool | None) -> Iterator[Journal]:
+def open_journal(
+    path: Path, classes: int, *, resume: bool | None, on_stopped: Callable[[int, Path], None]
+) -> Iterator[Journal]:
     """Open the journal of a slide. It stays if there are rows in it and the block raises.
 
-    Raises EdgelungError if it holds the rows of a run that did not end, and `resume` is None.
+    `on_stopped` is told the number of rows that stay. Raises EdgelungError if the journal holds the
+    rows of a run that did not end, and `resume` is None.
     """
     with closing(Journal(path, classes=classes, restart=resume is False)) as journal:
         if (journal.rows or journal.damaged) and resume is None:
@@ -144,7 +160,9 @@ def open_journal(path: Path, classes: int, *, resume: bool | None) -> Iterator[J
         try:
             yield journal
         except BaseException:
-            if not journal.rows:
+            if journal.rows:
+                on_stopped(journal.rows, path)
+            else:
                 journal.remove()
             raise
         journal.remove()
@@ -166,13 +184,14 @@ def predict_slide(
     A tile that cannot be read has its status and reason; the others are predicted.
 
     Raises:
-        EdgelungError: the journal is of another run, or the slide was changed while it was read.
+        EdgelungError: the journal is of another run.
+        SlideChangedError: the slide was changed while it was read.
     """
     if resume and journal.rows:
-        journal.resume(identity, _now())
+        journal.resume(identity, now())
     else:
-        journal.begin(identity, _now())
-    resumed = journal.rows
+        journal.begin(identity, now())
+    start, resumed = time.perf_counter(), journal.rows
     if resumed:
         on_tiles(resumed)
     rule = LabelRule(identity.min_confidence, TrainedSizes({}), strict_size=False)
@@ -191,7 +210,7 @@ def predict_slide(
                 on_tiles(len(rows))
     info = slide.path.stat()
     if [info.st_size, info.st_mtime_ns] != identity.stamp:
-        raise EdgelungError(
+        raise SlideChangedError(
             f"{slide.path} was changed while it was read; copy it completely, then --restart"
         )
     return Predicted(
@@ -200,6 +219,7 @@ def predict_slide(
         resumed,
         journal.dropped,
         journal.checksum,
+        time.perf_counter() - start,
     )
 
 
@@ -247,5 +267,6 @@ def _checked(journal: Journal, grid: Grid) -> Iterator[Record]:
         )
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,230 @@
+"""`edgelung slide`."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgelung import RESEARCH_USE_ONLY
+from edgelung.cli.command import report
+from edgelung.cli.model import (
+    AllowUnsignedOption,
+    ModelOption,
+    TrustOption,
+    if_passed,
+    open_model,
+    warn_of_gate,
+)
+from edgelung.cli.options import (
+    INPUT,
+    OUTPUT,
+    SPEED,
+    EngineOption,
+    PrecisionOption,
+    ThreadsOption,
+    chosen,
+    named_path,
+)
+from edgelung.slides.formats import TableFormat
+
+if TYPE_CHECKING:
+    from edgelung.artifacts.slide_summary import SlideSummary
+
+SCALE = "Scale"
+
+
+def slide(
+    slides: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=named_path,
+            metavar="SLIDE",
+            help="Slides: SVS, tiled TIFF, OME-TIFF, NDPI, MRXS, SCN, a DICOM folder, …; or a "
+            "folder with slides in it.",
+        ),
+    ],
+    model: ModelOption = None,
+    engine: EngineOption = None,
+    precision: PrecisionOption = None,
+    trust: TrustOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            metavar="M",
+            rich_help_panel=SCALE,
+            help="Micrometres per pixel of the full resolution, if the file says none or a wrong "
+            "one.",
+        ),
+    ] = None,
+    tile_um: Annotated[
+        float | None,
+        typer.Option(
+            metavar="U",
+            rich_help_panel=SCALE,
+            help="Side of a tile in micrometres.  [default: what the bundle says that the model "
+            "was trained on]",
+        ),
+    ] = None,
+    overlap: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.9,
+            metavar="F",
+            rich_help_panel=INPUT,
+            help="Share of a tile's side that its neighbour also covers.",
+        ),
+    ] = 0.0,
+    mask: Annotated[
+        str,
+        typer.Option(
+            metavar="MASK",
+            rich_help_panel=INPUT,
+            help="Which tiles: auto finds the tissue, none takes all, FILE.geojson has outlines "
+            "that you drew.",
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=named_path,
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Folder of the results; each slide gets a folder in it.",
+        ),
+    ] = Path("slide-results"),
+    table: Annotated[
+        TableFormat,
+        typer.Option(
+            "--format",
+            rich_help_panel=OUTPUT,
+            help="Table of the tiles; wsinfer is CSV with the columns of WSInfer.",
+        ),
+    ] = TableFormat.PARQUET,
+    zoom: Annotated[
+        bool,
+        typer.Option(
+            "--zoom",
+            rich_help_panel=OUTPUT,
+            help="Also write a page that zooms to the full resolution (Deep Zoom; many files).",
+        ),
+    ] = False,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            rich_help_panel=OUTPUT,
+            help="Tiles below this confidence get status `review` and no label.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--restart",
+            rich_help_panel=OUTPUT,
+            help="Continue a run that was stopped, or begin it anew.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=OUTPUT, help="Print the summaries as JSON."),
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            metavar="N",
+            rich_help_panel=SPEED,
+            help="Tiles per batch.  [default: 16; on a GPU 32]",
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """What does each part of a slide show?
+
+    Finds the tissue, predicts its tiles, and writes a table, a heat map, a page and a file for
+    QuPath. Research use only.
+    """
+    from edgelung.artifacts.trust import choose_trust
+    from edgelung.cli.defaults import read_defaults
+    from edgelung.core.terminal import progress
+    from edgelung.core.typed_json import plain
+    from edgelung.inference.session import Options
+    from edgelung.slides.results import INDEX
+    from edgelung.slides.run import SlideOptions, exit_code, parse_mask, run_slides
+
+    defaults = read_defaults(model)
+    model = model or (Path(defaults.model) if defaults.model else None)
+    bundle = open_model(model, choose_trust(trust, allow_unsigned))
+    options = SlideOptions(
+        out=out,
+        mpp=mpp,
+        tile_um=tile_um,
+        overlap=overlap,
+        mask=parse_mask(mask),
+        table=table,
+        zoom=zoom,
+        min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
+        resume=resume,
+        engines=Options(
+            engine=chosen(engine, defaults.engine),
+            precision=chosen(precision, if_passed(bundle, defaults.precision)),
+            batch_size=batch_size or defaults.batch_size,
+            threads=threads or defaults.threads,
+        ),
+    )
+    warn_of_gate(bundle, options.engines.precision)
+    with progress("slide") as advance:
+        summaries = run_slides(slides, bundle, options, advance, _print_resume_command)
+    if as_json:
+        print(json.dumps([plain(summary) for summary in summaries], indent=2), flush=True)
+    else:
+        _print_table(summaries)
+    report("open %s in a browser", out / INDEX)
+    report(RESEARCH_USE_ONLY)
+    raise typer.Exit(exit_code(summaries))
+
+
+def _print_resume_command(tiles: int, journal: Path) -> None:
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart")]
+    command = shlex.join(["edgelung", *words, "--resume"])
+    report("stopped: %d tiles are kept in %s. To continue:\n%s", tiles, journal.name, command)
+
+
+def _print_table(summaries: "list[SlideSummary]") -> None:
+    from rich.table import Column, Table
+
+    from edgelung.core.errors import visible
+    from edgelung.core.terminal import out
+
+    table = Table(
+        Column("slide", overflow="fold"),
+        "status",
+        Column("tiles", justify="right"),
+        Column("failed", justify="right"),
+        Column("tissue mm²", justify="right"),
+        Column("most frequent", overflow="fold"),
+    )
+    for one in summaries:
+        area, top = one.tissue and one.tissue.area_mm2, one.most_frequent
+        table.add_row(
+            visible(one.name),
+            one.status,
+            f"{one.tiles:,}",
+            f"{one.failed_tiles:,}",
+            "" if area is None else f"{area:.1f}",
+            visible(f"{top.name} {100 * (top.share or 0):.1f} %") if top else "",
+        )
+    out().print(table)
+    for one in summaries:
+        for note in (one.reason, *one.notes):
+            if note:
+                out().print(visible(f"{one.name}: {note}"))

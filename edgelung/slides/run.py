@@ -1,0 +1,259 @@
+"""`edgelung slide`: slides and a bundle in; a folder of results for each slide out.
+
+    open ─► scale ─► mask ─► grid ─► prediction ─► results
+
+A slide that cannot be opened or predicted is a row with its reason, and the others go on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.slide_summary import FAILED, SlideSummary
+from edgelung.core.errors import EdgelungError, ExitCode, one_line
+from edgelung.core.files import JOURNAL_SUFFIX, new_folder
+from edgelung.core.progress import SILENT, Advance
+from edgelung.inference.session import DEFAULTS, LoadedEngines, Options, open_engines
+from edgelung.slides.base import Grid, Overview, Slide
+from edgelung.slides.find import find_slides, result_names
+from edgelung.slides.formats import TableFormat
+from edgelung.slides.mask import MIN_SHARE, MPP, TissueMask, find_tissue, whole_slide
+from edgelung.slides.open import open_slides
+from edgelung.slides.outline import read_outline
+from edgelung.slides.plan import plan_grid
+from edgelung.slides.prediction import (
+    SlideChangedError,
+    identify,
+    now,
+    open_journal,
+    predict_slide,
+)
+from edgelung.slides.results import (
+    Read,
+    is_finished,
+    write_index,
+    write_results,
+)
+from edgelung.slides.scale import Scale, settle_scale, settle_tile
+
+LEAST_OVERVIEW, MOST_OVERVIEW = 1_000_000, 16_000_000  # pixels
+OnStopped = Callable[[int, Path], None]  # tiles that are kept, and the journal that keeps them
+
+
+class MaskRule(StrEnum):
+    """Which tiles are predicted, where no file says it."""
+
+    AUTO = "auto"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How slides are read and what is written.
+
+    Attributes:
+        out: folder of the results.
+        mpp: micrometres per pixel of level 0; None: what the file says.
+        tile_um: side of a tile; None: what the bundle says.
+        overlap: share of a tile's side that its neighbour also covers, 0…0.9.
+        mask: how the tissue is found, or a GeoJSON file with outlines.
+        table: format of the tiles.
+        zoom: also write a Deep Zoom pyramid.
+        min_confidence: less confident tiles get no label; None: none does.
+        resume: True continues a stopped run, False begins it anew, None refuses to do either.
+        engines: engine, precision, batch size, threads.
+    """
+
+    out: Path
+    mpp: float | None = None
+    tile_um: float | None = None
+    overlap: float = 0.0
+    mask: MaskRule | Path = MaskRule.AUTO
+    table: TableFormat = TableFormat.PARQUET
+    zoom: bool = False
+    min_confidence: float | None = None
+    resume: bool | None = None
+    engines: Options = DEFAULTS
+
+
+def parse_mask(text: str) -> MaskRule | Path:
+    """'auto', 'none', or the name of a GeoJSON file. Raises EdgelungError."""
+    if text in tuple(MaskRule):
+        return MaskRule(text)
+    path = Path(text)
+    if path.suffix.lower() not in (".geojson", ".json") or not path.is_file():
+        raise EdgelungError(f"--mask {text}: expected auto, none, or a GeoJSON file that exists")
+    return path
+
+
+def run_slides(
+    paths: Sequence[Path],
+    bundle: Bundle,
+    options: SlideOptions,
+    advance: Advance = SILENT,
+    on_stopped: OnStopped = lambda count, journal: None,
+) -> list[SlideSummary]:
+    """Predict slides one after the other and write their results.
+
+    Args:
+        paths: slides, or folders with slides in them.
+        bundle: the opened bundle.
+        options: how.
+        advance: moves a progress bar, counted in tiles.
+        on_stopped: called if the run ends early, with the number of tiles in the journal.
+
+    Returns:
+        The summary of every slide, those that failed included.
+
+    Raises:
+        EdgelungError: the tile size is unknown, no engine works, results of another run are in the
+            way, or an output cannot be written.
+    """
+    settle_tile(bundle.tile_um, options.tile_um)
+    names = result_names(find_slides(paths))
+    if options.resume is None:
+        for name in names.values():
+            new_folder(options.out / name, "results of a slide", "--resume keeps it and continues")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with open_engines(bundle, options.engines, None) as engines:
+        run = _Run(bundle, options, engines, advance, on_stopped)
+        summaries = [one for path, name in names.items() for one in run.slides_of(path, name)]
+    write_index(options.out, summaries)
+    return summaries
+
+
+def exit_code(summaries: Sequence[SlideSummary]) -> ExitCode:
+    """The exit code of a run over slides."""
+    failed = any(summary.failed for summary in summaries)
+    return ExitCode.SOME_FAILED if failed else ExitCode.OK
+
+
+@dataclass
+class _Run:
+    """What all slides of a run share. `total`: tiles of the slides so far."""
+
+    bundle: Bundle
+    options: SlideOptions
+    engines: LoadedEngines
+    advance: Advance
+    on_stopped: OnStopped
+    total: int = 0
+
+    def slides_of(self, path: Path, name: str) -> Iterator[SlideSummary]:
+        """Predict the slides of a file and write their results into folders of this name."""
+        started = now()
+        try:
+            slides = open_slides(path)
+        except EdgelungError as error:
+            yield _failed(path, "", error, started)
+            return
+        with ExitStack() as stack:
+            for slide in slides:
+                stack.callback(slide.close)
+            for number, slide in enumerate(slides, 1):
+                folder = name if len(slides) == 1 else f"{name}-{number}"
+                try:
+                    yield self._predict(slide, self.options.out / folder)
+                except _SlideError as error:
+                    yield _failed(path, slide.scene, error, started)
+
+    def _predict(self, slide: Slide, folder: Path) -> SlideSummary:
+        """Predict a slide and write its results. Raises _SlideError if only this slide fails."""
+        started = now()
+        with _only_this_slide():
+            scale, tile_um, notes = self._scale(slide)
+            overview = slide.overview(_overview_pixels(slide, scale.mpp))
+            mask = self._mask(slide, overview, scale.mpp)
+            grid = self._grid(slide, scale.mpp, tile_um, mask)
+        identity = identify(
+            slide, grid, scale.mpp, tile_um, self.bundle, self.engines, self.options.min_confidence
+        )
+        self.total += len(grid)
+        self.advance.set_total(self.total)
+        if (summary := is_finished(folder, identity)) is not None:
+            self.advance(len(grid), slide.path.name)
+            return summary
+        journal_path = folder.with_name(folder.name + JOURNAL_SUFFIX)
+        resume = self.options.resume
+        with open_journal(
+            journal_path, len(self.bundle.classes), resume=resume, on_stopped=self.on_stopped
+        ) as journal:
+            with _only_this_slide(SlideChangedError):
+                predicted = predict_slide(
+                    slide,
+                    grid,
+                    self.bundle,
+                    self.engines,
+                    journal,
+                    identity,
+                    resume=bool(resume),
+                    on_tiles=lambda count: self.advance(count, slide.path.name),
+                )
+            read = Read(slide, scale, tile_um, notes, overview, mask, grid, self.options.overlap)
+            return write_results(
+                folder,
+                read,
+                predicted,
+                identity,
+                self.bundle,
+                self.engines,
+                self.options.table,
+                started=started,
+                zoom=self.options.zoom,
+            )
+
+    def _scale(self, slide: Slide) -> tuple[Scale, float, list[str]]:
+        """The slide's scale, the side of a tile in micrometres, and notes about both."""
+        scale = settle_scale(slide.scale, self.options.mpp)
+        tile_um, notes = settle_tile(self.bundle.tile_um, self.options.tile_um)
+        return scale, tile_um, [*scale.notes, *notes]
+
+    def _mask(self, slide: Slide, overview: Overview, mpp: float) -> TissueMask:
+        whole = slide.levels[0]
+        mask = self.options.mask
+        if isinstance(mask, Path):
+            return read_outline(mask, whole.width, whole.height)
+        if mask == MaskRule.NONE:
+            return whole_slide(whole.width, whole.height)
+        return find_tissue(overview, mpp)
+
+    def _grid(self, slide: Slide, mpp: float, tile_um: float, mask: TissueMask) -> Grid:
+        """The tiles that hold enough tissue."""
+        size = self.bundle.reader.size
+        grid = plan_grid(slide, mpp, tile_um, size, self.options.overlap)
+        return replace(grid, cells=grid.cells[mask.shares(grid) >= MIN_SHARE])
+
+
+class _SlideError(EdgelungError):
+    """A slide that cannot be predicted; the run goes on with the next one."""
+
+
+@contextmanager
+def _only_this_slide(*kinds: type[EdgelungError]) -> Iterator[None]:
+    try:
+        yield
+    except EdgelungError as error:
+        if kinds and not isinstance(error, kinds):
+            raise
+        raise _SlideError(str(error)) from error
+
+
+def _overview_pixels(slide: Slide, mpp: float) -> int:
+    """How many pixels the picture of the slide needs to have MPP micrometres each."""
+    whole = slide.levels[0]
+    wanted = whole.width * whole.height * (mpp / MPP) ** 2
+    return int(min(max(wanted, LEAST_OVERVIEW), MOST_OVERVIEW))
+
+
+def _failed(path: Path, scene: str, error: EdgelungError, started: str) -> SlideSummary:
+    return SlideSummary(
+        slide=path.name,
+        scene=scene,
+        status=FAILED,
+        reason=one_line(error, 400),
+        started=started,
+        ended=now(),
+    )
