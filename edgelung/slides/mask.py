@@ -7,14 +7,13 @@ taken out by colour. Then gaps are closed, small holes are filled and small isla
 `docs/explanation/tissue.md` has the evidence.
 """
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.core.errors import EdgelungError
+from edgelung.core.extras import load_extra
 from edgelung.slides.base import Grid, Overview
 
 Mask = npt.NDArray[np.bool_]
@@ -75,14 +74,20 @@ class TissueMask:
 
 def find_tissue(overview: Overview, mpp: float) -> TissueMask:
     """The tissue in a picture of the slide; `mpp`: micrometres per pixel of level 0."""
-    cv2 = _opencv()
-    um = overview.downsample * mpp  # of a pixel of the picture
-    pixels = _white_glass(cv2.medianBlur(overview.pixels, 5))
+    cv2 = load_extra("cv2", "finding tissue")
+    # Always at about the same resolution, so that the same tissue is found whatever the levels are.
+    factor = max(1, round(MPP / (overview.downsample * mpp)))
+    height, width, _ = overview.pixels.shape
+    size = (-(-width // factor), -(-height // factor))
+    small = cv2.resize(overview.pixels, size, interpolation=cv2.INTER_AREA)
+    downsample = overview.downsample * factor
+    um = downsample * mpp  # of a pixel of the small picture
+    pixels = white_glass(cv2.medianBlur(small, 5))
     saturation = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[..., 1]
     otsu, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     threshold = int(np.clip(otsu, LEAST, MOST))
     tissue = (saturation > threshold) & ~_pen(cv2, pixels, um)
-    return TissueMask(_clean(cv2, tissue, um), overview.downsample, RULE, threshold)
+    return TissueMask(_clean(cv2, tissue, um), downsample, RULE, threshold)
 
 
 def whole_slide(width: int, height: int) -> TissueMask:
@@ -90,7 +95,7 @@ def whole_slide(width: int, height: int) -> TissueMask:
     return TissueMask(np.ones((1, 1), bool), float(max(width, height)), WHOLE)
 
 
-def _white_glass(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def white_glass(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Scale the channels so that the glass is white: lamps and cameras tint it."""
     bright = pixels.min(2) >= BRIGHT
     if bright.mean() < GLASS_SHARE:
@@ -136,12 +141,3 @@ def _dilated(cv2: Any, mask: Mask, radius: float) -> Mask:
     width = 2 * max(1, round(radius)) + 1
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     return np.asarray(cv2.dilate(mask.astype(np.uint8), ellipse), bool)
-
-
-def _opencv() -> Any:
-    try:
-        return importlib.import_module("cv2")
-    except ImportError as error:
-        raise EdgelungError(
-            "finding tissue needs OpenCV, which is not installed: pip install 'edgelung[slides]'"
-        ) from error

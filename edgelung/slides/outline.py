@@ -1,16 +1,15 @@
 """Outlines that a user drew, from a GeoJSON file such as QuPath exports, as a tissue mask."""
 
-import importlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.extras import load_extra
 from edgelung.core.folder import read_regular
 from edgelung.core.typed_json import Json
 from edgelung.slides.mask import Mask, TissueMask
@@ -84,7 +83,7 @@ def _rings(coordinates: Sequence[Json]) -> Rings:
 
 
 def _fill(polygons: Sequence[Rings], shape: tuple[int, int], downsample: float) -> Mask:
-    cv2: Any = importlib.import_module("cv2")
+    cv2 = load_extra("cv2", "the outline of the user")
     height, width = shape
     mask = np.zeros(shape, np.uint8)
     for rings in polygons:
