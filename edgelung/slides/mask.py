@@ -24,6 +24,7 @@ MPP = 8.0  # micrometres per pixel of the picture in which tissue is sought
 LEAST, MOST = 8, 20  # of the threshold, in 0…255
 MIN_SHARE = 0.25  # of a tile that must be tissue
 BRIGHT = 200  # glass has at least this in every channel
+MOST_MAGENTA = 6  # of glass
 GLASS_SHARE = 0.002  # of the picture; with less, the glass's colour is not known
 GAP_UM = 40.0  # closed
 HOLE_UM2, ISLAND_UM2 = 2e4, 4e4  # filled, dropped
@@ -97,7 +98,10 @@ def whole_slide(width: int, height: int) -> TissueMask:
 
 def white_glass(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Scale the channels so that the glass is white: lamps and cameras tint it."""
-    bright = pixels.min(2) >= BRIGHT
+    # Lamps tint from yellow to blue, stains to magenta: there, green is the least of the three.
+    green = pixels[..., 1].astype(np.int16)
+    magenta = np.minimum(pixels[..., 0], pixels[..., 2]) - green
+    bright = (pixels.min(2) >= BRIGHT) & (magenta <= MOST_MAGENTA)
     if bright.mean() < GLASS_SHARE:
         return pixels
     glass = np.array([np.percentile(pixels[..., c][bright], 90) for c in range(3)])
