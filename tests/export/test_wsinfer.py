@@ -72,7 +72,7 @@ def test_softmax_of_the_program_gives_the_probabilities_of_the_bundle(
     pixels = (torch.from_numpy(tiles) / 255 - norm["mean"]) / norm["std"]  # (9, 64, 64, 3)
     probabilities = program(pixels.permute(0, 3, 1, 2)).softmax(1).numpy()
     expected = [tile.probabilities["fp32"] for tile in scaled.golden]
-    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert abs(scaled.manifest.temperature - 1) > 0.1  # a forgotten temperature would be seen
 
 
