@@ -73,20 +73,19 @@ class PixelAgreement(Struct, frozen=True, kw_only=True):
 
 
 class WsinferAgreement(Struct, frozen=True, kw_only=True):
-    """agreement.json: the program on pixels that three readers give of the same tiles.
+    """agreement.json: the program on pixels that two readers give of the same tiles.
 
     Attributes:
         subset: 'test', or 'validation' where a run has no test tiles.
         tiles: how many were measured, evenly spread.
         edgelung: pixels of edgelung's reader; differs by rounding alone.
-        torchvision: decoded at full size, then the transform of config.json (bilinear).
-        wsinfer: Pillow's default resize (bicubic) before the transform, as WSInfer cuts a slide.
+        wsinfer: as WSInfer reads a slide: decoded at full size, resized to the patch by Pillow's
+            default (bicubic) where it has another size, then the transform of config.json.
     """
 
     subset: str
     tiles: int
     edgelung: PixelAgreement
-    torchvision: PixelAgreement
     wsinfer: PixelAgreement
 
 
@@ -123,13 +122,14 @@ def wsinfer_config(student: Student, bundle: Bundle) -> WsinferConfig:
             f"bundle {bundle.folder} does not state how many micrometres a tile shows; expected "
             "--tile-um U with the export"
         )
+    side = _patch_side(bundle, student.size)
     return WsinferConfig(
         name=bundle.manifest.name,
         architecture=student.architecture,
         num_classes=len(bundle.classes),
         class_names=list(bundle.classes),
-        patch_size_pixels=student.size,
-        spacing_um_px=bundle.tile_um / student.size,
+        patch_size_pixels=side,
+        spacing_um_px=bundle.tile_um / side,
         transform=[
             Transform(name="Resize", arguments={"size": student.size}),
             Transform(name="ToTensor"),
@@ -139,6 +139,17 @@ def wsinfer_config(student: Student, bundle: Bundle) -> WsinferConfig:
             ),
         ],
     )
+
+
+def _patch_side(bundle: Bundle, model_side: int) -> int:
+    """Pixels of a patch: those of the training tiles, so that the transform alone resizes.
+
+    Training tiles of several sizes leave the model's own.
+    """
+    sizes = bundle.trained_sizes.sizes
+    if len(sizes) == 1 and sizes[0][0] == sizes[0][1]:
+        return sizes[0][0]
+    return model_side
 
 
 def measure_agreement(
@@ -169,7 +180,6 @@ def measure_agreement(
         subset=subset,
         tiles=len(tiles),
         edgelung=same_pixels,
-        torchvision=_compare(run_program(_images(tiles), len(tiles)), expected),
         wsinfer=_compare(run_program(cut, len(tiles)), expected),
     )
 
@@ -225,9 +235,8 @@ def _compare(probabilities: Probabilities, expected: Probabilities) -> PixelAgre
 
 def _readme(config: WsinferConfig, agreement: WsinferAgreement, bundle: Bundle) -> str:
     rows: Sequence[tuple[str, PixelAgreement]] = (
-        ("edgelung's reader", agreement.edgelung),
-        ("the transform of config.json alone (torchvision)", agreement.torchvision),
-        ("WSInfer: bicubic resize, then the transform", agreement.wsinfer),
+        ("as edgelung does", agreement.edgelung),
+        ("as WSInfer does", agreement.wsinfer),
     )
     return render(
         "wsinfer.md.j2",
@@ -236,6 +245,7 @@ def _readme(config: WsinferConfig, agreement: WsinferAgreement, bundle: Bundle) 
         bundle=bundle.sha256,
         config=config,
         side=bundle.tile_um,
+        size=bundle.reader.size,
         temperature=bundle.manifest.temperature,
         agreement=agreement,
         rows=rows,
