@@ -79,8 +79,7 @@ class WsinferAgreement(Struct, frozen=True, kw_only=True):
         subset: 'test', or 'validation' where a run has no test tiles.
         tiles: how many were measured, evenly spread.
         edgelung: pixels of edgelung's reader; differs by rounding alone.
-        wsinfer: as WSInfer reads a slide: decoded at full size, resized to the patch by Pillow's
-            default (bicubic) where it has another size, then the transform of config.json.
+        wsinfer: decoded at full size, then the transform of config.json, as WSInfer 0.6.1 does it.
     """
 
     subset: str
@@ -142,9 +141,9 @@ def wsinfer_config(student: Student, bundle: Bundle) -> WsinferConfig:
 
 
 def _patch_side(bundle: Bundle, model_side: int) -> int:
-    """Pixels of a patch: those of the training tiles, so that the transform alone resizes.
+    """Pixels of a patch: as in the training tiles, so that a slide is read at their resolution.
 
-    Training tiles of several sizes leave the model's own.
+    The size of the model's input if the training tiles have several sizes.
     """
     sizes = bundle.trained_sizes.sizes
     if len(sizes) == 1 and sizes[0][0] == sizes[0][1]:
@@ -174,13 +173,11 @@ def measure_agreement(
             f"{same_pixels.largest_probability_difference:.3g} on the same pixels (allowed "
             f"{PROGRAM_TOLERANCE:g}); the model folder was not written"
         )
-    size = (config.patch_size_pixels, config.patch_size_pixels)
-    cut = (image.resize(size) for image in _images(tiles))
     return WsinferAgreement(
         subset=subset,
         tiles=len(tiles),
         edgelung=same_pixels,
-        wsinfer=_compare(run_program(cut, len(tiles)), expected),
+        wsinfer=_compare(run_program(_images(tiles), len(tiles)), expected),
     )
 
 

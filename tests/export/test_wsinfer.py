@@ -193,5 +193,5 @@ def test_export_hands_the_size_on_and_prints_the_agreement(
     done = cli("export", run, "--out", "bundle", "--wsinfer", "lung", "--tile-um", "192")
     assert done.returncode == 0, done.stderr
     assert sizes == [192]
-    assert "lung: as WSInfer resizes tiles, " in done.stderr
+    assert "lung: as WSInfer reads tiles, " in done.stderr
     assert "% of 18 test tiles get the label of fp32" in done.stderr
