@@ -115,11 +115,11 @@ def read_tiles(path: Path) -> SlideTiles:
 def write_wsinfer(path: Path, tiles: SlideTiles) -> None:
     """Write the CSV of WSInfer 0.6: minx,miny,width,height,prob_<class>…; predicted tiles only."""
     names = [*_WSINFER_POSITION, *(f"prob_{name}" for name in tiles.classes)]
+    rows = np.flatnonzero(tiles.predicted)
     with atomic_write(path) as file:
         file.write(_lines([list(map(safe_cell, names))], "\n"))
-        for part in _parts(len(tiles)):
-            kept = np.flatnonzero(tiles.predicted[part]) + part.start
-            file.write(_lines(_numbers(tiles, kept), "\n"))
+        for part in _parts(len(rows)):
+            file.write(_lines(_numbers(tiles, rows[part]), "\n"))
 
 
 def _parts(count: int) -> Iterator[slice]:

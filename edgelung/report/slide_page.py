@@ -17,7 +17,6 @@ from PIL import Image
 
 from edgelung.artifacts.slide_summary import FAILED, OK, SlideSummary
 from edgelung.artifacts.slide_tiles import SlideTiles
-from edgelung.core.errors import visible
 from edgelung.evaluation.intervals import FEW_GROUPS
 from edgelung.report.figures import picture
 from edgelung.report.gallery import script_hash, script_json
@@ -179,7 +178,7 @@ def slide_headline(summary: SlideSummary) -> Headline:
     if not known:
         return Headline("No tile of this slide has a label", Tone.CAUTION)
     top = max(known, key=lambda one: one.share or 0.0)
-    name = Markup(shortened(visible(top.name))).striptags()
+    name = shortened(top.name).striptags()
     text = f"Research use: {name} on {_percent(top.share)} of the tissue"
     if top.interval:
         text += f" (95{NO_BREAK}% interval {_span(top.interval)})"

@@ -49,7 +49,7 @@ def test_every_level_is_the_whole_slide(
         shrink = 2 ** (made.levels - 1 - level)
         assert found.shape[:2] == (-(-height // shrink), -(-width // shrink))
         expected = np.asarray(Image.fromarray(pixels).reduce(shrink)) if shrink > 1 else pixels
-        if max(found.shape) > 64:  # JPEG changes the colours of a few steep pixels
+        if min(found.shape[:2]) > 64:  # JPEG changes the colours of a few steep pixels
             assert np.abs(found.astype(int) - expected).mean() < 5
     assert found.shape[:2] == (1, 1)
 
