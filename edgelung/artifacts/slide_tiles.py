@@ -61,8 +61,7 @@ class SlideTiles:
     @property
     def predicted(self) -> npt.NDArray[np.bool_]:
         """Which tiles have probabilities (N,)."""
-        finite: npt.NDArray[np.bool_] = np.isfinite(self.probabilities).all(axis=1)
-        return finite
+        return np.asarray(np.isfinite(self.probabilities).all(axis=1), bool)
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -29,7 +29,7 @@ from edgelung.slides.tile_raster import Raster, TileRaster
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.status import NO_FAILURE, Status
 
-SLIDE_PAGE = "slide.html"
+SLIDE_PAGE, ZOOM_PAGE = "slide.html", "zoom.html"
 MAX_SIDE = 4096  # pixels of the picture in the page
 OVERLAY_SIDE = 2048  # pixels of an overlay: a tile is larger than two pixels of it
 MAX_OVERLAYS = 8  # classes with a heat map in the page, the largest shares first
@@ -76,7 +76,7 @@ def slide_page(
         tiles: its tiles.
         mask: tissue (h, w); None without a mask.
         mask_downsample: pixels of level 0 per pixel of the mask.
-        files: names of files beside the page, for links.
+        files: names of files beside the page, for links; with ZOOM_PAGE, the picture has one.
     """
     pixels, downsample = reduced(overview)
     height, width, _ = pixels.shape
@@ -98,6 +98,7 @@ def slide_page(
         statuses=dict(sorted(summary.statuses.items(), key=lambda item: -item[1])),
         details=_details(summary),
         files={name: "./" + quote(name) for name in files},
+        zoom=ZOOM_PAGE if ZOOM_PAGE in files else "",
         data=script_json(
             {
                 "width": width,

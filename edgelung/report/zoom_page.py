@@ -22,8 +22,6 @@ from edgelung.slides.base import Overview
 from edgelung.slides.tile_raster import Raster
 from edgelung.slides.zoom import FOLDER, SIDE, Pyramid
 
-ZOOM_PAGE = "zoom.html"
-
 
 def zoom_page(
     summary: SlideSummary,

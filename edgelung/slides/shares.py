@@ -114,7 +114,7 @@ def _areas(
     names, block = np.unique(row[used] * (column.max() + 1) + column[used], return_inverse=True)
     count = len(tiles.classes)
     cells = np.bincount(block * count + labels[used], weights[used], minlength=len(names) * count)
-    return cells.reshape(len(names), count)
+    return cells.reshape(len(names), count).astype(np.float64)
 
 
 def _intervals(areas: Weights) -> list[Interval | None]:
