@@ -71,5 +71,6 @@ def zoom_page(
         ),
         library=Markup(library),
         script=Markup(script),
-        script_hashes=[Markup(script_hash(text)) for text in (library, script)],
+        library_hash=Markup(script_hash(library)),
+        script_hash=Markup(script_hash(script)),
     )
