@@ -201,8 +201,8 @@ def slide_warnings(summary: SlideSummary, damaged: int, classes: int) -> list[st
         warnings.append(white_parts(damaged, "overview"))
     if summary.blocks and summary.blocks.effective < FEW_GROUPS:
         warnings.append(
-            f"The tissue makes about {summary.blocks.effective:g} blocks; an interval needs "
-            f"{FEW_GROUPS}. The shares have none."
+            f"The shares have no interval: the labelled tissue says as much as {_equal(summary)}, "
+            f"and an interval needs {FEW_GROUPS}."
         )
     if classes > MAX_OVERLAYS:
         warnings.append(
@@ -300,15 +300,26 @@ def _basis(summary: SlideSummary) -> str:
     blocks = summary.blocks
     if blocks is None:
         return "No tile with tissue has a label."
-    side = (
-        f"{blocks.side_px:,.0f} px" if blocks.side_um is None else f"{blocks.side_um / 1000:g} mm"
+    um = blocks.side_um
+    side = f"{blocks.side_px:,.0f} px" if um is None else f"{um / 1000:g} mm"
+    text = "Shares are of the labelled tissue. "
+    if blocks.effective >= FEW_GROUPS:
+        text += (
+            f"The interval resamples {count(blocks.count, 'block')} of {side} (worth "
+            f"{_equal(summary)}), since neighbouring tiles are alike. "
+        )
+    else:
+        text += f"It lies in {count(blocks.count, 'block')} of {side}, too few for an interval. "
+    return text + (
+        "All this is about this slide alone: it says nothing about other slides, nor about errors "
+        "of the model."
     )
-    return (
-        "Shares are of the labelled tissue. The interval resamples "
-        f"{count(blocks.count, 'block')} of {side} (as informative as {blocks.effective:g} equal "
-        "ones), since neighbouring tiles are alike. It is about this slide alone: it says nothing "
-        "of other slides, nor of errors of the model."
-    )
+
+
+def _equal(summary: SlideSummary) -> str:
+    """The effective number of blocks, in words."""
+    number = summary.blocks.effective if summary.blocks else 0.0
+    return f"{number:g} equal block{'' if number == 1 else 's'}"
 
 
 def _percent(share: float | None) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.slide_summary import SlideSummary
+from edgelung.core.files import sha256_file
 from edgelung.report import slide_page as page_module
 from edgelung.report.gallery import script_hash
 from edgelung.report.slide_index import index_page
@@ -85,7 +86,9 @@ def test_the_page_begins_with_research_use_and_what_limits_it(make_slide) -> Non
 def test_a_share_without_an_interval_says_why(make_slide) -> None:
     html = page_of(make_slide(6_000, 4_000))
     assert "an interval needs 10" in html
+    assert "too few for an interval" in html
     assert ">unknown<" in html
+    assert "The interval resamples" not in html
 
 
 @pytest.mark.parametrize("kind", ["slide", "index", "zoom"])
@@ -174,3 +177,21 @@ def test_the_index_shows_failed_slides_with_their_reason_and_no_link(make_slide)
     assert "1 slide predicted, 1 failed" in html
     assert RESEARCH_USE_ONLY in html
     assert "All 1 slide" in index_page([failed_slide()], {}, "run")
+
+
+def test_the_viewer_of_others_is_the_one_that_its_record_names() -> None:
+    vendor = Path(page_module.__file__).with_name("vendor")
+    record = (vendor / "README.md").read_text("utf-8")
+    for file in vendor.glob("*.js"):
+        assert f"`{file.name}`" in record
+        assert sha256_file(file) in record
+
+
+def test_the_zoom_page_holds_the_licence_of_its_viewer(
+    make_slide, array_slide, tmp_path: Path
+) -> None:
+    slide = make_slide(6_000, 4_000)
+    made = write_zoom(tmp_path, array_slide(slide.overview.pixels))
+    html = zoom_page(slide.summary, slide.overview, slide.tiles, slide.mask, 64.0, made)
+    assert "Neither the name of CodePlex Foundation" in html
+    assert "sourceMappingURL" not in html

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def test_a_newer_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     with pytest.raises(EdgelungError, match="update edgelung"):
         read_tiles(tmp_path / "tiles.parquet")
+
+
+def test_a_missing_library_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(EdgelungError, match=r"needs pyarrow .*pip install 'edgelung\[slides\]'"):
+        write_tiles(tmp_path / "tiles.parquet", tiles_of())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_of_another_format_is_refused(tmp_path: Path) -> None:
