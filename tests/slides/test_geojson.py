@@ -72,7 +72,7 @@ def _parse(feature: dict[str, Any]) -> PathObject:
 
 
 def test_tiles_agree_with_the_parquet(tmp_path: Path, make_slide) -> None:
-    slide = make_slide()
+    slide = make_slide(12_000, 9_000)
     write_tiles(tmp_path / "tiles.parquet", slide.tiles)
     written = write_tile_features(tmp_path / "tiles.geojson", slide.tiles, slide.name)
     objects, tiles = (

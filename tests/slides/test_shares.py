@@ -81,7 +81,10 @@ def test_the_interval_of_patches_is_wider_than_that_of_single_tiles(
     assert high - low > 2.5 * (high_tiles - low_tiles)
 
 
-def test_intervals_hold_the_true_share_about_as_often_as_they_say() -> None:
+def test_intervals_hold_the_true_share_about_as_often_as_they_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shares, "RESAMPLES", 400)
     held = 0
     for seed in range(60):
         share = class_shares(square_of_tiles(patches(10, 4, seed)), None, 1.0)[0][0]

@@ -149,7 +149,7 @@ def test_overlays_cover_the_slide_as_their_pixels_do(make_slide) -> None:
 
 
 def test_many_classes_do_not_make_the_page_endless(make_slide) -> None:
-    slide = make_slide(6_000, 4_000, classes=[f"class {index}" for index in range(60)])
+    slide = make_slide(6_000, 4_000, classes=tuple(f"class {index}" for index in range(60)))
     elements = Elements(html := page_of(slide))
     assert len(elements.all("img")) == 2 + page_module.MAX_OVERLAYS + 1
     assert "and 20 more" in html
