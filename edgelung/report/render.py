@@ -62,6 +62,7 @@ def _html_value(value: object) -> object:
 
 def shortened(name: str, most: int = SHORT_NAME) -> Markup:
     """A long name without its middle, since names of tiles differ at their ends."""
+    name = visible(name)
     if len(name) <= most:
         return Markup.escape(name)
     half = most // 2

@@ -22,8 +22,6 @@ from edgelung.slides.base import Overview
 from edgelung.slides.tile_raster import Raster
 from edgelung.slides.zoom import FOLDER, SIDE, Pyramid
 
-ZOOM_PAGE = "zoom.html"
-
 
 def zoom_page(
     summary: SlideSummary,
@@ -73,5 +71,6 @@ def zoom_page(
         ),
         library=Markup(library),
         script=Markup(script),
-        script_hashes=[Markup(script_hash(text)) for text in (library, script)],
+        library_hash=Markup(script_hash(library)),
+        script_hash=Markup(script_hash(script)),
     )
