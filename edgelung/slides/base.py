@@ -93,7 +93,10 @@ class Grid:
     @property
     def corners0(self) -> npt.NDArray[np.int64]:
         """Upper left corners (N, 2) as x, y; pixels of level 0."""
-        return np.rint(self.cells * (self.step * self.downsample)).astype(np.int64)
+        corners: npt.NDArray[np.int64] = np.rint(self.cells * (self.step * self.downsample)).astype(
+            np.int64
+        )
+        return corners
 
     @property
     def side0(self) -> int:

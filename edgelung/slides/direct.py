@@ -139,7 +139,7 @@ class DirectTiles:
             if self._fetched[row]:
                 return
             self._fetched[row] = True
-        numbers = row * self._segments.across + np.flatnonzero(self._used_rows[row])
+        numbers = np.flatnonzero(self._used_rows[row]) + row * self._segments.across
         if len(numbers):
             self._file.will_need(*self._segments.span(numbers))
 

@@ -186,7 +186,7 @@ def _open_folder(path: Path) -> list[Slide]:
         raise EdgelungError(
             f"{path} holds {len(names)} files; expected a DICOM slide of at most {MAX_FOLDER_FILES}"
         )
-    found: dict[str, Slide] = {}
+    found: dict[str, OpenSlideSlide] = {}
     for name in names:
         if library.OpenSlide.detect_format(path / name) != "dicom":
             continue
@@ -205,4 +205,4 @@ def _open_folder(path: Path) -> list[Slide]:
     if len(found) > 1:
         for series, slide in found.items():
             slide.scene = one_line(series, 80)
-    return list(found.values())
+    return [*found.values()]

@@ -5,7 +5,7 @@ read once more through a new handle, which tells a damaged tile from a neighbour
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class OpenSlideSlide:
 
     reader = "openslide"
     scene = ""
-    eighths = (EIGHTHS,)
+    eighths: Sequence[int] = (EIGHTHS,)
 
     def __init__(
         self, path: Path, note: str = "", scale: StatedScale | None = None, scene: str = ""
@@ -124,11 +124,12 @@ class OpenSlideSlide:
             properties = dict(handle.properties)
             sizes = list(handle.level_dimensions)
             factors = [float(factor) for factor in handle.level_downsamples]
-            self.offset, self.levels = within_bounds(path, properties, sizes, factors)
+            self.offset, levels = within_bounds(path, properties, sizes, factors)
         except BaseException:
             self.close()
             raise
         vendor = one_line(properties.get("openslide.vendor", "unknown format"), 40)
+        self.levels: Sequence[Level] = levels
         self.series = properties.get("dicom.SeriesInstanceUID", "")
         self.kind = f"{vendor}; read by OpenSlide{note and f', {note}'}"
         self.scale = scale or stated_scale(properties)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from edgelung.slides.base import EIGHTHS
 from edgelung.slides.file_bytes import FileBytes
@@ -57,7 +58,7 @@ class LevelSegments:
         planes = [self._read_part(number + plane * len(self), eighths) for plane in range(3)]
         return np.dstack([plane[..., 0] for plane in planes])
 
-    def span(self, numbers: Sequence[int]) -> tuple[int, int]:
+    def span(self, numbers: npt.NDArray[np.intp]) -> tuple[int, int]:
         """Where the bytes of these segments begin and end in the file."""
         offsets, counts = self.layout.offsets[numbers], self.layout.counts[numbers]
         stored = counts > 0
