@@ -19,7 +19,7 @@ from edgelung.tiles.tiff_pages import SLIDE_PIXELS, is_reduced
 _SUB_IFDS, _NEW_SUBFILE, _TILE_WIDTH, _DESCRIPTION = 330, 254, 322, 270
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _REDUCED = 1  # of NewSubfileType
-_CENTIMETRE = 3  # of ResolutionUnit
+_MICROMETRES = {2: 25400.0, 3: 1e4}  # ResolutionUnit → inch and centimetre
 _COLOURS = ("RGB", "YCbCr")
 _NUMBER = re.compile(r"\d{1,9}(?:[.,]\d{1,12})?(?:[eE][+-]?\d{1,2})?")
 
@@ -106,16 +106,17 @@ def aperio_scale(description: str) -> StatedScale:
 
 
 def resolution_scale(page: Directory) -> StatedScale:
-    """What the resolution tags say in pixels per centimetre; other units are no scale of a slide.
+    """What the resolution tags say in pixels per inch or centimetre, as OpenSlide takes them.
 
-    OpenSlide takes the same tags. Many programs write a number there that means nothing.
+    Many programs write a number there that means nothing, such as 72 pixels per inch.
     """
-    if page.integer(_RESOLUTION_UNIT, 2) != _CENTIMETRE:
+    unit = _MICROMETRES.get(page.integer(_RESOLUTION_UNIT, 2))
+    if unit is None:
         return StatedScale()
     values = [next(iter(page.numbers(tag)), 0.0) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
     if not all(math.isfinite(value) and value > 0 for value in values):
         return StatedScale()
-    return StatedScale(1e4 / values[0], 1e4 / values[1], None, "the TIFF's resolution tags")
+    return StatedScale(unit / values[0], unit / values[1], None, "the TIFF's resolution tags")
 
 
 def positive(text: str) -> float | None:

@@ -22,9 +22,9 @@ from edgelung.slides.levels import (
     read_chain,
     resolution_scale,
 )
-from edgelung.slides.libraries import find_openslide, need_openslide
+from edgelung.slides.libraries import need_openslide
 from edgelung.slides.ome import is_ome, read_scenes
-from edgelung.slides.openslide_reader import OpenSlideSlide
+from edgelung.slides.openslide_reader import OpenSlideSlide, SharedHandle, open_by_openslide
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.files import looks_like
 from edgelung.tiles.tiff_directory import TIFF_MARKS, Directory
@@ -77,7 +77,7 @@ def open_slides(path: Path) -> list[Slide]:
         file.close()
         raise
     file.close()
-    return [OpenSlideSlide(path)]
+    return [*open_by_openslide(path)]
 
 
 def _refusal(path: Path, error: TileError) -> EdgelungError:
@@ -112,7 +112,7 @@ def _open_tiff(file: FileBytes) -> list[Slide]:
         if unknown and _openslide_opens(file.path):
             return []
         raise
-    if any(layout.kind.compression == "JPEG 2000" for layout in layouts) and find_openslide():
+    if layouts[0].kind.compression == "JPEG 2000" and _openslide_opens(file.path):
         return []
     is_aperio = maker == "Aperio"
     scale = aperio_scale(description) if is_aperio else resolution_scale(chain[0])
@@ -151,31 +151,40 @@ def _checked(slide: DirectSlide) -> Slide:
 
 
 def probe(slide: DirectSlide) -> None:
-    """Decode a tile of each level, to know what the JPEG data allows.
+    """Decode a tile of each level, to know what its data allows.
 
     Raises:
-        TileError: its colours contradict the TIFF, or it is of a kind that is not read. Damage is
-            left to whoever reads the tile.
+        TileError: its colours contradict the TIFF, it is of a kind that is not read, or no tile of
+            level 0 that was tried can be decoded. Other damage is left to whoever reads the tile.
     """
-    for segments in slide.segments:
-        for number in telling_tiles(segments):
+    for number, segments in enumerate(slide.segments):
+        damage: TileError | None = None
+        for tile in telling_tiles(segments):
             try:
-                segments.read(number)
+                segments.read(tile)
             except TileError as error:
                 if error.status not in _DAMAGE:
                     raise
+                damage = error
                 continue
             try:
-                segments.read(number, min(slide.eighths))
+                segments.read(tile, min(slide.eighths))
             except TileError:
                 slide.only_full_size()
             break
+        else:
+            if damage is not None and number == 0:
+                reason = f"none of its tiles can be decoded ({damage.reason})"
+                raise TileError(damage.status, reason)
 
 
 def _openslide_opens(path: Path) -> bool:
-    """Whether OpenSlide is installed and knows the format of a file."""
-    library = find_openslide()
-    return library is not None and library.OpenSlide.detect_format(path) is not None
+    """Whether OpenSlide is installed and opens a file."""
+    try:
+        SharedHandle(path).close()
+    except EdgelungError:
+        return False
+    return True
 
 
 def _open_folder(path: Path) -> list[Slide]:

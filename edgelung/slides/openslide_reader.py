@@ -13,6 +13,7 @@ import numpy as np
 
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale
+from edgelung.slides.bounds import Rectangle, find_bounds, find_regions, levels_within
 from edgelung.slides.levels import positive
 from edgelung.slides.libraries import need_openslide
 from edgelung.slides.overview import Reduction, plan, reduce_bands
@@ -21,7 +22,20 @@ from edgelung.tiles.resize import Tile
 
 CACHE_BYTES = 64 * 2**20
 BLOCK = 512  # pixels of a level that an overview reads at once
-_BOUNDS = ("x", "y", "width", "height")
+_FORMATS = {
+    "aperio": "Aperio SVS",
+    "dicom": "DICOM",
+    "generic-tiff": "tiled TIFF",
+    "hamamatsu": "Hamamatsu",
+    "leica": "Leica SCN",
+    "mirax": "MIRAX",
+    "philips": "Philips TIFF",
+    "sakura": "Sakura",
+    "synthetic": "OpenSlide's synthetic slide",
+    "trestle": "Trestle TIFF",
+    "ventana": "Ventana",
+    "zeiss": "Zeiss CZI",
+}
 
 
 class SharedHandle:
@@ -100,14 +114,23 @@ class SharedHandle:
 
 
 class OpenSlideSlide:
-    """A slide that OpenSlide reads, as `base.Slide`."""
+    """A slide that OpenSlide reads, as `base.Slide`.
+
+    Attributes:
+        series: of a DICOM slide; '' for others.
+        regions: the parts of the canvas that are slides of their own; empty where it is one.
+    """
 
     reader = "openslide"
-    scene = ""
     eighths: Sequence[int] = (EIGHTHS,)
 
     def __init__(
-        self, path: Path, note: str = "", scale: StatedScale | None = None, scene: str = ""
+        self,
+        path: Path,
+        note: str = "",
+        scale: StatedScale | None = None,
+        scene: str = "",
+        part: Rectangle | None = None,
     ) -> None:
         """Open the slide. Raises EdgelungError.
 
@@ -116,22 +139,26 @@ class OpenSlideSlide:
             note: why OpenSlide reads it, for `kind`.
             scale: in place of what OpenSlide says.
             scene: its name.
+            part: of the canvas; None for the bounds.
         """
         self.path, self.scene = path, scene
         self._shared = SharedHandle(path)
         handle = self._shared.handle
         try:
             properties = dict(handle.properties)
-            sizes = list(handle.level_dimensions)
+            sizes = [(int(width), int(height)) for width, height in handle.level_dimensions]
             factors = [float(factor) for factor in handle.level_downsamples]
-            self.offset, levels = within_bounds(path, properties, sizes, factors)
+            part = part or find_bounds(path, properties, sizes[0])
         except BaseException:
             self.close()
             raise
-        vendor = one_line(properties.get("openslide.vendor", "unknown format"), 40)
-        self.levels: Sequence[Level] = levels
+        self.offset = part.x, part.y
+        self.levels: Sequence[Level] = levels_within(part, sizes, factors)
+        self.regions = find_regions(properties, sizes[0])
         self.series = properties.get("dicom.SeriesInstanceUID", "")
-        self.kind = f"{vendor}; read by OpenSlide{note and f', {note}'}"
+        vendor = properties.get("openslide.vendor", "")
+        self.kind = f"{_FORMATS.get(vendor, one_line(vendor, 40))}; read by OpenSlide"
+        self.kind += note and f", {note}"
         self.scale = scale or stated_scale(properties)
 
     def overview(self, most_pixels: int) -> Overview:
@@ -163,6 +190,18 @@ class OpenSlideSlide:
                 except TileError:
                     damaged.append(x)
             yield band
+
+
+def open_by_openslide(path: Path) -> list[OpenSlideSlide]:
+    """A slide, or each part of one that was scanned by itself. Raises EdgelungError."""
+    slide = OpenSlideSlide(path)
+    if not slide.regions:
+        return [slide]
+    slide.close()
+    return [
+        OpenSlideSlide(path, scene=f"region {number}", part=part)
+        for number, part in enumerate(slide.regions, 1)
+    ]
 
 
 class OpenSlideTiles:
@@ -201,39 +240,3 @@ def stated_scale(properties: Mapping[str, str]) -> StatedScale:
     if mpp_x is None and mpp_y is None:
         source = "openslide.objective-power" if objective else ""
     return StatedScale(mpp_x, mpp_y, objective, source)
-
-
-def within_bounds(
-    path: Path, properties: Mapping[str, str], sizes: list[tuple[int, int]], factors: list[float]
-) -> tuple[tuple[int, int], list[Level]]:
-    """Where the bounds begin, and the levels within them.
-
-    Raises:
-        EdgelungError: for bounds outside of the slide, and for a slide of no size.
-    """
-    width, height = sizes[0]
-    if min(width, height) < 1:
-        raise EdgelungError(f"{path} is a slide of {width} × {height} px; expected pixels")
-    stated = [properties.get(f"openslide.bounds-{name}") for name in _BOUNDS]
-    if all(text is None for text in stated):
-        return (0, 0), [Level(w, h, f) for (w, h), f in zip(sizes, factors, strict=True)]
-    try:
-        x, y, wide, high = (int(text or "") for text in stated)
-    except ValueError:
-        x, y, wide, high = -1, -1, 0, 0
-    if min(x, y) < 0 or min(wide, high) < 1 or x + wide > width or y + high > height:
-        found = ", ".join(
-            f"{name} {one_line(text or 'missing', 20)}"
-            for name, text in zip(_BOUNDS, stated, strict=True)
-        )
-        raise EdgelungError(
-            f"{path} states bounds outside of its {width} × {height} px ({found}); it is damaged, "
-            "or was changed by a program: export it from the scanner again"
-        )
-    levels = []
-    for (full_w, full_h), factor in zip(sizes, factors, strict=True):
-        w = min(int(wide / factor), full_w - int(x / factor))
-        h = min(int(high / factor), full_h - int(y / factor))
-        if min(w, h) >= 1:
-            levels.append(Level(w, h, factor))
-    return (x, y), levels
