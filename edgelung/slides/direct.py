@@ -5,7 +5,7 @@ tiles of a grid share it. JPEG is decoded at M/8 of its size where the grid asks
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,12 @@ class DirectSlide:
     def only_full_size(self) -> None:
         """Its JPEG data cannot be decoded at a smaller scale."""
         self.eighths = (EIGHTHS,)
+
+    def leave_out(self, numbers: Collection[int]) -> None:
+        """Go without these levels."""
+        kept = [number for number in range(len(self.levels)) if number not in numbers]
+        self.levels = [self.levels[number] for number in kept]
+        self.segments = [self.segments[number] for number in kept]
 
     def overview(self, most_pixels: int) -> Overview:
         reduction = plan(self.levels, self.eighths, most_pixels)

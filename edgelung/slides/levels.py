@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgelung.slides.base import StatedScale
 from edgelung.tiles.errors import Status, TileError
+from edgelung.tiles.table import decide
 from edgelung.tiles.tiff_directory import (
     MAX_DIRECTORIES,
     Data,
@@ -13,7 +14,7 @@ from edgelung.tiles.tiff_directory import (
     directories,
     sub_directories,
 )
-from edgelung.tiles.tiff_layout import Layout, read_layout
+from edgelung.tiles.tiff_layout import Layout, check_slide_structure, read_layout
 from edgelung.tiles.tiff_pages import SLIDE_PIXELS, is_reduced
 
 _SUB_IFDS, _NEW_SUBFILE, _TILE_WIDTH, _DESCRIPTION = 330, 254, 322, 270
@@ -21,7 +22,11 @@ _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _REDUCED = 1  # of NewSubfileType
 _MICROMETRES = {2: 25400.0, 3: 1e4}  # ResolutionUnit → inch and centimetre
 _COLOURS = ("RGB", "YCbCr")
-_NUMBER = re.compile(r"\d{1,9}(?:[.,]\d{1,12})?(?:[eE][+-]?\d{1,2})?")
+_NUMBER = re.compile(r"\d{1,9}(?:[.,]\d{1,30})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
+
+
+class KindError(TileError):
+    """The structure is sound, but the pixels are of a kind that is not read directly."""
 
 
 def read_chain(data: Data) -> list[Directory]:
@@ -128,15 +133,20 @@ def positive(text: str) -> float | None:
 
 
 def _read_rgb(page: Directory) -> Layout:
-    """The layout of a level; raises TileError for anything but 8-bit RGB without alpha."""
+    """The layout of a level; raises KindError for anything but 8-bit RGB without alpha."""
+    check_slide_structure(page)
     layout = read_layout(page, 0, of_slide=True)
     kind = layout.kind
+    try:
+        decide(kind)
+    except TileError as error:
+        raise KindError(error.status, error.reason) from None
     if kind.colour not in _COLOURS or layout.samples != 3 or kind.alpha != "none":
         alpha = "" if kind.alpha == "none" else f" and alpha ({kind.alpha})"
-        raise TileError(
+        raise KindError(
             Status.UNSUPPORTED,
             f"{kind.colour} of {layout.samples} samples{alpha}; a slide is 8-bit RGB",
         )
     if kind.bits != 8:
-        raise TileError(Status.UNSUPPORTED, f"samples of {kind.bits} bits; a slide is 8-bit RGB")
+        raise KindError(Status.UNSUPPORTED, f"samples of {kind.bits} bits; a slide is 8-bit RGB")
     return layout

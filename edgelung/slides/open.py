@@ -16,6 +16,7 @@ from edgelung.slides.compare import DIFFERENT, compare, telling_tiles
 from edgelung.slides.direct import DirectSlide
 from edgelung.slides.file_bytes import FileBytes
 from edgelung.slides.levels import (
+    KindError,
     aperio_scale,
     find_levels,
     is_8_bit_rgb,
@@ -28,11 +29,11 @@ from edgelung.slides.openslide_reader import OpenSlideSlide, SharedHandle, open_
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.files import looks_like
 from edgelung.tiles.tiff_directory import TIFF_MARKS, Directory
-from edgelung.tiles.tiff_layout import Layout
+from edgelung.tiles.tiff_layout import Layout, check_slide_structure
 from edgelung.tiles.tiff_pages import maker_of
 
 MAX_FOLDER_FILES = 4096  # of a DICOM folder
-_DESCRIPTION = 270
+_DESCRIPTION, _TILE_WIDTH = 270, 322
 _NO_CHECKS = (
     ".ndpi",
 )  # its offsets of more than 32 bits are Hamamatsu's own; OpenSlide knows them
@@ -102,14 +103,16 @@ def _open_tiff(file: FileBytes) -> list[Slide]:
     maker = maker_of(chain)
     description = chain[0].text(_DESCRIPTION)
     if maker not in ("", "Aperio"):
+        for page in chain:
+            if page.integer(_TILE_WIDTH, 0):
+                check_slide_structure(page)
         return []
     if is_ome(description):
         return _open_scenes(file, chain, description)
     try:
         layouts = find_levels(chain)
-    except TileError as error:
-        unknown = error.status == Status.UNSUPPORTED and is_8_bit_rgb(chain[0])
-        if unknown and _openslide_opens(file.path):
+    except KindError:
+        if is_8_bit_rgb(chain[0]) and _openslide_opens(file.path):
             return []
         raise
     if layouts[0].kind.compression == "JPEG 2000" and _openslide_opens(file.path):
@@ -154,28 +157,30 @@ def probe(slide: DirectSlide) -> None:
     """Decode a tile of each level, to know what its data allows.
 
     Raises:
-        TileError: its colours contradict the TIFF, it is of a kind that is not read, or no tile of
-            level 0 that was tried can be decoded. Other damage is left to whoever reads the tile.
+        TileError: no tile of level 0 can be decoded, of those that were tried. Other levels without
+            any are left out, and other damage is left to whoever reads the tile.
     """
+    broken = []
     for number, segments in enumerate(slide.segments):
-        damage: TileError | None = None
+        failure: TileError | None = None
         for tile in telling_tiles(segments):
             try:
                 segments.read(tile)
             except TileError as error:
-                if error.status not in _DAMAGE:
-                    raise
-                damage = error
+                failure = error
                 continue
+            failure = None
             try:
                 segments.read(tile, min(slide.eighths))
             except TileError:
                 slide.only_full_size()
             break
-        else:
-            if damage is not None and number == 0:
-                reason = f"none of its tiles can be decoded ({damage.reason})"
-                raise TileError(damage.status, reason)
+        if failure is not None and number == 0:
+            reason = f"none of its tiles can be decoded: {failure.reason}"
+            raise TileError(failure.status, reason)
+        if failure is not None:
+            broken.append(number)
+    slide.leave_out(broken)
 
 
 def _openslide_opens(path: Path) -> bool:

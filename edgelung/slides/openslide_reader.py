@@ -36,6 +36,7 @@ _FORMATS = {
     "ventana": "Ventana",
     "zeiss": "Zeiss CZI",
 }
+_SCALES = {"aperio": "aperio.MPP", "generic-tiff": "the TIFF's resolution tags"}
 
 
 class SharedHandle:
@@ -234,9 +235,9 @@ def stated_scale(properties: Mapping[str, str]) -> StatedScale:
     mpp_y = positive(properties.get("openslide.mpp-y", ""))
     objective = positive(properties.get("openslide.objective-power", ""))
     vendor = properties.get("openslide.vendor", "")
-    source = {"aperio": "aperio.MPP", "generic-tiff": "the TIFF's resolution tags"}.get(
-        vendor, f"openslide.mpp-x ({one_line(vendor, 40)})"
-    )
-    if mpp_x is None and mpp_y is None:
-        source = "openslide.objective-power" if objective else ""
-    return StatedScale(mpp_x, mpp_y, objective, source)
+    sources = []
+    if mpp_x is not None or mpp_y is not None:
+        sources.append(_SCALES.get(vendor, f"openslide.mpp-x ({one_line(vendor, 40)})"))
+    if objective is not None:
+        sources.append("aperio.AppMag" if vendor == "aperio" else "openslide.objective-power")
+    return StatedScale(mpp_x, mpp_y, objective, ", ".join(sources))
