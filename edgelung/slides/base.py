@@ -109,6 +109,12 @@ class Grid:
         return self.side * self.eighths // EIGHTHS
 
 
+def check_scale(grid: Grid, eighths: Sequence[int]) -> None:
+    """Raise ValueError for a grid at a scale that is not among `eighths`, those of its slide."""
+    if grid.eighths not in eighths:
+        raise ValueError(f"a grid at {grid.eighths}/8 of a slide that has {list(eighths)}")
+
+
 class TileReader(Protocol):
     """The tiles of a grid. Made by `Slide.open_tiles`; read by several threads."""
 

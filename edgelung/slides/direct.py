@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale
+from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale, check_scale
 from edgelung.slides.file_bytes import FileBytes
 from edgelung.slides.overview import Reduction, plan, reduce_bands
 from edgelung.slides.segments import WHITE, LevelSegments
@@ -69,6 +69,7 @@ class DirectSlide:
         return Overview(pixels, reduction.downsample, len(damaged))
 
     def open_tiles(self, grid: Grid) -> "DirectTiles":
+        check_scale(grid, self.eighths)
         return DirectTiles(self._file, self.segments[grid.level], grid)
 
     def close(self) -> None:

@@ -34,9 +34,9 @@ from edgelung.tiles.tiff_pages import maker_of
 
 MAX_FOLDER_FILES = 4096  # of a DICOM folder
 _DESCRIPTION, _TILE_WIDTH = 270, 322
-_NO_CHECKS = (
-    ".ndpi",
-)  # its offsets of more than 32 bits are Hamamatsu's own; OpenSlide knows them
+_NDPI = ".ndpi"  # beyond 4 GiB its offsets are Hamamatsu's own, which OpenSlide knows
+_BY_OPENSLIDE = (".ndpi", ".scn", ".bif")  # TIFF with a layout of the scanner's own
+_OLYMPUS = ".vsi"  # a TIFF of small pictures; the slide is in other files
 _MIRAX = ".mrxs"  # its file is an ordinary JPEG beside the folder with the slide
 _DAMAGE = (Status.CORRUPT, Status.TRUNCATED)
 
@@ -63,11 +63,14 @@ def open_slides(path: Path) -> list[Slide]:
         start = file[0:16]
         if not start:
             raise EdgelungError(f"{path} holds no bytes; expected a slide: copy it again")
-        if start[:4] in TIFF_MARKS and path.suffix.lower() not in _NO_CHECKS:
+        suffix = path.suffix.lower()
+        if suffix == _OLYMPUS:
+            _check_olympus(path)
+        elif start[:4] in TIFF_MARKS and not (suffix == _NDPI and len(file) >= 2**32):
             slides = _open_tiff(file)
             if slides:
                 return slides
-        elif looks_like(start) and path.suffix.lower() != _MIRAX:
+        elif looks_like(start) and suffix not in (_MIRAX, _NDPI):
             raise EdgelungError(
                 f"{path} is an ordinary image, not a slide; run `edgelung infer` on its folder"
             )
@@ -102,7 +105,7 @@ def _open_tiff(file: FileBytes) -> list[Slide]:
     chain = read_chain(file)
     maker = maker_of(chain)
     description = chain[0].text(_DESCRIPTION)
-    if maker not in ("", "Aperio"):
+    if maker not in ("", "Aperio") or file.path.suffix.lower() in _BY_OPENSLIDE:
         for page in chain:
             if page.integer(_TILE_WIDTH, 0):
                 check_slide_structure(page)
@@ -190,6 +193,16 @@ def _openslide_opens(path: Path) -> bool:
     except EdgelungError:
         return False
     return True
+
+
+def _check_olympus(path: Path) -> None:
+    """Raise EdgelungError for a VSI that OpenSlide would take for a TIFF: its small pictures."""
+    vendor = need_openslide(str(path)).OpenSlide.detect_format(path)
+    if vendor in (None, "generic-tiff"):
+        raise EdgelungError(
+            f"{path} is an Olympus slide, which the installed OpenSlide does not read; convert it "
+            "to OME-TIFF or DICOM"
+        )
 
 
 def _open_folder(path: Path) -> list[Slide]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale
+from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale, check_scale
 from edgelung.slides.bounds import Rectangle, find_bounds, find_regions, levels_within
 from edgelung.slides.levels import positive
 from edgelung.slides.libraries import need_openslide
@@ -169,6 +169,7 @@ class OpenSlideSlide:
         return Overview(pixels, reduction.downsample, len(damaged))
 
     def open_tiles(self, grid: Grid) -> "OpenSlideTiles":
+        check_scale(grid, self.eighths)
         return OpenSlideTiles(self, grid)
 
     def close(self) -> None:

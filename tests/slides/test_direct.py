@@ -131,7 +131,7 @@ def test_a_scaled_decode_is_the_mean_of_the_full_pixels_within_the_bound(
 ) -> None:
     """The bound of the documentation: 1.5 levels on average, for a tile of tissue."""
     slide, factor = open_one(svs), 8 // eighths
-    grid = grid_of(slide, 512, 64, eighths=eighths)
+    grid = grid_of(slide, 512, 200, eighths=eighths)
     scaled = read_all(slide, grid)
     for index, tile in enumerate(scaled):
         x, y = grid.corner(index)

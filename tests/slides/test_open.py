@@ -13,9 +13,10 @@ from slide_reading import open_one, region
 
 from edgelung.core.errors import EdgelungError
 from edgelung.slides import levels, libraries
-from edgelung.slides.base import StatedScale
+from edgelung.slides.base import Grid, StatedScale
 from edgelung.slides.levels import positive
 from edgelung.slides.open import open_slides
+from edgelung.slides.openslide_reader import OpenSlideSlide
 from edgelung.slides.segments import LevelSegments
 
 MICRON = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
@@ -289,6 +290,25 @@ def test_alpha_lies_over_white(tmp_path: Path) -> None:
     half = rgba[100:200, :260, :3] * (128 / 255) + 127
     assert np.abs(found[100:200] - half).max() <= 2
     assert np.array_equal(found[200:], rgba[200:260, :260, :3])
+
+
+def test_the_small_pictures_of_an_olympus_file_are_not_taken_for_its_slide(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.vsi", [jpeg_page(tissue(600, 500))])
+    assert "an Olympus slide" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".ndpi", ".scn", ".bif"])
+def test_the_layouts_of_other_scanners_are_left_to_openslide(suffix: str, tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / f"a{suffix}", [jpeg_page(tissue(600, 500))])
+    assert open_one(path).reader == "openslide"
+
+
+def test_a_scale_that_a_slide_does_not_have_is_an_error(tmp_path: Path) -> None:
+    path = write_svs(tmp_path / "a.svs", 300, 300, factors=())
+    grid = Grid(0, 4, 64, 64, 1.0, np.zeros((1, 2), np.int32))
+    open_one(path).open_tiles(grid)
+    with pytest.raises(ValueError, match="a grid at 4/8"):
+        OpenSlideSlide(path).open_tiles(grid)
 
 
 def test_a_number_of_a_scale_is_above_zero_and_finite() -> None:
