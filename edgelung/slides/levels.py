@@ -25,6 +25,10 @@ _COLOURS = ("RGB", "YCbCr")
 _NUMBER = re.compile(r"\d{1,9}(?:[.,]\d{1,30})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
 
 
+class OrdinaryError(TileError):
+    """A TIFF that is an ordinary picture, not a slide."""
+
+
 class KindError(TileError):
     """The structure is sound, but the pixels are of a kind that is not read directly."""
 
@@ -50,7 +54,7 @@ def find_levels(chain: Sequence[Directory]) -> list[Layout]:
     first = chain[0]
     full = size_of(first)
     if _TILE_WIDTH not in first and math.prod(full) <= SLIDE_PIXELS:
-        raise TileError(
+        raise OrdinaryError(
             Status.UNSUPPORTED,
             f"an ordinary TIFF of {full[0]:,} × {full[1]:,} px that is not tiled",
         )

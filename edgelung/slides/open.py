@@ -17,6 +17,7 @@ from edgelung.slides.direct import DirectSlide
 from edgelung.slides.file_bytes import FileBytes
 from edgelung.slides.levels import (
     KindError,
+    OrdinaryError,
     aperio_scale,
     find_levels,
     is_8_bit_rgb,
@@ -90,7 +91,7 @@ def _refusal(path: Path, error: TileError) -> EdgelungError:
         advice = "the file is damaged or its copy is not complete: copy it again"
     elif error.status == Status.UNREADABLE:
         advice = "it cannot be read: is the drive connected?"
-    elif "ordinary TIFF" in error.reason:
+    elif isinstance(error, OrdinaryError):
         advice = "expected a slide; run `edgelung infer` on the folder of ordinary tiles"
     else:
         advice = "expected a tiled 8-bit RGB slide: export it again as SVS, pyramidal TIFF or DICOM"

@@ -68,17 +68,17 @@ def reduce_bands(bands: Iterable[Tile], reduction: Reduction) -> Tile:
         return out
     starts = np.arange(0, reduction.width, factor)
     columns = np.diff([*starts, reduction.width])[:, None]
-    open_row = np.zeros((len(starts), 3), np.int64)  # sums of a row of the picture, not yet whole
+    sums = np.zeros((reduction.width, 3), np.int64)  # of the rows of one row of the picture
     top = 0  # row of the decoded level
     for band in bands:
-        sums = np.add.reduceat(band, starts, axis=1, dtype=np.int64)
         bottom = top + len(band)
         for row in range(top // factor, -(-bottom // factor)):
             first, last = row * factor, min((row + 1) * factor, reduction.height)
-            open_row += sums[max(first - top, 0) : last - top].sum(0)
+            sums += band[max(first - top, 0) : last - top].sum(0, dtype=np.int64)
             if last <= bottom:
-                out[row] = _mean(open_row, columns * (last - first))
-                open_row[:] = 0
+                totals = np.add.reduceat(sums, starts, axis=0)
+                out[row] = _mean(totals, columns * (last - first))
+                sums[:] = 0
         top = bottom
     return out
 
