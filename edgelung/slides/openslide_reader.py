@@ -5,7 +5,7 @@ read once more through a new handle, which tells a damaged tile from a neighbour
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale, ch
 from edgelung.slides.bounds import Rectangle, find_bounds, find_regions, levels_within
 from edgelung.slides.levels import positive
 from edgelung.slides.libraries import need_openslide
-from edgelung.slides.overview import Reduction, plan, reduce_bands
+from edgelung.slides.overview import Picture, plan
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
 
@@ -91,9 +91,9 @@ class SharedHandle:
         return handle
 
     def _read_anew(self, failed: Any, x: int, y: int, level: int, width: int, height: int) -> Any:
-        """Read with a handle that no other thread uses, and leave a good one behind.
+        """Read with a handle that no other thread uses; a good one replaces the one that failed.
 
-        The one that failed is not closed here: other threads may be using it.
+        That is not closed here: other threads may be using it.
         """
         with self._repairing:
             try:
@@ -102,8 +102,6 @@ class SharedHandle:
                     region = fresh.read_region((x, y), level, (width, height))
                 except self._library.OpenSlideError:
                     fresh.close()
-                    if self._handle is failed:
-                        self._handle = self._open()
                     raise
             except (self._library.OpenSlideError, OSError) as error:
                 raise TileError(Status.CORRUPT, f"OpenSlide: {one_line(error)}") from None
@@ -164,9 +162,17 @@ class OpenSlideSlide:
 
     def overview(self, most_pixels: int) -> Overview:
         reduction = plan(self.levels, self.eighths, most_pixels)
-        damaged: list[int] = []
-        pixels = reduce_bands(self._bands(reduction, damaged), reduction)
-        return Overview(pixels, reduction.downsample, len(damaged))
+        picture, damaged = Picture(reduction), 0
+        for y in range(0, reduction.height, BLOCK):
+            high = min(BLOCK, reduction.height - y)
+            for x in range(0, reduction.width, BLOCK):
+                wide = min(BLOCK, reduction.width - x)
+                try:
+                    picture.add(x, y, self.read(reduction.level, x, y, wide, high))
+                except TileError:
+                    damaged += 1
+            picture.finish(y + high)
+        return Overview(picture.pixels, reduction.downsample, damaged)
 
     def open_tiles(self, grid: Grid) -> "OpenSlideTiles":
         check_scale(grid, self.eighths)
@@ -180,18 +186,6 @@ class OpenSlideSlide:
         factor = self.levels[level].downsample
         x0, y0 = self.offset[0] + round(x * factor), self.offset[1] + round(y * factor)
         return self._shared.read(x0, y0, level, width, height)
-
-    def _bands(self, reduction: Reduction, damaged: list[int]) -> Iterator[Tile]:
-        for y in range(0, reduction.height, BLOCK):
-            rows = min(BLOCK, reduction.height - y)
-            band = np.full((rows, reduction.width, 3), 255, np.uint8)
-            for x in range(0, reduction.width, BLOCK):
-                columns = min(BLOCK, reduction.width - x)
-                try:
-                    band[:, x : x + columns] = self.read(reduction.level, x, y, columns, rows)
-                except TileError:
-                    damaged.append(x)
-            yield band
 
 
 def open_by_openslide(path: Path) -> list[OpenSlideSlide]:

@@ -33,7 +33,7 @@ _FORMATS |= {5: "complex integer", 6: "complex floating point"}
 _ALPHAS = {(): "none", (1,): "premultiplied", (2,): "straight"}
 _DNG_VERSION = 50706
 _LUMA_601 = (0.299, 0.587, 0.114)
-MAX_SLIDE_SIDE = 2**24  # pixels
+MAX_SLIDE_PIXELS = 2**37  # of one level, 370,000 px a side; the time for an overview grows with it
 MAX_SLIDE_SEGMENTS = 2**21  # of one level; tiles of 256 px in a square of 370,000 px
 MAX_SLIDE_SEGMENT_PIXELS = 2**24  # of one tile or strip: 48 MiB as RGB
 
@@ -135,10 +135,9 @@ def check_slide_structure(page: Directory) -> None:
 def _check_slide_size(width: int, height: int) -> None:
     if min(width, height) < 1:
         raise TileError(Status.CORRUPT, f"its header says {width}×{height} pixels")
-    if max(width, height) > MAX_SLIDE_SIDE:
-        raise TileError(
-            Status.TOO_LARGE, f"{width}×{height} pixels; the limit is {MAX_SLIDE_SIDE} a side"
-        )
+    if width * height > MAX_SLIDE_PIXELS:
+        reason = f"{width}×{height} pixels; the limit is {MAX_SLIDE_PIXELS}"
+        raise TileError(Status.TOO_LARGE, reason)
 
 
 def _read_kind(page: Directory) -> tuple[Kind, int]:

@@ -90,6 +90,27 @@ def test_one_tile_of_a_huge_picture_is_refused(tmp_path: Path) -> None:
     assert "the limit is 16777216 px each" in refused(write_tiff(tmp_path / "a.svs", [one]))
 
 
+def test_more_pixels_than_a_slide_has_are_refused(tmp_path: Path) -> None:
+    sizes = {"t256": (4, [2**25]), "t257": (4, [2**13])}
+    one = page(**sizes, t322=(4, [4096]), t323=(4, [4096]))
+    one.segments = [b""] * (2**13 * 2)
+    assert "the limit is 137438953472" in refused(write_tiff(tmp_path / "a.svs", [one]))
+
+
+def test_the_overview_of_a_wide_slide_without_stored_tiles_takes_little_memory(
+    tmp_path: Path,
+) -> None:
+    one = page(t256=(4, [2**25]), t257=(4, [4096]), t322=(4, [4096]), t323=(4, [4096]))
+    one.segments = [b""] * 2**13
+    slide = open_one_without_openslide(write_tiff(tmp_path / "a.tif", [one]))
+    tracemalloc.start()
+    overview = slide.overview(100_000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < MOST
+    assert (overview.pixels == 255).all()
+
+
 def test_a_jpeg_bomb_in_a_tile_is_a_damaged_tile(tmp_path: Path) -> None:
     one = page()
     bomb = bytearray(one.segments[1])
@@ -168,7 +189,7 @@ def test_a_tile_of_the_wrong_colours_among_right_ones_is_a_status(tmp_path: Path
         region(slide, 300, 300, 100)
 
 
-def test_random_damage_is_a_refusal_a_status_or_the_right_pixels(tmp_path: Path) -> None:
+def test_random_damage_is_a_refusal_a_status_or_a_tile_and_nothing_else(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     whole = write_tiff(tmp_path / "a.tif", [jpeg_page(tissue(500, 300))]).read_bytes()
     for _ in range(60):
