@@ -31,7 +31,7 @@ from edgelung.export.student import Student
 from edgelung.export.tiles import BATCH, TileSet
 from edgelung.export.torchscript import build_torchscript, load_torchscript
 from edgelung.report.render import render
-from edgelung.tiles.reader import ReaderSpec, read_decoded
+from edgelung.tiles.reader import ReaderSpec, read_pixels
 
 transforms = importlib.import_module("torchvision.transforms")  # has no types
 CONFIG, PROGRAM, AGREEMENT, README = (
@@ -216,8 +216,7 @@ def _batches(images: Iterator[Image.Image]) -> Iterator[list[Image.Image]]:
 def _images(tiles: TileSet) -> Iterator[Image.Image]:
     """The tiles decoded at their full size, as a slide reader gives them."""
     for tile in tiles.tiles:
-        pixels, _ = read_decoded(tiles.data / tile.path, FULL_SIZE)
-        yield Image.fromarray(np.asarray(pixels))
+        yield Image.fromarray(read_pixels(tiles.data / tile.path, FULL_SIZE))
 
 
 def _compare(probabilities: Probabilities, expected: Probabilities) -> PixelAgreement:

@@ -66,7 +66,8 @@ class TissueMask:
         x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
         y0, y1 = np.clip(y0, 0, height), np.clip(y1, 0, height)
         inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-        return inside / np.maximum((x1 - x0) * (y1 - y0), 1)
+        shares: npt.NDArray[np.float64] = inside / np.maximum((x1 - x0) * (y1 - y0), 1)
+        return shares
 
     def area_mm2(self, mpp: float) -> float:
         """Area of the tissue in square millimetres, at `mpp` micrometres per pixel of level 0."""

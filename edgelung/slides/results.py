@@ -20,9 +20,9 @@ from edgelung.artifacts.slide_tiles import SlideTiles, write_tiles, write_wsinfe
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, atomic_write
 from edgelung.inference.session import LoadedEngines
-from edgelung.report.slide_index import index_page
-from edgelung.report.slide_page import SLIDE_PAGE, slide_page
-from edgelung.report.zoom_page import ZOOM_PAGE, zoom_page
+from edgelung.report.slide_index import INDEX_PAGE, index_page
+from edgelung.report.slide_page import SLIDE_PAGE, ZOOM_PAGE, slide_page
+from edgelung.report.zoom_page import zoom_page
 from edgelung.slides.base import Grid, Overview, Slide
 from edgelung.slides.formats import TABLES, TableFormat
 from edgelung.slides.geojson import TILES, TISSUE_FILE, write_tile_features, write_tissue_features
@@ -34,7 +34,7 @@ from edgelung.slides.scale import Scale
 from edgelung.slides.shares import class_shares
 from edgelung.slides.zoom import write_zoom
 
-INDEX, RUN_TABLE = "index.html", "slides.csv"
+RUN_TABLE = "slides.csv"
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def write_index(out: Path, summaries: Sequence[SlideSummary]) -> None:
         links[len(slides) - 1] = f"{folder.name}/{SLIDE_PAGE}"
     known = {(one.slide, one.scene) for one in slides}
     slides += [one for one in summaries if one.failed_whole and (one.slide, one.scene) not in known]
-    _write_page(out / INDEX, index_page(slides, links, out.absolute().name))
+    _write_page(out / INDEX_PAGE, index_page(slides, links, out.absolute().name))
     folders = {number: Path(link).parent.name for number, link in links.items()}
     write_run_table(out / RUN_TABLE, slides, folders)
 
