@@ -101,8 +101,9 @@ def slide(
         TableFormat,
         typer.Option(
             "--format",
+            metavar="NAME",
             rich_help_panel=OUTPUT,
-            help="Table of the tiles; wsinfer is CSV with the columns of WSInfer.",
+            help="Table of the tiles: parquet, csv, or wsinfer (CSV with the columns of WSInfer).",
         ),
     ] = TableFormat.PARQUET,
     zoom: Annotated[
