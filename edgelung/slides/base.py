@@ -54,11 +54,13 @@ class Overview:
         pixels: uint8 RGB (H, W, 3).
         downsample: pixels of level 0 per pixel of the picture.
         damaged: how many parts could not be decoded; they are white.
+        unread: where these parts are, (H, W); None if there are none.
     """
 
     pixels: Tile
     downsample: float
     damaged: int = 0
+    unread: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

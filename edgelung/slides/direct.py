@@ -70,7 +70,6 @@ class DirectSlide:
         segments, scale = self.segments[reduction.level], reduction.eighths
         wide, high = segments.width * scale // EIGHTHS, segments.height * scale // EIGHTHS
         at_once = max(1, PART_PIXELS // (wide * high))
-        damaged = 0
         for row in range(segments.down):
             for column in range(0, segments.across, at_once):
                 first = row * segments.across + column
@@ -78,10 +77,11 @@ class DirectSlide:
                 if all(segments.is_blank(number) for number in numbers):
                     continue
                 part = np.full((high, wide * len(numbers), 3), WHITE, np.uint8)
-                damaged += segments.fill(part, numbers, scale)
+                for place in segments.fill(part, numbers, scale):
+                    picture.leave_out((column + place) * wide, row * high, wide, high)
                 picture.add(column * wide, row * high, part)
             picture.finish((row + 1) * high)
-        return Overview(picture.pixels, reduction.downsample, damaged)
+        return picture.overview()
 
     def open_tiles(self, grid: Grid) -> "DirectTiles":
         check_scale(grid, self.eighths)

@@ -89,6 +89,9 @@ def find_tissue(overview: Overview, mpp: float) -> TissueMask:
     otsu, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     threshold = int(np.clip(otsu, LEAST, MOST))
     tissue = (saturation > threshold) & ~_pen(cv2, pixels, um)
+    if overview.unread is not None:  # perhaps tissue: then its tiles say that they are damaged
+        unread = overview.unread.astype(np.uint8) * 255
+        tissue |= cv2.resize(unread, size, interpolation=cv2.INTER_AREA) > 0
     return TissueMask(_clean(cv2, tissue, um), downsample, RULE, threshold)
 
 

@@ -162,7 +162,7 @@ class OpenSlideSlide:
 
     def overview(self, most_pixels: int) -> Overview:
         reduction = plan(self.levels, self.eighths, most_pixels)
-        picture, damaged = Picture(reduction), 0
+        picture = Picture(reduction)
         for y in range(0, reduction.height, BLOCK):
             high = min(BLOCK, reduction.height - y)
             for x in range(0, reduction.width, BLOCK):
@@ -170,9 +170,9 @@ class OpenSlideSlide:
                 try:
                     picture.add(x, y, self.read(reduction.level, x, y, wide, high))
                 except TileError:
-                    damaged += 1
+                    picture.leave_out(x, y, wide, high)
             picture.finish(y + high)
-        return Overview(picture.pixels, reduction.downsample, damaged)
+        return picture.overview()
 
     def open_tiles(self, grid: Grid) -> "OpenSlideTiles":
         check_scale(grid, self.eighths)

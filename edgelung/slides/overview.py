@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.slides.base import EIGHTHS, Level
+from edgelung.slides.base import EIGHTHS, Level, Overview
 from edgelung.tiles.resize import Tile
 
 WHITE = 255
@@ -64,6 +64,9 @@ class Picture:
     def __init__(self, reduction: Reduction) -> None:
         factor = self._factor = reduction.factor
         self._size = reduction.width, reduction.height
+        self._downsample = reduction.downsample
+        self._unread: npt.NDArray[np.bool_] | None = None
+        self._damaged = 0
         shape = -(-reduction.height // factor), -(-reduction.width // factor), 3
         self._pixels = np.full(shape, WHITE, np.uint8)
         # Rows of the picture that are not yet whole → how much their decoded pixels lack to white,
@@ -103,7 +106,14 @@ class Picture:
             counts = wide * min(factor, height - row * factor)
             self._pixels[row] = WHITE - (self._sums.pop(row) + counts // 2) // counts
 
-    @property
-    def pixels(self) -> Tile:
-        """uint8 RGB (H, W, 3); white where nothing was added."""
-        return self._pixels
+    def leave_out(self, x: int, y: int, wide: int, high: int) -> None:
+        """A part of the decoded level cannot be read: it stays white, and is known as unread."""
+        if self._unread is None:
+            self._unread = np.zeros(self._pixels.shape[:2], bool)
+        factor, self._damaged = self._factor, self._damaged + 1
+        rows = slice(y // factor, -(-(y + high) // factor))
+        self._unread[rows, x // factor : -(-(x + wide) // factor)] = True
+
+    def overview(self) -> Overview:
+        """The picture, when all of it is finished."""
+        return Overview(self._pixels, self._downsample, self._damaged, self._unread)

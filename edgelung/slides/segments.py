@@ -58,15 +58,15 @@ class LevelSegments:
         planes = [self._read_part(number + plane * len(self), eighths) for plane in range(3)]
         return np.dstack([plane[..., 0] for plane in planes])
 
-    def fill(self, part: Tile, numbers: range, eighths: int) -> int:
-        """Decode neighbours side by side into a white part. Returns how many are damaged."""
-        damaged, wide = 0, self.width * eighths // EIGHTHS
+    def fill(self, part: Tile, numbers: range, eighths: int) -> list[int]:
+        """Decode neighbours side by side into a white part. Returns the places of damaged ones."""
+        damaged, wide = [], self.width * eighths // EIGHTHS
         for place, number in enumerate(numbers):
             if not self.is_blank(number):
                 try:
                     pixels = self.read(number, eighths)
                 except TileError:
-                    damaged += 1
+                    damaged.append(place)
                 else:
                     part[: len(pixels), place * wide : (place + 1) * wide] = pixels
         return damaged

@@ -193,6 +193,24 @@ def test_a_damaged_tile_is_a_status_and_the_rest_is_as_ever(
     assert (tiles.probabilities[~touched] == whole.probabilities[~touched]).all()
 
 
+def test_damage_that_hides_tissue_in_the_overview_is_said_too(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """Of a slide with one level, the overview is made from the damaged tiles themselves."""
+    page = jpeg_page(
+        tissue(WIDTH, HEIGHT),
+        ycc=False,
+        sampling="444",
+        description="Aperio Image Library v11\n|AppMag = 20|MPP = 0.5",
+    )
+    first, *others = page.segments
+    page.segments = [first, *(data[: len(data) // 2] for data in others)]
+    slide = write_tiff(tmp_path / "case.svs", [page])
+    (summary,) = run_slides([slide], bundle, options(tmp_path))
+    assert (summary.tiles, summary.failed_tiles) == (12, 11)
+    assert exit_code([summary]) == 3
+
+
 def test_a_stopped_run_continues_to_the_same_bytes(
     bundle: Bundle, finished: Finished, slide: Path, tmp_path: Path
 ) -> None:
