@@ -136,7 +136,7 @@ def measure(
     own += ["--precision", "int8"]
     run([*own, "--out", str(folder / "first")], options.core)  # fills the cache
     tiles = read_tiles(folder / "first" / case.slide.stem / "tiles.parquet")
-    summary = json.loads((folder / "first" / case.slide.stem / "summary.json").read_text())
+    summary = json.loads((folder / "first" / case.slide.stem / "slide.json").read_text())
     coordinates = folder / "coordinates.json"
     corners = [list(one) for one in zip(tiles.x.tolist(), tiles.y.tolist(), strict=True)]
     given = {"corners": corners, "side": tiles.side}

@@ -29,7 +29,7 @@ from edgelung.slides.tile_raster import Raster, TileRaster
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.status import NO_FAILURE, Status
 
-SLIDE_PAGE, ZOOM_PAGE = "slide.html", "zoom.html"
+ZOOM_PAGE = "zoom.html"
 MAX_SIDE = 4096  # pixels of the picture in the page
 OVERLAY_SIDE = 2048  # pixels of an overlay: a tile is larger than two pixels of it
 MAX_OVERLAYS = 8  # classes with a heat map in the page, the largest shares first

@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 from edgelung.artifacts.slide_summary import SlideSummary
 from edgelung.artifacts.slide_tiles import SlideTiles
+from edgelung.core.own_folders import SLIDE_PAGE
 from edgelung.report.gallery import script_hash, script_json
 from edgelung.report.render import render
 from edgelung.report.slide_page import (
-    SLIDE_PAGE,
     legend_values,
     script_text,
     slide_headline,

@@ -27,10 +27,11 @@ from edgelung.slides import run
 from edgelung.slides.find import find_slides, result_names
 from edgelung.slides.formats import TableFormat
 from edgelung.slides.run import MaskRule, SlideOptions, exit_code, parse_mask, run_slides
+from edgelung.tiles.find import find_files
 
 ENGINE = Options(engine=EngineName.OPENVINO, precision=Precision.INT8, threads=1, batch_size=4)
 WIDTH, HEIGHT, SIDE = 1100, 800, 224  # 4 × 3 tiles
-CHANGING = ("summary.json", "slide.html")  # hold times
+CHANGING = ("slide.json", "slide.html")  # hold times
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_every_result_is_there(finished: Finished) -> None:
     names = {path.name for path in (folder / "out" / "case").iterdir()}
     assert names >= {
         *("tiles.parquet", "tiles.geojson", "tissue.geojson", "heatmap.ome.tif", "labels.png"),
-        *("heat-01-lung_aca.png", "legend.png", "thumbnail.png", "mask.png", "summary.json"),
+        *("heat-01-lung_aca.png", "legend.png", "thumbnail.png", "mask.png", "slide.json"),
         "slide.html",
     }
     assert (folder / "out" / "index.html").is_file()
@@ -126,6 +127,11 @@ def test_every_result_is_there(finished: Finished) -> None:
     assert (row["slide"], row["status"], row["folder"], row["tiles"]) == (
         *("case.svs", "ok", "case", "12"),
     )
+
+
+def test_results_are_no_tiles_for_infer(finished: Finished) -> None:
+    found = {file.path for file in find_files(finished[0] / "out")}
+    assert found == {"index.html", "slides.csv"}
 
 
 def test_predictions_are_those_of_the_tiles_cut_out(

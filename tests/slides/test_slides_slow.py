@@ -18,7 +18,7 @@ from edgelung.artifacts.slide_tiles import read_tiles
 pytestmark = pytest.mark.slow
 
 KILLS = 30
-CHANGING = ("summary.json", "slide.html")  # hold times
+CHANGING = ("slide.json", "slide.html")  # hold times
 MOST_MEGABYTES = 300
 
 
@@ -68,7 +68,7 @@ def test_a_slide_of_eight_gigapixels_is_read_in_flat_memory(tmp_path: Path) -> N
     )
     _, status, used = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    summary = read_slide_summary(tmp_path / "out" / "huge" / "summary.json")
+    summary = read_slide_summary(tmp_path / "out" / "huge" / "slide.json")
     assert (summary.width, summary.height) == (100_000, 80_000)
     tiles = read_tiles(tmp_path / "out" / "huge" / "tiles.parquet")
     assert summary.statuses == {"ok": len(tiles)}
