@@ -17,10 +17,9 @@ from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.cli import main
 from edgelung.core import terminal
 from edgelung.core.precision import Precision
-from edgelung.export.build import export_run
-from edgelung.train.recipe import load_recipe
-from edgelung.train.run import train_run
-from edgelung.train.synthetic import write_dataset
+
+# torch and timm take eight seconds to load. The fixtures that need them import them, so that the
+# process that starts the test processes, and a test of another room, do without.
 
 # 64 px tiles and one epoch: every part is real, nothing is learned to speak of. AdamW, since Muon
 # makes steps of the same length out of however small a gradient, rounding errors included.
@@ -45,6 +44,12 @@ SMALL = [
 
 
 LONG = ("train", "export", "engines")  # the rooms whose tests take longest
+
+# One OpenMP thread, also in the processes that tests start, so that all sum in the same order.
+# Several test processes share the cores, and OpenMP's threads wait for one another in a busy loop:
+# training took six times as much CPU time with two threads as with one. Set at import, because
+# torch reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -115,6 +120,8 @@ def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
 @pytest.fixture(scope="session")
 def tiles(shared_folder: Path) -> Path:
     """108 synthetic 96 px tiles, 3 classes, 12 sources each, with groups.csv."""
+    from edgelung.train.synthetic import write_dataset
+
     return make_once(
         shared_folder / "tiles",
         lambda folder: write_dataset(folder, sources=12, tiles_per_source=3, size=96),
@@ -130,6 +137,8 @@ def small() -> list[str]:
 @pytest.fixture(scope="session")
 def run(tiles: Path, shared_folder: Path) -> Path:
     """A finished run; tests that change it copy it first."""
+    from edgelung.train.recipe import load_recipe
+    from edgelung.train.run import train_run
 
     def make(folder: Path) -> None:
         train_run(tiles, folder, load_recipe("demo", SMALL), groups=tiles / "groups.csv")
@@ -140,6 +149,8 @@ def run(tiles: Path, shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def bundle_folder(run: Path, shared_folder: Path) -> Path:
     """The bundle of `run` with all variants; tests that change it copy it first."""
+    from edgelung.export.build import export_run
+
     return make_once(
         shared_folder / "bundle",
         lambda folder: export_run(run, folder, precisions=frozenset(Precision)),
