@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +112,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "slides.json")
     options = parser.parse_args()
+    load = os.getloadavg()[0]  # of the machine, before it works for us
     folder = options.environments.absolute()
     pythons = {
         name: make_environment(name, folder, options.torch_from)
@@ -122,7 +122,7 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         cases = make_cases(options, work)
-        rounds = {name: options.rounds for name in cases} | {"768": options.rounds_768}
+        rounds = dict.fromkeys(cases, options.rounds) | {"768": options.rounds_768}
         result = {
             "core": options.core,
             "notes": NOTES,
@@ -133,14 +133,11 @@ def main() -> None:
             "versions": {name: versions(python) for name, python in pythons.items()},
             "edgelung": version("edgelung"),
             "bundle_sha256": open_bundle(starter_bundle()).sha256,
-            "load_before": options_load,
+            "load_before": load,
             "machine": machine.describe(),
         }
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result)
-
-
-options_load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def make_cases(options: argparse.Namespace, work: Path) -> dict[str, Case]:
