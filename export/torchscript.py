@@ -4,6 +4,7 @@ For other tools, which apply softmax themselves; edgelung loads it only to check
 those of older libtorch versions too: QuPath brings its own.
 """
 
+import importlib
 import io
 import warnings
 import zipfile
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from edgelung.export.student import Student
 
+jit = importlib.import_module("torch.jit")  # torch does not type it
 DEBUG_SUFFIX = ".debug_pkl"  # source lines of the Python code, with paths of this machine
 
 
@@ -46,7 +48,7 @@ def build_torchscript(student: Student, temperature: float) -> bytes:
     with warnings.catch_warnings(), torch.no_grad():
         # The trace fixes the size of a tile, as intended; TorchScript is old, but QuPath reads it.
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(divided, example, check_trace=False), buffer)
+        jit.save(jit.trace(divided, example, check_trace=False), buffer)
     return _without_debug_records(buffer.getvalue())
 
 
@@ -54,11 +56,11 @@ def load_torchscript(program: bytes) -> Callable[[Tensor], Tensor]:
     """Load a program that `build_torchscript` made, for the CPU: images → logits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, see above
-        model = torch.jit.load(io.BytesIO(program), map_location="cpu")
+        model = jit.load(io.BytesIO(program), map_location="cpu")
 
     def run(images: Tensor) -> Tensor:
         # Without the optimizer, whose first batches take seconds.
-        with torch.inference_mode(), torch.jit.optimized_execution(False):
+        with torch.inference_mode(), jit.optimized_execution(False):
             logits: Tensor = model(images)
         return logits
 

@@ -7,6 +7,7 @@ far the result is from full precision of the bundle with edgelung's own reader.
 The format is that of the model zoo: wsinfer_zoo/schemas/model-config.schema.json, version 1.0.
 """
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from msgspec import Struct
 from PIL import Image
-from torchvision import transforms
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.run import RunFolder
@@ -31,8 +31,9 @@ from edgelung.export.student import Student
 from edgelung.export.tiles import BATCH, TileSet
 from edgelung.export.torchscript import build_torchscript, load_torchscript
 from edgelung.report.render import render
-from edgelung.tiles.reader import ReaderSpec, read_decoded
+from edgelung.tiles.reader import ReaderSpec, read_pixels
 
+transforms = importlib.import_module("torchvision.transforms")  # has no types
 CONFIG, PROGRAM, AGREEMENT, README = (
     *("config.json", "torchscript_model.pt", "agreement.json", "README.md"),
 )
@@ -40,7 +41,7 @@ SPEC_VERSION = "1.0"  # the only one in the schema
 MEASURED_TILES = 256  # some seconds
 FULL_SIZE = ReaderSpec(size=4096)  # a JPEG of fewer pixels is not decoded at a smaller scale
 # Largest difference of a probability between the program and the bundle on the same pixels.
-PROGRAM_TOLERANCE = 1e-3
+PROGRAM_TOLERANCE = 1e-4
 
 
 class Transform(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -72,20 +73,18 @@ class PixelAgreement(Struct, frozen=True, kw_only=True):
 
 
 class WsinferAgreement(Struct, frozen=True, kw_only=True):
-    """agreement.json: the program on pixels that three readers give of the same tiles.
+    """agreement.json: the program on pixels that two readers give of the same tiles.
 
     Attributes:
         subset: 'test', or 'validation' where a run has no test tiles.
         tiles: how many were measured, evenly spread.
         edgelung: pixels of edgelung's reader; differs by rounding alone.
-        torchvision: decoded at full size, then the transform of config.json (bilinear).
-        wsinfer: Pillow's default resize (bicubic) before the transform, as WSInfer cuts a slide.
+        wsinfer: decoded at full size, then the transform of config.json, as WSInfer 0.6.1 does it.
     """
 
     subset: str
     tiles: int
     edgelung: PixelAgreement
-    torchvision: PixelAgreement
     wsinfer: PixelAgreement
 
 
@@ -122,13 +121,14 @@ def wsinfer_config(student: Student, bundle: Bundle) -> WsinferConfig:
             f"bundle {bundle.folder} does not state how many micrometres a tile shows; expected "
             "--tile-um U with the export"
         )
+    side = _patch_side(bundle, student.size)
     return WsinferConfig(
         name=bundle.manifest.name,
         architecture=student.architecture,
         num_classes=len(bundle.classes),
         class_names=list(bundle.classes),
-        patch_size_pixels=student.size,
-        spacing_um_px=bundle.tile_um / student.size,
+        patch_size_pixels=side,
+        spacing_um_px=bundle.tile_um / side,
         transform=[
             Transform(name="Resize", arguments={"size": student.size}),
             Transform(name="ToTensor"),
@@ -138,6 +138,17 @@ def wsinfer_config(student: Student, bundle: Bundle) -> WsinferConfig:
             ),
         ],
     )
+
+
+def _patch_side(bundle: Bundle, model_side: int) -> int:
+    """Pixels of a patch: as in the training tiles, so that a slide is read at their resolution.
+
+    The size of the model's input if the training tiles have several sizes.
+    """
+    sizes = bundle.trained_sizes.sizes
+    if len(sizes) == 1 and sizes[0][0] == sizes[0][1]:
+        return sizes[0][0]
+    return model_side
 
 
 def measure_agreement(
@@ -162,14 +173,11 @@ def measure_agreement(
             f"{same_pixels.largest_probability_difference:.3g} on the same pixels (allowed "
             f"{PROGRAM_TOLERANCE:g}); the model folder was not written"
         )
-    size = (config.patch_size_pixels, config.patch_size_pixels)
-    cut = (image.resize(size) for image in _images(tiles))
     return WsinferAgreement(
         subset=subset,
         tiles=len(tiles),
         edgelung=same_pixels,
-        torchvision=_compare(run_program(_images(tiles), len(tiles)), expected),
-        wsinfer=_compare(run_program(cut, len(tiles)), expected),
+        wsinfer=_compare(run_program(_images(tiles), len(tiles)), expected),
     )
 
 
@@ -208,8 +216,7 @@ def _batches(images: Iterator[Image.Image]) -> Iterator[list[Image.Image]]:
 def _images(tiles: TileSet) -> Iterator[Image.Image]:
     """The tiles decoded at their full size, as a slide reader gives them."""
     for tile in tiles.tiles:
-        pixels, _ = read_decoded(tiles.data / tile.path, FULL_SIZE)
-        yield Image.fromarray(np.asarray(pixels))
+        yield Image.fromarray(read_pixels(tiles.data / tile.path, FULL_SIZE))
 
 
 def _compare(probabilities: Probabilities, expected: Probabilities) -> PixelAgreement:
@@ -224,9 +231,8 @@ def _compare(probabilities: Probabilities, expected: Probabilities) -> PixelAgre
 
 def _readme(config: WsinferConfig, agreement: WsinferAgreement, bundle: Bundle) -> str:
     rows: Sequence[tuple[str, PixelAgreement]] = (
-        ("edgelung's reader", agreement.edgelung),
-        ("the transform of config.json alone (torchvision)", agreement.torchvision),
-        ("WSInfer: bicubic resize, then the transform", agreement.wsinfer),
+        ("as edgelung does", agreement.edgelung),
+        ("as WSInfer does", agreement.wsinfer),
     )
     return render(
         "wsinfer.md.j2",
@@ -235,6 +241,7 @@ def _readme(config: WsinferConfig, agreement: WsinferAgreement, bundle: Bundle) 
         bundle=bundle.sha256,
         config=config,
         side=bundle.tile_um,
+        size=bundle.reader.size,
         temperature=bundle.manifest.temperature,
         agreement=agreement,
         rows=rows,

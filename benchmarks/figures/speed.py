@@ -208,41 +208,6 @@ def startup() -> Table:
     return Table(header, rows, {"startup.json": content})
 
 
-SLIDES = {
-    "edgelung": "**`edgelung slide`** INT8",
-    "wsinfer, openslide": "WSInfer, OpenSlide",
-    "wsinfer, tiffslide": "WSInfer, tiffslide",
-    "tiatoolbox": "TIAToolbox, PatchPredictor",
-}
-
-
-def slides() -> Table:
-    """Whole slides by edgelung and by other programs, on one core."""
-    content = result("slides.json")
-    packages = {
-        key: value for found in content["versions"].values() for key, value in found.items()
-    }
-    rows = []
-    for case in content["cases"].values():
-        for key, name in SLIDES.items():
-            one = case["programs"][key]
-            version = packages.get(key.partition(",")[0], "")
-            rows.append(
-                [
-                    f"{case['name']}, {case['tiles']:,} tiles" if key == "edgelung" else "",
-                    f"{name} {version}".strip(),
-                    f"{one['seconds']:,.1f}",
-                    f"{one['tiles_per_second']:,.1f}",
-                    f"{one['slides_per_hour']:,.0f}",
-                    f"{one['times_edgelung']:.2f} ×",
-                    f"{one['peak_mb']:,.0f}",
-                ]
-            )
-    header = ["slide", "program", "s", "tiles/s", "slides an hour", "time to edgelung's", "MB"]
-    note = "One core, the same network and the same tiles; start-up and writing are counted:"
-    return Table(header, rows, {"slides.json": content}, note)
-
-
 TABLES = {
     "quantization": quantization,
     "folder": folder,
@@ -256,5 +221,4 @@ TABLES = {
     "calibrations": calibrations,
     "without-copies": without_copies,
     "startup": startup,
-    "slides": slides,
 }

@@ -19,7 +19,6 @@ from edgelung.tiles.status import NO_FAILURE
 SCHEMA_VERSION = 1
 KIND: Literal["edgelung slide"] = "edgelung slide"
 OK, FAILED, NO_TISSUE = "ok", "failed", "no-tissue"
-SUMMARY = "summary.json"
 REMEDY = "expected the summary that `edgelung slide` wrote"
 
 

@@ -61,8 +61,7 @@ class SlideTiles:
     @property
     def predicted(self) -> npt.NDArray[np.bool_]:
         """Which tiles have probabilities (N,)."""
-        finite: npt.NDArray[np.bool_] = np.isfinite(self.probabilities).all(axis=1)
-        return finite
+        return np.asarray(np.isfinite(self.probabilities).all(axis=1), bool)
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -115,11 +114,11 @@ def read_tiles(path: Path) -> SlideTiles:
 def write_wsinfer(path: Path, tiles: SlideTiles) -> None:
     """Write the CSV of WSInfer 0.6: minx,miny,width,height,prob_<class>…; predicted tiles only."""
     names = [*_WSINFER_POSITION, *(f"prob_{name}" for name in tiles.classes)]
+    rows = np.flatnonzero(tiles.predicted)
     with atomic_write(path) as file:
         file.write(_lines([list(map(safe_cell, names))], "\n"))
-        for part in _parts(len(tiles)):
-            kept = np.flatnonzero(tiles.predicted[part]) + part.start
-            file.write(_lines(_numbers(tiles, kept), "\n"))
+        for part in _parts(len(rows)):
+            file.write(_lines(_numbers(tiles, rows[part]), "\n"))
 
 
 def _parts(count: int) -> Iterator[slice]:

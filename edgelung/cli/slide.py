@@ -101,8 +101,9 @@ def slide(
         TableFormat,
         typer.Option(
             "--format",
+            metavar="NAME",
             rich_help_panel=OUTPUT,
-            help="Table of the tiles; wsinfer is CSV with the columns of WSInfer.",
+            help="Table of the tiles: parquet, csv, or wsinfer (CSV with the columns of WSInfer).",
         ),
     ] = TableFormat.PARQUET,
     zoom: Annotated[
@@ -158,7 +159,7 @@ def slide(
     from edgelung.core.terminal import progress
     from edgelung.core.typed_json import plain
     from edgelung.inference.session import Options
-    from edgelung.slides.results import INDEX
+    from edgelung.report.slide_index import INDEX_PAGE
     from edgelung.slides.run import SlideOptions, exit_code, parse_mask, run_slides
 
     defaults = read_defaults(model)
@@ -188,7 +189,7 @@ def slide(
         print(json.dumps([plain(summary) for summary in summaries], indent=2), flush=True)
     else:
         _print_table(summaries)
-    report("open %s in a browser", out / INDEX)
+    report("open %s in a browser", out / INDEX_PAGE)
     report(RESEARCH_USE_ONLY)
     raise typer.Exit(exit_code(summaries))
 

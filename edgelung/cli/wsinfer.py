@@ -44,8 +44,8 @@ def write_wsinfer(folder: Path, run: Path, bundle: "Bundle", data: Path | None) 
 
     agreement = write_wsinfer_folder(folder, RunFolder(run), bundle, data)
     report(
-        "%s: as WSInfer resizes tiles, %.1f %% of %d %s tiles get the label of fp32, and "
-        "probabilities differ by %.4f on average and %.3f at most",
+        "%s: as WSInfer reads tiles, %.1f %% of %d %s tiles get the label of fp32, and "
+        "probabilities differ by %.2g on average and %.2g at most",
         folder,
         100 * agreement.wsinfer.same_label,
         agreement.tiles,

@@ -15,18 +15,20 @@ AUDIT_FIGURES, AUDIT_LINKS = "audit.json", "links.csv"
 GROUPS = "groups.csv"  # of an audit, and beside the tiles that edgelung draws
 REPORT_PAGE = "report.html"
 ENGINES_MANIFEST = "engines.json"
+SLIDE_RECORD, SLIDE_PAGE = "slide.json", "slide.html"
 MAX_BYTES = 1 << 24  # of a JSON file that is looked at
 
 _KINDS = {
     "run": (RUN_CONFIG, RUN_SPLIT),
     "bundle": (BUNDLE_MANIFEST, BUNDLE_SEAL),
     "audit": (AUDIT_FIGURES, AUDIT_LINKS),
+    "slide": (SLIDE_RECORD, SLIDE_PAGE),
 }
 _SIGNATURE = b'"edgelung"'  # a key of each of the JSON files
 
 
 def own_kind(folder: str, holds: Callable[[str], bool]) -> str:
-    """What a folder is: 'run', 'bundle', 'audit', or '' for data.
+    """What a folder is: 'run', 'bundle', 'audit', 'slide', or '' for data.
 
     `holds` tells whether the folder has an entry of a name. The JSON file must be edgelung's too:
     other programs write files of such names.

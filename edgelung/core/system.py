@@ -19,6 +19,8 @@ RUNTIME_PACKAGES = (
     *("numpy", "pillow", "simplejpeg", "imagecodecs"),
     *("openvino", "onnxruntime-gpu", "onnxruntime"),
 )
+# Packages that read slides, in addition.
+SLIDE_PACKAGES = ("openslide-python", "openslide-bin", "tifffile", "opencv-python-headless")
 # Packages that decide which GPU engine is fastest.
 GPU_PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "pycuda", "cuda-bindings")
 # Packages that decide what calibration measures.

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,7 +21,14 @@ SHORT_NAME = 36  # characters of a file name; longer ones lose their middle
 
 def render(template: str, **values: object) -> str:
     """Fill a template of this package. Values are escaped for HTML or for Markdown."""
-    is_markdown = template.endswith(".md.j2")
+    environment = _environment(template.endswith(".md.j2"))
+    return environment.get_template(template).render(
+        notice=RESEARCH_USE_ONLY, version=__version__, **values
+    )
+
+
+@cache  # it keeps the compiled templates
+def _environment(is_markdown: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("edgelung.report", ""),
         autoescape=not is_markdown,
@@ -38,9 +46,7 @@ def render(template: str, **values: object) -> str:
         "place": place,
         "logplace": logplace,
     }
-    return environment.get_template(template).render(
-        notice=RESEARCH_USE_ONLY, version=__version__, **values
-    )
+    return environment
 
 
 def _markdown_value(value: object) -> object:
@@ -56,6 +62,7 @@ def _html_value(value: object) -> object:
 
 def shortened(name: str, most: int = SHORT_NAME) -> Markup:
     """A long name without its middle, since names of tiles differ at their ends."""
+    name = visible(name)
     if len(name) <= most:
         return Markup.escape(name)
     half = most // 2

@@ -17,7 +17,6 @@ from PIL import Image
 
 from edgelung.artifacts.slide_summary import FAILED, OK, SlideSummary
 from edgelung.artifacts.slide_tiles import SlideTiles
-from edgelung.core.errors import visible
 from edgelung.evaluation.intervals import FEW_GROUPS
 from edgelung.report.figures import picture
 from edgelung.report.gallery import script_hash, script_json
@@ -30,7 +29,7 @@ from edgelung.slides.tile_raster import Raster, TileRaster
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.status import NO_FAILURE, Status
 
-SLIDE_PAGE = "slide.html"
+ZOOM_PAGE = "zoom.html"
 MAX_SIDE = 4096  # pixels of the picture in the page
 OVERLAY_SIDE = 2048  # pixels of an overlay: a tile is larger than two pixels of it
 MAX_OVERLAYS = 8  # classes with a heat map in the page, the largest shares first
@@ -77,7 +76,7 @@ def slide_page(
         tiles: its tiles.
         mask: tissue (h, w); None without a mask.
         mask_downsample: pixels of level 0 per pixel of the mask.
-        files: names of files beside the page, for links.
+        files: names of files beside the page, for links; with ZOOM_PAGE, the picture has one.
     """
     pixels, downsample = reduced(overview)
     height, width, _ = pixels.shape
@@ -99,6 +98,7 @@ def slide_page(
         statuses=dict(sorted(summary.statuses.items(), key=lambda item: -item[1])),
         details=_details(summary),
         files={name: "./" + quote(name) for name in files},
+        zoom=ZOOM_PAGE if ZOOM_PAGE in files else "",
         data=script_json(
             {
                 "width": width,
@@ -179,7 +179,7 @@ def slide_headline(summary: SlideSummary) -> Headline:
     if not known:
         return Headline("No tile of this slide has a label", Tone.CAUTION)
     top = max(known, key=lambda one: one.share or 0.0)
-    name = Markup(shortened(visible(top.name))).striptags()
+    name = shortened(top.name).striptags()
     text = f"Research use: {name} on {_percent(top.share)} of the tissue"
     if top.interval:
         text += f" (95{NO_BREAK}% interval {_span(top.interval)})"
@@ -201,8 +201,8 @@ def slide_warnings(summary: SlideSummary, damaged: int, classes: int) -> list[st
         warnings.append(white_parts(damaged, "overview"))
     if summary.blocks and summary.blocks.effective < FEW_GROUPS:
         warnings.append(
-            f"The tissue makes about {summary.blocks.effective:g} blocks; an interval needs "
-            f"{FEW_GROUPS}. The shares have none."
+            f"The shares have no interval: the labelled tissue says as much as {_equal(summary)}, "
+            f"and an interval needs {FEW_GROUPS}."
         )
     if classes > MAX_OVERLAYS:
         warnings.append(
@@ -300,15 +300,26 @@ def _basis(summary: SlideSummary) -> str:
     blocks = summary.blocks
     if blocks is None:
         return "No tile with tissue has a label."
-    side = (
-        f"{blocks.side_px:,.0f} px" if blocks.side_um is None else f"{blocks.side_um / 1000:g} mm"
+    um = blocks.side_um
+    side = f"{blocks.side_px:,.0f} px" if um is None else f"{um / 1000:g} mm"
+    text = "Shares are of the labelled tissue. "
+    if blocks.effective >= FEW_GROUPS:
+        text += (
+            f"The interval resamples {count(blocks.count, 'block')} of {side} (worth "
+            f"{_equal(summary)}), since neighbouring tiles are alike. "
+        )
+    else:
+        text += f"It lies in {count(blocks.count, 'block')} of {side}, too few for an interval. "
+    return text + (
+        "All this is about this slide alone: it says nothing about other slides, nor about errors "
+        "of the model."
     )
-    return (
-        "Shares are of the labelled tissue. The interval resamples "
-        f"{count(blocks.count, 'block')} of {side} (as informative as {blocks.effective:g} equal "
-        "ones), since neighbouring tiles are alike. It is about this slide alone: it says nothing "
-        "of other slides, nor of errors of the model."
-    )
+
+
+def _equal(summary: SlideSummary) -> str:
+    """The effective number of blocks, in words."""
+    number = summary.blocks.effective if summary.blocks else 0.0
+    return f"{number:g} equal block{'' if number == 1 else 's'}"
 
 
 def _percent(share: float | None) -> str:

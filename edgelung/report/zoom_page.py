@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 from edgelung.artifacts.slide_summary import SlideSummary
 from edgelung.artifacts.slide_tiles import SlideTiles
+from edgelung.core.own_folders import SLIDE_PAGE
 from edgelung.report.gallery import script_hash, script_json
 from edgelung.report.render import render
 from edgelung.report.slide_page import (
-    SLIDE_PAGE,
     legend_values,
     script_text,
     slide_headline,
@@ -21,8 +21,6 @@ from edgelung.report.slide_page import (
 from edgelung.slides.base import Overview
 from edgelung.slides.tile_raster import Raster
 from edgelung.slides.zoom import FOLDER, SIDE, Pyramid
-
-ZOOM_PAGE = "zoom.html"
 
 
 def zoom_page(
@@ -73,5 +71,6 @@ def zoom_page(
         ),
         library=Markup(library),
         script=Markup(script),
-        script_hashes=[Markup(script_hash(text)) for text in (library, script)],
+        library_hash=Markup(script_hash(library)),
+        script_hash=Markup(script_hash(script)),
     )

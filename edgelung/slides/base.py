@@ -54,11 +54,13 @@ class Overview:
         pixels: uint8 RGB (H, W, 3).
         downsample: pixels of level 0 per pixel of the picture.
         damaged: how many parts could not be decoded; they are white.
+        unread: where these parts are, (H, W); None if there are none.
     """
 
     pixels: Tile
     downsample: float
     damaged: int = 0
+    unread: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ class Grid:
     @property
     def corners0(self) -> npt.NDArray[np.int64]:
         """Upper left corners (N, 2) as x, y; pixels of level 0."""
-        return np.rint(self.cells * (self.step * self.downsample)).astype(np.int64)
+        corners: npt.NDArray[np.int64] = np.rint(self.cells * (self.step * self.downsample)).astype(
+            np.int64
+        )
+        return corners
 
     @property
     def side0(self) -> int:
@@ -104,6 +109,12 @@ class Grid:
     def read_side(self) -> int:
         """Side of the pixels that `TileReader.read` returns."""
         return self.side * self.eighths // EIGHTHS
+
+
+def check_scale(grid: Grid, eighths: Sequence[int]) -> None:
+    """Raise ValueError for a grid at a scale that is not among `eighths`, those of its slide."""
+    if grid.eighths not in eighths:
+        raise ValueError(f"a grid at {grid.eighths}/8 of a slide that has {list(eighths)}")
 
 
 class TileReader(Protocol):

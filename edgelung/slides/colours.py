@@ -51,4 +51,5 @@ def probability_colours(count: int) -> npt.NDArray[np.uint8]:
     anchors = np.array([list(bytes.fromhex(code)) for code in _CIVIDIS], np.float64)
     at = np.linspace(0, len(anchors) - 1, count)
     channels = [np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    colours: npt.NDArray[np.uint8] = np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    return colours

@@ -74,7 +74,7 @@ def _compare_level(
 def telling_tiles(segments: LevelSegments) -> Iterator[int]:
     """Numbers of tiles spread over the level, of those with the most bytes: not of plain glass."""
     counts = segments.layout.counts[: len(segments)]
-    largest = np.argsort(-counts, kind="stable")[: max(1, len(counts) // 10)]
+    largest = np.argsort(-counts, kind="stable")[: max(TRIES, len(counts) // 10)]
     places = np.linspace(0, len(largest) - 1, min(TRIES, len(largest))).astype(int)
     order = sorted(range(len(places)), key=lambda at: (at % TILES, at))
     for at in order:

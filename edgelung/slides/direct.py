@@ -5,20 +5,22 @@ tiles of a grid share it. JPEG is decoded at M/8 of its size where the grid asks
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale
+from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale, check_scale
 from edgelung.slides.file_bytes import FileBytes
-from edgelung.slides.overview import Reduction, plan, reduce_bands
-from edgelung.slides.segments import WHITE, LevelSegments
+from edgelung.slides.overview import WHITE, Picture, plan
+from edgelung.slides.segments import LevelSegments
 from edgelung.slides.shared import MOST_BYTES, SharedSegments
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.tiff_layout import Layout
+
+PART_PIXELS = 2**20  # decoded pixels that an overview sums up at once
 
 
 class DirectSlide:
@@ -56,38 +58,37 @@ class DirectSlide:
         """Its JPEG data cannot be decoded at a smaller scale."""
         self.eighths = (EIGHTHS,)
 
+    def leave_out(self, numbers: Collection[int]) -> None:
+        """Go without these levels."""
+        kept = [number for number in range(len(self.levels)) if number not in numbers]
+        self.levels = [self.levels[number] for number in kept]
+        self.segments = [self.segments[number] for number in kept]
+
     def overview(self, most_pixels: int) -> Overview:
         reduction = plan(self.levels, self.eighths, most_pixels)
-        damaged: list[int] = []
-        pixels = reduce_bands(self._bands(reduction, damaged), reduction)
-        return Overview(pixels, reduction.downsample, len(damaged))
+        picture = Picture(reduction)
+        segments, scale = self.segments[reduction.level], reduction.eighths
+        wide, high = segments.width * scale // EIGHTHS, segments.height * scale // EIGHTHS
+        at_once = max(1, PART_PIXELS // (wide * high))
+        for row in range(segments.down):
+            for column in range(0, segments.across, at_once):
+                first = row * segments.across + column
+                numbers = range(first, first + min(at_once, segments.across - column))
+                if all(segments.is_blank(number) for number in numbers):
+                    continue
+                part = np.full((high, wide * len(numbers), 3), WHITE, np.uint8)
+                for place in segments.fill(part, numbers, scale):
+                    picture.leave_out((column + place) * wide, row * high, wide, high)
+                picture.add(column * wide, row * high, part)
+            picture.finish((row + 1) * high)
+        return picture.overview()
 
     def open_tiles(self, grid: Grid) -> "DirectTiles":
+        check_scale(grid, self.eighths)
         return DirectTiles(self._file, self.segments[grid.level], grid)
 
     def close(self) -> None:
         self._file.close()
-
-    def _bands(self, reduction: Reduction, damaged: list[int]) -> Iterator[Tile]:
-        """The level in bands of one row of segments; the numbers of the damaged go to the list."""
-        segments, scale = self.segments[reduction.level], reduction.eighths
-        wide, high = segments.width * scale // EIGHTHS, segments.height * scale // EIGHTHS
-        for row in range(segments.down):
-            rows = min(high, reduction.height - row * high)
-            if rows < 1:
-                return
-            band = np.full((rows, reduction.width, 3), WHITE, np.uint8)
-            for column in range(segments.across):
-                number = row * segments.across + column
-                try:
-                    part = segments.read(number, scale)
-                except TileError:
-                    damaged.append(number)
-                    continue
-                left = column * wide
-                place = band[:, left : left + wide]
-                place[:] = part[:rows, : place.shape[1]]
-            yield band
 
 
 class DirectTiles:
@@ -139,7 +140,7 @@ class DirectTiles:
             if self._fetched[row]:
                 return
             self._fetched[row] = True
-        numbers = row * self._segments.across + np.flatnonzero(self._used_rows[row])
+        numbers = np.flatnonzero(self._used_rows[row]) + row * self._segments.across
         if len(numbers):
             self._file.will_need(*self._segments.span(numbers))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgelung.slides.base import StatedScale
 from edgelung.tiles.errors import Status, TileError
+from edgelung.tiles.table import decide
 from edgelung.tiles.tiff_directory import (
     MAX_DIRECTORIES,
     Data,
@@ -13,15 +14,23 @@ from edgelung.tiles.tiff_directory import (
     directories,
     sub_directories,
 )
-from edgelung.tiles.tiff_layout import Layout, read_layout
+from edgelung.tiles.tiff_layout import Layout, check_slide_structure, read_layout
 from edgelung.tiles.tiff_pages import SLIDE_PIXELS, is_reduced
 
 _SUB_IFDS, _NEW_SUBFILE, _TILE_WIDTH, _DESCRIPTION = 330, 254, 322, 270
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _REDUCED = 1  # of NewSubfileType
-_CENTIMETRE = 3  # of ResolutionUnit
+_MICROMETRES = {2: 25400.0, 3: 1e4}  # ResolutionUnit → inch and centimetre
 _COLOURS = ("RGB", "YCbCr")
-_NUMBER = re.compile(r"\d{1,9}(?:[.,]\d{1,12})?(?:[eE][+-]?\d{1,2})?")
+_NUMBER = re.compile(r"\d{1,9}(?:[.,]\d{1,30})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
+
+
+class OrdinaryError(TileError):
+    """A TIFF that is an ordinary picture, not a slide."""
+
+
+class KindError(TileError):
+    """The structure is sound, but the pixels are of a kind that is not read directly."""
 
 
 def read_chain(data: Data) -> list[Directory]:
@@ -45,7 +54,7 @@ def find_levels(chain: Sequence[Directory]) -> list[Layout]:
     first = chain[0]
     full = size_of(first)
     if _TILE_WIDTH not in first and math.prod(full) <= SLIDE_PIXELS:
-        raise TileError(
+        raise OrdinaryError(
             Status.UNSUPPORTED,
             f"an ordinary TIFF of {full[0]:,} × {full[1]:,} px that is not tiled",
         )
@@ -106,16 +115,17 @@ def aperio_scale(description: str) -> StatedScale:
 
 
 def resolution_scale(page: Directory) -> StatedScale:
-    """What the resolution tags say in pixels per centimetre; other units are no scale of a slide.
+    """What the resolution tags say in pixels per inch or centimetre, as OpenSlide takes them.
 
-    OpenSlide takes the same tags. Many programs write a number there that means nothing.
+    Many programs write a number there that means nothing, such as 72 pixels per inch.
     """
-    if page.integer(_RESOLUTION_UNIT, 2) != _CENTIMETRE:
+    unit = _MICROMETRES.get(page.integer(_RESOLUTION_UNIT, 2))
+    if unit is None:
         return StatedScale()
     values = [next(iter(page.numbers(tag)), 0.0) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
     if not all(math.isfinite(value) and value > 0 for value in values):
         return StatedScale()
-    return StatedScale(1e4 / values[0], 1e4 / values[1], None, "the TIFF's resolution tags")
+    return StatedScale(unit / values[0], unit / values[1], None, "the TIFF's resolution tags")
 
 
 def positive(text: str) -> float | None:
@@ -127,15 +137,20 @@ def positive(text: str) -> float | None:
 
 
 def _read_rgb(page: Directory) -> Layout:
-    """The layout of a level; raises TileError for anything but 8-bit RGB without alpha."""
+    """The layout of a level; raises KindError for anything but 8-bit RGB without alpha."""
+    check_slide_structure(page)
     layout = read_layout(page, 0, of_slide=True)
     kind = layout.kind
+    try:
+        decide(kind)
+    except TileError as error:
+        raise KindError(error.status, error.reason) from None
     if kind.colour not in _COLOURS or layout.samples != 3 or kind.alpha != "none":
         alpha = "" if kind.alpha == "none" else f" and alpha ({kind.alpha})"
-        raise TileError(
+        raise KindError(
             Status.UNSUPPORTED,
             f"{kind.colour} of {layout.samples} samples{alpha}; a slide is 8-bit RGB",
         )
     if kind.bits != 8:
-        raise TileError(Status.UNSUPPORTED, f"samples of {kind.bits} bits; a slide is 8-bit RGB")
+        raise KindError(Status.UNSUPPORTED, f"samples of {kind.bits} bits; a slide is 8-bit RGB")
     return layout

@@ -24,6 +24,7 @@ MPP = 8.0  # micrometres per pixel of the picture in which tissue is sought
 LEAST, MOST = 8, 20  # of the threshold, in 0…255
 MIN_SHARE = 0.25  # of a tile that must be tissue
 BRIGHT = 200  # glass has at least this in every channel
+MOST_MAGENTA = 6  # of glass
 GLASS_SHARE = 0.002  # of the picture; with less, the glass's colour is not known
 GAP_UM = 40.0  # closed
 HOLE_UM2, ISLAND_UM2 = 2e4, 4e4  # filled, dropped
@@ -65,7 +66,8 @@ class TissueMask:
         x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
         y0, y1 = np.clip(y0, 0, height), np.clip(y1, 0, height)
         inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-        return inside / np.maximum((x1 - x0) * (y1 - y0), 1)
+        shares: npt.NDArray[np.float64] = inside / np.maximum((x1 - x0) * (y1 - y0), 1)
+        return shares
 
     def area_mm2(self, mpp: float) -> float:
         """Area of the tissue in square millimetres, at `mpp` micrometres per pixel of level 0."""
@@ -87,6 +89,9 @@ def find_tissue(overview: Overview, mpp: float) -> TissueMask:
     otsu, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     threshold = int(np.clip(otsu, LEAST, MOST))
     tissue = (saturation > threshold) & ~_pen(cv2, pixels, um)
+    if overview.unread is not None:  # perhaps tissue: then its tiles say that they are damaged
+        unread = overview.unread.astype(np.uint8) * 255
+        tissue |= cv2.resize(unread, size, interpolation=cv2.INTER_AREA) > 0
     return TissueMask(_clean(cv2, tissue, um), downsample, RULE, threshold)
 
 
@@ -97,7 +102,10 @@ def whole_slide(width: int, height: int) -> TissueMask:
 
 def white_glass(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Scale the channels so that the glass is white: lamps and cameras tint it."""
-    bright = pixels.min(2) >= BRIGHT
+    # Lamps tint from yellow to blue, stains to magenta: there, green is the least of the three.
+    green = pixels[..., 1].astype(np.int16)
+    magenta = np.minimum(pixels[..., 0], pixels[..., 2]) - green
+    bright = (pixels.min(2) >= BRIGHT) & (magenta <= MOST_MAGENTA)
     if bright.mean() < GLASS_SHARE:
         return pixels
     glass = np.array([np.percentile(pixels[..., c][bright], 90) for c in range(3)])

@@ -16,26 +16,28 @@ from edgelung.slides.compare import DIFFERENT, compare, telling_tiles
 from edgelung.slides.direct import DirectSlide
 from edgelung.slides.file_bytes import FileBytes
 from edgelung.slides.levels import (
+    KindError,
+    OrdinaryError,
     aperio_scale,
     find_levels,
     is_8_bit_rgb,
     read_chain,
     resolution_scale,
 )
-from edgelung.slides.libraries import find_openslide, need_openslide
+from edgelung.slides.libraries import need_openslide
 from edgelung.slides.ome import is_ome, read_scenes
-from edgelung.slides.openslide_reader import OpenSlideSlide
+from edgelung.slides.openslide_reader import OpenSlideSlide, SharedHandle, open_by_openslide
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.files import looks_like
 from edgelung.tiles.tiff_directory import TIFF_MARKS, Directory
-from edgelung.tiles.tiff_layout import Layout
+from edgelung.tiles.tiff_layout import Layout, check_slide_structure
 from edgelung.tiles.tiff_pages import maker_of
 
 MAX_FOLDER_FILES = 4096  # of a DICOM folder
-_DESCRIPTION = 270
-_NO_CHECKS = (
-    ".ndpi",
-)  # its offsets of more than 32 bits are Hamamatsu's own; OpenSlide knows them
+_DESCRIPTION, _TILE_WIDTH = 270, 322
+_NDPI = ".ndpi"  # beyond 4 GiB its offsets are Hamamatsu's own, which OpenSlide knows
+_BY_OPENSLIDE = (".ndpi", ".scn", ".bif")  # TIFF with a layout of the scanner's own
+_OLYMPUS = ".vsi"  # a TIFF of small pictures; the slide is in other files
 _MIRAX = ".mrxs"  # its file is an ordinary JPEG beside the folder with the slide
 _DAMAGE = (Status.CORRUPT, Status.TRUNCATED)
 
@@ -62,11 +64,14 @@ def open_slides(path: Path) -> list[Slide]:
         start = file[0:16]
         if not start:
             raise EdgelungError(f"{path} holds no bytes; expected a slide: copy it again")
-        if start[:4] in TIFF_MARKS and path.suffix.lower() not in _NO_CHECKS:
+        suffix = path.suffix.lower()
+        if suffix == _OLYMPUS:
+            _check_olympus(path)
+        elif start[:4] in TIFF_MARKS and not (suffix == _NDPI and len(file) >= 2**32):
             slides = _open_tiff(file)
             if slides:
                 return slides
-        elif looks_like(start) and path.suffix.lower() != _MIRAX:
+        elif looks_like(start) and suffix not in (_MIRAX, _NDPI):
             raise EdgelungError(
                 f"{path} is an ordinary image, not a slide; run `edgelung infer` on its folder"
             )
@@ -77,7 +82,7 @@ def open_slides(path: Path) -> list[Slide]:
         file.close()
         raise
     file.close()
-    return [OpenSlideSlide(path)]
+    return [*open_by_openslide(path)]
 
 
 def _refusal(path: Path, error: TileError) -> EdgelungError:
@@ -86,7 +91,7 @@ def _refusal(path: Path, error: TileError) -> EdgelungError:
         advice = "the file is damaged or its copy is not complete: copy it again"
     elif error.status == Status.UNREADABLE:
         advice = "it cannot be read: is the drive connected?"
-    elif "ordinary TIFF" in error.reason:
+    elif isinstance(error, OrdinaryError):
         advice = "expected a slide; run `edgelung infer` on the folder of ordinary tiles"
     else:
         advice = "expected a tiled 8-bit RGB slide: export it again as SVS, pyramidal TIFF or DICOM"
@@ -101,18 +106,20 @@ def _open_tiff(file: FileBytes) -> list[Slide]:
     chain = read_chain(file)
     maker = maker_of(chain)
     description = chain[0].text(_DESCRIPTION)
-    if maker not in ("", "Aperio"):
+    if maker not in ("", "Aperio") or file.path.suffix.lower() in _BY_OPENSLIDE:
+        for page in chain:
+            if page.integer(_TILE_WIDTH, 0):
+                check_slide_structure(page)
         return []
     if is_ome(description):
         return _open_scenes(file, chain, description)
     try:
         layouts = find_levels(chain)
-    except TileError as error:
-        unknown = error.status == Status.UNSUPPORTED and is_8_bit_rgb(chain[0])
-        if unknown and _openslide_opens(file.path):
+    except KindError:
+        if is_8_bit_rgb(chain[0]) and _openslide_opens(file.path):
             return []
         raise
-    if any(layout.kind.compression == "JPEG 2000" for layout in layouts) and find_openslide():
+    if layouts[0].kind.compression == "JPEG 2000" and _openslide_opens(file.path):
         return []
     is_aperio = maker == "Aperio"
     scale = aperio_scale(description) if is_aperio else resolution_scale(chain[0])
@@ -151,31 +158,52 @@ def _checked(slide: DirectSlide) -> Slide:
 
 
 def probe(slide: DirectSlide) -> None:
-    """Decode a tile of each level, to know what the JPEG data allows.
+    """Decode a tile of each level, to know what its data allows.
 
     Raises:
-        TileError: its colours contradict the TIFF, or it is of a kind that is not read. Damage is
-            left to whoever reads the tile.
+        TileError: no tile of level 0 can be decoded, of those that were tried. Other levels without
+            any are left out, and other damage is left to whoever reads the tile.
     """
-    for segments in slide.segments:
-        for number in telling_tiles(segments):
+    broken = []
+    for number, segments in enumerate(slide.segments):
+        failure: TileError | None = None
+        for tile in telling_tiles(segments):
             try:
-                segments.read(number)
+                segments.read(tile)
             except TileError as error:
-                if error.status not in _DAMAGE:
-                    raise
+                failure = error
                 continue
+            failure = None
             try:
-                segments.read(number, min(slide.eighths))
+                segments.read(tile, min(slide.eighths))
             except TileError:
                 slide.only_full_size()
             break
+        if failure is not None and number == 0:
+            reason = f"none of its tiles can be decoded: {failure.reason}"
+            raise TileError(failure.status, reason)
+        if failure is not None:
+            broken.append(number)
+    slide.leave_out(broken)
 
 
 def _openslide_opens(path: Path) -> bool:
-    """Whether OpenSlide is installed and knows the format of a file."""
-    library = find_openslide()
-    return library is not None and library.OpenSlide.detect_format(path) is not None
+    """Whether OpenSlide is installed and opens a file."""
+    try:
+        SharedHandle(path).close()
+    except EdgelungError:
+        return False
+    return True
+
+
+def _check_olympus(path: Path) -> None:
+    """Raise EdgelungError for a VSI that OpenSlide would take for a TIFF: its small pictures."""
+    vendor = need_openslide(str(path)).OpenSlide.detect_format(path)
+    if vendor in (None, "generic-tiff"):
+        raise EdgelungError(
+            f"{path} is an Olympus slide, which the installed OpenSlide does not read; convert it "
+            "to OME-TIFF or DICOM"
+        )
 
 
 def _open_folder(path: Path) -> list[Slide]:
@@ -186,7 +214,7 @@ def _open_folder(path: Path) -> list[Slide]:
         raise EdgelungError(
             f"{path} holds {len(names)} files; expected a DICOM slide of at most {MAX_FOLDER_FILES}"
         )
-    found: dict[str, Slide] = {}
+    found: dict[str, OpenSlideSlide] = {}
     for name in names:
         if library.OpenSlide.detect_format(path / name) != "dicom":
             continue
@@ -205,4 +233,4 @@ def _open_folder(path: Path) -> list[Slide]:
     if len(found) > 1:
         for series, slide in found.items():
             slide.scene = one_line(series, 80)
-    return list(found.values())
+    return [*found.values()]

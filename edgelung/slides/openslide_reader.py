@@ -5,23 +5,38 @@ read once more through a new handle, which tells a damaged tile from a neighbour
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale
+from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale, check_scale
+from edgelung.slides.bounds import Rectangle, find_bounds, find_regions, levels_within
 from edgelung.slides.levels import positive
 from edgelung.slides.libraries import need_openslide
-from edgelung.slides.overview import Reduction, plan, reduce_bands
+from edgelung.slides.overview import Picture, plan
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
 
 CACHE_BYTES = 64 * 2**20
 BLOCK = 512  # pixels of a level that an overview reads at once
-_BOUNDS = ("x", "y", "width", "height")
+_FORMATS = {
+    "aperio": "Aperio SVS",
+    "dicom": "DICOM",
+    "generic-tiff": "tiled TIFF",
+    "hamamatsu": "Hamamatsu",
+    "leica": "Leica SCN",
+    "mirax": "MIRAX",
+    "philips": "Philips TIFF",
+    "sakura": "Sakura",
+    "synthetic": "OpenSlide's synthetic slide",
+    "trestle": "Trestle TIFF",
+    "ventana": "Ventana",
+    "zeiss": "Zeiss CZI",
+}
+_SCALES = {"aperio": "aperio.MPP", "generic-tiff": "the TIFF's resolution tags"}
 
 
 class SharedHandle:
@@ -76,9 +91,9 @@ class SharedHandle:
         return handle
 
     def _read_anew(self, failed: Any, x: int, y: int, level: int, width: int, height: int) -> Any:
-        """Read with a handle that no other thread uses, and leave a good one behind.
+        """Read with a handle that no other thread uses; a good one replaces the one that failed.
 
-        The one that failed is not closed here: other threads may be using it.
+        That is not closed here: other threads may be using it.
         """
         with self._repairing:
             try:
@@ -87,8 +102,6 @@ class SharedHandle:
                     region = fresh.read_region((x, y), level, (width, height))
                 except self._library.OpenSlideError:
                     fresh.close()
-                    if self._handle is failed:
-                        self._handle = self._open()
                     raise
             except (self._library.OpenSlideError, OSError) as error:
                 raise TileError(Status.CORRUPT, f"OpenSlide: {one_line(error)}") from None
@@ -100,14 +113,23 @@ class SharedHandle:
 
 
 class OpenSlideSlide:
-    """A slide that OpenSlide reads, as `base.Slide`."""
+    """A slide that OpenSlide reads, as `base.Slide`.
+
+    Attributes:
+        series: of a DICOM slide; '' for others.
+        regions: the parts of the canvas that are slides of their own; empty where it is one.
+    """
 
     reader = "openslide"
-    scene = ""
-    eighths = (EIGHTHS,)
+    eighths: Sequence[int] = (EIGHTHS,)
 
     def __init__(
-        self, path: Path, note: str = "", scale: StatedScale | None = None, scene: str = ""
+        self,
+        path: Path,
+        note: str = "",
+        scale: StatedScale | None = None,
+        scene: str = "",
+        part: Rectangle | None = None,
     ) -> None:
         """Open the slide. Raises EdgelungError.
 
@@ -116,30 +138,44 @@ class OpenSlideSlide:
             note: why OpenSlide reads it, for `kind`.
             scale: in place of what OpenSlide says.
             scene: its name.
+            part: of the canvas; None for the bounds.
         """
         self.path, self.scene = path, scene
         self._shared = SharedHandle(path)
         handle = self._shared.handle
         try:
             properties = dict(handle.properties)
-            sizes = list(handle.level_dimensions)
+            sizes = [(int(width), int(height)) for width, height in handle.level_dimensions]
             factors = [float(factor) for factor in handle.level_downsamples]
-            self.offset, self.levels = within_bounds(path, properties, sizes, factors)
+            part = part or find_bounds(path, properties, sizes[0])
         except BaseException:
             self.close()
             raise
-        vendor = one_line(properties.get("openslide.vendor", "unknown format"), 40)
+        self.offset = part.x, part.y
+        self.levels: Sequence[Level] = levels_within(part, sizes, factors)
+        self.regions = find_regions(properties, sizes[0])
         self.series = properties.get("dicom.SeriesInstanceUID", "")
-        self.kind = f"{vendor}; read by OpenSlide{note and f', {note}'}"
+        vendor = properties.get("openslide.vendor", "")
+        self.kind = f"{_FORMATS.get(vendor, one_line(vendor, 40))}; read by OpenSlide"
+        self.kind += note and f", {note}"
         self.scale = scale or stated_scale(properties)
 
     def overview(self, most_pixels: int) -> Overview:
         reduction = plan(self.levels, self.eighths, most_pixels)
-        damaged: list[int] = []
-        pixels = reduce_bands(self._bands(reduction, damaged), reduction)
-        return Overview(pixels, reduction.downsample, len(damaged))
+        picture = Picture(reduction)
+        for y in range(0, reduction.height, BLOCK):
+            high = min(BLOCK, reduction.height - y)
+            for x in range(0, reduction.width, BLOCK):
+                wide = min(BLOCK, reduction.width - x)
+                try:
+                    picture.add(x, y, self.read(reduction.level, x, y, wide, high))
+                except TileError:
+                    picture.leave_out(x, y, wide, high)
+            picture.finish(y + high)
+        return picture.overview()
 
     def open_tiles(self, grid: Grid) -> "OpenSlideTiles":
+        check_scale(grid, self.eighths)
         return OpenSlideTiles(self, grid)
 
     def close(self) -> None:
@@ -151,17 +187,17 @@ class OpenSlideSlide:
         x0, y0 = self.offset[0] + round(x * factor), self.offset[1] + round(y * factor)
         return self._shared.read(x0, y0, level, width, height)
 
-    def _bands(self, reduction: Reduction, damaged: list[int]) -> Iterator[Tile]:
-        for y in range(0, reduction.height, BLOCK):
-            rows = min(BLOCK, reduction.height - y)
-            band = np.full((rows, reduction.width, 3), 255, np.uint8)
-            for x in range(0, reduction.width, BLOCK):
-                columns = min(BLOCK, reduction.width - x)
-                try:
-                    band[:, x : x + columns] = self.read(reduction.level, x, y, columns, rows)
-                except TileError:
-                    damaged.append(x)
-            yield band
+
+def open_by_openslide(path: Path) -> list[OpenSlideSlide]:
+    """A slide, or each part of one that was scanned by itself. Raises EdgelungError."""
+    slide = OpenSlideSlide(path)
+    if not slide.regions:
+        return [slide]
+    slide.close()
+    return [
+        OpenSlideSlide(path, scene=f"region {number}", part=part)
+        for number, part in enumerate(slide.regions, 1)
+    ]
 
 
 class OpenSlideTiles:
@@ -194,45 +230,9 @@ def stated_scale(properties: Mapping[str, str]) -> StatedScale:
     mpp_y = positive(properties.get("openslide.mpp-y", ""))
     objective = positive(properties.get("openslide.objective-power", ""))
     vendor = properties.get("openslide.vendor", "")
-    source = {"aperio": "aperio.MPP", "generic-tiff": "the TIFF's resolution tags"}.get(
-        vendor, f"openslide.mpp-x ({one_line(vendor, 40)})"
-    )
-    if mpp_x is None and mpp_y is None:
-        source = "openslide.objective-power" if objective else ""
-    return StatedScale(mpp_x, mpp_y, objective, source)
-
-
-def within_bounds(
-    path: Path, properties: Mapping[str, str], sizes: list[tuple[int, int]], factors: list[float]
-) -> tuple[tuple[int, int], list[Level]]:
-    """Where the bounds begin, and the levels within them.
-
-    Raises:
-        EdgelungError: for bounds outside of the slide, and for a slide of no size.
-    """
-    width, height = sizes[0]
-    if min(width, height) < 1:
-        raise EdgelungError(f"{path} is a slide of {width} × {height} px; expected pixels")
-    stated = [properties.get(f"openslide.bounds-{name}") for name in _BOUNDS]
-    if all(text is None for text in stated):
-        return (0, 0), [Level(w, h, f) for (w, h), f in zip(sizes, factors, strict=True)]
-    try:
-        x, y, wide, high = (int(text or "") for text in stated)
-    except ValueError:
-        x, y, wide, high = -1, -1, 0, 0
-    if min(x, y) < 0 or min(wide, high) < 1 or x + wide > width or y + high > height:
-        found = ", ".join(
-            f"{name} {one_line(text or 'missing', 20)}"
-            for name, text in zip(_BOUNDS, stated, strict=True)
-        )
-        raise EdgelungError(
-            f"{path} states bounds outside of its {width} × {height} px ({found}); it is damaged, "
-            "or was changed by a program: export it from the scanner again"
-        )
-    levels = []
-    for (full_w, full_h), factor in zip(sizes, factors, strict=True):
-        w = min(int(wide / factor), full_w - int(x / factor))
-        h = min(int(high / factor), full_h - int(y / factor))
-        if min(w, h) >= 1:
-            levels.append(Level(w, h, factor))
-    return (x, y), levels
+    sources = []
+    if mpp_x is not None or mpp_y is not None:
+        sources.append(_SCALES.get(vendor, f"openslide.mpp-x ({one_line(vendor, 40)})"))
+    if objective is not None:
+        sources.append("aperio.AppMag" if vendor == "aperio" else "openslide.objective-power")
+    return StatedScale(mpp_x, mpp_y, objective, ", ".join(sources))

@@ -66,7 +66,9 @@ def _corners(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     1: upper left, 2: upper right, 4: lower left, 8: lower right.
     """
     padded = np.pad(mask, 1).astype(np.uint8)
-    bits = padded[:-1, :-1] | padded[:-1, 1:] << 1 | padded[1:, :-1] << 2 | padded[1:, 1:] << 3
+    bits = padded[:-1, :-1].copy()
+    for bit, part in ((2, padded[:-1, 1:]), (4, padded[1:, :-1]), (8, padded[1:, 1:])):
+        bits += np.uint8(bit) * part
     turns = np.ones(16, bool)
     turns[[0b0000, 0b1111, 0b0011, 0b1100, 0b0101, 0b1010]] = False
     bits[~turns[bits]] = 0
@@ -82,7 +84,7 @@ def _rings(mask: npt.NDArray[np.bool_]) -> Iterator[list[Point]]:
     y, x = np.nonzero(bits)
     kind = bits[y, x]
     twice = (kind == 0b1001) | (kind == 0b0110)
-    y, x, kind = (np.repeat(values, 1 + twice) for values in (y, x, kind))
+    y, x, kind = np.repeat(y, 1 + twice), np.repeat(x, 1 + twice), np.repeat(kind, 1 + twice)
     # In a row, the copy that ends the edge from the left comes first; it belongs to the left
     # pixel, which lies above (0b1001) or below (0b0110) the corner.
     copy = np.zeros(len(x), np.int8)

@@ -1,14 +1,16 @@
-"""A small picture of a whole slide, put together from bands of rows in flat memory."""
+"""A small picture of a whole slide, put together in flat memory."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.slides.base import EIGHTHS, Level
+from edgelung.slides.base import EIGHTHS, Level, Overview
 from edgelung.tiles.resize import Tile
+
+WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -56,34 +58,62 @@ def plan(levels: Sequence[Level], eighths: Sequence[int], most_pixels: int) -> R
     return best[1]
 
 
-def reduce_bands(bands: Iterable[Tile], reduction: Reduction) -> Tile:
-    """Put bands of rows (h, width, 3), from the top down, together to the picture (H, W, 3)."""
-    factor = reduction.factor
-    out = np.empty((-(-reduction.height // factor), -(-reduction.width // factor), 3), np.uint8)
-    if factor == 1:
-        top = 0
-        for band in bands:
-            out[top : top + len(band)] = band
-            top += len(band)
-        return out
-    starts = np.arange(0, reduction.width, factor)
-    columns = np.diff([*starts, reduction.width])[:, None]
-    open_row = np.zeros((len(starts), 3), np.int64)  # sums of a row of the picture, not yet whole
-    top = 0  # row of the decoded level
-    for band in bands:
-        sums = np.add.reduceat(band, starts, axis=1, dtype=np.int64)
-        bottom = top + len(band)
-        for row in range(top // factor, -(-bottom // factor)):
-            first, last = row * factor, min((row + 1) * factor, reduction.height)
-            open_row += sums[max(first - top, 0) : last - top].sum(0)
-            if last <= bottom:
-                out[row] = _mean(open_row, columns * (last - first))
-                open_row[:] = 0
-        top = bottom
-    return out
+class Picture:
+    """The picture, put together from parts of the decoded level in flat memory."""
 
+    def __init__(self, reduction: Reduction) -> None:
+        factor = self._factor = reduction.factor
+        self._size = reduction.width, reduction.height
+        self._downsample = reduction.downsample
+        self._unread: npt.NDArray[np.bool_] | None = None
+        self._damaged = 0
+        shape = -(-reduction.height // factor), -(-reduction.width // factor), 3
+        self._pixels = np.full(shape, WHITE, np.uint8)
+        # Rows of the picture that are not yet whole → how much their decoded pixels lack to white,
+        # int64 (W, 3). So what is not added is white.
+        self._sums: dict[int, npt.NDArray[np.int64]] = {}
 
-def _mean(sums: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Tile:
-    """The mean, rounded to the nearest level."""
-    means: Tile = ((sums + counts // 2) // counts).astype(np.uint8)
-    return means
+    def add(self, x: int, y: int, part: Tile) -> None:
+        """Add the decoded pixels (h, w, 3) from the corner (x, y) on; what hangs over is cut off.
+
+        Each decoded pixel is added at most once; what is never added is white.
+        """
+        factor, (width, height) = self._factor, self._size
+        part = part[: height - y, : width - x]
+        if 0 in part.shape:
+            return
+        if factor == 1:
+            self._pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+            return
+        part = WHITE - part
+        right = x + part.shape[1]
+        first = x // factor
+        starts = np.maximum(np.arange(first * factor, right, factor) - x, 0)
+        for row in range(y // factor, -(-(y + len(part)) // factor)):
+            lines = part[max(row * factor - y, 0) : (row + 1) * factor - y]
+            sums = self._sums.get(row)
+            if sums is None:
+                sums = self._sums[row] = np.zeros((self._pixels.shape[1], 3), np.int64)
+            columns = np.add.reduceat(lines.sum(0, dtype=np.int64), starts, axis=0)
+            sums[first : first + len(starts)] += columns
+
+    def finish(self, bottom: int) -> None:
+        """All parts above the decoded row `bottom` have been added."""
+        factor, (width, height) = self._factor, self._size
+        done = [row for row in self._sums if min((row + 1) * factor, height) <= bottom]
+        wide = np.minimum(factor, width - np.arange(0, width, factor))[:, None]
+        for row in done:
+            counts = wide * min(factor, height - row * factor)
+            self._pixels[row] = WHITE - (self._sums.pop(row) + counts // 2) // counts
+
+    def leave_out(self, x: int, y: int, wide: int, high: int) -> None:
+        """A part of the decoded level cannot be read: it stays white, and is known as unread."""
+        if self._unread is None:
+            self._unread = np.zeros(self._pixels.shape[:2], bool)
+        factor, self._damaged = self._factor, self._damaged + 1
+        rows = slice(y // factor, -(-(y + high) // factor))
+        self._unread[rows, x // factor : -(-(x + wide) // factor)] = True
+
+    def overview(self) -> Overview:
+        """The picture, when all of it is finished."""
+        return Overview(self._pixels, self._downsample, self._damaged, self._unread)

@@ -20,7 +20,7 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.slide_tiles import SlideTiles
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
-from edgelung.core.system import versions
+from edgelung.core.system import RUNTIME_PACKAGES, SLIDE_PACKAGES, versions
 from edgelung.engines.names import EngineName
 from edgelung.inference.identity import Identity
 from edgelung.inference.journal import Journal
@@ -120,7 +120,7 @@ def identify(
     chosen, info = engines.chosen, slide.path.stat()
     return SlideIdentity(
         edgelung=__version__,
-        packages=versions(),
+        packages=versions((*RUNTIME_PACKAGES, *SLIDE_PACKAGES)),
         bundle=bundle.sha256,
         engine=EngineName(chosen.engine.name),
         precision=chosen.variant.precision,

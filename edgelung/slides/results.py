@@ -9,7 +9,6 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.slide_summary import (
     NO_TISSUE,
     OK,
-    SUMMARY,
     SlideSummary,
     Tissue,
     read_slide_summary,
@@ -19,10 +18,11 @@ from edgelung.artifacts.slide_summary import (
 from edgelung.artifacts.slide_tiles import SlideTiles, write_tiles, write_wsinfer
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, atomic_write
+from edgelung.core.own_folders import SLIDE_PAGE, SLIDE_RECORD
 from edgelung.inference.session import LoadedEngines
-from edgelung.report.slide_index import index_page
-from edgelung.report.slide_page import SLIDE_PAGE, slide_page
-from edgelung.report.zoom_page import ZOOM_PAGE, zoom_page
+from edgelung.report.slide_index import INDEX_PAGE, index_page
+from edgelung.report.slide_page import ZOOM_PAGE, slide_page
+from edgelung.report.zoom_page import zoom_page
 from edgelung.slides.base import Grid, Overview, Slide
 from edgelung.slides.formats import TABLES, TableFormat
 from edgelung.slides.geojson import TILES, TISSUE_FILE, write_tile_features, write_tissue_features
@@ -34,7 +34,7 @@ from edgelung.slides.scale import Scale
 from edgelung.slides.shares import class_shares
 from edgelung.slides.zoom import write_zoom
 
-INDEX, RUN_TABLE = "index.html", "slides.csv"
+RUN_TABLE = "slides.csv"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def write_results(
             write_tissue_features(inside / TISSUE_FILE, drawn, mask.downsample, name, read.size)
         write_pictures(inside, tiles, read.overview, drawn)
         write_overlay(inside / OVERLAY, tiles, name, read.size, read.scale.mpp)
-        write_slide_summary(inside / SUMMARY, summary)
+        write_slide_summary(inside / SLIDE_RECORD, summary)
         if zoom:
             pyramid = write_zoom(inside, read.slide)
             page = zoom_page(summary, read.overview, tiles, drawn, mask.downsample, pyramid)
@@ -200,7 +200,7 @@ def is_finished(folder: Path, identity: SlideIdentity) -> SlideSummary | None:
     if not folder.exists():
         return None
     try:
-        summary = read_slide_summary(folder / SUMMARY)
+        summary = read_slide_summary(folder / SLIDE_RECORD)
     except EdgelungError as error:
         raise EdgelungError(
             f"{folder} exists and holds no results of a slide; choose another --out"
@@ -215,15 +215,15 @@ def write_index(out: Path, summaries: Sequence[SlideSummary]) -> None:
     `summaries`: of this run; those of slides that failed are in no folder.
     """
     links, slides = {}, []
-    for folder in sorted(path.parent for path in out.glob(f"*/{SUMMARY}")):
+    for folder in sorted(path.parent for path in out.glob(f"*/{SLIDE_RECORD}")):
         try:
-            slides.append(read_slide_summary(folder / SUMMARY))
+            slides.append(read_slide_summary(folder / SLIDE_RECORD))
         except EdgelungError:
             continue
         links[len(slides) - 1] = f"{folder.name}/{SLIDE_PAGE}"
     known = {(one.slide, one.scene) for one in slides}
     slides += [one for one in summaries if one.failed_whole and (one.slide, one.scene) not in known]
-    _write_page(out / INDEX, index_page(slides, links, out.absolute().name))
+    _write_page(out / INDEX_PAGE, index_page(slides, links, out.absolute().name))
     folders = {number: Path(link).parent.name for number, link in links.items()}
     write_run_table(out / RUN_TABLE, slides, folders)
 

@@ -165,7 +165,7 @@ class _Run:
         started = now()
         with _only_this_slide():
             scale, tile_um, notes = self._scale(slide)
-            overview = slide.overview(_overview_pixels(slide, scale.mpp))
+            overview = slide.overview(overview_pixels(slide, scale.mpp))
             mask = self._mask(slide, overview, scale.mpp)
             grid = self._grid(slide, scale.mpp, tile_um, mask)
         identity = identify(
@@ -241,7 +241,7 @@ def _only_this_slide(*kinds: type[EdgelungError]) -> Iterator[None]:
         raise _SlideError(str(error)) from error
 
 
-def _overview_pixels(slide: Slide, mpp: float) -> int:
+def overview_pixels(slide: Slide, mpp: float) -> int:
     """How many pixels the picture of the slide needs to have MPP micrometres each."""
     whole = slide.levels[0]
     wanted = whole.width * whole.height * (mpp / MPP) ** 2

@@ -76,7 +76,7 @@ def settle_scale(stated: StatedScale, mpp: float | None = None) -> Scale:
                 f"{said}, but its objective of {stated.objective:g}× has about {usual:.2g}. Name "
                 "the right value with --mpp"
             )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if max(x, y) / min(x, y) > SAID_ANISOTROPY:
         notes = (f"pixels are {x:g} × {y:g} µm; tiles are read as if they were square",)
     return Scale(mean, stated.source, notes)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from edgelung.slides.base import EIGHTHS
 from edgelung.slides.file_bytes import FileBytes
+from edgelung.slides.overview import WHITE
 from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.jpeg_segments import SegmentDecoder
@@ -14,7 +16,6 @@ from edgelung.tiles.tiff import read_segment
 from edgelung.tiles.tiff_codecs import decoding_memory
 from edgelung.tiles.tiff_layout import Layout
 
-WHITE = 255
 EXCESS = 2**16  # bytes that a segment may be longer than four times its pixels
 
 
@@ -57,7 +58,25 @@ class LevelSegments:
         planes = [self._read_part(number + plane * len(self), eighths) for plane in range(3)]
         return np.dstack([plane[..., 0] for plane in planes])
 
-    def span(self, numbers: Sequence[int]) -> tuple[int, int]:
+    def fill(self, part: Tile, numbers: range, eighths: int) -> list[int]:
+        """Decode neighbours side by side into a white part. Returns the places of damaged ones."""
+        damaged, wide = [], self.width * eighths // EIGHTHS
+        for place, number in enumerate(numbers):
+            if not self.is_blank(number):
+                try:
+                    pixels = self.read(number, eighths)
+                except TileError:
+                    damaged.append(place)
+                else:
+                    part[: len(pixels), place * wide : (place + 1) * wide] = pixels
+        return damaged
+
+    def is_blank(self, number: int) -> bool:
+        """True if nothing is stored for a segment: it is white."""
+        planes = 3 if self.layout.separate else 1
+        return not self.layout.counts[number :: len(self)][:planes].any()
+
+    def span(self, numbers: npt.NDArray[np.intp]) -> tuple[int, int]:
         """Where the bytes of these segments begin and end in the file."""
         offsets, counts = self.layout.offsets[numbers], self.layout.counts[numbers]
         stored = counts > 0

@@ -4,6 +4,7 @@ A grid of 224 px over JPEG tiles of 256 px touches each of them about five times
 """
 
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import islice
 
@@ -48,7 +49,7 @@ class SharedSegments:
             most_bytes: of decoded pixels that are kept; what had to be dropped is decoded again.
         """
         self._decode = decode
-        self._left = memoryview(uses.copy())
+        self._left = array("i", uses.astype(np.intc).tobytes())
         self._across = across
         self._most = most_bytes
         self._lock = threading.Lock()

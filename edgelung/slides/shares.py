@@ -89,9 +89,11 @@ def tissue_in_tiles(tiles: SlideTiles, mask: npt.NDArray[np.bool_], downsample: 
 def _range(
     begin: npt.NDArray[np.int64], side: int, downsample: float, size: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The pixels of the mask below tiles along one axis; at least one."""
-    first = np.clip(np.rint(begin / downsample).astype(np.int64), 0, size - 1)
-    end = np.rint((begin + side) / downsample).astype(np.int64)
+    """The pixels of the mask whose centre a tile holds, along one axis; at least one."""
+    first = np.ceil(begin / downsample - 0.5).astype(np.int64)
+    end = np.ceil((begin + side) / downsample - 0.5).astype(np.int64)
+    middle = np.floor((begin + side / 2) / downsample).astype(np.int64)
+    first = np.clip(np.where(end > first, first, middle), 0, size - 1)
     return first, np.clip(end, first + 1, size)
 
 
@@ -112,7 +114,7 @@ def _areas(
     names, block = np.unique(row[used] * (column.max() + 1) + column[used], return_inverse=True)
     count = len(tiles.classes)
     cells = np.bincount(block * count + labels[used], weights[used], minlength=len(names) * count)
-    return cells.reshape(len(names), count)
+    return cells.reshape(len(names), count).astype(np.float64)
 
 
 def _intervals(areas: Weights) -> list[Interval | None]:

@@ -80,7 +80,9 @@ class TileRaster:
         finite = np.isfinite(values)
         total = self._sums(np.where(finite, values, 0.0))
         count = self._sums(finite.astype(np.float64))
-        return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0.5)
+        mean = np.full(total.shape, np.nan)
+        np.divide(total, count, out=mean, where=count > 0.5)
+        return mean
 
     def bands(self, cells: npt.NDArray[np.uint8], rows: int) -> Iterator[npt.NDArray[np.uint8]]:
         """The picture of one value per cell, in bands (rows, width); the last may be lower."""

@@ -163,14 +163,17 @@ class _Level:
     def _write(self) -> None:
         band = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
         self._waiting = []
-        for column, left in enumerate(range(0, band.shape[1], SIDE)):
+        rows, width, _ = band.shape
+        half = np.empty((-(-rows // 2), -(-width // 2), 3), np.uint8)
+        for column, left in enumerate(range(0, width, SIDE)):
             tile = np.ascontiguousarray(band[:, left : left + SIDE])
             data = simplejpeg.encode_jpeg(tile, quality=QUALITY, colorsubsampling="420")
             (self.folder / f"{column}_{self._row}.jpeg").write_bytes(data)
+            # The mean of 2 × 2 pixels; at odd edges, of those that are there.
+            half[:, left // 2 : (left + SIDE) // 2] = Image.fromarray(tile).reduce(2)
         self._row += 1
         if self.below is not None:
-            # The mean of 2 × 2 pixels; at odd edges, of those that are there.
-            self.below.add(np.asarray(Image.fromarray(band).reduce(2)))
+            self.below.add(half)
 
 
 def _begins(first: int, end: int, side: int) -> list[int]:

@@ -33,7 +33,7 @@ _FORMATS |= {5: "complex integer", 6: "complex floating point"}
 _ALPHAS = {(): "none", (1,): "premultiplied", (2,): "straight"}
 _DNG_VERSION = 50706
 _LUMA_601 = (0.299, 0.587, 0.114)
-MAX_SLIDE_SIDE = 2**24  # pixels
+MAX_SLIDE_PIXELS = 2**37  # of one level, 370,000 px a side; the time for an overview grows with it
 MAX_SLIDE_SEGMENTS = 2**21  # of one level; tiles of 256 px in a square of 370,000 px
 MAX_SLIDE_SEGMENT_PIXELS = 2**24  # of one tile or strip: 48 MiB as RGB
 
@@ -70,8 +70,9 @@ def read_layout(
     """Check one directory against the decision table; raises TileError.
 
     `stated_bits`: bits of a sample that are used, as a description says (OME-XML).
-    `of_slide`: the picture may have any size that its segments can fill; segments that are not
-    stored (0 bytes) or lie beyond the end of the file are left to whoever reads them.
+    `of_slide`: the kind is left to the caller. The picture may have any size that its segments can
+    fill; segments that are not stored (0 bytes) or lie beyond the end of the file are left to
+    whoever reads them.
     """
     for tag, name in ((256, "ImageWidth"), (257, "ImageLength"), (262, "Photometric")):
         if tag not in page:
@@ -79,7 +80,8 @@ def read_layout(
     if _DNG_VERSION in page:
         raise TileError(Status.UNSUPPORTED, "a camera's raw file (DNG)")
     kind, samples = _read_kind(page)
-    decide(kind)
+    if not of_slide:
+        decide(kind)
     width, height = page.integer(256, 0), page.integer(257, 0)
     if of_slide:
         _check_slide_size(width, height)
@@ -90,12 +92,6 @@ def read_layout(
     down = -(-height // segment[1])
     row_bytes = (segment[0] * (samples if planes == 1 else 1) * kind.bits + 7) // 8
     length = row_bytes * segment[1] if kind.compression == "none" else None
-    if of_slide and segment[0] * segment[1] > MAX_SLIDE_SEGMENT_PIXELS:
-        raise TileError(
-            Status.TOO_LARGE,
-            f"TIFF segments of {segment[0]}×{segment[1]} px; the limit is "
-            f"{MAX_SLIDE_SEGMENT_PIXELS} px each",
-        )
     offsets, counts = _read_segments(page, across * down * planes, length, of_slide)
     layout = Layout(
         kind=kind,
@@ -118,13 +114,30 @@ def read_layout(
     return layout
 
 
+def check_slide_structure(page: Directory) -> None:
+    """Raise TileError for sizes, or a table of tiles, that no slide has.
+
+    Before a library sees the file: it may allocate what they say.
+    """
+    width, height = page.integer(256, 0), page.integer(257, 0)
+    _check_slide_size(width, height)
+    across, segment = _read_grid(page, width, height)
+    if segment[0] * segment[1] > MAX_SLIDE_SEGMENT_PIXELS:
+        raise TileError(
+            Status.TOO_LARGE,
+            f"TIFF segments of {segment[0]}×{segment[1]} px; the limit is "
+            f"{MAX_SLIDE_SEGMENT_PIXELS} px each",
+        )
+    samples = page.integer(277, 1) if page.integer(284, 1) == 2 else 1
+    _read_segments(page, across * -(-height // segment[1]) * samples, None, of_slide=True)
+
+
 def _check_slide_size(width: int, height: int) -> None:
     if min(width, height) < 1:
         raise TileError(Status.CORRUPT, f"its header says {width}×{height} pixels")
-    if max(width, height) > MAX_SLIDE_SIDE:
-        raise TileError(
-            Status.TOO_LARGE, f"{width}×{height} pixels; the limit is {MAX_SLIDE_SIDE} a side"
-        )
+    if width * height > MAX_SLIDE_PIXELS:
+        reason = f"{width}×{height} pixels; the limit is {MAX_SLIDE_PIXELS}"
+        raise TileError(Status.TOO_LARGE, reason)
 
 
 def _read_kind(page: Directory) -> tuple[Kind, int]:

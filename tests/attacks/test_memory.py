@@ -185,7 +185,7 @@ def test_pixels_times_scans_is_what_is_bounded(
     """An encoder writes ten scans; more of them are read where the image is small."""
     decoded = []
     monkeypatch.setattr(jpeg, "_decode_strictly", lambda *given: decoded.append(given))
-    jpeg._decode(data := with_scans(side, scans), jpeg.read_header(data), 64)
+    jpeg.decode_with_header(data := with_scans(side, scans), jpeg.read_header(data), 64)
     assert decoded
 
 

@@ -148,7 +148,7 @@ def test_a_jpeg_2000_header_without_end_counts_as_large() -> None:
 
 
 def test_the_planes_of_an_ome_tiff_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgelung.tiles.tiff_pages import _ome_order
+    from edgelung.tiles.tiff_pages import ome_order
 
     class Pixels:
         calls = 0
@@ -158,7 +158,7 @@ def test_the_planes_of_an_ome_tiff_are_looked_up_once(monkeypatch: pytest.Monkey
             return [{"IFD": str(i), "FirstC": str(i)} for i in range(9)] if "Tiff" in name else []
 
     pixels = Pixels()
-    _ome_order(pixels)  # type: ignore[arg-type]
+    ome_order(pixels)  # type: ignore[arg-type]
     assert pixels.calls == 1
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slide_files import write_svs
 from snippets import PAGES, REASONS, ROOT, Block, blocks, is_like
 
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -20,6 +21,9 @@ def workspace(tiles: Path, tmp_path: Path) -> Path:
     groups = folder / "tiles" / "groups.csv"
     groups.write_text(groups.read_text().replace("cluster", "group", 1))
     shutil.copytree(ROOT / "examples", folder / "examples")
+    write_svs(folder / "case-17.svs", 600, 500)
+    (folder / "scans").mkdir()
+    write_svs(folder / "scans" / "case-18.svs", 600, 500)
     return folder
 
 

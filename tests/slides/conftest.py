@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def array_slide() -> type["ArraySlide"]:
 
 @pytest.fixture(scope="session")
 def make_slide() -> MakeSlide:
-    """Makes a slide; the options are those of `slide_sample`."""
-    return slide_sample
+    """Makes a slide, once for the same options; they are those of `slide_sample`."""
+    return cache(slide_sample)
 
 
 def smooth_field(

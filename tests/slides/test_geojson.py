@@ -72,7 +72,7 @@ def _parse(feature: dict[str, Any]) -> PathObject:
 
 
 def test_tiles_agree_with_the_parquet(tmp_path: Path, make_slide) -> None:
-    slide = make_slide()
+    slide = make_slide(12_000, 9_000)
     write_tiles(tmp_path / "tiles.parquet", slide.tiles)
     written = write_tile_features(tmp_path / "tiles.geojson", slide.tiles, slide.name)
     objects, tiles = (
@@ -209,3 +209,9 @@ def test_a_mask_of_too_many_corners_is_reduced_first(
     objects = read_as_qupath(tmp_path / "t")
     assert sum(len(ring) - 1 for one in objects for ring in one.rings) <= 600
     assert 0.5 < sum(one.area for one in objects) / (100 * 80) <= 1
+
+
+def test_an_id_is_a_uuid_of_version_5() -> None:
+    for x in range(300):  # all variants of the changed digits
+        name = f"läng.svs\ntile {x} 7"
+        assert geojson.object_ids("läng.svs", "tile")(x, 7) == str(uuid.uuid5(geojson._IDS, name))

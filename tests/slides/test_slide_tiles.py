@@ -2,17 +2,19 @@
 
 import csv
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from edgelung.artifacts import slide_tiles
 from edgelung.artifacts.slide_tiles import SlideTiles, read_tiles, write_tiles, write_wsinfer
 from edgelung.core.errors import EdgelungError
 
-NASTY = ("=1+1", 'a","b', "<b>&'", "lung_aca")
+NASTY = ("=1+1", "a;=1+1", 'a","b', "<b>&'", "lung_aca")
 
 
 def tiles_of(classes: tuple[str, ...] = ("lung_aca", "lung_n"), count: int = 40) -> SlideTiles:
@@ -96,7 +98,8 @@ def test_no_cell_of_the_csv_is_a_formula(tmp_path: Path) -> None:
     write_wsinfer(tmp_path / "wsinfer.csv", tiles_of(NASTY))
     for name in ("tiles.csv", "wsinfer.csv"):
         with (tmp_path / name).open(newline="") as file:
-            cells = [cell for row in csv.reader(file) for cell in row]
+            # A spreadsheet that is set to semicolons begins a cell within ours.
+            cells = [part for row in csv.reader(file) for cell in row for part in cell.split(";")]
         assert not [cell for cell in cells if cell.lstrip().startswith(("=", "+", "-", "@"))]
 
 
@@ -109,6 +112,13 @@ def test_only_a_decided_tile_has_a_label(tmp_path: Path) -> None:
     )
     assert rows[5]["confidence"]
     assert {row["label"] for row in rows if row["status"] == "ok"} <= {"lung_aca", "lung_n"}
+
+
+def test_a_missing_probability_is_null_in_parquet(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "tiles.parquet", tiles_of())
+    table = pyarrow.parquet.read_table(tmp_path / "tiles.parquet")
+    assert table["p_lung_aca"].null_count == table["confidence"].null_count == 1
+    assert table["label"].null_count == 2
 
 
 def test_the_wsinfer_table_has_its_columns_and_the_predicted_tiles(tmp_path: Path) -> None:
@@ -158,6 +168,15 @@ def test_a_newer_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     with pytest.raises(EdgelungError, match="update edgelung"):
         read_tiles(tmp_path / "tiles.parquet")
+
+
+def test_a_missing_library_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(EdgelungError, match=r"needs pyarrow .*pip install 'edgelung\[slides\]'"):
+        write_tiles(tmp_path / "tiles.parquet", tiles_of())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_of_another_format_is_refused(tmp_path: Path) -> None:

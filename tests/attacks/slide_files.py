@@ -4,6 +4,7 @@ import io
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -120,18 +121,22 @@ def _write_directory(
     return start, after
 
 
+@lru_cache(maxsize=32)
 def tissue(width: int, height: int, seed: int = 0) -> Tile:
     """Pixels (height, width, 3) with structure at every scale, in the colours of H&E."""
     rng = np.random.default_rng(seed)
     field = np.zeros((height, width))
     for cells in (4, 16, 64):
         small = rng.random((height // cells + 2, width // cells + 2))
-        scaled = Image.fromarray(small.astype(np.float32)).resize((width, height), Image.BILINEAR)
+        scaled = Image.fromarray(small.astype(np.float32)).resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
         field += np.asarray(scaled)
     field = field / 3 + 0.1 * rng.random((height, width))
     pink, violet = np.array([238, 180, 205]), np.array([90, 40, 130])
-    mixed = pink + (violet - pink) * field.clip(0, 1)[..., None]
-    return mixed.astype(np.uint8)
+    mixed = (pink + (violet - pink) * field.clip(0, 1)[..., None]).astype(np.uint8)
+    mixed.setflags(write=False)  # the same array for all tests
+    return mixed
 
 
 def cut(pixels: Tile, size: tuple[int, int] = (256, 256)) -> list[Tile]:
