@@ -38,18 +38,17 @@ def read_starter(bundle: Bundle) -> Student:
     weights: Weights = {}
     for name, value in found.items():
         if name.startswith(("blocks.", "norm.")) and ".attn.q" not in name and ".kv." not in name:
-            weights[name] = np.ascontiguousarray(value.T)
+            weights[name] = value.T
     for block in range(12):
         _join_attention(found, f"blocks.{block}.attn", weights)
     _split_embedding(found, weights)
     width = weights["norm.weight"].shape[0]
-    heads = 2 * np.split(found["head.weight"].T, [width], axis=1)[0], found["head.bias"]
-    weights["head.weight"], weights["head.bias"] = heads
-    weights["head_dist.weight"] = 2 * found["head.weight"].T[:, width:]
-    weights["head_dist.bias"] = found["head.bias"]
+    both = 2 * found["head.weight"].T  # (classes, 2 D); twice: the program takes the mean
+    weights["head.weight"], weights["head_dist.weight"] = both[:, :width], both[:, width:]
+    weights["head.bias"] = weights["head_dist.bias"] = found["head.bias"]
     size = bundle.reader.size
-    contiguous = {name: np.ascontiguousarray(one, np.float32) for name, one in weights.items()}
-    return Student(ARCHITECTURE, bundle.classes, size, 16, HEADS, MEAN, STD, contiguous)
+    owned = {name: np.array(one, np.float32) for name, one in weights.items()}  # writable
+    return Student(ARCHITECTURE, bundle.classes, size, 16, HEADS, MEAN, STD, owned)
 
 
 def _join_attention(found: dict[str, Any], name: str, weights: Weights) -> None:

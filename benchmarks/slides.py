@@ -17,31 +17,50 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from slide_environments import make_environment, versions
-from slide_model import write_model
 
-from edgelung.artifacts.slide_tiles import read_tiles
+from edgelung.artifacts.bundle import open_bundle, starter_bundle
+from edgelung.artifacts.slide_tiles import SlideTiles, read_tiles
+from edgelung.slides.open import open_slides
+from edgelung.slides.scale import settle_scale
 
 HERE = Path(__file__).parent
 MPP = 0.5
 PROGRAMS = ("edgelung", "wsinfer openslide", "wsinfer tiffslide", "tiatoolbox")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
+# A program inherits the peak memory of the process that starts it, so a small one does.
+MEASURE = """
+import json, os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+start = time.perf_counter()
+child = os.posix_spawn(sys.argv[3], sys.argv[3:], os.environ)
+_, status, used = os.wait4(child, 0)
+found = {"seconds": time.perf_counter() - start, "cpu_seconds": used.ru_utime + used.ru_stime,
+         "megabytes": used.ru_maxrss / 1024, "exit": os.waitstatus_to_exitcode(status)}
+open(sys.argv[2], "w").write(json.dumps(found))
+"""
 NOTES = [
     "All programs are bound to one core and use one thread.",
     "All get the tiles that edgelung reads; WSInfer as patch files, TIAToolbox as a mask.",
     "edgelung also finds the scale, makes the overview, and writes heat maps, GeoJSON and a page.",
     "WSInfer's call of the model registry, which needs the network, is replaced.",
-    "TIAToolbox gets a model that normalises whole batches, which is faster than tile by tile.",
+    "WSInfer has batches of 32, and one process that reads, as by default on one core; its peak "
+    "memory is that of the larger of the two.",
+    "TIAToolbox gets a model that normalises whole batches, which is faster than tile by tile; "
+    "batches of 32.",
+    "The large slides repeat 50 soft pictures, JPEG quality 80, 4:2:0. A scanner's tiles have "
+    "about twice as many bytes.",
 ]
 
 
@@ -65,6 +84,7 @@ class Case:
 def main() -> None:
     """Measure, print, write."""
     options = parse_options()
+    load = os.getloadavg()[0]  # before this benchmark adds to it
     work = Path(tempfile.mkdtemp(dir=options.work))
     try:
         cases = make_cases(options, work)
@@ -79,6 +99,8 @@ def main() -> None:
         "notes": NOTES,
         "results": results,
         "versions": {name: versions(python) for name, python in pythons.items()},
+        "bundle_sha256": open_bundle(starter_bundle()).sha256,
+        "load_before": round(load, 2),
         "machine": machine.describe(),
     }
     options.json.write_text(json.dumps(content, indent=2) + "\n")
@@ -118,8 +140,16 @@ def make_cases(options: argparse.Namespace, work: Path) -> list[Case]:
         place = work / "real" / options.real.name
         place.parent.mkdir()
         shutil.copy(options.real, place)
-        cases.append(Case(options.real.stem, place, 224, 0.499, half=False, rounds=options.rounds))
+        mpp = read_mpp(place)
+        cases.append(Case(options.real.stem, place, 224, mpp, half=False, rounds=options.rounds))
     return cases
+
+
+def read_mpp(slide: Path) -> float:
+    """Micrometres per pixel, as the file says."""
+    (opened,) = open_slides(slide)
+    with closing(opened):
+        return settle_scale(opened.scale).mpp
 
 
 def measure(
@@ -128,13 +158,14 @@ def measure(
     """All programs on a slide, in turns."""
     folder = work / f"case-{case.side}-{case.slide.stem}"
     folder.mkdir()
-    write_model(folder / "model", case.tile_um)
+    model = [HERE / "slide_model.py", folder / "model", "--tile-um", case.tile_um]
+    subprocess.run([sys.executable, *map(str, model)], check=True)
     outline = write_outline(folder / "outline.geojson", case)
-    mask = ["--mask", str(outline)] if case.half else []
+    mask = ["--mask", str(outline)]
     own = [str(Path(sys.executable).with_name("edgelung")), "slide", str(case.slide), *mask]
     own += ["--tile-um", str(case.tile_um), "--threads", "1", "--engine", "openvino"]
     own += ["--precision", "int8"]
-    run([*own, "--out", str(folder / "first")], options.core)  # fills the cache
+    run([*own, "--out", str(folder / "first")], options.core, folder)  # fills the cache
     tiles = read_tiles(folder / "first" / case.slide.stem / "tiles.parquet")
     summary = json.loads((folder / "first" / case.slide.stem / "slide.json").read_text())
     coordinates = folder / "coordinates.json"
@@ -145,6 +176,7 @@ def measure(
     )
     peer = ["--model", str(folder / "model"), "--coordinates", str(coordinates)]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.programs}
+    agreement: dict[str, dict[str, float]] = {}
     for number in range(case.rounds):
         for name in options.programs:
             out = folder / f"{name.replace(' ', '-')}-{number}"
@@ -155,9 +187,11 @@ def measure(
                 place = case.slide.parent if program == "wsinfer" else case.slide
                 command = [str(pythons[program]), str(HERE / "slide_peers.py"), program]
                 command += [str(place), str(out), *peer, *(["--reader", reader] if reader else [])]
-            runs[name].append(run(command, options.core))
+            print(f"{case.name}: {name}, round {number + 1} of {case.rounds}", flush=True)
+            runs[name].append(run(command, options.core, folder))
+            agreement[name] = compare(tiles, read_probabilities(name, out, pythons, tiles.side))
             shutil.rmtree(out, ignore_errors=True)
-    rows = {name: summarize(values, len(tiles)) for name, values in runs.items()}
+    rows = {name: summarize(values, len(tiles)) | agreement[name] for name, values in runs.items()}
     for row in rows.values():
         row["times_edgelung"] = round(row["seconds"] / rows["edgelung"]["seconds"], 2)
     reading = subprocess.run(
@@ -174,6 +208,7 @@ def measure(
         "tiles": len(tiles),
         "megabytes": round(case.slide.stat().st_size / 1e6, 1),
         "rounds": case.rounds,
+        "model_check": json.loads((folder / "model" / "check.json").read_text()),
         "programs": rows,
         "reading_cpu_seconds": seconds,
         "reading_share": round(seconds["tiles"] / rows["edgelung"]["cpu_seconds"], 4),
@@ -181,36 +216,72 @@ def measure(
 
 
 def write_outline(path: Path, case: Case) -> Path:
-    """The left half of the slide, as GeoJSON."""
-    import openslide
-
-    with openslide.OpenSlide(case.slide) as slide:
-        width, height = slide.dimensions
+    """The left half of the slide or all of it, as GeoJSON."""
+    (slide,) = open_slides(case.slide)
+    with closing(slide):
+        width, height = slide.levels[0].width, slide.levels[0].height
     right = width / 2 if case.half else width
     ring = [[0, 0], [right, 0], [right, height], [0, height], [0, 0]]
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     return path
 
 
-def run(command: Sequence[str], core: int) -> dict[str, float]:
+def run(command: Sequence[str], core: int, folder: Path) -> dict[str, float]:
     """Wall and CPU seconds and the peak memory of a command on one core."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        ["taskset", "-c", str(core), *command],
-        env=os.environ | ONE_THREAD | OFFLINE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command[0]} ended with {process.returncode}: {errors.decode()[-2000:]}")
+    figures, log = folder / "figures.json", folder / "log.txt"
+    with log.open("wb") as file:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", MEASURE, str(core), str(figures), *command],
+            env=os.environ | ONE_THREAD | OFFLINE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    found: dict[str, float] = json.loads(figures.read_text())
+    if code := found.pop("exit"):
+        text = log.read_text(errors="replace")[-2000:]
+        raise SystemExit(f"{command[0]} ended with {code}: {text}")
+    return found
+
+
+Probabilities = dict[tuple[int, int], list[float]]  # by the upper left corner of a tile
+
+
+def read_probabilities(name: str, out: Path, pythons: dict[str, Path], side: int) -> Probabilities:
+    """What a program wrote."""
+    if name == "edgelung":
+        (path,) = out.glob("*/tiles.parquet")
+        tiles = read_tiles(path)
+        return by_corner(tiles)
+    if name.startswith("wsinfer"):
+        (path,) = out.glob("model-outputs-csv/*.csv")
+        table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
+        return {(int(row[0]), int(row[1])): row[4:].tolist() for row in table}
+    (path,) = out.glob("*.zarr")
+    copy = out / "probabilities.json"
+    words = [pythons["tiatoolbox"], HERE / "slide_peers.py", "read-zarr", path, copy]
+    subprocess.run(list(map(str, words)), check=True)
+    content = json.loads(copy.read_text())
+    factor = side / (content["corners"][0][2] - content["corners"][0][0])
+    corners = [(round(x * factor), round(y * factor)) for x, y, *_ in content["corners"]]
+    return dict(zip(corners, content["probabilities"], strict=True))
+
+
+def by_corner(tiles: SlideTiles) -> Probabilities:
+    """edgelung's probabilities."""
+    corners = zip(tiles.x.tolist(), tiles.y.tolist(), strict=True)
+    return dict(zip(corners, tiles.probabilities.tolist(), strict=True))
+
+
+def compare(tiles: SlideTiles, theirs: Probabilities) -> dict[str, float]:
+    """Agreement of a program with edgelung; ends the benchmark if it predicted other tiles."""
+    ours = by_corner(tiles)
+    if set(ours) != set(theirs):
+        raise SystemExit(f"other tiles were predicted: {len(theirs)} instead of {len(ours)}")
+    one, other = (np.array([rows[corner] for corner in ours]) for rows in (ours, theirs))
     return {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
-        "megabytes": used.ru_maxrss / 1024,
+        "same_label": round(float((one.argmax(1) == other.argmax(1)).mean()), 4),
+        "mean_probability_difference": round(float(np.abs(one - other).mean()), 5),
     }
 
 
