@@ -208,6 +208,22 @@ def startup() -> Table:
     return Table(header, rows, {"startup.json": content})
 
 
+def pairs() -> Table:
+    """Two versions in turns on the same folder."""
+    content = result("pairs.json")
+    rows = []
+    for case in content["results"]:
+        for clock, name in (("wall", "wall"), ("cpu", "CPU")):
+            ratio = case[clock]["ratio"]
+            spread = f"{ratio['least']:.2f} … {ratio['most']:.2f}"
+            seconds = [f"{case[clock][which]:.2f} s" for which in ("before", "now")]
+            files = f"{case['tiles']} tile{'s' if case['tiles'] > 1 else ''}"
+            rows.append([files, name, *seconds, f"{ratio['median']:.3f}", spread])
+    versions = [content["versions"][which] for which in ("before", "now")]
+    header = ["`edgelung infer`, start included", "time", *versions, "ratio", "spread of the pairs"]
+    return Table(header, rows, {"pairs.json": content})
+
+
 TABLES = {
     "quantization": quantization,
     "folder": folder,
@@ -221,4 +237,5 @@ TABLES = {
     "calibrations": calibrations,
     "without-copies": without_copies,
     "startup": startup,
+    "pairs": pairs,
 }
