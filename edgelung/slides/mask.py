@@ -8,6 +8,7 @@ taken out by colour. Then gaps are closed, small holes are filled and small isla
 """
 
 from dataclasses import dataclass
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ RULE = "saturation by Otsu, limited"
 MPP = 8.0  # micrometres per pixel of the picture in which tissue is sought
 LEAST, MOST = 8, 20  # of the threshold, in 0…255
 MIN_SHARE = 0.25  # of a tile that must be tissue
+MOST_PIXELS = 4_000_000  # of the picture; bounds the memory
 BRIGHT = 200  # glass has at least this in every channel
 MOST_MAGENTA = 6  # of glass
 GLASS_SHARE = 0.002  # of the picture; with less, the glass's colour is not known
@@ -78,8 +80,8 @@ def find_tissue(overview: Overview, mpp: float) -> TissueMask:
     """The tissue in a picture of the slide; `mpp`: micrometres per pixel of level 0."""
     cv2 = load_extra("cv2", "finding tissue")
     # Always at about the same resolution, so that the same tissue is found whatever the levels are.
-    factor = max(1, round(MPP / (overview.downsample * mpp)))
     height, width, _ = overview.pixels.shape
+    factor = max(round(MPP / (overview.downsample * mpp)), ceil(sqrt(height * width / MOST_PIXELS)))
     size = (-(-width // factor), -(-height // factor))
     small = cv2.resize(overview.pixels, size, interpolation=cv2.INTER_AREA)
     downsample = overview.downsample * factor

@@ -74,12 +74,16 @@ class SharedHandle:
         Raises:
             TileError: `corrupt` where OpenSlide cannot read it.
         """
+        return over_white(self.read_rgba(x, y, level, width, height))
+
+    def read_rgba(self, x: int, y: int, level: int, width: int, height: int) -> Tile:
+        """As `read`, but (height, width, 4), with alpha: 0 where the slide holds nothing."""
         handle = self._handle
         try:
             region = handle.read_region((x, y), level, (width, height))
         except self._library.OpenSlideError:
             region = self._read_anew(handle, x, y, level, width, height)
-        return over_white(np.asarray(region))
+        return np.asarray(region)
 
     def close(self) -> None:
         """Close the handle."""

@@ -11,6 +11,7 @@ from edgelung.slides.base import EIGHTHS, Level, Overview
 from edgelung.tiles.resize import Tile
 
 WHITE = 255
+COARSEST = 16
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,15 @@ class Reduction:
 def plan(levels: Sequence[Level], eighths: Sequence[int], most_pixels: int) -> Reduction:
     """Choose the lowest level with at least half of `most_pixels`, and the smallest scale of it.
 
-    Where no scale makes at least half of `most_pixels`, the one that makes the most is taken.
+    Where only the full resolution has so many, the next level is taken if it has at least a
+    sixteenth: a picture a quarter as wide is enough to find tissue, and takes far less time. Where
+    no scale makes at least half of `most_pixels`, the one that makes the most is taken.
     """
     enough = [i for i, one in enumerate(levels) if 2 * one.width * one.height >= most_pixels]
     number = enough[-1] if enough else 0
+    if number == 0 and len(levels) > 1:
+        below = levels[1]
+        number = int(COARSEST * below.width * below.height >= most_pixels)
     level = levels[number]
     best: tuple[int, Reduction] | None = None
     for scale in sorted(eighths):
