@@ -33,7 +33,7 @@ from rich.table import Table
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
-from edgelung.engines.base import Engine, GraphBytes
+from edgelung.engines.base import Engine, GraphBytes, join_outputs
 from edgelung.engines.choose import ENGINES
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation.gate import gate
@@ -209,7 +209,8 @@ def judge(
         for judge_name in JUDGES:
             try:
                 engine = load(judge_name, name, path, latency=True)
-                found[judge_name] = np.concatenate([engine.infer(batch) for batch in pixels])
+                outputs = [engine.infer(batch) for batch in pixels]
+                found[judge_name] = join_outputs(outputs).probabilities
                 engine.close()
             except Exception as error:  # an engine that does not take a tool's file is a finding
                 row[f"{judge_name}_error"] = " ".join(str(error).split())[:300]

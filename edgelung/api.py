@@ -34,13 +34,16 @@ from edgelung.core.choice import E, parse_choice
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.core.workers import Task, Workers
+from edgelung.engines.base import Output
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
 from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.inference import session
 from edgelung.inference.destination import Destination
-from edgelung.inference.pipeline import default_batch_size
+from edgelung.inference.pipeline import Row, default_batch_size
+from edgelung.inference.record import LabelRule, make_record
 from edgelung.inference.source import Source
+from edgelung.tiles.blank import why_blank
 from edgelung.tiles.images import check_array, tile_from_array, tile_from_image, tile_or_error
 from edgelung.tiles.reader import Tile, TileError, read_tile
 from edgelung.tiles.status import Status
@@ -72,6 +75,8 @@ def load(
     engine: EngineName | str | None = None,
     precision: Precision | str | None = None,
     threads: int | None = None,
+    keep_unknown: bool = False,
+    coverage: float | None = None,
     trust: PathInput | None = None,
     allow_unsigned: bool = False,
 ) -> "Classifier":
@@ -92,6 +97,9 @@ def load(
         precision: the variant of the bundle: 'fp32', 'fp16', 'int8', 'int8-fp16' or 'fp8'. None:
             the preferred one for the engine of those that passed their gate.
         threads: CPU threads. None: all cores that this process may use.
+        keep_unknown: label tiles unlike the training tiles, and tiles without tissue, like others.
+            False: they get the status 'unknown' or 'blank' and no label.
+        coverage: predictions get the set of the classes that cannot be excluded, such as 0.99.
         trust: a public key (PEM) or a folder of them, one of which has to have signed the bundle.
             None: the keys of edgelung.toml; without any, every bundle is opened.
         allow_unsigned: open it even if it is unsigned or signed by another key.
@@ -107,7 +115,10 @@ def load(
     _check_count("threads", threads)
     folder = Path(bundle) if bundle is not None else starter_bundle()
     opened = open_bundle(folder, choose_trust(trust, allow_unsigned))
-    return Classifier(opened, open_engine(opened, engine_name, precision_name, threads))
+    options = session.Options(keep_unknown=keep_unknown, coverage=coverage)
+    session.check_coverage(opened, coverage)
+    chosen = open_engine(opened, engine_name, precision_name, threads)
+    return Classifier(opened, chosen, session.label_rule(opened, chosen.variant, options))
 
 
 class Classifier:
@@ -122,7 +133,7 @@ class Classifier:
         concerns: why the model, or the figures about it, should not be trusted; logged as warnings.
     """
 
-    def __init__(self, bundle: Bundle, chosen: Chosen) -> None:
+    def __init__(self, bundle: Bundle, chosen: Chosen, rule: LabelRule) -> None:
         self.bundle = bundle
         self.classes = bundle.classes
         self.engine = EngineName(chosen.engine.name)
@@ -131,7 +142,7 @@ class Classifier:
         self.concerns = tuple(bundle_concerns(bundle.manifest))
         for concern in self.concerns:
             logger.warning("%s", concern.text)
-        self._engine = chosen.engine
+        self._engine, self._rule = chosen.engine, rule
         self._is_closed = False
         self._running: set[threading.Lock] = set()  # one per batch in the engine, held by it
         self._lock = threading.Lock()
@@ -156,13 +167,17 @@ class Classifier:
         Yields:
             Predictions with
 
-            - `status`: 'ok', or the word for why there is no prediction, as in the rows of
-              `edgelung infer`: 'corrupt', 'truncated', 'unsupported', 'unreadable', 'too-large' …
-              A broken file is such a result and never an exception.
+            - `status`: 'ok', or the word for why there is no label, as in the rows of `edgelung
+              infer`: 'unknown' and 'blank' with a prediction; 'corrupt', 'truncated',
+              'unsupported', 'unreadable', 'too-large' … without one. A broken file is such a
+              result and never an exception.
             - `label`: the most probable class; None unless the status is 'ok'.
-            - `confidence`: its probability, 0…1; None unless the status is 'ok'.
+            - `confidence`: the largest probability, 0…1; None without a prediction.
             - `probabilities`: one float per class, in the order of `classes`, with sum 1; None
-              unless the status is 'ok'.
+              without a prediction.
+            - `ood`: how far the tile is from the training tiles, about 1 for tiles like those;
+              None without a prediction, and for bundles that cannot tell.
+            - `prediction_set`: the classes that cannot be excluded; None without `coverage`.
             - `path`: the path as given; '' for arrays and PIL images.
             - `error`: the reason for the status, for people; '' for 'ok'.
 
@@ -190,7 +205,7 @@ class Classifier:
         """As `classify`, but all predictions at once, in memory.
 
         For pandas: `pandas.DataFrame(classifier.classify_all(images).to_records())`, with the
-        columns path, status, label, confidence, p_<class>… and error.
+        columns path, status, label, confidence, p_<class>…, ood, set and error.
         """
         return Predictions(self.classes, tuple(self.classify(images, batch_size=batch_size)))
 
@@ -266,26 +281,27 @@ class Classifier:
                 raise EdgelungError("the classifier is closed; load it again")
             self._running.add(running)
         try:
-            # (N, classes)
-            probabilities = iter(self._engine.infer(np.stack(tiles)).tolist() if tiles else [])
+            output = self._engine.infer(np.stack(tiles)) if tiles else None
         finally:
             self._running.discard(running)
             running.release()
+        predicted = iter(() if output is None else range(len(output.probabilities)))
         return [
             Prediction(_path_of(item), tile.status, error=tile.reason)
-            if isinstance(tile, TileError)
-            else self._prediction(_path_of(item), next(probabilities))
+            if isinstance(tile, TileError) or output is None
+            else self._prediction(_path_of(item), tile, output, next(predicted))
             for item, tile in zip(items, decoded, strict=True)
         ]
 
-    def _prediction(self, path: str, probabilities: list[float]) -> Prediction:
-        if not np.isfinite(probabilities).all():
+    def _prediction(self, path: str, tile: Tile, output: Output, index: int) -> Prediction:
+        probabilities = output.probabilities[index]
+        ood = None if output.ood is None else float(output.ood[index])
+        if not (np.isfinite(probabilities).all() and (ood is None or np.isfinite(ood))):
             return Prediction(
                 path, Status.FAILED, error=f"{self.engine} gave no finite probabilities"
             )
-        confidence = max(probabilities)
-        label = self.classes[probabilities.index(confidence)]
-        return Prediction(path, Status.OK, label, confidence, tuple(probabilities))
+        row = Row(path, Status.OK, probabilities=probabilities, ood=ood, blank=why_blank(tile))
+        return make_record(row, path, self._rule).prediction(self.classes)
 
 
 def infer_folder(
@@ -301,6 +317,8 @@ def infer_folder(
     threads: int | None = None,
     min_confidence: float | None = None,
     strict_size: bool = False,
+    keep_unknown: bool = False,
+    coverage: float | None = None,
     follow_links: bool = False,
     verify: bool = False,
     resume: bool | None = None,
@@ -323,6 +341,7 @@ def infer_folder(
         batch_size: tiles per batch. None: 16, on a GPU 32.
         min_confidence: 0…1; less confident rows get the status 'review' and no label.
         strict_size: tiles of sizes far from the training tiles get 'other-size' and no label.
+        keep_unknown, coverage: as for `edgelung.load`.
         follow_links: follow links that lead out of the folder; else each is a row 'skipped'.
         verify: run full precision on every tile as well, and compare.
         resume: True continues a stopped run, False discards its rows, None refuses to do either.
@@ -348,6 +367,8 @@ def infer_folder(
         verify=verify,
         min_confidence=min_confidence,
         strict_size=strict_size,
+        keep_unknown=keep_unknown,
+        coverage=coverage,
     )
     return session.infer_folder(
         Source(tuple(folders), None if files is None else Path(files), subset, follow_links),

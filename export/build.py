@@ -1,16 +1,18 @@
 """`edgelung export`: from a run to a bundle, with the evidence for each variant.
 
 The steps, in the order of `export_run`: read the inputs, decode the tiles, prove the graph against
-the trained model, fit the temperature, build and judge the candidates, write the bundle.
+the trained model, fit the temperature, learn what training tiles look like, build and judge the
+candidates, write the bundle.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgelung.artifacts.bundle import Bundle
-from edgelung.artifacts.manifest import OutsideConfidence, Sensitivity
+from edgelung.artifacts.manifest import Sensitivity
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import new_folder
@@ -21,12 +23,11 @@ from edgelung.export.bundle_folder import write_bundle_folder
 from edgelung.export.calibrate import AUTO, check_method, plan_int8
 from edgelung.export.evaluate import MeasuredVariant, describe_proofs
 from edgelung.export.graph import build_graph
-from edgelung.export.inputs import ExportInputs, read_inputs, trained_probabilities
-from edgelung.export.outside import compare_confidence, find_outside_tiles
+from edgelung.export.inputs import KNOWN, ExportInputs, read_inputs, trained_probabilities
+from edgelung.export.known import learn_known
 from edgelung.export.plan import Plan
 from edgelung.export.predict import predict
 from edgelung.export.select import Refine
-from edgelung.export.tiles import TileReader, TileSet
 from edgelung.export.variants import VariantMaker, prepare_variants
 
 # Largest difference of a probability between the trained torch model and the exported FP32 graph.
@@ -43,11 +44,11 @@ def export_run(
     precisions: frozenset[Precision] = frozenset(),
     qat: bool = False,
     data: Path | None = None,
-    outside: Path | None = None,
     calibration: str = AUTO,
     calibration_tiles: int = CALIBRATION_TILES,
     strict: bool = False,
     tile_um: float | None = None,
+    known: float = KNOWN,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
@@ -59,13 +60,13 @@ def export_run(
         qat: where INT8 does not pass, train it on the training tiles (`edgelung.export.qat`, which
             needs torch).
         data: the folder of the tiles, if it has moved.
-        outside: a folder of tiles of none of the classes; the bundle then says how sure the model
-            is of those.
         calibration: 'auto' or one of `calibrate.METHODS`.
         calibration_tiles: about how many validation tiles calibrate: whole groups, at most half of
             them. All others judge.
         strict: demand 99.9 % of the balanced accuracy of full precision instead of 99 %.
         tile_um: side of a training tile in micrometres, for a run that does not state it.
+        known: share of the validation tiles that the model shall know, averaged over groups; the
+            others are as far from the training tiles as what it reports as unknown.
 
     Raises:
         EdgelungError: if the run or its tiles cannot be read, or the graph does not reproduce the
@@ -79,22 +80,17 @@ def export_run(
         eight_bit=bool(precisions - {FULL_PRECISION, Precision.FP16}),
         calibration_tiles=calibration_tiles,
         tile_um=tile_um,
+        known=known,
     )
     refine = _training(inputs) if qat else None
-    if outside and not len(inputs.test):
-        raise EdgelungError("--outside compares with test tiles; the run's split.csv has none")
-    outside_tiles = find_outside_tiles(outside, inputs.reader) if outside else None
     inputs.reader.keep(inputs.validation, "decode validation tiles")
     inputs.reader.keep(inputs.test, "decode test tiles")
     temperature = fit_graph_temperature(inputs)
+    student = learn_known(inputs.student, inputs.train, inputs.reader)
+    inputs = replace(inputs, student=student)
     maker = prepare_variants(inputs, temperature, STRICT if strict else LIMITS)
     variants, ranking = _make_variants(maker, precisions, calibration, refine)
-    confidence = (
-        _confidence_outside(outside_tiles, maker.full_precision, inputs.reader)
-        if outside_tiles
-        else None
-    )
-    bundle = write_bundle_folder(out, inputs, temperature, variants, ranking, confidence)
+    bundle = write_bundle_folder(out, inputs, temperature, variants, ranking)
     logger.info(
         "%d tiles were read %d times. Checked: %s",
         *(inputs.reader.distinct_tiles, inputs.reader.decodes),
@@ -112,7 +108,8 @@ def fit_graph_temperature(inputs: ExportInputs) -> float:
         EdgelungError: if they differ from those of the trained model.
     """
     graph = build_graph(inputs.student).SerializeToString()
-    probabilities = predict(graph, inputs.validation, inputs.reader, "validation")
+    output = predict(graph, inputs.validation, inputs.reader, "validation")
+    probabilities = output.probabilities
     expected = trained_probabilities(inputs.run, inputs.validation, inputs.student.classes)
     difference = float(np.abs(probabilities - expected).max())
     if not difference <= TORCH_TOLERANCE:
@@ -188,12 +185,3 @@ def _training(inputs: ExportInputs) -> Refine:
         raise EdgelungError("--qat trains on the run's training tiles; its split.csv has none")
     reader.read(train.every(1))  # raises if they are gone
     return lambda plan: refine(plan, train, inputs.calibration, reader)
-
-
-def _confidence_outside(
-    tiles: TileSet, full_precision: MeasuredVariant, reader: TileReader
-) -> OutsideConfidence:
-    """Compare the confidence on the test tiles and on tiles of none of the classes."""
-    graph = full_precision.evaluation.candidate.graph
-    outside = predict(graph, tiles, reader, "outside").max(axis=1)
-    return compare_confidence(full_precision.probabilities["test"].max(axis=1), outside)

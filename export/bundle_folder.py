@@ -20,7 +20,7 @@ from edgelung.artifacts.bundle import (
 from edgelung.artifacts.manifest import (
     BundleManifest,
     GoldenEntry,
-    OutsideConfidence,
+    KnownTissue,
     Provenance,
     Sensitivity,
 )
@@ -29,8 +29,10 @@ from edgelung.core.class_names import composed
 from edgelung.core.files import atomic_folder, sha256_file
 from edgelung.core.typed_json import Json
 from edgelung.evaluation.concerns import bundle_concerns
+from edgelung.evaluation.shares import share_of
 from edgelung.export.evaluate import MeasuredVariant
 from edgelung.export.inputs import ExportInputs
+from edgelung.export.known import FIT_TILES
 from edgelung.export.tiles import read_checked
 from edgelung.report.pages import bundle_page, model_card
 from edgelung.report.variants import variant_figures
@@ -46,7 +48,6 @@ def write_bundle_folder(
     temperature: float,
     variants: Sequence[MeasuredVariant],
     sensitivity: Sensitivity | None,
-    outside: OutsideConfidence | None,
 ) -> Bundle:
     """Write everything into a temporary folder beside `out`, and rename it to `out`.
 
@@ -63,7 +64,7 @@ def write_bundle_folder(
         variants={variant.precision: variant.entry for variant in variants},
         sensitivity=sensitivity,
         golden=golden,
-        outside=outside,
+        known=_known(inputs, variants[0]),
         tile_sizes=frequent(inputs.config.sizes.items()),
         tile_um=inputs.scale.tile_um if inputs.scale else UNSET,
         provenance=_provenance(inputs, variants),
@@ -124,9 +125,29 @@ def _golden_entries(
                     variant.precision: variant.probabilities["gate"][index].tolist()
                     for variant in variants
                 },
+                ood={
+                    variant.precision: float(score[index])
+                    for variant in variants
+                    if (score := variant.outputs["gate"].ood) is not None
+                },
             )
         )
     return entries
+
+
+def _known(inputs: ExportInputs, full_precision: MeasuredVariant) -> KnownTissue | None:
+    """How the bundle tells unknown tissue; None if the graphs have no score."""
+    known, variant = inputs.student.known, full_precision.entry.known
+    score = full_precision.outputs["validation"].ood
+    if known is None or variant is None or score is None:
+        return None
+    return KnownTissue(
+        score="mahalanobis, mean patch token",
+        block=known.block,
+        fitted_on=inputs.train.every(FIT_TILES).size,
+        known=inputs.known,
+        validation=share_of(score <= variant.threshold, inputs.known_sets["validation"].groups),
+    )
 
 
 def _pixels(inputs: ExportInputs, path: str) -> npt.NDArray[np.uint8]:

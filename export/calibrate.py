@@ -74,14 +74,14 @@ def _calibrate(student: Student, tiles: TileSet, reader: TileReader, method: str
     migrated = migrate(student, migration)
     stats = collect_tile_stats(migrated, tiles, reader, "calibration")
     scored = tiles.every(SCORED_TILES)
-    reference = predict(_serialized(student), scored, reader, "full precision")
+    reference = predict(_serialized(student), scored, reader, "full precision").probabilities
 
     def score(scales: dict[str, float], means: dict[str, Array]) -> tuple[int, float]:
         """Flipped labels, then the mean change of a probability."""
         graph = build_graph(
             migrated, precision=Precision.INT8, input_scales=scales, input_means=means
         ).SerializeToString()
-        probabilities = predict(graph, scored, reader, "methods")
+        probabilities = predict(graph, scored, reader, "methods").probabilities
         flipped = agreement(probabilities, reference).differing_labels
         return flipped, _distance(probabilities, reference)
 

@@ -17,12 +17,14 @@ from edgelung.artifacts.manifest import VariantEntry
 from edgelung.artifacts.results import GateResult, Limits, OpenVinoCheck, VariantTest
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
-from edgelung.engines.base import GraphBytes, Probabilities
+from edgelung.engines.base import GraphBytes, Output, Probabilities, join_outputs
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation.gate import LIMITS, gate
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import agreement, evaluate
 from edgelung.export.candidates import Candidate
+from edgelung.export.inputs import ExportInputs
+from edgelung.export.known import known_variant, set_rules
 from edgelung.export.predict import predict, predict_with, tiles_per_second
 from edgelung.export.tiles import TileReader, TileSet
 
@@ -69,10 +71,10 @@ class GateSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A candidate, its probabilities float32 (N, classes) of the gate tiles, and the verdict."""
+    """A candidate, its output for the gate tiles, and the verdict."""
 
     candidate: Candidate
-    probabilities: Probabilities
+    output: Output
     gate: GateResult
 
     @property
@@ -86,8 +88,8 @@ def evaluate_reference(candidate: Candidate, tiles: TileSet, reader: TileReader)
 
     The gate cannot judge it. `evaluation.concerns` does, from its figures on the test tiles.
     """
-    probabilities = predict(candidate.graph, tiles, reader, f"{candidate.precision}, gate")
-    metrics = evaluate(probabilities, tiles.labels)
+    output = predict(candidate.graph, tiles, reader, f"{candidate.precision}, gate")
+    metrics = evaluate(output.probabilities, tiles.labels)
     result = GateResult(
         verdict="reference",
         reasons=[],
@@ -96,7 +98,7 @@ def evaluate_reference(candidate: Candidate, tiles: TileSet, reader: TileReader)
         recall=metrics.recall,
         expected_calibration_error=metrics.expected_calibration_error,
     )
-    return Evaluation(candidate, probabilities, result)
+    return Evaluation(candidate, output, result)
 
 
 def evaluate_candidate(
@@ -108,13 +110,13 @@ def evaluate_candidate(
     the activations must stay within FP16's range.
     """
     title = f"{candidate.precision}, gate"
-    probabilities = predict(candidate.graph, gate_set.tiles, reader, title)
-    result = gate_set.judge(probabilities, looks)
+    output = predict(candidate.graph, gate_set.tiles, reader, title)
+    result = gate_set.judge(output.probabilities, looks)
     if candidate.precision is Precision.INT8 and result.verdict == "pass":
-        result = check_in_openvino(result, candidate.graph, probabilities, gate_set, reader)
+        result = check_in_openvino(result, candidate.graph, output.probabilities, gate_set, reader)
     if candidate.peak is not None:
         result = check_fp16_range(result, candidate.peak)
-    return Evaluation(candidate, probabilities, result)
+    return Evaluation(candidate, output, result)
 
 
 def check_in_openvino(
@@ -145,7 +147,8 @@ def check_in_openvino(
             return result
         with closing(engine):
             float_type = engine.float_type
-            ours = predict_with(engine, gate_set.tiles, reader, "int8, gate, openvino")
+            output = predict_with(engine, gate_set.tiles, reader, "int8, gate, openvino")
+        ours = output.probabilities
         judged = gate_set.judge(ours, result.looks)
         same = agreement(ours, probabilities)
         check = OpenVinoCheck(
@@ -177,12 +180,24 @@ def check_fp16_range(result: GateResult, peak: float) -> GateResult:
 
 @dataclass(frozen=True)
 class MeasuredVariant:
-    """A variant of the bundle: its evaluation, its entry in the manifest, and its probabilities
-    by set, 'gate' and 'test' (without 'test' if there are no test tiles, or one is not finite)."""
+    """A variant of the bundle: its evaluation, its entry in the manifest, and its output by set.
+
+    `outputs`: of 'validation', 'gate' and 'test' (without 'test' if there are no test tiles, or a
+    probability is not finite).
+    """
 
     evaluation: Evaluation
     entry: VariantEntry
-    probabilities: dict[str, Probabilities]
+    outputs: dict[str, Output]
+
+    @property
+    def probabilities(self) -> dict[str, Probabilities]:
+        """Probabilities float32 (N, classes) of the sets that judge."""
+        return {
+            name: output.probabilities
+            for name, output in self.outputs.items()
+            if name != "validation"
+        }
 
     @property
     def precision(self) -> Precision:
@@ -191,35 +206,35 @@ class MeasuredVariant:
 
 
 def measure_variant(
-    evaluation: Evaluation,
-    gate_tiles: TileSet,
-    test: TileSet,
-    reader: TileReader,
-    reference: MeasuredVariant | None = None,
+    evaluation: Evaluation, inputs: ExportInputs, reference: MeasuredVariant | None = None
 ) -> MeasuredVariant:
-    """Measure an evaluated candidate on the test tiles and its speed on this machine.
+    """Measure an evaluated candidate: on the test tiles, its limits, its speed on this machine.
 
     Without test figures if a probability is not finite, be it of the candidate or the reference.
 
     Args:
         evaluation: the candidate, judged by the gate.
-        gate_tiles: some of them measure the speed.
-        test: the test tiles; may be empty.
-        reader: reads the tiles.
+        inputs: the tiles.
         reference: full precision, measured; None for full precision itself.
     """
     candidate, result = evaluation.candidate, evaluation.gate
-    precision = candidate.precision
+    precision, reader, test = candidate.precision, inputs.reader, inputs.test
     bf16 = result.openvino is not None and result.openvino.floating_point == "bf16"
-    probabilities = {"gate": evaluation.probabilities}
+    outputs = {"gate": evaluation.output, "validation": evaluation.output}
+    if inputs.eight_bit:  # else all validation tiles are gate tiles
+        title = f"{precision}, calibration"
+        others = predict(candidate.graph, inputs.calibration, reader, title)
+        outputs["validation"] = join_outputs([others, evaluation.output])
     report = None
-    speeds = tiles_per_second(candidate.graph, reader.read(gate_tiles.every(SPEED_TILES)), bf16)
-    if len(test) and (reference is None or "test" in reference.probabilities):
+    some = reader.read(inputs.gate.every(SPEED_TILES))
+    speeds = tiles_per_second(candidate.graph, some, bf16)
+    if len(test) and (reference is None or "test" in reference.outputs):
         on_test = predict(candidate.graph, test, reader, f"{precision}, test")
-        if np.isfinite(on_test).all():
-            probabilities["test"] = on_test
-            theirs = on_test if reference is None else reference.probabilities["test"]
-            report = _test_report(on_test, theirs, test)
+        if np.isfinite(on_test.probabilities).all():
+            outputs["test"] = on_test
+            theirs = on_test if reference is None else reference.outputs["test"]
+            report = _test_report(on_test.probabilities, theirs.probabilities, test)
+    sets = inputs.known_sets
     quantized = candidate.calibration is not None
     entry = VariantEntry(
         file=graph_name(precision),
@@ -233,8 +248,10 @@ def measure_variant(
         kept_in_float=list(candidate.kept_in_float) if quantized else None,
         calibration=candidate.calibration,
         test=report,
+        known=known_variant(outputs, sets, inputs.known, reference.outputs if reference else None),
+        sets=set_rules(outputs, sets),
     )
-    return MeasuredVariant(evaluation, entry, probabilities)
+    return MeasuredVariant(evaluation, entry, outputs)
 
 
 def _test_report(

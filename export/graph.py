@@ -16,6 +16,9 @@ Exact rewrites, all checked against torch in the tests:
 - The patch embedding is a linear over pixels as they lie in memory, not a convolution.
 - The mean of the two heads and the temperature fold into one linear.
 - Only the two class tokens leave the last block, so its queries and its MLP run for those alone.
+
+The score `ood` (`edgelung.evaluation.known`) is computed in FP32 in every precision: its distances
+are |y|² − 2 y·c + |c|² of whitened features y and class centres c, two products in all.
 """
 
 from collections.abc import Mapping
@@ -24,6 +27,7 @@ import numpy as np
 import onnx
 
 from edgelung.core.precision import Precision
+from edgelung.evaluation.known import KnownTissue
 from edgelung.export.eight_bit import INT8, Array, eight_bit_type, quantize_weight
 from edgelung.export.graph_writer import GraphWriter, float_info, pixels_info, switches_info
 from edgelung.export.student import Student
@@ -42,8 +46,11 @@ def build_graph(
     input_scales: Mapping[str, float] | None = None,
     input_means: Mapping[str, Array] | None = None,
     statistics: bool = False,
+    features: int | None = None,
 ) -> onnx.ModelProto:
     """Build the graph `tiles` uint8 [N, size, size, 3] → `probs` float32 [N, classes].
+
+    A student that knows its training tiles (`Student.known`) gives `ood` float32 [N] as well.
 
     Args:
         student: the trained model.
@@ -55,6 +62,7 @@ def build_graph(
         input_means: linear name → mean of its input (D,), of the patch embedding (P·P·3,). The
             linear's bias then compensates the mean error that rounding its weights causes.
         statistics: add the outputs that calibration reads (see `statistics_outputs`).
+        features: add the output `features` float32 [N, D], the mean patch token after this block.
 
     Raises:
         ValueError: if there are `input_scales` and the precision has no 8-bit type.
@@ -62,11 +70,17 @@ def build_graph(
     if input_scales and precision.about.weights == precision.about.base:
         raise ValueError(f"{precision} has no 8-bit type for the inputs in input_scales")
     writer = ModelWriter(student, precision, input_scales or {}, input_means or {}, statistics)
+    outputs = [float_info("probs", ["N", len(student.classes)])]
     tokens = writer.embed("tiles")
     for i in range(student.depth):
         tokens = writer.block(i, tokens)
+        if features == i + 1:
+            writer.mean_patch(tokens, "features")
+            outputs.append(float_info("features", ["N", student.width]))
+        if student.known and student.known.block == i + 1:
+            writer.score(tokens, student.known)
+            outputs.append(float_info("ood", ["N"]))
     writer.classify(tokens, temperature)
-    outputs = [float_info("probs", ["N", len(student.classes)])]
     if statistics:
         outputs += writer.collected_statistics()
     return writer.model(student.architecture, [pixels_info("tiles", student.size)], outputs)
@@ -235,6 +249,38 @@ class ModelWriter(GraphWriter):
         x = self.op("Transpose", [self.op("MatMul", [attention, v])], perm=[0, 2, 1, 3])
         x = self.op("Reshape", [x, self.integers("join_heads", [0, 0, width])])
         return self.linear(f"{name}.proj", x)
+
+    def mean_patch(self, x: str, name: str) -> str:
+        """The mean of the patch tokens in FP32: (N, T, D) → (N, D). Not for the last block."""
+        bounds = {"second": 2, "behind": self.student.tokens, "axis": 1}
+        x = self.op("Slice", [x, *(self.integers(n, [v]) for n, v in bounds.items())])
+        if self.dtype != np.float32:
+            x = self.cast(x, np.float32)
+        return self.op("ReduceMean", [x, self.integers("axis", [1])], outputs=[name], keepdims=0)
+
+    def score(self, x: str, known: KnownTissue) -> None:
+        """Tokens (N, T, D) → `ood` (N,), the distance to the nearest class centre."""
+        classes, width = known.centres.shape
+        parameters = {
+            "whitening": known.whitening,
+            "whitening.bias": -known.mean @ known.whitening,
+            "centres": -2 * known.centres.T,
+            "centres.bias": (known.centres**2).sum(axis=1),
+            "ones": np.ones((width, classes)),
+            "ones.bias": np.zeros(classes),
+        }
+        constants = {
+            name: self.constant(f"known.{name}", value.astype(np.float32))
+            for name, value in parameters.items()
+        }
+
+        def gemm(x: str, name: str) -> str:
+            return self.op("Gemm", [x, constants[name], constants[f"{name}.bias"]])
+
+        white = gemm(self.mean_patch(x, "known.features"), "whitening")  # (N, D)
+        lengths = gemm(self.op("Mul", [white, white]), "ones")  # (N, C), all columns alike
+        distances = self.op("Add", [lengths, gemm(white, "centres")])
+        self.op("ReduceMin", [distances, self.integers("axis", [1])], outputs=["ood"], keepdims=0)
 
     def classify(self, x: str, temperature: float) -> None:
         """The two class tokens (N, 2, D) → `probs` (N, classes)."""

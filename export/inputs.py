@@ -10,8 +10,10 @@ from edgelung.core.errors import EdgelungError
 from edgelung.engines.base import Probabilities
 from edgelung.export.scale import TileScale, resolve_scale
 from edgelung.export.student import Student, read_student
-from edgelung.export.tiles import TileReader, TileSet, read_split, set_aside
+from edgelung.export.tiles import TileReader, TileSet, join_tiles, read_split, set_aside
 from edgelung.tiles.reader import ReaderSpec
+
+KNOWN = 0.99  # share of the validation tiles whose score is not above the threshold
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class ExportInputs:
         gate: validation tiles that judge: the others, or all of them if nothing has 8 bits.
         eight_bit: an 8-bit variant is wanted.
         scale: how many micrometres a training tile is wide; None where nobody stated it.
+        known: share of the validation tiles that the model shall know.
     """
 
     run: RunFolder
@@ -41,6 +44,15 @@ class ExportInputs:
     gate: TileSet
     eight_bit: bool
     scale: TileScale | None
+    known: float
+
+    @property
+    def known_sets(self) -> dict[str, TileSet]:
+        """The sets that give the limits of a variant (`edgelung.export.known`), by name."""
+        validation = self.gate
+        if self.eight_bit:
+            validation = join_tiles([self.calibration, self.gate])
+        return {"validation": validation, "gate": self.gate, "test": self.test}
 
     @property
     def judging_sets(self) -> dict[str, TileSet]:
@@ -55,6 +67,7 @@ def read_inputs(
     eight_bit: bool,
     calibration_tiles: int,
     tile_um: float | None = None,
+    known: float = KNOWN,
 ) -> ExportInputs:
     """Read the run and its split; the tiles themselves are read later.
 
@@ -86,6 +99,7 @@ def read_inputs(
         gate=gate,
         eight_bit=eight_bit,
         scale=scale,
+        known=known,
     )
 
 

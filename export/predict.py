@@ -1,14 +1,12 @@
-"""Probabilities of a tile set under a graph, in the runtime that judges, on all cores."""
+"""The output of a graph for a tile set, in the runtime that judges, on all cores."""
 
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
-import numpy as np
-
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
-from edgelung.engines.base import Engine, Graph, GraphBytes, Probabilities, Tiles
+from edgelung.engines.base import Engine, Graph, GraphBytes, Output, Tiles, join_outputs
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
@@ -18,26 +16,25 @@ from edgelung.export.tiles import TileReader, TileSet
 Loader = Callable[[Graph], Engine]
 
 
-def predict(graph: bytes, tiles: TileSet, reader: TileReader, title: str) -> Probabilities:
+def predict(graph: bytes, tiles: TileSet, reader: TileReader, title: str) -> Output:
     """Predict the tiles in ONNX Runtime on the CPU, one batch per core at a time.
 
-    Returns:
-        Probabilities float32 (N, classes). They depend neither on the number of cores nor on the
-        batch: each batch is computed by one thread.
+    The result depends neither on the number of cores nor on the batch: each batch is computed by
+    one thread.
     """
     load = partial(OnnxRuntimeEngine, threads=available_cores())
     with closing(load(GraphBytes(graph))) as engine:
         return predict_with(engine, tiles, reader, title)
 
 
-def predict_with(engine: Engine, tiles: TileSet, reader: TileReader, title: str) -> Probabilities:
-    """Predict the tiles in a loaded engine: float32 (N, classes). `title` names the bar."""
+def predict_with(engine: Engine, tiles: TileSet, reader: TileReader, title: str) -> Output:
+    """Predict the tiles in a loaded engine. `title` names the bar."""
     results = []
     with progress(title, len(tiles)) as advance:
         for rows in map_in_order(engine.infer, reader.batches(tiles), engine.concurrency):
             results.append(rows)
             advance(len(rows))
-    return np.concatenate(results)
+    return join_outputs(results)
 
 
 def tiles_per_second(graph: bytes, tiles: Tiles, bf16: bool, repeats: int = 3) -> dict[str, float]:

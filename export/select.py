@@ -87,7 +87,7 @@ class Int8Search:
             kept = tuple(names[:count])
             graph = quantized_candidate(plan, self.temperature, Precision.INT8, kept).graph
             title = f"without {count} parts"
-            probabilities = predict(graph, self.calibration, self.reader, title)
+            probabilities = predict(graph, self.calibration, self.reader, title).probabilities
             checks = (estimate.judge(probabilities).checks or {}).values()
             return bool(checks) and all(check.loss <= check.limit for check in checks)
 
@@ -109,7 +109,7 @@ class Int8Search:
         """The calibration tiles with the reference probabilities of full precision."""
         tiles = self.calibration
         reference = predict(self.full_precision.graph, tiles, self.reader, "full precision")
-        return GateSet(tiles, reference, self.gate_set.classes, self.gate_set.limits)
+        return GateSet(tiles, reference.probabilities, self.gate_set.classes, self.gate_set.limits)
 
 
 def smallest_count(is_enough: Callable[[int], bool], limit: int) -> int:

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.evaluation.known import KnownTissue
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -17,6 +18,7 @@ class Student:
     """A distilled DeiT: timm's `VisionTransformerDistilled`, by its timm parameter names.
 
     `mean` and `std` are per channel, for pixels scaled to 0…1; `size` and `patch` in pixels.
+    `known`: what its features of training tiles look like; its graphs then have the output `ood`.
     """
 
     architecture: str
@@ -27,6 +29,7 @@ class Student:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     weights: Weights
+    known: KnownTissue | None = None
 
     @property
     def width(self) -> int:

@@ -174,6 +174,11 @@ def _unreadable(path: Path, error: TileError) -> EdgelungError:
     )
 
 
+def join_tiles(sets: Sequence[TileSet]) -> TileSet:
+    """Several sets of one data folder as one, in their order."""
+    return TileSet(sets[0].data, tuple(tile for part in sets for tile in part.tiles))
+
+
 def read_split(run: RunFolder, data: Path, classes: tuple[str, ...]) -> dict[str, TileSet]:
     """Read the subsets of the run's split.csv: 'train', 'val' and 'test'.
 

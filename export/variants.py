@@ -92,18 +92,15 @@ class VariantMaker:
         gate = evaluation.gate
         text = f"{gate.verdict}: {'; '.join(gate.reasons)}" if gate.reasons else gate.verdict
         logger.info("%s gate: %s", evaluation.candidate.precision, text)
-        inputs = self.inputs
-        return measure_variant(
-            evaluation, inputs.gate, inputs.test, inputs.reader, self.full_precision
-        )
+        return measure_variant(evaluation, self.inputs, self.full_precision)
 
 
 def prepare_variants(inputs: ExportInputs, temperature: float, limits: Limits) -> VariantMaker:
     """Measure full precision, which judges all others."""
     candidate = float_candidate(inputs.student, temperature, FULL_PRECISION)
     evaluation = evaluate_reference(candidate, inputs.gate, inputs.reader)
-    measured = measure_variant(evaluation, inputs.gate, inputs.test, inputs.reader)
-    gate_set = GateSet(inputs.gate, evaluation.probabilities, inputs.student.classes, limits)
+    measured = measure_variant(evaluation, inputs)
+    gate_set = GateSet(inputs.gate, evaluation.output.probabilities, inputs.student.classes, limits)
     return VariantMaker(inputs, temperature, measured, gate_set)
 
 

@@ -163,7 +163,7 @@ def measure_agreement(
     tiles = (inputs.test if len(inputs.test) else inputs.validation).every(MEASURED_TILES)
     inputs.reader.keep(tiles, "decode tiles")
     graph = bundle.variant(FULL_PRECISION).graph.read()
-    expected = predict(graph, tiles, inputs.reader, "fp32, wsinfer")
+    expected = predict(graph, tiles, inputs.reader, "fp32, wsinfer").probabilities
     run_program = _loaded(program, config)
     own = np.concatenate(list(inputs.reader.batches(tiles)))  # (N, size, size, 3)
     same_pixels = _compare(run_program(map(Image.fromarray, own), len(tiles)), expected)

@@ -81,7 +81,7 @@ GOLDEN_FOLDER = "golden"
 MAX_GOLDEN_PIXELS = 1 << 28  # of all golden tiles, which are in memory at once
 REPORT = REPORT_PAGE
 MODEL_CARD = "MODEL_CARD.md"
-GRAPH_RULES = 2  # version of the rules of `graph_profile`; part of the key of a cached verdict
+GRAPH_RULES = 3  # version of the rules of `graph_profile`; part of the key of a cached verdict
 STARTER_NOTE = (
     "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "
     "for research only, not for diagnosis"
@@ -91,6 +91,11 @@ STARTER_NOTE = (
 def graph_name(precision: Precision) -> str:
     """File name of a variant's graph in the bundle."""
     return f"model.{precision}.onnx"
+
+
+def coverage_key(coverage: float) -> str:
+    """The name of a coverage in bundle.json: 0.99 → '0.99'."""
+    return f"{coverage:g}"
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class GoldenTile:
-    """A tile in the bundle, with its probabilities per variant, (classes,) each."""
+    """A tile in the bundle: by variant its probabilities, (classes,) each, and its score.
+
+    `ood` is empty if the bundle's graphs do not compute it.
+    """
 
     file: BundleFile
     probabilities: Mapping[str, tuple[float, ...]]
+    ood: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,7 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
             GoldenTile(
                 files[entry.file],
                 {name: tuple(probs) for name, probs in entry.probabilities.items()},
+                entry.ood,
             )
             for entry in manifest.golden
         ),
@@ -307,7 +317,12 @@ def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> di
     sizes = {"size": size, "classes": len(manifest.classes)}
     graphs = {entry.file for entry in _known_variants(manifest).values()}
     hashes = " ".join(listed[name].sha256 for name in sorted(graphs))
-    rules = {**{name: str(n) for name, n in sizes.items()}, "rules": f"{__version__} {GRAPH_RULES}"}
+    role = "classifier" if manifest.known is None else "scored-classifier"
+    rules = {
+        **{name: str(n) for name, n in sizes.items()},
+        "role": role,
+        "rules": f"{__version__} {GRAPH_RULES}",
+    }
     cache, key = open_cache("profiles"), Key("profile", {"graphs": hashes}, rules)
     known = cache.get(key).data is not None
     for name, entry in listed.items():
@@ -323,20 +338,20 @@ def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> di
                 f"{entry.sha256[:12]!a}; copy the bundle or export it again"
             )
         if data is not None:
-            _check_graph(folder.path / name, data, sizes)
+            _check_graph(folder.path / name, data, role, sizes)
         files[name] = BundleFile(folder.path, name, digest, count)
     if not known:
         cache.try_put(key, b"")
     return files
 
 
-def _check_graph(path: Path, data: bytes, sizes: Mapping[str, int]) -> None:
+def _check_graph(path: Path, data: bytes, role: str, sizes: Mapping[str, int]) -> None:
     # Imported here: most runs have the verdict in the cache.
     from edgelung.artifacts.graph_profile import Role, check_graph
     from edgelung.artifacts.onnx_wire import GraphError
 
     try:
-        check_graph(data, Role.CLASSIFIER, sizes)
+        check_graph(data, Role(role), sizes)
     except GraphError as error:
         raise EdgelungError(
             f"{path} is not a graph that edgelung runs: {one_line(error, 400)}. Export the bundle "
@@ -376,6 +391,17 @@ def _check_content(folder: Path, manifest: BundleManifest, size: int) -> None:
                     f"{folder}: golden tile {one_line(tile.file)} does not hold {len(names)} "
                     f"probabilities for {precision}; export the bundle again"
                 )
+            if variants[precision].known is not None and precision not in tile.ood:
+                raise EdgelungError(
+                    f"{folder}: golden tile {one_line(tile.file)} has no score for {precision}; "
+                    "export the bundle again"
+                )
+    for precision, entry in variants.items():
+        if entry.known is not None and manifest.known is None:
+            raise EdgelungError(
+                f"{folder / MANIFEST}: {precision} has a threshold for a score that the bundle "
+                "does not have; export the bundle again"
+            )
     used = {entry.file for entry in manifest.variants.values()}
     used |= {entry.file for entry in manifest.golden}
     if unlisted := sorted(used - set(manifest.files)):

@@ -33,6 +33,7 @@ class Role(StrEnum):
     """What a graph is for."""
 
     CLASSIFIER = "classifier"
+    SCORED_CLASSIFIER = "scored-classifier"  # also tells how far a tile is from training tiles
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ class Profile:
     outputs: tuple[Port, ...]
 
 
+_TILES = Port("tiles", UINT8, (BATCH, "size", "size", 3))
+_PROBS = Port("probs", FLOAT, (BATCH, "classes"))
 PROFILES: Mapping[Role, Profile] = {
-    Role.CLASSIFIER: Profile(
-        inputs=(Port("tiles", UINT8, (BATCH, "size", "size", 3)),),
-        outputs=(Port("probs", FLOAT, (BATCH, "classes")),),
-    )
+    Role.CLASSIFIER: Profile(inputs=(_TILES,), outputs=(_PROBS,)),
+    Role.SCORED_CLASSIFIER: Profile(
+        inputs=(_TILES,), outputs=(_PROBS, Port("ood", FLOAT, (BATCH,)))
+    ),
 }
 
 

@@ -230,6 +230,14 @@ def _slice(inputs: Sequence[Tensor], attributes: Attributes) -> Sequence[Tensor]
     return [Tensor((*shape[: axis - 1], end - start, *shape[axis:]))]
 
 
+def _reduce(inputs: Sequence[Tensor], attributes: Attributes) -> Sequence[Tensor]:
+    """The first axis behind the batch is taken out."""
+    shape = _batched(inputs[0])
+    if _integers(inputs[1]) != (1,) or attributes["keepdims"] != 0 or not shape:
+        raise GraphError(f"a reduction of {inputs[1].values} of {shape}; expected of axis 1 alone")
+    return [Tensor(shape[1:])]
+
+
 def _split(inputs: Sequence[Tensor], attributes: Attributes) -> Sequence[Tensor]:
     shape, parts = _batched(inputs[0]), attributes["num_outputs"]
     if (
@@ -254,6 +262,8 @@ OPERATORS: Mapping[str, Operator] = {
     "Mul": Operator(2, _broadcast),
     "Pad": Operator(2, _pad),
     "QuantizeLinear": Operator(3, _quantize),
+    "ReduceMean": Operator(2, _reduce, {"keepdims": _INT}),
+    "ReduceMin": Operator(2, _reduce, {"keepdims": _INT}),
     "Reshape": Operator(2, _reshape),
     "Slice": Operator(4, _slice),
     "Softmax": Operator(1, _last_axis, {"axis": _INT}),

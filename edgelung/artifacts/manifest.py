@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from edgelung.artifacts.results import Concern, GateResult, SetSize, VariantTest
+from edgelung.artifacts.results import Concern, GateResult, SetSize, Share, VariantTest
 from edgelung.core.typed_json import Json
 from edgelung.tiles.physical_size import MAX_TILE_UM, MIN_TILE_UM
 
@@ -66,11 +66,38 @@ class Sensitivity(Struct, frozen=True, kw_only=True):
     tiles: int
 
 
+class KnownVariant(Struct, frozen=True, kw_only=True):
+    """How a variant tells tissue that the model was not made for.
+
+    `threshold`: higher scores are unknown. `known_on_test`: share of the test tiles that are not
+    above. `rank_correlation` (Spearman) and `same_verdict`: with full precision, on the tiles of
+    the gate; None for full precision itself.
+    """
+
+    threshold: float
+    known_on_test: Share | None
+    rank_correlation: float | None = None
+    same_verdict: float | None = None
+
+
+class SetRule(Struct, frozen=True, kw_only=True):
+    """Prediction sets of one coverage: classes of at least `level`, and always the most probable.
+
+    `coverage_on_test`: share of the test tiles whose class is in the set. `mean_size`: of the sets
+    of the test tiles. Both None without test tiles.
+    """
+
+    level: float
+    coverage_on_test: Share | None
+    mean_size: float | None
+
+
 class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One variant: its file, how it was made, and the evidence for it.
 
     `kept_in_float`: parts that stay in floating point because the gate failed with them in INT8.
     `tiles_per_second`: speed of the network alone, by CPU engine, on the exporting machine.
+    `known`, `sets`: None and empty in bundles of an older edgelung. `sets` is keyed by coverage.
     """
 
     file: str
@@ -84,28 +111,33 @@ class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kept_in_float: list[str] | None = field(name="given_back", default=None)
     calibration: Calibration | None = None
     test: VariantTest | None = None
+    known: KnownVariant | None = None
+    sets: dict[str, SetRule] = {}
 
 
-class GoldenEntry(Struct, frozen=True, kw_only=True):
-    """A golden tile: its file, its class, and its probabilities by variant."""
+class GoldenEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A golden tile: its file, its class, and by variant its probabilities and its score."""
 
     file: str
     label: str = field(name="class")
     probabilities: dict[str, list[float]]
+    ood: dict[str, float] = {}
 
 
-class OutsideConfidence(Struct, frozen=True, kw_only=True):
-    """Confidence on tiles of other tissue, compared with the test tiles.
+class KnownTissue(Struct, frozen=True, kw_only=True):
+    """How the bundle tells tissue that the model was not made for.
 
-    `roc_auc`: the probability that a test tile gets a higher confidence than such a tile.
+    `block`: the score is the distance of the mean patch token after this block. `fitted_on`: the
+    training tiles that it measures the distance from. `known`: share of the validation tiles that
+    the threshold lets pass, averaged over groups. `validation`: what it let pass, with its
+    interval over groups.
     """
 
-    tiles: int
-    median_confidence_on_test: float
-    median_confidence: float
-    share_above_09_on_test: float = field(name="share_above_0.9_on_test")
-    share_above_09: float = field(name="share_above_0.9")
-    roc_auc: float | None
+    score: str
+    block: int
+    fitted_on: SetSize
+    known: float
+    validation: Share
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -140,6 +172,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
 
     `tile_sizes`: number of training tiles by '<width>x<height>' in pixels; empty in older bundles.
     `tile_um`: side of a training tile in micrometres, 5 to 5,000; UNSET where nobody stated it.
+    `known`: None in bundles of an older edgelung, which know no unknown tissue.
     `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
     derives them.
     """
@@ -153,7 +186,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     variants: dict[str, VariantEntry]
     sensitivity: Sensitivity | None = None
     golden: list[GoldenEntry]
-    outside: OutsideConfidence | None = None
+    known: KnownTissue | None = None
     tile_sizes: dict[str, int] = {}
     tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | UnsetType = UNSET
     concerns: list[Concern] | UnsetType = UNSET

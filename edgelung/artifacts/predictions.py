@@ -1,10 +1,11 @@
 """Predictions: one row per file, as CSV, JSON Lines or Parquet.
 
-    path,status,label,confidence,p_<class>…,error
+    path,status,label,confidence,p_<class>…,ood,set,error
 
 `FORMATS` holds one writer and one reader per format. A missing value is an empty cell in CSV and
 null in the other two formats. CSV and JSON Lines hold probabilities with `DECIMALS` decimals,
-Parquet holds the float32 values.
+Parquet holds the float32 values. `set` holds names of classes with a semicolon between them. Files
+of edgelung 0.1 without the columns `ood` and `set` are read too.
 """
 
 import csv
@@ -27,7 +28,9 @@ DECIMALS = 6
 ROW_GROUP = 8_192  # rows per Parquet row group; bounds the memory of the writer
 MADE_BY = {"made by": "edgelung infer"}  # Parquet metadata that marks our files
 _COLUMNS_BEFORE = ("path", "status", "label", "confidence")
-_COLUMN_AFTER = "error"
+_COLUMNS_AFTER = ("ood", "set", "error")
+_OLDER_AFTER = ("error",)  # of edgelung 0.1
+_SEPARATOR = ";"  # between the names in `set`
 
 
 def probability_column(name: str) -> str:
@@ -42,7 +45,7 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 
 def columns(classes: Sequence[str]) -> list[str]:
     """Names of all columns, in their order."""
-    return [*_COLUMNS_BEFORE, *probability_columns(classes), _COLUMN_AFTER]
+    return [*_COLUMNS_BEFORE, *probability_columns(classes), *_COLUMNS_AFTER]
 
 
 class Prediction(Struct, frozen=True):
@@ -50,11 +53,15 @@ class Prediction(Struct, frozen=True):
 
     Attributes:
         path: the file, relative to the folder that was predicted; valid UTF-8.
-        status: 'ok', 'review' (not confident enough to decide), or why there is no prediction.
+        status: 'ok', or why there is no label: see `edgelung.tiles.status.Status`.
         label: the predicted class; None unless the status is 'ok'.
         confidence: the largest probability; None without a prediction.
         probabilities: one per class, in the order of `Predictions.classes`; None without one.
         error: the reason for the status, for people; empty for 'ok'.
+        ood: how far the tile is from the training tiles, about 1 for tiles like those; None without
+            a prediction, and if the bundle cannot tell.
+        prediction_set: classes that cannot be excluded, in the order of the classes; None unless
+            asked for (`--coverage`).
     """
 
     path: str
@@ -63,6 +70,8 @@ class Prediction(Struct, frozen=True):
     confidence: float | None = None
     probabilities: tuple[float, ...] | None = None
     error: str = ""
+    ood: float | None = None
+    prediction_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,15 @@ class Predictions:
 def _cells(row: Prediction, classes: Sequence[str]) -> list[str | float | None]:
     """The cells of a row, in the order of `columns`."""
     numbers = row.probabilities or (None,) * len(classes)
-    return [row.path, row.status, row.label, row.confidence, *numbers, row.error or None]
+    names = _set_cell(row) or None
+    return [
+        *(row.path, row.status, row.label, row.confidence, *numbers),
+        *(row.ood, names, row.error or None),
+    ]
+
+
+def _set_cell(row: Prediction) -> str:
+    return _SEPARATOR.join(row.prediction_set or ())
 
 
 class ByteWriter(Protocol):
@@ -95,7 +112,10 @@ class ByteWriter(Protocol):
 def visible_prediction(row: Prediction) -> Prediction:
     """The row as a terminal may show it: a line end in a name would fake another row."""
     label = None if row.label is None else visible(row.label)
-    return structs.replace(row, path=visible(row.path), label=label, error=visible(row.error))
+    names = None if row.prediction_set is None else tuple(map(visible, row.prediction_set))
+    return structs.replace(
+        row, path=visible(row.path), label=label, error=visible(row.error), prediction_set=names
+    )
 
 
 class VisibleWriter:
@@ -140,8 +160,10 @@ class CsvWriter:
             numbers = self._no_numbers
             if row.confidence is not None and row.probabilities is not None:
                 numbers = [f"{p:.{DECIMALS}f}" for p in (row.confidence, *row.probabilities)]
-            path, label, error = map(safe_cell, (row.path, row.label or "", row.error))
-            lines.append([path, row.status, label, *numbers, error])
+            texts = (row.path, row.label or "", _set_cell(row), row.error)
+            path, label, names, error = map(safe_cell, texts)
+            ood = "" if row.ood is None else f"{row.ood:.{DECIMALS}f}"
+            lines.append([path, row.status, label, *numbers, ood, names, error])
         self._write_lines(lines)
 
     def close(self) -> None:
@@ -183,7 +205,7 @@ class ParquetWriter:
         self._arrow, parquet = _import_pyarrow()
         self._classes = classes
         text, number = self._arrow.string(), self._arrow.float32()
-        types = [text, text, text, number, *[number] * len(classes), text]
+        types = [text, text, text, number, *[number] * len(classes), number, text, text]
         names = columns(classes)
         self._schema = self._arrow.schema(list(zip(names, types, strict=True)), MADE_BY)
         self._writer = parquet.ParquetWriter(file, self._schema)
@@ -228,15 +250,19 @@ def _import_pyarrow() -> tuple[Any, Any]:
 def _read_csv(file: IO[bytes]) -> Predictions:
     with io.TextIOWrapper(file, newline="", encoding="utf-8") as text:
         lines = csv.reader(text)
-        classes = _classes_from([raw_cell(name) for name in next(lines, [])])
-        width = len(columns(classes))
+        names = [raw_cell(name) for name in next(lines, [])]
+        classes = _classes_from(names)
+        width, after = len(names), _after(names)
         rows = []
         for cells in lines:
             if len(cells) != width:
                 raise ValueError(f"line {lines.line_num} has {len(cells)} cells, expected {width}")
-            numbers = [float(cell) if cell else None for cell in cells[3:-1]]
-            texts = map(raw_cell, cells[:3])
-            rows.append(_prediction([*texts, *numbers, raw_cell(cells[-1])], classes))
+            end = width - len(after)
+            numbers = [float(cell) if cell else None for cell in cells[3:end]]
+            last = dict(zip(after, map(raw_cell, cells[end:]), strict=True))
+            score = float(last["ood"]) if last.get("ood") else None
+            ending = [score, last.get("set"), last["error"]]
+            rows.append(_prediction([*map(raw_cell, cells[:3]), *numbers, *ending], classes))
     return Predictions(classes, tuple(rows))
 
 
@@ -253,7 +279,7 @@ def _read_json_lines(file: IO[bytes]) -> Predictions:
             classes = _classes_from(names)
         if list(content) != names:
             raise ValueError(f"line {number} has other columns than line 1")
-        rows.append(_prediction(list(content.values()), classes))
+        rows.append(_prediction(_with_all_columns(content.values(), names), classes))
     return Predictions(classes, tuple(rows))
 
 
@@ -265,31 +291,72 @@ def _read_parquet(file: IO[bytes]) -> Predictions:
         raise ValueError(str(error)) from error
     classes = _classes_from(table.column_names)
     cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    return Predictions(classes, tuple(_prediction(row, classes) for row in cells))
+    rows = (_with_all_columns(row, table.column_names) for row in cells)
+    return Predictions(classes, tuple(_prediction(row, classes) for row in rows))
 
 
 def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
     """Derive the classes from the column names. Raises ValueError for other columns."""
-    probabilities = names[len(_COLUMNS_BEFORE) : -1]
+    after = _after(names)
+    probabilities = names[len(_COLUMNS_BEFORE) : len(names) - len(after)]
     classes = tuple(name.removeprefix(probability_column("")) for name in probabilities)
-    if not classes or list(names) != columns(classes):
-        expected = ",".join([*_COLUMNS_BEFORE, probability_column("<class>…"), _COLUMN_AFTER])
-        raise ValueError(f"its columns are {','.join(names) or 'missing'}, expected {expected}")
+    expected = [*_COLUMNS_BEFORE, *probability_columns(classes), *after]
+    if not classes or list(names) != expected:
+        expected = [*_COLUMNS_BEFORE, probability_column("<class>…"), *_COLUMNS_AFTER]
+        raise ValueError(
+            f"its columns are {','.join(names) or 'missing'}, expected {','.join(expected)}"
+        )
     return classes
+
+
+def _after(names: Sequence[str]) -> Sequence[str]:
+    """The columns behind the probabilities: those of this version or of an older one."""
+    is_new = tuple(names[-len(_COLUMNS_AFTER) :]) == _COLUMNS_AFTER
+    return _COLUMNS_AFTER if is_new else _OLDER_AFTER
+
+
+def _with_all_columns(cells: Iterable[Json], names: Sequence[str]) -> list[Json]:
+    """The cells in the order of `columns`; None for the columns that an older file lacks."""
+    before = list(cells)
+    error = before.pop()
+    return [*before, *[None] * (len(_COLUMNS_AFTER) - len(_after(names))), error]
 
 
 def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
     """Convert cells, in the order of `columns`, to a row. Raises ValueError for a wrong cell."""
-    path, status, label, *numbers, error = cells
+    path, status, label, *numbers, ood, names, error = cells
     if not (isinstance(path, str) and isinstance(status, str) and isinstance(error, str | None)):
         raise ValueError("a row has no path, no status, or an error that is not text")
     if label and label not in classes:
         raise ValueError(f"the label of {path} is {label}, which is not a class of the file")
     if numbers.count(None) == len(numbers):
         return Prediction(path, status, label or None, error=error or "")
+    if not isinstance(ood, float | None) or not isinstance(names, str | None):
+        raise ValueError(f"the score of {path} is no number, or its set is not text")
     if not all(isinstance(number, float) and 0 <= number <= 1 for number in numbers):
         raise ValueError(f"the probabilities of {path} are not all in 0…1")
-    return Prediction(path, status, label or None, numbers[0], tuple(numbers[1:]), error or "")
+    return Prediction(
+        path,
+        status,
+        label or None,
+        numbers[0],
+        tuple(numbers[1:]),
+        error or "",
+        ood,
+        _set_from(names, classes) if names else None,
+    )
+
+
+def _set_from(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes in a cell of `set`, which are in the order of `classes`."""
+    found, rest = [], text + _SEPARATOR
+    for name in classes:
+        if rest.startswith(name + _SEPARATOR):
+            found.append(name)
+            rest = rest[len(name) + 1 :]
+    if rest:
+        raise ValueError(f"the set {text!r} is not made of the file's classes")
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,15 @@ class SetSize(Struct, frozen=True, kw_only=True):
     groups: int
 
 
+class Share(Struct, frozen=True, kw_only=True):
+    """A share of tiles, averaged over groups, with its 95 % interval over groups."""
+
+    share: float
+    interval: Interval
+    tiles: int
+    groups: int
+
+
 class ClassMetrics(Struct, frozen=True, kw_only=True):
     """What a confusion matrix says (the paper's Eqs. 9–13).
 

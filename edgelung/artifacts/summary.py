@@ -71,6 +71,7 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         other_sizes: predicted tiles whose size in pixels is far from `trained_sizes`.
         waiting: files without a row when `--watch` ended; None for other runs.
         concerns: why the bundle's model, or the figures about it, should not be trusted.
+        knows_unknown: the bundle can tell tissue that it was not made for.
         signature: who signed the bundle; None in summaries of an older edgelung.
         prebuilt_signature: who signed the engines of `--prebuilt`; None without them.
     """
@@ -112,6 +113,7 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     links_skipped: int = 0
     journal_checksum: str | None = None
     journal_dropped: int = 0
+    knows_unknown: bool = False
     signature: SignatureCheck | None = None
     prebuilt_signature: SignatureCheck | None = None
 

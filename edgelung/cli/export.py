@@ -60,14 +60,6 @@ def export(
             help="The run's tiles.  [default: the folder that the run names]",
         ),
     ] = None,
-    outside: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            rich_help_panel=INPUT,
-            help="Tiles of none of the classes: report how confident the model is on them.",
-        ),
-    ] = None,
     tile_um: TileUmOption = None,
     calibration: Annotated[
         str,
@@ -86,6 +78,17 @@ def export(
             help="Validation tiles that calibrate INT8, in whole groups.",
         ),
     ] = 512,
+    known: Annotated[
+        float,
+        typer.Option(
+            min=0.5,
+            max=1.0,
+            metavar="P",
+            rich_help_panel=JUDGING,
+            help="Share of the validation tiles that the model shall know; `infer` reports tiles "
+            "that are further from the training tiles as unknown.",
+        ),
+    ] = 0.99,
     strict: Annotated[
         bool,
         typer.Option(
@@ -175,7 +178,7 @@ def export(
         precisions=frozenset(precision for precision, asked in variants.items() if asked),
         qat=qat,
         data=data,
-        outside=outside,
+        known=known,
         calibration=calibration,
         calibration_tiles=calibration_tiles,
         strict=strict,

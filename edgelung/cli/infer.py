@@ -20,6 +20,8 @@ from edgelung.cli.model import (
     AllowUnsignedOption,
     ModelOption,
     TrustOption,
+    UnknownOption,
+    UnknownTiles,
     if_passed,
     open_engines_folder,
     open_model,
@@ -123,6 +125,18 @@ def infer(
             show_default=False,
         ),
     ] = None,
+    unknown: UnknownOption = UnknownTiles.MARK,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            rich_help_panel=OUTPUT,
+            help="Add to each row the classes that cannot be excluded; the true one is among them "
+            "for this share of tiles, such as 0.99.",
+        ),
+    ] = None,
     resume: Annotated[
         bool | None,
         typer.Option(
@@ -211,6 +225,8 @@ def infer(
         verify_every=verify_every,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
         strict_size=bool(defaults.strict_size if strict_size is None else strict_size),
+        keep_unknown=unknown is UnknownTiles.KEEP,
+        coverage=coverage,
     )
     warn_of_gate(bundle, options.precision)
     with progress("infer") as advance, counting(source, destination, advance, watch):
@@ -265,6 +281,8 @@ def print_summary(summary: "Summary") -> None:
         f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",
         f"labels    {labels}",
     ]
+    if text := _unknown(summary):
+        lines.append(f"unknown   {text}")
     if summary.links_skipped:
         lines.append(
             f"links     {summary.links_skipped} lead out of the folder and were skipped; "
@@ -307,6 +325,27 @@ def print_summary(summary: "Summary") -> None:
         _print_confusion(labelled, console)
     if sys.stdout:  # a service may have closed it
         sys.stdout.flush()
+
+
+def _unknown(summary: "Summary") -> str:
+    """What the run says of tiles that the model was not made for; '' if there are none."""
+    from edgelung.tiles.status import PREDICTED, Status
+
+    predicted = sum(n for status, n in summary.statuses.items() if status in PREDICTED)
+    unknown, blank = (summary.statuses.get(s, 0) for s in (Status.UNKNOWN, Status.BLANK))
+    if not predicted:
+        return ""
+    if not summary.knows_unknown and not summary.options.get("--unknown keep"):
+        return (
+            "this bundle cannot tell tissue that it was not made for: an older edgelung made it; "
+            "export it again"
+        )
+    if not unknown + blank:
+        return ""
+    return (
+        f"{_percent(unknown / predicted)} of the tiles are unlike the training tiles, "
+        f"{_percent(blank / predicted)} show no tissue: they have no label"
+    )
 
 
 def _print_confusion(labelled: "LabelledMetrics", console: "Console") -> None:

@@ -1,12 +1,13 @@
 """The model of `edgelung infer` and `edgelung slide`: options, and how the bundle is opened."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgelung.cli.command import report
-from edgelung.cli.options import MODEL, named_path
+from edgelung.cli.options import MODEL, OUTPUT, named_path
 
 if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle
@@ -40,6 +41,24 @@ AllowUnsignedOption = Annotated[
         "--allow-unsigned",
         rich_help_panel=MODEL,
         help="Run a bundle too that is unsigned or signed by a key that is not trusted.",
+    ),
+]
+
+
+class UnknownTiles(StrEnum):
+    """What to do with tiles that the model was not made for."""
+
+    MARK = "mark"
+    KEEP = "keep"
+
+
+UnknownOption = Annotated[
+    UnknownTiles,
+    typer.Option(
+        "--unknown",
+        rich_help_panel=OUTPUT,
+        help="Tiles unlike the training tiles, and tiles without tissue: mark gives them status "
+        "`unknown` or `blank` and no label; keep labels them like all others.",
     ),
 ]
 

@@ -1,9 +1,9 @@
-"""The protocol of an engine: uint8 tiles in, probabilities out. Every runtime implements it."""
+"""The protocol of an engine: uint8 tiles in, an `Output` out. Every runtime implements it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, TypeGuard
+from typing import NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,36 @@ from edgelung.kernels.resize import Pixels
 
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
 Probabilities = npt.NDArray[np.float32]  # (N, classes)
+Scores = npt.NDArray[np.float32]  # (N,)
 AS_IN_FILE = "as in the file"  # a `float_type`: each tensor in the type that the graph gives it
 
 
 class EngineUnavailableError(Exception):
     """The runtime is missing here, or would run something other than what was asked for."""
+
+
+class Output(NamedTuple):
+    """What a model says about N tiles.
+
+    Attributes:
+        probabilities: float32 (N, classes).
+        ood: float32 (N,), how far each tile is from the training tiles; None if the graph does not
+            compute it.
+    """
+
+    probabilities: Probabilities
+    ood: Scores | None = None
+
+
+def join_outputs(parts: Sequence[Output]) -> Output:
+    """The outputs of one graph for parts of a batch, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    scores = [part.ood for part in parts if part.ood is not None]
+    return Output(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate(scores) if scores else None,
+    )
 
 
 class Graph(Protocol):
@@ -70,8 +95,8 @@ class Engine(Protocol):
     concurrency: int
     float_type: str
 
-    def infer(self, tiles: Tiles) -> Probabilities:
-        """Predict tiles uint8 RGB (N, H, W, 3), N ≥ 1; returns probabilities float32 (N, C)."""
+    def infer(self, tiles: Tiles) -> Output:
+        """Predict tiles uint8 RGB (N, H, W, 3), N ≥ 1."""
         ...
 
     def close(self) -> None:
@@ -87,7 +112,7 @@ class ResizingEngine(Engine, Protocol):
         """True if this device can resize and its result matched the CPU reader in a self-test."""
         ...
 
-    def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
+    def infer_pixels(self, tiles: Sequence[Pixels]) -> Output:
         """Predict tiles uint8 RGB (H, W, 3) of any sizes; otherwise as `infer`."""
         ...
 

@@ -12,7 +12,14 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
 from edgelung.core.workers import Workers
-from edgelung.engines.base import Engine, EngineFactory, EngineUnavailableError, Tiles
+from edgelung.engines.base import (
+    Engine,
+    EngineFactory,
+    EngineUnavailableError,
+    Scores,
+    Tiles,
+    join_outputs,
+)
 from edgelung.engines.cuda import Device, gpu_present
 from edgelung.engines.names import AUTO_GPU_ENGINES, CPU_ENGINES, GPU_ENGINES, EngineName
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
@@ -34,6 +41,11 @@ ENGINES: Mapping[EngineName, EngineFactory] = {
 CPU_PREFERENCE = (Precision.INT8, Precision.FP32, Precision.FP16)
 # Used if a named GPU engine cannot time its variants; INT8 is often not faster on a GPU.
 GPU_PREFERENCE = (Precision.FP16, Precision.INT8_FP16, Precision.INT8, Precision.FP32)
+
+
+# Largest relative difference of a golden tile's score between two correct engines: in BF16 and INT8
+# the features differ by a few percent.
+SCORE_TOLERANCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,7 @@ def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
     parts = np.array_split(tiles, min(engine.concurrency, len(tiles)))
     try:
         with Workers(len(parts)) as pool:
-            probabilities = np.concatenate(list(pool.map(engine.infer, parts)))
+            probabilities, ood = join_outputs(list(pool.map(engine.infer, parts)))
     except Exception as error:  # runtimes raise their own exception types
         raise EdgelungError(
             f"{engine.name} cannot run the golden tiles at {precision}: {one_line(error)}"
@@ -194,7 +206,23 @@ def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
             f"{precision.about.golden_tolerance:g}; nothing was predicted. Try --engine "
             f"{' or '.join(name for name in CPU_ENGINES if name != engine.name)}"
         )
+    _check_scores(bundle, engine, precision, ood)
     return difference
+
+
+def _check_scores(bundle: Bundle, engine: Engine, precision: Precision, ood: Scores | None) -> None:
+    """Compare the scores of the golden tiles; raises EdgelungError if one is far off."""
+    expected = np.array([tile.ood[precision] for tile in bundle.golden if tile.ood])
+    if not len(expected):
+        return
+    found = np.full(len(expected), np.nan) if ood is None else ood
+    difference = float(np.abs(found / np.maximum(expected, 1e-6) - 1).max())
+    if not difference <= SCORE_TOLERANCE:
+        raise EdgelungError(
+            f"{engine.name} does not reproduce the scores of the bundle's golden tiles at "
+            f"{precision}: they differ by up to {100 * difference:.2g} %, allowed "
+            f"{100 * SCORE_TOLERANCE:g} %; nothing was predicted"
+        )
 
 
 def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> tuple[Variant, str]:

@@ -12,7 +12,15 @@ from typing import Protocol
 import numpy as np
 
 from edgelung.core.errors import one_line
-from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Graph, Probabilities, Tiles
+from edgelung.engines.base import (
+    AS_IN_FILE,
+    EngineUnavailableError,
+    Graph,
+    Output,
+    Probabilities,
+    Scores,
+    Tiles,
+)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -27,7 +35,9 @@ SILENT = 4  # log level 'fatal'; every error that is not fatal is raised as an e
 class Session(Protocol):
     """What this module uses of `onnxruntime.InferenceSession`, which has no types."""
 
-    def run(self, outputs: list[str], inputs: dict[str, Tiles]) -> list[Probabilities]: ...
+    def run(
+        self, outputs: list[str] | None, inputs: dict[str, Tiles]
+    ) -> list[Probabilities | Scores]: ...
     def get_providers(self) -> list[str]: ...
 
 
@@ -78,10 +88,10 @@ class OnnxRuntimeEngine:
         if active[:1] != [provider] or set(active) - {provider, CPU}:
             raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {active}")
 
-    def infer(self, tiles: Tiles) -> Probabilities:
+    def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
-        (probabilities,) = self._session.run(["probs"], {"tiles": tiles})
-        return np.asarray(probabilities, dtype=np.float32)
+        arrays = self._session.run(None, {"tiles": tiles})  # all, in the order of the file
+        return Output(*(np.asarray(array, dtype=np.float32) for array in arrays))
 
     def close(self) -> None:
         """See `Engine.close`."""

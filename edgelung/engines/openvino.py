@@ -11,7 +11,14 @@ import numpy as np
 
 from edgelung.core.cache import Key, open_cache
 from edgelung.core.errors import one_line
-from edgelung.engines.base import EngineUnavailableError, Graph, Probabilities, Tiles
+from edgelung.engines.base import (
+    EngineUnavailableError,
+    Graph,
+    Output,
+    Probabilities,
+    Scores,
+    Tiles,
+)
 
 Config = dict[str, str | int | bool]
 
@@ -21,7 +28,7 @@ class InferRequest(Protocol):
 
     def infer(
         self, inputs: dict[str, Tiles], *, share_inputs: bool
-    ) -> dict[int, Probabilities]: ...
+    ) -> dict[int, Probabilities | Scores]: ...
 
 
 class CompiledModel(Protocol):
@@ -83,12 +90,12 @@ class OpenVinoEngine:
         for _ in range(self.concurrency):
             self._requests.put(self._model.create_infer_request())
 
-    def infer(self, tiles: Tiles) -> Probabilities:
+    def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
         request = self._requests.get()
         try:
             result = request.infer({"tiles": tiles}, share_inputs=True)
-            return np.asarray(result[0], np.float32)
+            return Output(*(np.asarray(result[i], np.float32) for i in range(len(result))))
         finally:
             self._requests.put(request)
 

@@ -41,7 +41,7 @@ class RunIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
         floating_point: what the engine computes floating point in.
         inputs: the folders, absolute.
         listing: the list of files: its SHA-256, or where it came from; None without a list.
-        watch, strict_size, follow_links: True if asked for, else None.
+        watch, strict_size, follow_links, keep_unknown: True if asked for, else None.
     """
 
     edgelung: str
@@ -61,3 +61,5 @@ class RunIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
     watch: bool | None = field(name="--watch", default=None)
     strict_size: bool | None = field(name="--strict-size", default=None)
     follow_links: bool | None = field(name="--follow-links", default=None)
+    keep_unknown: bool | None = field(name="--unknown keep", default=None)
+    coverage: float | None = field(name="--coverage", default=None)

@@ -24,9 +24,10 @@ import numpy as np
 
 from edgelung.core.errors import one_line
 from edgelung.core.workers import Task, Workers
-from edgelung.engines.base import Engine, Probabilities, Tiles, resizes
+from edgelung.engines.base import Engine, Output, Probabilities, Tiles, resizes
 from edgelung.inference.reading import Reading, Stamp
 from edgelung.kernels.resize import Pixels
+from edgelung.tiles.blank import why_blank
 from edgelung.tiles.budget import DECODING
 from edgelung.tiles.reader import Tile, TileError, resize
 from edgelung.tiles.sizes import Size
@@ -48,6 +49,8 @@ class Row(Generic[Item]):
         error: the reason, for people; empty for 'ok'.
         probabilities: float32 (C,); None unless the status is 'ok'.
         reference: the same from full precision; None where it did not run.
+        ood: how far it is from the training tiles; None if the model cannot tell.
+        blank: why it shows no tissue (`edgelung.tiles.blank`); '' if it may.
         stamp: of the item before it was read; None if it could not be looked at.
         size: width and height of the image in pixels; None if it was not decoded.
         decode_seconds: reading and decoding it.
@@ -59,6 +62,8 @@ class Row(Generic[Item]):
     error: str = ""
     probabilities: Probabilities | None = None
     reference: Probabilities | None = None
+    ood: float | None = None
+    blank: str = ""
     stamp: Stamp | None = None
     size: Size | None = None
     decode_seconds: float = 0.0
@@ -76,6 +81,7 @@ class _Decoded:
     stamp: Stamp | None
     seconds: float
     size: Size | None = None
+    blank: str = ""
     pixels: Pixels | None = None
 
 
@@ -191,27 +197,28 @@ def _decode_into(
     start = time.perf_counter()
     stamp = reading.stamp(item)
     error = size = waiting = None
+    blank = ""
     with DECODING:
         try:
-            size, waiting = _read_into(buffer[index], item, reading, pixel_limit)
+            size, blank, waiting = _read_into(buffer[index], item, reading, pixel_limit)
         except TileError as caught:  # which is not kept: its traceback holds the decoder's memory
             error = TileError(caught.status, caught.reason)
         except MemoryError:
             error = TileError(Status.TOO_LARGE, "not enough memory to decode it")
         except Exception as caught:  # an unexpected error of a decoder costs one row, not the run
             error = TileError(Status.CORRUPT, one_line(caught))
-    return _Decoded(error, stamp, time.perf_counter() - start, size, waiting)
+    return _Decoded(error, stamp, time.perf_counter() - start, size, blank, waiting)
 
 
 def _read_into(
     out: Tile, item: Item, reading: Reading[Item], pixel_limit: int
-) -> tuple[Size, Pixels | None]:
-    """The size of the image, and its pixels where they are not resized to `out` here."""
+) -> tuple[Size, str, Pixels | None]:
+    """The size of the image, why it is blank, and its pixels where they are not resized here."""
     decoded, size = reading.read(item)
     if pixel_limit and _fits(pixels := np.asarray(decoded), reading.size, pixel_limit):
-        return size, pixels
+        return size, why_blank(pixels), pixels
     resize(decoded, reading.size, out)
-    return size, None
+    return size, why_blank(out), None
 
 
 def _fits(pixels: Pixels, size: int, pixel_limit: int) -> bool:
@@ -221,8 +228,8 @@ def _fits(pixels: Pixels, size: int, pixel_limit: int) -> bool:
     return (height, width) != (size, size) and height * max(width, size) <= pixel_limit
 
 
-def _infer(engine: Engine, tiles: Tiles, to_resize: Mapping[int, Pixels]) -> Probabilities:
-    """Probabilities (N, C) of the tiles; those in `to_resize` (by index) are resized first."""
+def _infer(engine: Engine, tiles: Tiles, to_resize: Mapping[int, Pixels]) -> Output:
+    """Predict the tiles; those in `to_resize` (by index) are resized first."""
     if to_resize and resizes(engine):
         return engine.infer_pixels([to_resize.get(i, tile) for i, tile in enumerate(tiles)])
     for i, pixels in to_resize.items():
@@ -238,7 +245,7 @@ def _predict_batch(
     reference: Engine | None,
 ) -> list[Row[Item]]:
     decoded_indices = [i for i, one in enumerate(decoded) if one.error is None]
-    probabilities = reference_probabilities = None
+    output, reference_probabilities = Output(np.empty((0, 0), np.float32)), None
     seconds = 0.0
     if decoded_indices:
         tiles = buffer if len(decoded_indices) == len(items) else buffer[decoded_indices]
@@ -248,15 +255,25 @@ def _predict_batch(
             if (pixels := decoded[i].pixels) is not None
         }
         start = time.perf_counter()
-        probabilities = _infer(engine, tiles, to_resize)
+        output = _infer(engine, tiles, to_resize)
         seconds = time.perf_counter() - start
-        reference_probabilities = _infer(reference, tiles, to_resize) if reference else None
-    predicted = iter(() if probabilities is None else probabilities)
+        if reference:
+            reference_probabilities = _infer(reference, tiles, to_resize).probabilities
+    predicted = iter(output.probabilities)
+    scores = iter(() if output.ood is None else output.ood.tolist())
     verified = iter(() if reference_probabilities is None else reference_probabilities)
     return [
         _failed_row(item, one, one.error)
         if one.error
-        else _predicted_row(item, one, engine.name, next(predicted), next(verified, None), seconds)
+        else _predicted_row(
+            item,
+            one,
+            engine.name,
+            next(predicted),
+            next(verified, None),
+            next(scores, None),
+            seconds,
+        )
         for item, one in zip(items, decoded, strict=True)
     ]
 
@@ -278,10 +295,12 @@ def _predicted_row(
     engine: str,
     probabilities: Probabilities,
     reference: Probabilities | None,
+    ood: float | None,
     seconds: float,
 ) -> Row[Item]:
-    """The row of a decoded item from its probabilities (C,)."""
-    whose = None if np.isfinite(probabilities).all() else engine
+    """The row of a decoded item from its probabilities (C,) and its score."""
+    finite = np.isfinite(probabilities).all() and (ood is None or np.isfinite(ood))
+    whose = None if finite else engine
     if reference is not None and not np.isfinite(reference).all():
         whose = whose or "full precision"
     if whose:
@@ -292,6 +311,8 @@ def _predicted_row(
         Status.OK,
         probabilities=probabilities,
         reference=reference,
+        ood=ood,
+        blank=one.blank,
         stamp=one.stamp,
         size=one.size,
         decode_seconds=one.seconds,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,10 +11,9 @@ from edgelung.inference.pipeline import Item, Row
 from edgelung.inference.reading import Stamp
 from edgelung.tiles.find import FoundFile, class_of
 from edgelung.tiles.sizes import TrainedSizes
-from edgelung.tiles.status import Status
+from edgelung.tiles.status import PREDICTED, Status
 
 _STATUSES = frozenset(Status)
-_PREDICTED = (Status.OK, Status.REVIEW, Status.OTHER_SIZE)
 _TOLERANCE = 1e-6  # of a probability
 _SUM_TOLERANCE = 0.01  # engines compute in 16 bits
 
@@ -30,6 +29,8 @@ class Record(NamedTuple):
         truth: index of the class that a folder above the file is named after; None without one.
         stamp: the file's size and time before it was read; None if it could not be looked at.
         other_size: predicted, but of a size in pixels that is far from the training tiles.
+        ood: how far it is from the training tiles; None without a prediction or a score.
+        prediction_set: indices of the classes that cannot be excluded; None unless asked for.
     """
 
     path: str
@@ -40,6 +41,8 @@ class Record(NamedTuple):
     truth: int | None
     stamp: Stamp | None
     other_size: bool = False
+    ood: float | None = None
+    prediction_set: list[int] | None = None
 
     @property
     def decided(self) -> int | None:
@@ -60,6 +63,8 @@ class Record(NamedTuple):
             max(self.probabilities),
             tuple(self.probabilities),
             self.error,
+            self.ood,
+            None if self.prediction_set is None else tuple(classes[i] for i in self.prediction_set),
         )
 
 
@@ -70,7 +75,7 @@ def fault_of(record: Record, classes: int | None = None) -> str:
     """
     if record.status not in _STATUSES:
         return f"{record.status!r} is no status"
-    if (record.probabilities is not None) != (record.status in _PREDICTED):
+    if (record.probabilities is not None) != (record.status in PREDICTED):
         return f"a row of status {record.status} with or without probabilities"
     if record.reference is not None and record.probabilities is None:
         return "full precision predicted what the variant did not"
@@ -84,6 +89,15 @@ def fault_of(record: Record, classes: int | None = None) -> str:
             return "a probability outside of 0…1"
         if not abs(sum(values) - 1) <= _SUM_TOLERANCE:
             return "probabilities that do not add up to 1"
+    if record.ood is not None and not record.ood >= 0:
+        return "a score below 0"
+    if record.prediction_set is not None and not (
+        record.prediction_set
+        and sorted(set(record.prediction_set)) == record.prediction_set
+        and record.prediction_set[0] >= 0
+        and record.prediction_set[-1] < (classes or len(record.probabilities or ()))
+    ):
+        return "a set that is empty or names a class that is none"
     if record.truth is not None and not 0 <= record.truth < (classes or record.truth + 1):
         return f"{record.truth} is no class"
     if record.stamp is not None and record.stamp[0] < 0:
@@ -99,11 +113,25 @@ class LabelRule:
         min_confidence: 0…1; less confident rows become 'review'. None: none does.
         trained_sizes: pixel sizes of the training tiles.
         strict_size: rows of sizes far from those become 'other-size'.
+        marks_unknown: rows without tissue become 'blank', and rows above `known_up_to` 'unknown'.
+        known_up_to: the highest score of tissue that the model knows; None if it cannot tell.
+        set_level: classes whose probabilities are at least this are in the row's set, and the most
+            probable one always; None: rows have no set.
     """
 
-    min_confidence: float | None
-    trained_sizes: TrainedSizes
-    strict_size: bool
+    min_confidence: float | None = None
+    trained_sizes: TrainedSizes = field(default_factory=lambda: TrainedSizes({}))
+    strict_size: bool = False
+    marks_unknown: bool = True
+    known_up_to: float | None = None
+    set_level: float | None = None
+
+    def set_of(self, probabilities: Sequence[float]) -> list[int] | None:
+        """Indices of the classes that cannot be excluded."""
+        if self.set_level is None:
+            return None
+        least = min(self.set_level, max(probabilities))
+        return [i for i, value in enumerate(probabilities) if value >= least]
 
 
 def record_of(row: Row[FoundFile], classes: Sequence[str], rule: LabelRule) -> Record:
@@ -118,16 +146,7 @@ def make_record(row: Row[Item], path: str, rule: LabelRule, truth: int | None = 
     status, error, other_size = row.status, row.error, False
     if probabilities is not None:
         other_size = row.size is not None and rule.trained_sizes.is_far(row.size)
-        if other_size and rule.strict_size and row.size:
-            status = Status.OTHER_SIZE
-            error = f"{row.size[0]}×{row.size[1]} px; trained on {rule.trained_sizes}"
-        # Rounded first, so that the rule holds for the number that is printed.
-        elif (
-            rule.min_confidence is not None
-            and (confidence := round(max(probabilities), DECIMALS)) < rule.min_confidence
-        ):
-            status = Status.REVIEW
-            error = f"confidence {confidence:.{DECIMALS}f} is under {rule.min_confidence:g}"
+        status, error = _decide(row, max(probabilities), rule)
     return Record(
         path,
         status,
@@ -137,7 +156,29 @@ def make_record(row: Row[Item], path: str, rule: LabelRule, truth: int | None = 
         truth,
         row.stamp,
         other_size,
+        row.ood,
+        None if probabilities is None else rule.set_of(probabilities),
     )
+
+
+def _decide(row: Row[Item], confidence: float, rule: LabelRule) -> tuple[Status, str]:
+    """The status of a predicted row, and why it has no label. Numbers are rounded as printed."""
+    if rule.marks_unknown and row.blank:
+        return Status.BLANK, row.blank
+    if rule.marks_unknown and rule.known_up_to is not None and row.ood is not None:
+        ood = round(row.ood, DECIMALS)
+        if ood > rule.known_up_to:
+            return Status.UNKNOWN, (
+                f"unlike the training tiles: score {ood:.2f}, known up to {rule.known_up_to:.2f}"
+            )
+    if rule.strict_size and row.size is not None and rule.trained_sizes.is_far(row.size):
+        reason = f"{row.size[0]}×{row.size[1]} px; trained on {rule.trained_sizes}"
+        return Status.OTHER_SIZE, reason
+    confidence = round(confidence, DECIMALS)
+    if rule.min_confidence is not None and confidence < rule.min_confidence:
+        reason = f"confidence {confidence:.{DECIMALS}f} is under {rule.min_confidence:g}"
+        return Status.REVIEW, reason
+    return Status.OK, ""
 
 
 @lru_cache(maxsize=1024)

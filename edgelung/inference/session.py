@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgelung import __version__
-from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle, Variant, coverage_key
 from edgelung.artifacts.summary import Summary, write_summary
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import WriteError
@@ -49,6 +49,9 @@ class Options:
         verify_every: ... on every N-th batch only.
         min_confidence: 0…1; a less confident prediction is left to people. None: none is.
         strict_size: tiles of sizes far from the training tiles get no label.
+        keep_unknown: tiles that the model was not made for, or without tissue, keep their label.
+        coverage: rows get the set of classes that cannot be excluded, right for this share of
+            tiles; one of the bundle's. None: no sets.
     """
 
     engine: EngineName | None = None
@@ -60,6 +63,8 @@ class Options:
     verify_every: int = 1
     min_confidence: float | None = None
     strict_size: bool = False
+    keep_unknown: bool = False
+    coverage: float | None = None
 
 
 DEFAULTS = Options()
@@ -150,9 +155,7 @@ class Session:
 
         `accept` decides which rows count; the others are dropped.
         """
-        rule = LabelRule(
-            self._options.min_confidence, self._bundle.trained_sizes, self._options.strict_size
-        )
+        rule = label_rule(self._bundle, self._engines.chosen.variant, self._options)
         batches = predict_batches(
             files,
             FileReading(self._bundle.reader),
@@ -226,6 +229,7 @@ def open_session(
 
     Raises EdgelungError as `infer_folder` does.
     """
+    check_coverage(bundle, options.coverage)
     started = _now()
     with ExitStack() as stack:
         sink = open_sink(destination, bundle.classes, resume=resume, live=watch)
@@ -310,6 +314,34 @@ def _identify(
         subset=source.subset,
         watch=watch or None,
         follow_links=source.follow_links or None,
+        keep_unknown=options.keep_unknown or None,
+        coverage=options.coverage,
+    )
+
+
+def check_coverage(bundle: Bundle, coverage: float | None) -> None:
+    """Raise EdgelungError if the bundle has no prediction sets of this coverage."""
+    sets = bundle.variants[FULL_PRECISION].entry.sets
+    if coverage is not None and (key := coverage_key(coverage)) not in sets:
+        remedy = f"expected one of {', '.join(sets)}" if sets else "export the bundle again"
+        raise EdgelungError(f"the bundle has no prediction sets of coverage {key}; {remedy}")
+
+
+def label_rule(bundle: Bundle, variant: Variant, options: Options) -> LabelRule:
+    """Which predictions of a variant get a label.
+
+    The bundle has sets of the coverage that is asked for (`check_coverage`).
+    """
+    known, level = variant.entry.known, None
+    if options.coverage is not None:
+        level = variant.entry.sets[coverage_key(options.coverage)].level
+    return LabelRule(
+        min_confidence=options.min_confidence,
+        trained_sizes=bundle.trained_sizes,
+        strict_size=options.strict_size,
+        marks_unknown=not options.keep_unknown,
+        known_up_to=known.threshold if known else None,
+        set_level=level,
     )
 
 

@@ -115,6 +115,7 @@ def summarize(
         links_skipped=tally.links,
         journal_checksum=evidence.journal_checksum,
         journal_dropped=evidence.journal_dropped,
+        knows_unknown=chosen.variant.entry.known is not None,
         signature=bundle.signature,
         prebuilt_signature=prebuilt.signature if prebuilt else None,
     )

@@ -30,7 +30,7 @@ from edgelung.inference.record import LabelRule, Record, make_record
 from edgelung.inference.session import LoadedEngines
 from edgelung.slides.base import Grid, Slide, TileReader
 from edgelung.tiles.reader import Tile
-from edgelung.tiles.sizes import Size, TrainedSizes
+from edgelung.tiles.sizes import Size
 
 
 class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
@@ -194,7 +194,7 @@ def predict_slide(
     start, resumed = time.perf_counter(), journal.rows
     if resumed:
         on_tiles(resumed)
-    rule = LabelRule(identity.min_confidence, TrainedSizes({}), strict_size=False)
+    rule = LabelRule(identity.min_confidence, marks_unknown=False)
     with closing(slide.open_tiles(grid)) as tiles:
         batches = predict_batches(
             range(resumed, len(grid)),

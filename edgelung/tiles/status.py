@@ -8,6 +8,8 @@ class Status(StrEnum):
 
     OK = "ok"
     REVIEW = "review"  # predicted, but less confident than --min-confidence
+    UNKNOWN = "unknown"  # predicted, but unlike the tissue that the model was trained on
+    BLANK = "blank"  # predicted, but it shows no tissue: glass, pen, out of focus
     OTHER_SIZE = "other-size"  # predicted, but of a size that the model was not trained on
     SKIPPED = "skipped"  # no image by its name and its first bytes
     EMPTY = "empty"
@@ -21,5 +23,7 @@ class Status(StrEnum):
     FAILED = "failed"  # the engine gave no usable probabilities
 
 
+# A row with one of these has probabilities; only 'ok' has a label.
+PREDICTED = frozenset([Status.OK, Status.REVIEW, Status.UNKNOWN, Status.BLANK, Status.OTHER_SIZE])
 # A row with one of these is no failure: it was predicted, or it never was a tile.
-NO_FAILURE = frozenset([Status.OK, Status.REVIEW, Status.OTHER_SIZE, Status.SKIPPED])
+NO_FAILURE = PREDICTED | {Status.SKIPPED}

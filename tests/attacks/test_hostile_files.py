@@ -17,6 +17,7 @@ from samples import chunk, png, samples
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.core.precision import Precision
+from edgelung.engines.base import Output
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import Row, predict_batches
 from edgelung.inference.reading import FileReading
@@ -38,8 +39,8 @@ class Fingerprint:
 
     name, device, concurrency = "fingerprint", "CPU", 2
 
-    def infer(self, tiles: np.ndarray) -> np.ndarray:
-        return np.array([fingerprint(tile) for tile in tiles], np.float32)
+    def infer(self, tiles: np.ndarray) -> Output:
+        return Output(np.array([fingerprint(tile) for tile in tiles], np.float32))
 
     def close(self) -> None: ...
 

@@ -33,11 +33,12 @@ from pathlib import Path
 import numpy as np
 from edgelung.inference.pipeline import predict_batches
 from edgelung.inference.reading import FileReading
+from edgelung.engines.base import Output
 from edgelung.tiles.find import find_files
 from edgelung.tiles.reader import ReaderSpec
 class Engine:
     name, device, concurrency = "none", "CPU", 2
-    def infer(self, tiles): return np.zeros((len(tiles), 1), np.float32)
+    def infer(self, tiles): return Output(np.zeros((len(tiles), 1), np.float32))
 def read(folder):
     files = list(find_files(Path(folder)))
     reading = FileReading(ReaderSpec(size=64))

@@ -25,4 +25,4 @@ def all_passed(bundle: Bundle) -> Bundle:
 
 def expected(bundle: Bundle, tiles: np.ndarray, precision: str = "fp32") -> np.ndarray:
     """What ONNX Runtime predicts for the tiles: float32 (N, classes)."""
-    return OnnxRuntimeEngine(bundle.variants[precision].graph, 1).infer(tiles)
+    return OnnxRuntimeEngine(bundle.variants[precision].graph, 1).infer(tiles).probabilities

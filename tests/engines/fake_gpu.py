@@ -371,7 +371,8 @@ class FakeTensorRt:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        shapes = {"tiles": (-1, *session.get_inputs()[0].shape[1:]), "probs": (-1, 3)}
+        tensors = [*session.get_inputs(), *session.get_outputs()]
+        shapes = {tensor.name: (-1, *tensor.shape[1:]) for tensor in tensors}
         cache = None
         if "IRuntimeCache" in self._api:
             cache = self._strict(
@@ -384,6 +385,8 @@ class FakeTensorRt:
 
         return self._strict(
             "ICudaEngine",
+            num_io_tensors=len(shapes),
+            get_tensor_name=lambda index: list(shapes)[index],
             get_tensor_shape=lambda name: shapes[name],
             create_execution_context=create_context,
             create_runtime_config=lambda: self._strict(
@@ -412,8 +415,9 @@ class FakeTensorRt:
 
             def work() -> None:
                 tiles = gpu.at(addresses["tiles"], int(np.prod(shape))).reshape(shape)
-                (probs,) = session.run(["probs"], {"tiles": tiles})
-                gpu.at(addresses["probs"], probs.nbytes)[:] = probs.view(np.uint8).reshape(-1)
+                names = [output.name for output in session.get_outputs()]
+                for name, found in zip(names, session.run(names, {"tiles": tiles}), strict=True):
+                    gpu.at(addresses[name], found.nbytes)[:] = found.view(np.uint8).reshape(-1)
 
             gpu.enqueue(stream, "execute", work)
             return not self.refuse.get("execute")

@@ -16,7 +16,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines import choose
 from edgelung.engines import onnxruntime as onnxruntime_engine
-from edgelung.engines.base import EngineUnavailableError, Graph
+from edgelung.engines.base import EngineUnavailableError, Graph, Output
 from edgelung.engines.cuda import gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
@@ -29,25 +29,26 @@ ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
 def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: str) -> None:
     engine = factory(bundle.variants[precision].graph, 2)
     tiles = noise(7)
-    together = engine.infer(tiles)
+    together = engine.infer(tiles).probabilities
     assert together.shape == (7, 3)
     assert together.dtype == np.float32
     np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-4)
-    alone = np.concatenate([engine.infer(tiles[i : i + 1]) for i in range(7)])
+    alone = np.concatenate([engine.infer(tiles[i : i + 1]).probabilities for i in range(7)])
     # Six decimals reach the CSV: neighbours in a batch must not show in a row.
     np.testing.assert_allclose(together, alone, atol=5e-7)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.02)])
 def test_engines_agree(bundle: Bundle, precision: str, tolerance: float) -> None:
-    first, second = (e(bundle.variants[precision].graph, 2).infer(noise(9)) for e in ENGINES)
+    engines = [engine(bundle.variants[precision].graph, 2) for engine in ENGINES]
+    first, second = (engine.infer(noise(9)).probabilities for engine in engines)
     np.testing.assert_allclose(first, second, atol=tolerance)
 
 
 def test_results_are_the_callers_own(bundle: Bundle) -> None:
     for factory in ENGINES:
         engine = factory(bundle.variants["fp32"].graph, 1)
-        first = engine.infer(noise(2))
+        first = engine.infer(noise(2)).probabilities
         kept = first.copy()
         engine.infer(255 - noise(2))
         np.testing.assert_array_equal(first, kept)
@@ -117,13 +118,16 @@ def test_unknown_engines_are_named(bundle: Bundle, name: str) -> None:
 class Off(OnnxRuntimeEngine):
     """An engine that is wrong by little. (A barely trained model hardly sees colours swapped.)"""
 
-    def infer(self, tiles: np.ndarray) -> np.ndarray:
-        return super().infer(tiles) + np.float32([0.005, -0.005, 0])
+    def infer(self, tiles: np.ndarray) -> Output:
+        found = super().infer(tiles)
+        moved = found.probabilities + np.float32([0.005, -0.005, 0])
+        return found._replace(probabilities=moved)
 
 
 class NotANumber(OnnxRuntimeEngine):
-    def infer(self, tiles: np.ndarray) -> np.ndarray:
-        return super().infer(tiles) * np.nan
+    def infer(self, tiles: np.ndarray) -> Output:
+        found = super().infer(tiles)
+        return found._replace(probabilities=found.probabilities * np.nan)
 
 
 @pytest.mark.parametrize("broken", [Off, NotANumber])

@@ -9,7 +9,7 @@ from engine_helpers import all_passed
 
 from edgelung.artifacts.bundle import Bundle
 from edgelung.engines import choose, fastest
-from edgelung.engines.base import Graph
+from edgelung.engines.base import Graph, Output
 from edgelung.engines.tensorrt.engine import TensorRtEngine
 
 
@@ -108,8 +108,10 @@ def test_a_wrong_gpu_engine_does_not_win(
     right = choose.ENGINES["tensorrt"]
 
     class Off(right):  # type: ignore[misc, valid-type]
-        def infer(self, tiles: np.ndarray) -> np.ndarray:
-            return super().infer(tiles) + np.float32([0.005, -0.005, 0])
+        def infer(self, tiles: np.ndarray) -> Output:
+            found = super().infer(tiles)
+            moved = found.probabilities + np.float32([0.005, -0.005, 0])
+            return found._replace(probabilities=moved)
 
     monkeypatch.setitem(choose.ENGINES, "tensorrt", Off)
     chosen = choose.open_engine(bundle)

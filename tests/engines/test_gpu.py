@@ -66,17 +66,19 @@ def test_engines_agree_with_the_reference(
     assert choose.check_golden(bundle, engine, precision) <= TOLERANCE[precision]
     for count in (1, 32, 31, 130):
         tiles = noise(count, seed=count)
-        expected = OnnxRuntimeEngine(bundle.variants[precision].graph, 2).infer(tiles)
-        np.testing.assert_allclose(engine.infer(tiles), expected, atol=TOLERANCE[precision])
+        expected = OnnxRuntimeEngine(bundle.variants[precision].graph, 2).infer(tiles).probabilities
+        np.testing.assert_allclose(
+            engine.infer(tiles).probabilities, expected, atol=TOLERANCE[precision]
+        )
 
 
 @pytest.mark.parametrize("name", ENGINES[:2])
 def test_graphs_change_nothing(opened: Any, name: str) -> None:
     engine: TensorRtEngine = opened(name)
     tiles = noise(8)
-    first = engine.infer(tiles)
+    first = engine.infer(tiles).probabilities
     for _ in range(9):
-        np.testing.assert_array_equal(engine.infer(tiles), first)
+        np.testing.assert_array_equal(engine.infer(tiles).probabilities, first)
     for slot in engine._slots:
         assert list(slot._graphs) == [8], "no graph was recorded"
 
@@ -120,7 +122,9 @@ def test_tiles_of_any_size(opened: Any, name: str) -> None:
     tiles = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 70), (64, 64), (9, 500))]
     engine: TensorRtEngine = opened(name)
     read = np.stack([resize_by_pillow(tile, 64) for tile in tiles])
-    np.testing.assert_allclose(engine.infer_pixels(tiles), engine.infer(read), atol=1e-6)
+    np.testing.assert_allclose(
+        engine.infer_pixels(tiles).probabilities, engine.infer(read).probabilities, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ENGINES[:2])
@@ -155,20 +159,22 @@ def test_two_threads_get_their_own_rows(opened: Any, bundle: Bundle, name: str) 
         found = list(pool.map(engine.infer, batches))
     reference = OnnxRuntimeEngine(bundle.variants["fp32"].graph, 2)
     for tiles, ours in zip(batches, found, strict=True):
-        np.testing.assert_allclose(ours, reference.infer(tiles), atol=TOLERANCE["fp32"])
+        np.testing.assert_allclose(
+            ours, reference.infer(tiles).probabilities, atol=TOLERANCE["fp32"]
+        )
 
 
 @pytest.mark.parametrize("name", ENGINES[:2])
 def test_the_second_start_builds_nothing(
     opened: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = opened(name).infer(noise(4))
+    first = opened(name).infer(noise(4)).probabilities
 
     def build(self: TensorRtEngine, *more: Any) -> bytes:
         raise AssertionError("built again")
 
     monkeypatch.setattr(TensorRtEngine, "_build", build)
-    np.testing.assert_array_equal(opened(name).infer(noise(4)), first)
+    np.testing.assert_array_equal(opened(name).infer(noise(4)).probabilities, first)
 
 
 @pytest.mark.parametrize("name", ENGINES[:2])

@@ -43,7 +43,9 @@ def test_one_code_runs_every_tensorrt(
     trt = install(name, wheel)
     engine = open_small(name)
     tiles = noise(11)
-    np.testing.assert_array_equal(engine.infer(tiles[:5]), expected(bundle, tiles[:5]))
+    np.testing.assert_array_equal(
+        engine.infer(tiles[:5]).probabilities, expected(bundle, tiles[:5])
+    )
     engine.close()
     (build,) = trt.builds
     assert build["bounds"] == ("tiles", ((1, 64, 64, 3), (4, 64, 64, 3), (8, 64, 64, 3)))
@@ -51,7 +53,7 @@ def test_one_code_runs_every_tensorrt(
     assert build["targets"] == (["SM89"] if name == "tensorrt-rtx" else [])
     assert gpu.used == 0
     again = open_small(name)  # from the cache, with what was compiled or timed
-    np.testing.assert_array_equal(again.infer(tiles[:2]), expected(bundle, tiles[:2]))
+    np.testing.assert_array_equal(again.infer(tiles[:2]).probabilities, expected(bundle, tiles[:2]))
     assert len(trt.builds) == 1
 
 
@@ -61,7 +63,7 @@ def test_any_number_of_tiles_is_predicted(
 ) -> None:
     """More than `max_batch` run in parts; the last part needs no rebuild and no padding."""
     engine, tiles = open_small(), noise(count)
-    np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+    np.testing.assert_array_equal(engine.infer(tiles).probabilities, expected(bundle, tiles))
 
 
 def test_a_batch_size_that_comes_back_is_replayed_as_a_graph(
@@ -71,9 +73,9 @@ def test_a_batch_size_that_comes_back_is_replayed_as_a_graph(
     engine = open_small()
     for seed in range(9):  # both slots meet the size twice, then replay
         tiles = noise(8, seed=seed)
-        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+        np.testing.assert_array_equal(engine.infer(tiles).probabilities, expected(bundle, tiles))
     tail = noise(3)
-    np.testing.assert_array_equal(engine.infer(tail), expected(bundle, tail))
+    np.testing.assert_array_equal(engine.infer(tail).probabilities, expected(bundle, tail))
     replayed = sum(op == "graph" for _, op in gpu.log)
     assert replayed == 9 - 2 * SLOTS
     assert trt.shapes.count(8) == 2 * SLOTS, "a graph's context was set up again"
@@ -93,7 +95,9 @@ def test_without_graphs_the_probabilities_are_the_same(
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     for engine in (off, missing):
         for _ in range(6):
-            np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+            np.testing.assert_array_equal(
+                engine.infer(tiles).probabilities, expected(bundle, tiles)
+            )
     assert not any(op == "graph" for _, op in gpu.log)
 
 

@@ -56,7 +56,7 @@ def test_no_memory_for_a_graph_is_no_error(
     engine, tiles = open_small(), noise(4)
     trt.refuse["context"] = True
     for _ in range(5):
-        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+        np.testing.assert_array_equal(engine.infer(tiles).probabilities, expected(bundle, tiles))
     assert not any(op == "graph" for _, op in gpu.log)
 
 
@@ -73,7 +73,7 @@ def test_a_cached_engine_that_tensorrt_refuses_is_built_again(
     of_another_build = b"nothing that this TensorRT knows"
     cache.put(key, of_another_build)  # with a hash that is right
     engine, tiles = open_small(), noise(3)
-    np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+    np.testing.assert_array_equal(engine.infer(tiles).probabilities, expected(bundle, tiles))
     assert len(trt.builds) == 2
     assert "building it again" in caplog.text
     open_small()
@@ -95,7 +95,7 @@ def test_a_full_disk_only_costs_time(
     for name in ("tensorrt", "tensorrt-rtx"):
         install(name)
         engine, tiles = open_small(name), noise(3)
-        np.testing.assert_array_equal(engine.infer(tiles), expected(bundle, tiles))
+        np.testing.assert_array_equal(engine.infer(tiles).probabilities, expected(bundle, tiles))
         engine.close()
 
 

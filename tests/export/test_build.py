@@ -21,7 +21,6 @@ from edgelung.core.precision import Precision
 from edgelung.evaluation.intervals import written
 from edgelung.export.build import export_run
 from edgelung.export.bundle_folder import choose_golden
-from edgelung.export.outside import compare_confidence
 from edgelung.export.student import read_student
 from edgelung.export.tiles import LabelledTile, TileSet, read_split, set_aside
 
@@ -239,28 +238,6 @@ def test_every_tile_is_decoded_once(
         "validation tiles; fp32, fp16 against full precision on 36 gate tiles; all 2 variants on "
         "18 test tiles"
     )
-
-
-def test_tissue_of_no_class_is_reported(run: Path, tiles: Path, tmp_path: Path) -> None:
-    with pytest.raises(EdgelungError, match="holds no tile"):
-        export_run(run, tmp_path / "none", outside=tmp_path)
-    folder = tmp_path / "bundle"
-    bundle = export_run(run, folder, outside=tiles / "lung_n")
-    outside = bundle.manifest.outside
-    assert outside.tiles == 36
-    assert "On 36 tiles of other tissue" in (folder / "MODEL_CARD.md").read_text()
-
-
-def test_confidence_that_tells_and_confidence_that_does_not() -> None:
-    sure, unsure = np.array([0.99, 0.95, 0.9]), np.array([0.5, 0.6])
-    found = compare_confidence(sure, unsure)
-    assert found.roc_auc == 1
-    assert found.median_confidence_on_test == 0.95
-    assert found.median_confidence == pytest.approx(0.55)
-    assert found.share_above_09_on_test == pytest.approx(2 / 3)
-    assert found.share_above_09 == 0
-    assert compare_confidence(sure, sure).roc_auc == 0.5
-    assert compare_confidence(unsure, sure).roc_auc == 0
 
 
 def test_a_class_that_only_stands_in_groups_of_others_reaches_the_gate() -> None:

@@ -70,7 +70,7 @@ def torch_probabilities(
 
 
 def run_graph(graph: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    return OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(pixels)
+    return OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(pixels).probabilities
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

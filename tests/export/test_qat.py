@@ -32,7 +32,7 @@ def plan(student: Student, pixels: np.ndarray, calibration_record: Calibration) 
 
 
 def by_graph(graph: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    return OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(pixels)
+    return OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(pixels).probabilities
 
 
 def by_network(student: Student, scales: dict[str, float], pixels: np.ndarray) -> np.ndarray:

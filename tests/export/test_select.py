@@ -18,6 +18,7 @@ from edgelung.artifacts.results import GateResult, Limits
 from edgelung.artifacts.run import RunFolder
 from edgelung.cli import export as command
 from edgelung.core.precision import Precision
+from edgelung.engines.base import Output
 from edgelung.engines.choose import open_engine
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.evaluation import gate as gate_module
@@ -262,8 +263,9 @@ def test_what_openvino_predicts_must_pass_too(
     assert right.openvino.same_label_as_onnxruntime > 0.7  # BF16 flips labels of such a model
 
     class Wrong(OpenVinoEngine):
-        def infer(self, tiles: np.ndarray) -> np.ndarray:
-            return np.roll(super().infer(tiles), 1, axis=1)
+        def infer(self, tiles: np.ndarray) -> Output:
+            found = super().infer(tiles)
+            return found._replace(probabilities=np.roll(found.probabilities, 1, axis=1))
 
     monkeypatch.setattr(evaluate, "OpenVinoEngine", Wrong)
     wrong = check_in_openvino(passed, graph, probabilities, gate_set, reader)

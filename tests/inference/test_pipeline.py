@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgelung.engines.base import Output
 from edgelung.inference import reading
 from edgelung.inference.pipeline import Row, predict_batches
 from edgelung.inference.reading import FileReading
@@ -29,10 +30,10 @@ class MeanColour:
         self.seconds = seconds
         self.device = device
 
-    def infer(self, tiles: np.ndarray) -> np.ndarray:
+    def infer(self, tiles: np.ndarray) -> Output:
         self.batches.append(len(tiles))
         time.sleep(self.seconds)
-        return tiles.mean(axis=(1, 2)).astype(np.float32) / 255
+        return Output(tiles.mean(axis=(1, 2)).astype(np.float32) / 255)
 
     def close(self) -> None: ...
 
@@ -104,7 +105,7 @@ def test_decoding_goes_on_while_the_engine_works(
         return read_decoded(file, spec)
 
     class Waiting(MeanColour):
-        def infer(self, tiles: np.ndarray) -> np.ndarray:
+        def infer(self, tiles: np.ndarray) -> Output:
             assert second_batch.wait(10), "nothing was decoded beside the engine"
             return super().infer(tiles)
 
@@ -129,9 +130,9 @@ def test_no_more_than_a_window_is_read_ahead(folder: Path) -> None:
 
 def test_what_is_no_number_is_no_prediction(folder: Path) -> None:
     class HalfBroken(MeanColour):
-        def infer(self, tiles: np.ndarray) -> np.ndarray:
+        def infer(self, tiles: np.ndarray) -> Output:
             found = super().infer(tiles)
-            found[0] = np.nan
+            found.probabilities[0] = np.nan
             return found
 
     rows = predict(find_files(folder), HalfBroken(), 6)
@@ -174,7 +175,7 @@ def test_a_decoder_that_breaks_costs_one_row(folder: Path, monkeypatch) -> None:
 
 def test_an_engine_error_ends_the_run(folder: Path) -> None:
     class Broken(MeanColour):
-        def infer(self, tiles: np.ndarray) -> np.ndarray:
+        def infer(self, tiles: np.ndarray) -> Output:
             raise RuntimeError("device lost")
 
     with pytest.raises(RuntimeError, match="device lost"):

@@ -18,6 +18,7 @@ from edgelung.artifacts.slide_summary import SlideSummary
 from edgelung.artifacts.slide_tiles import SlideTiles, read_tiles
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
+from edgelung.engines.base import Output
 from edgelung.engines.choose import Chosen
 from edgelung.engines.names import EngineName
 from edgelung.inference.destination import Destination
@@ -53,9 +54,9 @@ class ColourEngine:
 
     name, device, float_type, concurrency = "openvino", "CPU", "fp32", 1
 
-    def infer(self, tiles: np.ndarray) -> np.ndarray:
+    def infer(self, tiles: np.ndarray) -> Output:
         colours = tiles.mean(axis=(1, 2)) ** 4  # (N, 3); so that the classes differ
-        return (colours / colours.sum(1, keepdims=True)).astype(np.float32)
+        return Output((colours / colours.sum(1, keepdims=True)).astype(np.float32))
 
     def close(self) -> None: ...
 

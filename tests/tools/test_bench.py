@@ -17,7 +17,7 @@ from edgelung.artifacts.bench_result import (
 )
 from edgelung.artifacts.bundle import Bundle
 from edgelung.core.errors import EdgelungError
-from edgelung.engines.base import Probabilities, Tiles
+from edgelung.engines.base import Output, Tiles
 from edgelung.tools.bench import bench
 from edgelung.tools.scenarios import (
     MIN_QUERIES,
@@ -62,9 +62,9 @@ class FakeEngine:
         self._fake, self._seconds = fake, seconds
         self.concurrency = concurrency
 
-    def infer(self, tiles: Tiles) -> Probabilities:
+    def infer(self, tiles: Tiles) -> Output:
         self._fake.pass_by(self._seconds)
-        return np.full((len(tiles), 2), 0.5, np.float32)
+        return Output(np.full((len(tiles), 2), 0.5, np.float32))
 
     def close(self) -> None:
         """Nothing to release."""
@@ -131,7 +131,7 @@ def test_offline_of_the_model_keeps_every_stream_busy() -> None:
     warm = threading.local()
 
     class TwoStreams(FakeEngine):
-        def infer(self, tiles: Tiles) -> Probabilities:
+        def infer(self, tiles: Tiles) -> Output:
             if not hasattr(warm, "up"):
                 warm.up = together.wait(timeout=30)  # fails if one stream runs after the other
             return super().infer(tiles)
@@ -141,7 +141,7 @@ def test_offline_of_the_model_keeps_every_stream_busy() -> None:
 
 def test_an_error_of_the_engine_ends_the_benchmark() -> None:
     class Broken(FakeEngine):
-        def infer(self, tiles: Tiles) -> Probabilities:
+        def infer(self, tiles: Tiles) -> Output:
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -82,7 +82,8 @@ def test_without_a_bundle_the_starter_is_tested(cli) -> None:
 def test_a_wrong_engine_fails_the_selftest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(choose.OnnxRuntimeEngine):
         def infer(self, tiles: Any) -> Any:
-            return 1 - super().infer(tiles)
+            found = super().infer(tiles)
+            return found._replace(probabilities=1 - found.probabilities)
 
     monkeypatch.setattr(choose, "ENGINES", {EngineName.ONNXRUNTIME: Wrong})
     assert {test.state for test in doctor.run_selftest(bundle)} == {"wrong"}

@@ -23,7 +23,7 @@ from edgelung.engines.tensorrt.api import (
 )
 from edgelung.engines.tensorrt.flavour import Flavour, error_log
 
-INPUT, OUTPUT = "tiles", "probs"
+INPUT, OUTPUT, SCORE = "tiles", "probs", "ood"
 LINEARS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 # Layers that may stand between a linear layer and its weights.
 WEIGHT_TRANSFORMS = ("DEQUANTIZE", "QUANTIZE", "SHUFFLE", "CAST")

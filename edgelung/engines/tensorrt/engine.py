@@ -13,7 +13,14 @@ import numpy as np
 from edgelung import __version__
 from edgelung.core.cache import Cache, Key, engine_cache
 from edgelung.core.errors import one_line
-from edgelung.engines.base import AS_IN_FILE, EngineUnavailableError, Graph, Probabilities, Tiles
+from edgelung.engines.base import (
+    AS_IN_FILE,
+    EngineUnavailableError,
+    Graph,
+    Output,
+    Tiles,
+    join_outputs,
+)
 from edgelung.engines.cuda import Device, DeviceError
 from edgelung.engines.tensorrt.build import Profile, build_engine
 from edgelung.engines.tensorrt.execute import ExecutionSlot, LoadedEngine, split_by_memory
@@ -97,12 +104,12 @@ class TensorRtEngine:
         """Side of the tiles that `infer` takes, in pixels."""
         return self._loaded.size if self._loaded else 0
 
-    def infer(self, tiles: Tiles) -> Probabilities:
+    def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
         step = self._profile.max_batch
         with self._slot() as slot:
             parts = [slot.run(tiles[i : i + step]) for i in range(0, len(tiles), step)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return join_outputs(parts)
 
     @cached_property
     def resizes(self) -> bool:
@@ -128,12 +135,12 @@ class TensorRtEngine:
             return False
         return True
 
-    def infer_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
+    def infer_pixels(self, tiles: Sequence[Pixels]) -> Output:
         """See `ResizingEngine.infer_pixels`."""
         batches = split_by_memory(tiles, self.infer_size, self._profile.max_batch, MAX_RESIZE_BYTES)
         try:
             with self._slot() as slot:
-                return np.concatenate([slot.run_pixels(batch) for batch in batches])
+                return join_outputs([slot.run_pixels(batch) for batch in batches])
         except DeviceError:  # no memory for such tiles; if the GPU is at fault, this fails too
             return self.infer(np.stack([resize(tile, self.infer_size) for tile in tiles]))
 

@@ -11,11 +11,11 @@ from contextlib import suppress
 import numpy as np
 
 from edgelung.core.errors import one_line
-from edgelung.engines.base import EngineUnavailableError, Probabilities, Tiles
+from edgelung.engines.base import EngineUnavailableError, Output, Tiles
 from edgelung.engines.cuda import Device, DeviceError, Graph, Memory, graphs_enabled
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.api import ExecutionContext, Serializable
-from edgelung.engines.tensorrt.build import INPUT, OUTPUT, Profile
+from edgelung.engines.tensorrt.build import INPUT, OUTPUT, SCORE, Profile
 from edgelung.engines.tensorrt.flavour import Flavour, error_log
 from edgelung.kernels.resize import Pixels, Plan
 
@@ -28,6 +28,7 @@ class LoadedEngine:
     Attributes:
         size: side of the tiles that it takes, in pixels.
         classes: number of classes.
+        has_score: True if it computes `Output.ood`.
 
     Raises:
         EngineUnavailableError: if TensorRT does not load the plan here.
@@ -46,6 +47,8 @@ class LoadedEngine:
             )
         self.size = int(tuple(self._engine.get_tensor_shape(INPUT))[1])  # (-1, size, size, 3)
         self.classes = int(tuple(self._engine.get_tensor_shape(OUTPUT))[1])  # (-1, classes)
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self.has_score = SCORE in names
         self._config = None
         self._cache: Serializable | None = None
         if flavour.ahead_of_time:  # TensorRT-RTX compiles kernels at first use; keep them
@@ -107,27 +110,31 @@ class ExecutionSlot:
         self._resize: DeviceResize | None = None
         self._in: Memory | None = None
         self._out: Memory | None = None
+        self._score: Memory | None = None
         self._context: ExecutionContext | None = None
         self._stream = device.stream()
         try:
             self._host_in = device.pinned((profile.max_batch, *tile_shape), np.uint8)
             self._host_out = device.pinned((profile.max_batch, loaded.classes), np.float32)
+            self._host_score = device.pinned((profile.max_batch,), np.float32)
             self._in = device.memory(self._host_in.nbytes)
             self._out = device.memory(self._host_out.nbytes)
+            if loaded.has_score:
+                self._score = device.memory(self._host_score.nbytes)
             self._context = self._new_context()
         except BaseException:
             self.close()
             raise
 
-    def run(self, tiles: Tiles) -> Probabilities:
-        """Predict tiles uint8 (N, size, size, 3), N ≤ `max_batch`; returns float32 (N, classes)."""
+    def run(self, tiles: Tiles) -> Output:
+        """Predict tiles uint8 (N, size, size, 3), N ≤ `max_batch`."""
         assert self._in is not None
         count = len(tiles)
         self._host_in[:count] = tiles
         self._stream.copy_in(self._in, self._host_in[:count])
         return self._predict(count)
 
-    def run_pixels(self, tiles: Sequence[Pixels]) -> Probabilities:
+    def run_pixels(self, tiles: Sequence[Pixels]) -> Output:
         """Predict tiles uint8 (H, W, 3) of any sizes, resized on the device; otherwise as `run`."""
         self._enqueue_resize(tiles)
         return self._predict(len(tiles))
@@ -150,11 +157,11 @@ class ExecutionSlot:
                 graph.free()
         self._graphs.clear()
         self._context = None
-        for resource in (self._resize, self._in, self._out):
+        for resource in (self._resize, self._in, self._out, self._score):
             if resource is not None:
                 with suppress(DeviceError):
                     resource.free()
-        self._resize = self._in = self._out = None
+        self._resize = self._in = self._out = self._score = None
 
     def _new_context(self) -> ExecutionContext:
         context = self._loaded.context()
@@ -162,6 +169,9 @@ class ExecutionSlot:
         assert self._out is not None
         self._require(context.set_tensor_address(INPUT, int(self._in)), "the input's address")
         self._require(context.set_tensor_address(OUTPUT, int(self._out)), "the output's address")
+        if self._score is not None:
+            accepted = context.set_tensor_address(SCORE, int(self._score))
+            self._require(accepted, "the score's address")
         return context
 
     def _enqueue_resize(self, tiles: Sequence[Pixels]) -> None:
@@ -170,7 +180,7 @@ class ExecutionSlot:
         assert self._in is not None
         self._resize.enqueue(tiles, self._loaded.size, self._in)
 
-    def _predict(self, count: int) -> Probabilities:
+    def _predict(self, count: int) -> Output:
         """Predict the `count` tiles that the stream writes to the input buffer."""
         if recorded := self._graphs.get(count):
             recorded[0].launch()
@@ -183,7 +193,9 @@ class ExecutionSlot:
             assert self._context is not None
             self._compute(self._context, count)
             self._stream.wait()
-        return np.array(self._host_out[:count])  # a copy: the next batch reuses the buffer
+        # Copies: the next batch reuses the buffers.
+        score = None if self._score is None else np.array(self._host_score[:count])
+        return Output(np.array(self._host_out[:count]), score)
 
     def _compute(self, context: ExecutionContext, count: int) -> None:
         shape = (count, *self._host_in.shape[1:])
@@ -194,6 +206,8 @@ class ExecutionSlot:
         assert self._out is not None
         self._require(context.execute_async_v3(self._stream.handle), f"{count} tiles")
         self._stream.copy_out(self._host_out[:count], self._out)
+        if self._score is not None:
+            self._stream.copy_out(self._host_score[:count], self._score)
 
     def _context_for_graph(self) -> ExecutionContext | None:
         """Create a context for a graph. If memory runs out, record no more graphs."""

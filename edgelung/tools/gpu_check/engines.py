@@ -231,7 +231,8 @@ def first_tensorrt(graph: Graph) -> TensorRtEngine:
 
 def in_batches(engine: Engine, tiles: Tiles) -> Probabilities:
     """Predict all tiles, 32 at a time."""
-    return np.concatenate([engine.infer(tiles[i : i + 32]) for i in range(0, len(tiles), 32)])
+    starts = range(0, len(tiles), 32)
+    return np.concatenate([engine.infer(tiles[i : i + 32]).probabilities for i in starts])
 
 
 def same_label(a: Probabilities, b: Probabilities) -> float:

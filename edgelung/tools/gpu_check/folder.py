@@ -69,7 +69,7 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
         stages |= in_one_slot(engine, tiles[:32], pixels[:32])
     files = [file for file in find_files(folder) if file.is_image][:256]
     batches = predict_batches(files, FileReading(spec), engine, batch_size=32, threads=cores)
-    rule = LabelRule(None, bundle.trained_sizes, strict_size=False)
+    rule = LabelRule(trained_sizes=bundle.trained_sizes)
     records = [record_of(row, bundle.classes, rule) for batch in batches for row in batch]
     engine.close()
 

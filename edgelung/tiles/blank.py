@@ -1,0 +1,60 @@
+"""Tiles without tissue to judge: glass, black, one colour, pen, out of focus.
+
+Told by simple statistics of the tile as the model sees it. The limits are wide: they let every tile
+of LC25000 pass (`benchmarks/unknown.py`). What passes may still be unknown to the model (see
+`edgelung.evaluation.known`). docs/explanation/unknown.md describes both.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelung.kernels.resize import Pixels
+
+SAMPLED_SIDE = 224  # about this many pixels a side are looked at
+GLASS_LEVEL, GLASS_SHARE = 200, 0.95  # least channel of a bright pixel; share of such pixels
+DARK_LEVEL, DARK_SHARE = 60, 0.9  # greatest channel of a dark pixel
+LEAST_CONTRAST = 8.0  # standard deviation of the green channel, levels
+LEAST_SHARPNESS = 0.33  # steep steps between neighbours, in standard deviations
+STEEP = 0.99  # quantile of the steps
+PEN_SHARE = 0.75
+
+
+def why_blank(pixels: Pixels) -> str:
+    """Why a tile, uint8 RGB (H, W, 3), shows no tissue that could be judged; '' if it may.
+
+    A tile that waits for its resize is larger than the model's input: then pixels are left out.
+    """
+    step = max(1, min(pixels.shape[:2]) // SAMPLED_SIDE)
+    sampled = pixels[::step, ::step]
+    some = sampled[::2, ::2].reshape(-1, 3)
+    brightest, darkest = some.max(axis=1), some.min(axis=1)
+    if (darkest >= GLASS_LEVEL).mean() >= GLASS_SHARE:
+        return "glass: nearly all of it is bright"
+    if (brightest < DARK_LEVEL).mean() >= DARK_SHARE:
+        return "black: nearly all of it is dark"
+    green = sampled[..., 1]
+    contrast = float(green[::2, ::2].std())
+    if contrast < LEAST_CONTRAST:
+        return "one colour: it has hardly any contrast"
+    if _pen_share(some.astype(np.int16)) >= PEN_SHARE:
+        return "pen: most of it has a colour that stained tissue does not have"
+    if _steepest(green) < LEAST_SHARPNESS * contrast:
+        return "out of focus: it has no sharp edge"
+    return ""
+
+
+def _pen_share(pixels: npt.NDArray[np.int16]) -> float:
+    """Share of the pixels, int16 (N, 3), with the colour of a felt pen, as in `slides.mask`."""
+    red, green, blue = pixels.T
+    ink = green - np.maximum(red, blue) > 15
+    ink |= (blue - red > 80) & (red < 120)
+    ink |= (red - green > 150) & (red - blue > 150)
+    return float(ink.mean())
+
+
+def _steepest(green: npt.NDArray[np.uint8]) -> float:
+    """The step between neighbours, in levels, that `STEEP` of them do not exceed."""
+    levels = green.astype(np.int16)
+    across, down = np.abs(np.diff(levels[::4], axis=1)), np.abs(np.diff(levels[:, ::4], axis=0))
+    counts = np.bincount(np.concatenate([across.ravel(), down.ravel()]), minlength=256)
+    return float(np.searchsorted(counts.cumsum(), STEEP * counts.sum()))
