@@ -25,6 +25,7 @@ ROWS = (
     Prediction('a,"b"\n.jpg', "ok", "lung_n", 0.75, (0.25, 0.75)),
     Prediction("b.jpg", "truncated", error="cut, off"),
     Prediction("c.jpg", "review", None, 0.5, (0.5, 0.5), "confidence 0.500000 is under 0.6"),
+    Prediction("d.jpg", "unknown", None, 0.75, (0.25, 0.75), "far", 3.5, ("lung, aca", "lung_n")),
 )
 JSON_ROW = (
     b'{"path": "a", "status": "empty", "label": null, "confidence": null, "p_n": null, '
@@ -72,6 +73,8 @@ def test_records_have_the_columns_of_the_file(suffix: str, tmp_path: Path) -> No
         "confidence": 0.75,
         "p_lung, aca": 0.25,
         "p_lung_n": 0.75,
+        "ood": None,
+        "set": None,
         "error": None,
     }
     assert records[1]["p_lung_n"] is None
@@ -83,10 +86,11 @@ def test_a_file_without_rows_is_read(suffix: str, tmp_path: Path) -> None:
 
 def test_csv_is_rfc_4180_with_six_decimals(tmp_path: Path) -> None:
     assert written(".csv", tmp_path).read_bytes() == (
-        b'path,status,label,confidence,"p_lung, aca",p_lung_n,error\r\n'
-        b'"a,""b""\n.jpg",ok,lung_n,0.750000,0.250000,0.750000,\r\n'
-        b'b.jpg,truncated,,,,,"cut, off"\r\n'
-        b"c.jpg,review,,0.500000,0.500000,0.500000,confidence 0.500000 is under 0.6\r\n"
+        b'path,status,label,confidence,"p_lung, aca",p_lung_n,ood,set,error\r\n'
+        b'"a,""b""\n.jpg",ok,lung_n,0.750000,0.250000,0.750000,,,\r\n'
+        b'b.jpg,truncated,,,,,,,"cut, off"\r\n'
+        b"c.jpg,review,,0.500000,0.500000,0.500000,,,confidence 0.500000 is under 0.6\r\n"
+        b'd.jpg,unknown,,0.750000,0.250000,0.750000,3.500000,"lung, aca;lung_n",far\r\n'
     )
 
 
@@ -99,6 +103,8 @@ def test_json_lines_hold_null_where_csv_is_empty(tmp_path: Path) -> None:
         "confidence": None,
         "p_lung, aca": None,
         "p_lung_n": None,
+        "ood": None,
+        "set": None,
         "error": "cut, off",
     }
 
@@ -107,7 +113,7 @@ def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.Mo
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(predictions, "ROW_GROUP", 2)
     file = parquet.ParquetFile(written(".parquet", tmp_path))
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1]
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2]
 
 
 def test_parquet_holds_float32_and_says_who_made_it(tmp_path: Path) -> None:
@@ -178,4 +184,42 @@ def test_a_writer_adds_to_what_it_wrote() -> None:
     writer = FORMATS[".csv"].writer(file, CLASSES)
     for row in ROWS:
         writer.write([row])
-    assert len(list(csv.reader(io.StringIO(file.getvalue().decode(), newline="")))) == 4
+    assert len(list(csv.reader(io.StringIO(file.getvalue().decode(), newline="")))) == 5
+
+
+OLDER = b"path,status,label,confidence,p_a,p_b,error\r\na.jpg,ok,a,0.750000,0.750000,0.250000,\r\n"
+
+
+def test_rows_without_score_and_set_are_read(tmp_path: Path) -> None:
+    """Files of edgelung 0.1."""
+    (tmp_path / "rows.csv").write_bytes(OLDER)
+    (tmp_path / "rows.jsonl").write_bytes(JSON_ROW)
+    assert read_predictions(tmp_path / "rows.csv").rows == (
+        Prediction("a.jpg", "ok", "a", 0.75, (0.75, 0.25)),
+    )
+    assert read_predictions(tmp_path / "rows.jsonl").rows == (
+        Prediction("a", "empty", error="no bytes"),
+    )
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"path": ["a"], "status": ["ok"], "label": ["n"], "confidence": [1.0], "p_n": [1.0]}
+    parquet.write_table(pyarrow.table(columns | {"error": [None]}), tmp_path / "rows.parquet")
+    assert read_predictions(tmp_path / "rows.parquet").rows == (
+        Prediction("a", "ok", "n", 1.0, (1.0,)),
+    )
+
+
+@pytest.mark.parametrize("names", ["c", "b;a", "a;", "a;a"])
+def test_a_set_of_other_classes_is_refused(tmp_path: Path, names: str) -> None:
+    text = f"path,status,label,confidence,p_a,p_b,ood,set,error\nx,ok,a,1,1,0,1.0,{names},\n"
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(EdgelungError, match="not made of the file's classes"):
+        read_predictions(tmp_path / "rows.csv")
+
+
+def test_names_with_the_separator_are_read_back(tmp_path: Path) -> None:
+    classes = ("a;b", "a", "b")
+    row = Prediction("x", "ok", "a", 0.5, (0.25, 0.5, 0.25), "", 1.0, ("a;b", "b"))
+    with (tmp_path / "rows.csv").open("wb") as file:
+        FORMATS[".csv"].writer(file, classes).write([row])
+    assert read_predictions(tmp_path / "rows.csv").rows == (row,)

@@ -1,6 +1,7 @@
 """The deployed graph: torch's numbers, whole operators, Q/DQ only where it belongs."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from onnx import numpy_helper
 
 from edgelung.artifacts.graph_profile import Role, check_graph
+from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.evaluation.known import fit_known
 from edgelung.export.eight_bit import FP8, quantize_weight
 from edgelung.export.graph import build_graph, linear_names, quantizable
 from edgelung.export.graph_writer import OPSET
@@ -260,3 +263,58 @@ def test_graphs_of_all_student_sizes_fit_the_profile(
     scales = dict.fromkeys(quantizable(student), 0.1) if about.weights != about.base else {}
     graph = build_graph(student, precision=precision, input_scales=scales)
     check_graph(graph.SerializeToString(), Role.CLASSIFIER, {"size": size, "classes": 3})
+
+
+@pytest.fixture(scope="module")
+def knowing(model: torch.nn.Module, pixels: np.ndarray) -> Student:
+    """The student, with what the features of some tiles look like."""
+    student = student_of(model)
+    features = features_after(model, pixels, block=2)
+    return replace(student, known=fit_known(features, np.array([0, 0, 1, 1, 2, 2]), block=2))
+
+
+def features_after(model: torch.nn.Module, pixels: np.ndarray, block: int) -> np.ndarray:
+    """The mean patch token after a block, in torch: (N, D)."""
+    found: list[torch.Tensor] = []
+    hook = model.blocks[block - 1].register_forward_hook(lambda *call: found.append(call[2]))
+    torch_probabilities(model, pixels)
+    hook.remove()
+    return found[0][:, 2:].mean(dim=1).numpy()
+
+
+def other_pixels() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 128, (5, 64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [(Precision.FP32, 1e-4), (Precision.FP16, 3e-2)]
+)
+def test_the_graph_computes_the_score(
+    model, knowing: Student, precision: Precision, tolerance: float
+) -> None:
+    graph = build_graph(knowing, precision=precision)
+    output = OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1).infer(other_pixels())
+    expected = knowing.known.scores(features_after(model, other_pixels(), block=2))
+    assert output.ood is not None
+    assert output.ood.shape == (5,)
+    np.testing.assert_allclose(output.ood, expected, rtol=tolerance)
+
+
+def test_the_score_changes_no_probability(model, knowing: Student, tmp_path: Path) -> None:
+    without = run_graph(build_graph(student_of(model)), other_pixels(), tmp_path)
+    with_score = run_graph(build_graph(knowing), other_pixels(), tmp_path)
+    np.testing.assert_array_equal(without, with_score)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_a_graph_with_a_score_is_one_that_edgelung_runs(
+    knowing: Student, precision: Precision
+) -> None:
+    data = build_graph(knowing, precision=precision).SerializeToString()
+    sizes = {"size": 64, "classes": 3}
+    check_graph(data, Role.SCORED_CLASSIFIER, sizes)
+    with pytest.raises(GraphError, match="the outputs"):
+        check_graph(data, Role.CLASSIFIER, sizes)
+    plain = build_graph(replace(knowing, known=None), precision=precision).SerializeToString()
+    with pytest.raises(GraphError, match="the outputs"):
+        check_graph(plain, Role.SCORED_CLASSIFIER, sizes)

@@ -7,13 +7,18 @@ import pytest
 
 from edgelung.artifacts.predictions import FORMATS, Prediction
 from edgelung.inference.pipeline import Row
-from edgelung.inference.record import LabelRule, Record, record_of
+from edgelung.inference.record import LabelRule, Record, fault_of, record_of
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.sizes import TrainedSizes
 from edgelung.tiles.status import Status
 
 CLASSES = ["lung, aca", "lung_n"]
-UNKNOWN = TrainedSizes({})
+FAR = TrainedSizes({"32x32": 1})
+
+
+def predicted(**more: object) -> Row[FoundFile]:
+    """A row that the model is sure of."""
+    return Row(FoundFile("x.jpg", "x.jpg"), Status.OK, probabilities=np.float32([0.1, 0.9]), **more)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +27,7 @@ UNKNOWN = TrainedSizes({})
 def test_review_goes_by_the_confidence_that_is_printed(least: float | None, status: str) -> None:
     # 0.9 as float32 lies a little under 0.9
     row = Row(FoundFile("x.jpg", "lung_n/x.jpg"), Status.OK, "", np.float32([0.1, 0.9]))
-    record = record_of(row, CLASSES, LabelRule(least, UNKNOWN, strict_size=False))
+    record = record_of(row, CLASSES, LabelRule(least))
     assert record.status == status
     assert (record.decided is None) == (status == "review")
     assert record.truth == 1
@@ -66,6 +71,64 @@ def test_a_row_has_a_label_only_if_it_is_decided() -> None:
 def test_errors_of_any_text_can_be_written() -> None:
     row = Row(FoundFile("x.jpg", "x.jpg"), Status.CORRUPT, "caf\udce9 \n")
     file = io.BytesIO()
-    record = record_of(row, CLASSES, LabelRule(None, UNKNOWN, strict_size=False))
+    record = record_of(row, CLASSES, LabelRule())
     FORMATS[".csv"].writer(file, CLASSES).write([record.prediction(CLASSES)])
     assert b"caf\\udce9" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("row", "rule", "status", "reason"),
+    [
+        (predicted(ood=1.5), LabelRule(known_up_to=1.5), "ok", ""),
+        (predicted(ood=1.6), LabelRule(known_up_to=1.5), "unknown", "score 1.60, known up to 1.50"),
+        (predicted(ood=9.0), LabelRule(), "ok", ""),  # a bundle that cannot tell
+        (predicted(), LabelRule(known_up_to=1.5), "ok", ""),
+        (predicted(ood=9.0), LabelRule(known_up_to=1.5, marks_unknown=False), "ok", ""),
+        (predicted(blank="glass: white"), LabelRule(), "blank", "glass: white"),
+        (predicted(blank="glass: white"), LabelRule(marks_unknown=False), "ok", ""),
+        # The first that applies: blank, unknown, size, confidence.
+        (predicted(ood=9.0, blank="pen"), LabelRule(known_up_to=1.5), "blank", "pen"),
+        (
+            predicted(ood=9.0, size=(900, 90)),
+            LabelRule(0.95, FAR, strict_size=True, known_up_to=1.5),
+            "unknown",
+            "unlike the training tiles",
+        ),
+        (
+            predicted(ood=1.0, size=(900, 90)),
+            LabelRule(0.95, FAR, strict_size=True, known_up_to=1.5),
+            "other-size",
+            "900×90 px",
+        ),
+    ],
+)
+def test_what_the_model_was_not_made_for_has_no_label(
+    row: Row[FoundFile], rule: LabelRule, status: str, reason: str
+) -> None:
+    record = record_of(row, CLASSES, rule)
+    assert (record.status, record.ood) == (status, row.ood)
+    assert reason in record.error
+    assert (record.prediction(CLASSES).label is None) == (status != "ok")
+    assert record.prediction(CLASSES).confidence == pytest.approx(0.9)
+    assert fault_of(record, 2) == ""
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(None, None), (0.05, [0, 1]), (0.1, [0, 1]), (0.5, [1]), (0.95, [1]), (0.0, [0, 1])],
+)
+def test_a_set_holds_what_cannot_be_excluded_and_is_never_empty(
+    level: float | None, expected: list[int] | None
+) -> None:
+    row = Row(FoundFile("x", "x"), Status.OK, probabilities=np.array([0.1, 0.9]))
+    record = record_of(row, CLASSES, LabelRule(set_level=level))
+    assert record.prediction_set == expected
+    names = record.prediction(CLASSES).prediction_set
+    assert names == (None if expected is None else tuple(CLASSES[i] for i in expected))
+
+
+@pytest.mark.parametrize("wrong", [[], [2], [-1], [1, 0], [0, 0]])
+def test_a_record_with_an_impossible_set_is_damaged(wrong: list[int]) -> None:
+    record = record_of(predicted(), CLASSES, LabelRule(set_level=0.5))
+    assert fault_of(record._replace(prediction_set=wrong), 2)
+    assert fault_of(record._replace(ood=-1.0), 2)
