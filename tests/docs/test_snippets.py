@@ -21,7 +21,8 @@ def workspace(tiles: Path, tmp_path: Path) -> Path:
     groups = folder / "tiles" / "groups.csv"
     groups.write_text(groups.read_text().replace("cluster", "group", 1))
     shutil.copytree(ROOT / "examples", folder / "examples")
-    write_svs(folder / "case-17.svs", 600, 500)
+    for name in ("case-17.svs", "CMU-1-Small-Region.svs"):
+        write_svs(folder / name, 600, 500)
     (folder / "scans").mkdir()
     write_svs(folder / "scans" / "case-18.svs", 600, 500)
     return folder
