@@ -8,6 +8,7 @@ read as plain Markdown.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,8 @@ def command_section(name: str, command: Any) -> Iterator[str]:
         is_argument = parameter.param_type_name == "argument"
         heading = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
         form = form.partition(" <")[0] if is_argument else form
-        cell = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+        cell = " ".join(text.split()).replace("|", "\\|")
+        cell = re.sub(r"<(?=[a-z])", "&lt;", cell)  # no HTML tag
         groups.setdefault(heading, []).append(f"| `{form}` | {cell} |")
     for heading, rows in groups.items():
         yield f"| {heading} | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
