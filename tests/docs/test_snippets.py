@@ -106,6 +106,23 @@ def test_commands_stand_in_blocks_that_are_run() -> None:
                 assert not line.strip().startswith(("$ ", "edgelung ", "pip ")), f"{page}: {line}"
 
 
+@pytest.mark.data
+def test_the_slide_tutorial_shows_what_is_printed(real_tiles: Path, tmp_path: Path) -> None:
+    """On the real slide: the other tests run the command on a made one."""
+    slide = real_tiles / "slides" / "CMU-1-Small-Region.svs"
+    if not slide.is_file():
+        pytest.skip(f"{slide} is not there")
+    shutil.copy(slide, tmp_path)
+    page = ROOT / "docs" / "tutorials" / "slide-to-qupath.md"
+    (block,) = blocks(page)
+    program = [sys.executable, "-m", "edgelung", *block.commands[0].text.split()[1:]]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    shown = page.read_text(encoding="utf-8").partition("```text\n")[2].partition("```")[0]
+    printed = done.stdout.splitlines() + done.stderr.splitlines()
+    assert sorted(shown.splitlines()) == sorted(printed)
+
+
 def test_an_output_that_differs_is_found() -> None:
     assert is_like("a.jpeg,ok,0.98\n", "a.jpeg,ok,0.97\n")
     assert not is_like("a.jpeg,ok,0.98\n", "a.jpeg,ok,0.78\n")
