@@ -106,6 +106,11 @@ class Grid:
         return round(self.side * self.downsample)
 
     @property
+    def overlap(self) -> float:
+        """Share of a tile's side that its neighbour also covers; a step is whole pixels."""
+        return 1 - self.step / self.side
+
+    @property
     def read_side(self) -> int:
         """Side of the pixels that `TileReader.read` returns."""
         return self.side * self.eighths // EIGHTHS

@@ -142,6 +142,21 @@ class SlideChangedError(EdgelungError):
     """The slide was changed while it was read."""
 
 
+def check_not_stopped(path: Path) -> None:
+    """Raise EdgelungError if a journal holds the tiles of a run that did not end."""
+    if path.exists():
+        with closing(Journal(path)) as journal:
+            _refuse_rows(journal)
+
+
+def _refuse_rows(journal: Journal) -> None:
+    if journal.rows or journal.damaged:
+        raise EdgelungError(
+            f"{journal.path} holds {journal.rows} tiles of a run that did not end; add --resume to "
+            "continue it, or --restart to begin anew"
+        )
+
+
 @contextmanager
 def open_journal(
     path: Path, classes: int, *, resume: bool | None, on_stopped: Callable[[int, Path], None]
@@ -152,11 +167,8 @@ def open_journal(
     rows of a run that did not end, and `resume` is None.
     """
     with closing(Journal(path, classes=classes, restart=resume is False)) as journal:
-        if (journal.rows or journal.damaged) and resume is None:
-            raise EdgelungError(
-                f"{path} holds {journal.rows} tiles of a run that did not end; add --resume to "
-                "continue it, or --restart to begin anew"
-            )
+        if resume is None:
+            _refuse_rows(journal)
         try:
             yield journal
         except BaseException:
