@@ -18,7 +18,7 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return content
 
     def difference(self, before: dict[str, Json]) -> str:
-        """The first difference to an earlier run, such as '--tile-um was 112 and is 100 now'; or ''.
+        """The first difference, such as '--tile-um was 112 and is 100 now'; '' if there is none.
 
         `before` is not typed: an older edgelung may have written other keys.
         """

@@ -147,7 +147,7 @@ class Slide(Protocol):
         path: the file (or the folder of a DICOM slide).
         scene: name of the scene; '' in a file with one.
         kind: format and reader in words, such as 'Aperio SVS; JPEG tiles read directly'.
-        reader: 'direct', 'openslide' or 'tifffile'.
+        reader: 'direct' or 'openslide'.
         levels: largest first; levels[0].downsample is 1.
         scale: what the file says about micrometres per pixel.
         offset: where the bounds begin in the file's level 0, x and y.

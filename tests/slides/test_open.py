@@ -11,8 +11,9 @@ from PIL import Image
 from slide_files import Page, aperio, cut, halve, jpeg_page, tissue, write_svs, write_tiff
 from slide_reading import open_one, region
 
+from edgelung.core import extras
 from edgelung.core.errors import EdgelungError
-from edgelung.slides import levels, libraries
+from edgelung.slides import levels
 from edgelung.slides.base import Grid, StatedScale
 from edgelung.slides.levels import positive
 from edgelung.slides.open import open_slides
@@ -38,7 +39,7 @@ def without_openslide(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(libraries.importlib, "import_module", missing)
+    monkeypatch.setattr(extras.importlib, "import_module", missing)
 
 
 def refused(path: Path) -> str:
