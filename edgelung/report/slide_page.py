@@ -204,8 +204,8 @@ def slide_warnings(summary: SlideSummary, damaged: int, classes: int) -> list[st
         warnings.append(white_parts(damaged, "overview"))
     if summary.blocks and summary.blocks.effective < FEW_GROUPS:
         warnings.append(
-            "The shares have no interval: the labelled tissue counts as "
-            f"{_effective(summary.blocks)}, and an interval needs {FEW_GROUPS}."
+            "The shares have no interval: there is too little labelled tissue "
+            f"({_effective(summary.blocks)}; an interval needs {FEW_GROUPS})."
         )
     if classes > MAX_OVERLAYS:
         warnings.append(
@@ -307,13 +307,13 @@ def _basis(summary: SlideSummary) -> str:
     text = "Shares are of the labelled tissue. "
     if blocks.effective >= FEW_GROUPS:
         text += (
-            f"The interval resamples {count(blocks.count, 'block')} of {side}, since neighbouring "
-            f"tiles are alike. They differ in tissue and count as {_effective(blocks)}. "
+            f"The interval resamples {count(blocks.count, 'block')} of {side} "
+            f"({_effective(blocks)}), since neighbouring tiles are alike. "
         )
     else:
         text += (
-            f"It lies in {count(blocks.count, 'block')} of {side}. They count as "
-            f"{_effective(blocks)}, too few for an interval. "
+            f"It lies in {count(blocks.count, 'block')} of {side} ({_effective(blocks)}), too few "
+            "for an interval. "
         )
     return text + (
         "All this is about this slide alone: it says nothing about other slides, nor about errors "
@@ -323,7 +323,7 @@ def _basis(summary: SlideSummary) -> str:
 
 def _effective(blocks: Blocks) -> str:
     """The effective number of blocks, in words."""
-    return f"{blocks.effective:g} full block{'' if blocks.effective == 1 else 's'}"
+    return f"{blocks.effective:g} effective block{'' if blocks.effective == 1 else 's'}"
 
 
 def _percent(share: float | None) -> str:

@@ -37,7 +37,7 @@ class StatedScale:
     Attributes:
         mpp_x, mpp_y: micrometres per pixel of level 0.
         objective: magnification of the scanner's objective, such as 20.
-        source: where the file says it, such as 'aperio.MPP' or 'PhysicalSizeX in the OME-XML'.
+        source: where the file says the micrometres, such as 'aperio.MPP'; '' if it does not.
     """
 
     mpp_x: float | None = None

@@ -234,9 +234,7 @@ def stated_scale(properties: Mapping[str, str]) -> StatedScale:
     mpp_y = positive(properties.get("openslide.mpp-y", ""))
     objective = positive(properties.get("openslide.objective-power", ""))
     vendor = properties.get("openslide.vendor", "")
-    sources = []
+    source = ""
     if mpp_x is not None or mpp_y is not None:
-        sources.append(_SCALES.get(vendor, f"openslide.mpp-x ({one_line(vendor, 40)})"))
-    if objective is not None:
-        sources.append("aperio.AppMag" if vendor == "aperio" else "openslide.objective-power")
-    return StatedScale(mpp_x, mpp_y, objective, ", ".join(sources))
+        source = _SCALES.get(vendor, f"openslide.mpp-x ({one_line(vendor, 40)})")
+    return StatedScale(mpp_x, mpp_y, objective, source)

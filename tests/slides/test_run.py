@@ -118,7 +118,7 @@ def test_every_result_is_there(finished: Finished) -> None:
     assert len(tiles) == summary.tiles == 12
     assert summary.statuses == {"ok": 12}
     assert sum(summary.labels.values()) == 12
-    assert (summary.mpp, summary.mpp_source) == (0.5, "aperio.MPP, aperio.AppMag")
+    assert (summary.mpp, summary.mpp_source) == (0.5, "aperio.MPP")
     assert (summary.tile_px, summary.tile_um) == (SIDE, 112.0)
     features = json.loads((folder / "out" / "case" / "tiles.geojson").read_text())["features"]
     assert len(features) == 12
