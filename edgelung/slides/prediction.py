@@ -29,6 +29,7 @@ from edgelung.inference.reading import Stamp
 from edgelung.inference.record import LabelRule, Record, make_record
 from edgelung.inference.session import LoadedEngines
 from edgelung.slides.base import Grid, Slide, TileReader
+from edgelung.slides.mask import TissueMask
 from edgelung.tiles.reader import Tile
 from edgelung.tiles.sizes import Size, TrainedSizes
 
@@ -41,7 +42,7 @@ class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
         stamp: its size in bytes and time of the last change.
         reader: the library that reads it.
         grid: level, scale, side and step in its pixels.
-        cells: SHA-256 of the tiles to read.
+        mask: how the tissue was found, and the beginning of the SHA-256 of its mask.
     """
 
     edgelung: str
@@ -59,7 +60,7 @@ class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
     mpp: float = field(name="--mpp")
     tile_um: float = field(name="--tile-um")
     grid: list[int]
-    cells: str
+    mask: str = field(name="--mask")
 
 
 class SlideReading:
@@ -110,6 +111,7 @@ class Predicted:
 def identify(
     slide: Slide,
     grid: Grid,
+    mask: TissueMask,
     mpp: float,
     tile_um: float,
     bundle: Bundle,
@@ -134,7 +136,7 @@ def identify(
         mpp=mpp,
         tile_um=tile_um,
         grid=[grid.level, grid.eighths, grid.side, grid.step],
-        cells=sha256(np.ascontiguousarray(grid.cells).tobytes()).hexdigest(),
+        mask=f"{mask.rule} ({sha256(np.packbits(mask.pixels).tobytes()).hexdigest()[:16]})",
     )
 
 

@@ -106,11 +106,16 @@ def run_slides(
         The summary of every slide, those that failed included.
 
     Raises:
-        EdgelungError: the tile size is unknown, no engine works, results of another run are in the
-            way, or an output cannot be written.
+        EdgelungError: the tile size is unknown, outlines are given for several slides, no engine
+            works, results of another run are in the way, or an output cannot be written.
     """
     settle_tile(bundle.tile_um, options.tile_um)
     names = result_names(find_slides(paths))
+    if isinstance(options.mask, Path) and len(names) > 1:
+        raise EdgelungError(
+            f"--mask {options.mask} has the outlines of one slide, and {len(names)} slides were "
+            "named; run them one by one"
+        )
     if options.resume is None:
         for name in names.values():
             new_folder(options.out / name, "results of a slide", "--resume keeps it and continues")
@@ -172,7 +177,14 @@ class _Run:
             mask = self._mask(slide, overview, scale.mpp)
             grid = self._grid(slide, scale.mpp, tile_um, mask)
         identity = identify(
-            slide, grid, scale.mpp, tile_um, self.bundle, self.engines, self.options.min_confidence
+            slide,
+            grid,
+            mask,
+            scale.mpp,
+            tile_um,
+            self.bundle,
+            self.engines,
+            self.options.min_confidence,
         )
         self.total += len(grid)
         self.advance.set_total(self.total)

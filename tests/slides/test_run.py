@@ -256,6 +256,7 @@ def test_resume_refuses_another_run_and_keeps_what_is_done(
         ({"tile_um": 100.0}, "--tile-um was 112.0 and is 100.0 now"),
         ({"table": TableFormat.CSV}, "tiles.csv was not asked for"),
         ({"zoom": True}, "zoom.html was not asked for"),
+        ({"mask": MaskRule.NONE}, "--mask was saturation by Otsu"),
     ],
 )
 def test_a_finished_slide_is_not_taken_for_one_with_other_options(
@@ -374,6 +375,14 @@ def outline(tmp_path: Path) -> Path:
     path = tmp_path / "area.geojson"
     path.write_text('{"type":"Polygon","coordinates":[[[0,0],[448,0],[448,224],[0,224],[0,0]]]}')
     return path
+
+
+def test_the_outlines_of_one_slide_are_not_laid_over_another(
+    bundle: Bundle, slide: Path, outline: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EdgelungError, match="outlines of one slide, and 2 slides"):
+        run_slides([slide, tmp_path / "b.svs"], bundle, options(tmp_path, mask=outline))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_the_summaries_and_the_way_on(cli, slide: Path, outline: Path) -> None:
