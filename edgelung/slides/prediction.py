@@ -161,16 +161,25 @@ def _refuse_rows(journal: Journal) -> None:
 
 @contextmanager
 def open_journal(
-    path: Path, classes: int, *, resume: bool | None, on_stopped: Callable[[int, Path], None]
+    path: Path,
+    identity: SlideIdentity,
+    classes: int,
+    *,
+    resume: bool | None,
+    on_stopped: Callable[[int, Path], None],
 ) -> Iterator[Journal]:
     """Open the journal of a slide. It stays if there are rows in it and the block raises.
 
     `on_stopped` is told the number of rows that stay. Raises EdgelungError if the journal holds the
-    rows of a run that did not end, and `resume` is None.
+    rows of another run, or those of any run that did not end and `resume` is None.
     """
     with closing(Journal(path, classes=classes, restart=resume is False)) as journal:
         if resume is None:
             _refuse_rows(journal)
+        if resume and journal.rows:
+            journal.resume(identity, now())
+        else:
+            journal.begin(identity, now())
         try:
             yield journal
         except BaseException:
@@ -190,7 +199,6 @@ def predict_slide(
     journal: Journal,
     identity: SlideIdentity,
     *,
-    resume: bool,
     on_tiles: Callable[[int], None] = lambda count: None,
 ) -> Predicted:
     """Predict all tiles of a grid that the journal does not hold yet.
@@ -198,13 +206,8 @@ def predict_slide(
     A tile that cannot be read has its status and reason; the others are predicted.
 
     Raises:
-        EdgelungError: the journal is of another run.
         SlideChangedError: the slide was changed while it was read.
     """
-    if resume and journal.rows:
-        journal.resume(identity, now())
-    else:
-        journal.begin(identity, now())
     start, resumed = time.perf_counter(), journal.rows
     if resumed:
         on_tiles(resumed)

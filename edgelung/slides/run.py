@@ -196,6 +196,7 @@ class _Run:
         journal_path = folder.with_name(folder.name + JOURNAL_SUFFIX)
         with open_journal(
             journal_path,
+            identity,
             len(self.bundle.classes),
             resume=options.resume,
             on_stopped=self.on_stopped,
@@ -208,7 +209,6 @@ class _Run:
                     self.engines,
                     journal,
                     identity,
-                    resume=bool(options.resume),
                     on_tiles=lambda count: self.advance(count, slide.path.name),
                 )
             read = Read(slide, scale, tile_um, notes, overview, mask, grid)

@@ -229,6 +229,13 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     assert not (tmp_path / "out" / "case").exists()
     with pytest.raises(EdgelungError, match="--resume"):
         run_slides([slide], bundle, options(tmp_path))
+    with pytest.raises(EdgelungError, match="--tile-um was 112"):
+        run_slides(
+            [slide],
+            bundle,
+            options(tmp_path, resume=True, tile_um=100.0),
+            on_stopped=lambda *_: pytest.fail("it cannot be continued like this"),
+        )
     (summary,) = run_slides([slide], bundle, options(tmp_path, resume=True))
     assert len(summary.sessions) == 2
     assert not list((tmp_path / "out").glob("*journal*"))
