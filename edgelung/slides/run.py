@@ -26,17 +26,13 @@ from edgelung.slides.outline import read_outline
 from edgelung.slides.plan import plan_grid
 from edgelung.slides.prediction import (
     SlideChangedError,
+    check_not_stopped,
     identify,
     now,
     open_journal,
     predict_slide,
 )
-from edgelung.slides.results import (
-    Read,
-    is_finished,
-    write_index,
-    write_results,
-)
+from edgelung.slides.results import Read, is_finished, write_index, write_results
 from edgelung.slides.scale import Scale, settle_scale, settle_tile
 
 LEAST_OVERVIEW, MOST_OVERVIEW = 1_000_000, 16_000_000  # pixels
@@ -63,7 +59,8 @@ class SlideOptions:
         table: format of the tiles.
         zoom: also write a Deep Zoom pyramid.
         min_confidence: less confident tiles get no label; None: none does.
-        resume: True continues a stopped run, False begins it anew, None refuses to do either.
+        resume: True continues a stopped run, False begins it anew, None refuses to do either. With
+            True and False, slides that are finished are kept.
         engines: engine, precision, batch size, threads.
     """
 
@@ -109,19 +106,30 @@ def run_slides(
         The summary of every slide, those that failed included.
 
     Raises:
-        EdgelungError: the tile size is unknown, no engine works, results of another run are in the
-            way, or an output cannot be written.
+        EdgelungError: the tile size is unknown, outlines are given for several slides, no engine
+            works, results of another run are in the way, or an output cannot be written.
     """
     settle_tile(bundle.tile_um, options.tile_um)
     names = result_names(find_slides(paths))
+    if isinstance(options.mask, Path) and len(names) > 1:
+        raise EdgelungError(
+            f"--mask {options.mask} has the outlines of one slide, and {len(names)} slides were "
+            "named; run them one by one"
+        )
     if options.resume is None:
         for name in names.values():
             new_folder(options.out / name, "results of a slide", "--resume keeps it and continues")
+            check_not_stopped(options.out / (name + JOURNAL_SUFFIX))
     options.out.mkdir(parents=True, exist_ok=True)
-    with open_engines(bundle, options.engines, None) as engines:
-        run = _Run(bundle, options, engines, advance, on_stopped)
-        summaries = [one for path, name in names.items() for one in run.slides_of(path, name)]
-    write_index(options.out, summaries)
+    summaries: list[SlideSummary] = []
+    try:
+        with open_engines(bundle, options.engines, None) as engines:
+            run = _Run(bundle, options, engines, advance, on_stopped)
+            for path, name in names.items():
+                summaries.extend(run.slides_of(path, name))
+    finally:  # a run that is stopped has finished slides too
+        if summaries:
+            write_index(options.out, summaries)
     return summaries
 
 
@@ -169,17 +177,29 @@ class _Run:
             mask = self._mask(slide, overview, scale.mpp)
             grid = self._grid(slide, scale.mpp, tile_um, mask)
         identity = identify(
-            slide, grid, scale.mpp, tile_um, self.bundle, self.engines, self.options.min_confidence
+            slide,
+            grid,
+            mask,
+            scale.mpp,
+            tile_um,
+            self.bundle,
+            self.engines,
+            self.options.min_confidence,
         )
         self.total += len(grid)
         self.advance.set_total(self.total)
-        if (summary := is_finished(folder, identity)) is not None:
+        options = self.options
+        summary = is_finished(folder, identity, options.table, zoom=options.zoom)
+        if summary is not None:
             self.advance(len(grid), slide.path.name)
             return summary
         journal_path = folder.with_name(folder.name + JOURNAL_SUFFIX)
-        resume = self.options.resume
         with open_journal(
-            journal_path, len(self.bundle.classes), resume=resume, on_stopped=self.on_stopped
+            journal_path,
+            identity,
+            len(self.bundle.classes),
+            resume=options.resume,
+            on_stopped=self.on_stopped,
         ) as journal:
             with _only_this_slide(SlideChangedError):
                 predicted = predict_slide(
@@ -189,10 +209,9 @@ class _Run:
                     self.engines,
                     journal,
                     identity,
-                    resume=bool(resume),
                     on_tiles=lambda count: self.advance(count, slide.path.name),
                 )
-            read = Read(slide, scale, tile_um, notes, overview, mask, grid, self.options.overlap)
+            read = Read(slide, scale, tile_um, notes, overview, mask, grid)
             return write_results(
                 folder,
                 read,
@@ -200,9 +219,9 @@ class _Run:
                 identity,
                 self.bundle,
                 self.engines,
-                self.options.table,
+                options.table,
                 started=started,
-                zoom=self.options.zoom,
+                zoom=options.zoom,
             )
 
     def _scale(self, slide: Slide) -> tuple[Scale, float, list[str]]:

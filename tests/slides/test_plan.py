@@ -59,7 +59,7 @@ def test_the_lowest_level_that_still_has_the_models_pixels_is_read(
     assert (grid.level, grid.side) == (level, side)
 
 
-@pytest.mark.parametrize("tile_um", [298, 300, 384, 383, 111])
+@pytest.mark.parametrize("tile_um", [149.5, 298, 300, 384, 383, 111])
 def test_a_scaled_decode_covers_the_models_pixels_on_whole_pixels(tile_um: float) -> None:
     slide = Shape(pyramid(10_000, 10_000), list(range(1, 9)))
     grid = plan_grid(slide, 0.5, tile_um, 224)

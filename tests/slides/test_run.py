@@ -118,7 +118,7 @@ def test_every_result_is_there(finished: Finished) -> None:
     assert len(tiles) == summary.tiles == 12
     assert summary.statuses == {"ok": 12}
     assert sum(summary.labels.values()) == 12
-    assert (summary.mpp, summary.mpp_source) == (0.5, "aperio.MPP, aperio.AppMag")
+    assert (summary.mpp, summary.mpp_source) == (0.5, "aperio.MPP")
     assert (summary.tile_px, summary.tile_um) == (SIDE, 112.0)
     features = json.loads((folder / "out" / "case" / "tiles.geojson").read_text())["features"]
     assert len(features) == 12
@@ -229,6 +229,13 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     assert not (tmp_path / "out" / "case").exists()
     with pytest.raises(EdgelungError, match="--resume"):
         run_slides([slide], bundle, options(tmp_path))
+    with pytest.raises(EdgelungError, match="--tile-um was 112"):
+        run_slides(
+            [slide],
+            bundle,
+            options(tmp_path, resume=True, tile_um=100.0),
+            on_stopped=lambda *_: pytest.fail("it cannot be continued like this"),
+        )
     (summary,) = run_slides([slide], bundle, options(tmp_path, resume=True))
     assert len(summary.sessions) == 2
     assert not list((tmp_path / "out").glob("*journal*"))
@@ -247,8 +254,55 @@ def test_resume_refuses_another_run_and_keeps_what_is_done(
         run_slides([slide], bundle, options(tmp_path))
     assert run_slides([slide], bundle, options(tmp_path, resume=True)) == first
     assert page.stat().st_mtime_ns == before
-    with pytest.raises(EdgelungError, match=r"cannot resume: --tile-um"):
-        run_slides([slide], bundle, options(tmp_path, resume=True, tile_um=100.0))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(
+    ("more", "difference"),
+    [
+        ({"tile_um": 100.0}, "--tile-um was 112.0 and is 100.0 now"),
+        ({"table": TableFormat.CSV}, "tiles.csv was not asked for"),
+        ({"zoom": True}, "zoom.html was not asked for"),
+        ({"mask": MaskRule.NONE}, "--mask was saturation by Otsu"),
+    ],
+)
+def test_a_finished_slide_is_not_taken_for_one_with_other_options(
+    bundle: Bundle, slide: Path, tmp_path: Path, more: dict, difference: str, resume: bool
+) -> None:
+    run_slides([slide], bundle, options(tmp_path))
+    with pytest.raises(EdgelungError, match=f"finished.*{difference}.*another --out"):
+        run_slides([slide], bundle, options(tmp_path, resume=resume, **more))
+
+
+def test_what_a_stopped_run_left_is_refused_before_a_slide_is_read(
+    bundle: Bundle, slide: Path, tmp_path: Path
+) -> None:
+    last = write_svs(tmp_path / "last.svs", WIDTH, HEIGHT)
+    with pytest.raises(KeyboardInterrupt):
+        run_slides([last], bundle, options(tmp_path), Stop(5))
+    with pytest.raises(EdgelungError, match="holds 8 tiles"):
+        run_slides([slide, last], bundle, options(tmp_path))
+    assert not (tmp_path / "out" / "case").exists()
+
+
+def test_a_stopped_run_has_an_index_of_what_is_done(
+    bundle: Bundle, slide: Path, tmp_path: Path
+) -> None:
+    last = write_svs(tmp_path / "last.svs", WIDTH, HEIGHT)
+    with pytest.raises(KeyboardInterrupt):
+        run_slides([slide, last], bundle, options(tmp_path), Stop(14))
+    with (tmp_path / "out" / "slides.csv").open(newline="") as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["case.svs"]
+
+
+def test_the_overlap_of_the_record_is_that_of_the_tiles(
+    bundle: Bundle, slide: Path, tmp_path: Path
+) -> None:
+    chosen = options(tmp_path, tile_um=150.0, overlap=0.33)  # 304 px, decoded at 6/8
+    (summary,) = run_slides([slide], bundle, chosen)
+    tiles = read_tiles(tmp_path / "out" / "case" / "tiles.parquet")
+    assert summary.eighths < 8
+    assert summary.overlap == pytest.approx(1 - tiles.step / tiles.side, abs=1e-4)
 
 
 def test_a_page_that_zooms_is_written_where_it_is_asked_for(
@@ -328,6 +382,14 @@ def outline(tmp_path: Path) -> Path:
     path = tmp_path / "area.geojson"
     path.write_text('{"type":"Polygon","coordinates":[[[0,0],[448,0],[448,224],[0,224],[0,0]]]}')
     return path
+
+
+def test_the_outlines_of_one_slide_are_not_laid_over_another(
+    bundle: Bundle, slide: Path, outline: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EdgelungError, match="outlines of one slide, and 2 slides"):
+        run_slides([slide, tmp_path / "b.svs"], bundle, options(tmp_path, mask=outline))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_the_summaries_and_the_way_on(cli, slide: Path, outline: Path) -> None:
