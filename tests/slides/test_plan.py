@@ -89,5 +89,5 @@ def test_a_scale_that_makes_millions_of_tiles_is_refused() -> None:
 
 
 def test_a_tile_of_a_few_pixels_is_refused() -> None:
-    with pytest.raises(EdgelungError, match="0.02 pixels; expected at least 16"):
+    with pytest.raises(EdgelungError, match=r"0\.02 pixels; expected at least 16"):
         plan_grid(Shape(pyramid(1000, 500)), 50.0, 1.0, 224)

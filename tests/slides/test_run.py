@@ -423,9 +423,8 @@ def test_the_index_lists_no_results_that_another_run_is_writing(make_slide, tmp_
     for name in ("one", ".two"):
         (tmp_path / name).mkdir()
         write_slide_summary(tmp_path / name / "slide.json", summary)
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "three") as inside:
+    with atomic_folder(tmp_path / "three") as inside:
         write_slide_summary(inside / "slide.json", summary)
         write_index(tmp_path, [])
-        _ = 1 / 0
     with (tmp_path / "slides.csv").open(newline="") as file:
         assert [row["folder"] for row in csv.DictReader(file)] == [".two", "one"]
