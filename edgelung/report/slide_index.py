@@ -1,5 +1,6 @@
 """The index page over all slides of a run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -77,7 +78,7 @@ def _row(slide: SlideSummary, classes: Sequence[str], link: str) -> IndexRow:
     failed = slide.status == FAILED
     return IndexRow(
         name=slide.slide + (f" ({slide.scene})" if slide.scene else ""),
-        link="./" + quote(link) if link else "",
+        link="./" + quote(os.fsencode(link)) if link else "",
         status=slide.status,
         tone="pass" if slide.status == OK else "fail" if failed else "inconclusive",
         reason=slide.reason,

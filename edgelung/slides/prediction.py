@@ -118,8 +118,8 @@ def identify(
     engines: LoadedEngines,
     min_confidence: float | None,
 ) -> SlideIdentity:
-    """The identity of a slide's run."""
-    chosen, info = engines.chosen, slide.path.stat()
+    """The identity of a slide's run. Raises SlideChangedError if the slide is gone."""
+    chosen = engines.chosen
     return SlideIdentity(
         edgelung=__version__,
         packages=versions((*RUNTIME_PACKAGES, *SLIDE_PACKAGES)),
@@ -131,7 +131,7 @@ def identify(
         min_confidence=min_confidence,
         slide=slide.path.name,
         scene=slide.scene,
-        stamp=[info.st_size, info.st_mtime_ns],
+        stamp=_stamp(slide.path),
         reader=slide.reader,
         mpp=mpp,
         tile_um=tile_um,
@@ -225,8 +225,7 @@ def predict_slide(
             for rows in batches:
                 journal.append([make_record(row, name_of(grid, row.item), rule) for row in rows])
                 on_tiles(len(rows))
-    info = slide.path.stat()
-    if [info.st_size, info.st_mtime_ns] != identity.stamp:
+    if _stamp(slide.path) != identity.stamp:
         raise SlideChangedError(
             f"{slide.path} was changed while it was read; copy it completely, then --restart"
         )
@@ -238,6 +237,17 @@ def predict_slide(
         journal.checksum,
         time.perf_counter() - start,
     )
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size in bytes and time of the last change. Raises SlideChangedError if it is gone."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise SlideChangedError(
+            f"{path} was there and is not any more: {error.strerror}; is the drive connected?"
+        ) from error
+    return [info.st_size, info.st_mtime_ns]
 
 
 def name_of(grid: Grid, index: int) -> str:

@@ -18,12 +18,14 @@ from edgelung.artifacts.slide_summary import (
 from edgelung.artifacts.slide_tiles import SlideTiles, write_tiles, write_wsinfer
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, atomic_write
+from edgelung.core.folder import is_temporary_folder
 from edgelung.core.own_folders import SLIDE_PAGE, SLIDE_RECORD
 from edgelung.inference.session import LoadedEngines
 from edgelung.report.slide_index import INDEX_PAGE, index_page
 from edgelung.report.slide_page import ZOOM_PAGE, slide_page
 from edgelung.report.zoom_page import zoom_page
 from edgelung.slides.base import Grid, Overview, Slide
+from edgelung.slides.find import RUN_TABLE
 from edgelung.slides.formats import TABLES, TableFormat
 from edgelung.slides.geojson import TILES, TISSUE_FILE, write_tile_features, write_tissue_features
 from edgelung.slides.heatmap import write_pictures
@@ -33,8 +35,6 @@ from edgelung.slides.prediction import Predicted, SlideIdentity, now
 from edgelung.slides.scale import Scale
 from edgelung.slides.shares import class_shares
 from edgelung.slides.zoom import write_zoom
-
-RUN_TABLE = "slides.csv"
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,8 @@ def write_index(out: Path, summaries: Sequence[SlideSummary]) -> None:
     """
     links, slides = {}, []
     for folder in sorted(path.parent for path in out.glob(f"*/{SLIDE_RECORD}")):
+        if is_temporary_folder(folder.name):
+            continue  # another run is writing it, or was killed meanwhile
         try:
             slides.append(read_slide_summary(folder / SLIDE_RECORD))
         except EdgelungError:

@@ -14,11 +14,11 @@ from pathlib import Path
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.slide_summary import FAILED, SlideSummary
 from edgelung.core.errors import EdgelungError, ExitCode, one_line
-from edgelung.core.files import JOURNAL_SUFFIX, new_folder
+from edgelung.core.files import JOURNAL_SUFFIX, check_output_file, new_folder, writing
 from edgelung.core.progress import SILENT, Advance
 from edgelung.inference.session import DEFAULTS, LoadedEngines, Options, open_engines
 from edgelung.slides.base import Grid, Overview, Slide
-from edgelung.slides.find import find_slides, result_names
+from edgelung.slides.find import OVERVIEWS, find_slides, result_names
 from edgelung.slides.formats import TableFormat
 from edgelung.slides.mask import MIN_SHARE, MPP, TissueMask, find_tissue, whole_slide
 from edgelung.slides.open import open_slides
@@ -33,9 +33,10 @@ from edgelung.slides.prediction import (
     predict_slide,
 )
 from edgelung.slides.results import Read, is_finished, write_index, write_results
-from edgelung.slides.scale import Scale, settle_scale, settle_tile
+from edgelung.slides.scale import Scale, check_mpp, settle_scale, settle_tile
 
 LEAST_OVERVIEW, MOST_OVERVIEW = 1_000_000, 16_000_000  # pixels
+NEW, KEEPS = "results of a slide", "--resume keeps it and continues"  # for errors
 OnStopped = Callable[[int, Path], None]  # tiles that are kept, and the journal that keeps them
 
 
@@ -110,6 +111,7 @@ def run_slides(
             works, results of another run are in the way, or an output cannot be written.
     """
     settle_tile(bundle.tile_um, options.tile_um)
+    check_mpp(options.mpp)
     names = result_names(find_slides(paths))
     if isinstance(options.mask, Path) and len(names) > 1:
         raise EdgelungError(
@@ -118,13 +120,16 @@ def run_slides(
         )
     if options.resume is None:
         for name in names.values():
-            new_folder(options.out / name, "results of a slide", "--resume keeps it and continues")
+            new_folder(options.out / name, NEW, KEEPS)
             check_not_stopped(options.out / (name + JOURNAL_SUFFIX))
-    options.out.mkdir(parents=True, exist_ok=True)
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    for name in OVERVIEWS:  # known before hours of work
+        check_output_file(options.out / name)
     summaries: list[SlideSummary] = []
     try:
         with open_engines(bundle, options.engines, None) as engines:
-            run = _Run(bundle, options, engines, advance, on_stopped)
+            run = _Run(bundle, options, engines, advance, on_stopped, frozenset(names.values()))
             for path, name in names.items():
                 summaries.extend(run.slides_of(path, name))
     finally:  # a run that is stopped has finished slides too
@@ -141,13 +146,14 @@ def exit_code(summaries: Sequence[SlideSummary]) -> ExitCode:
 
 @dataclass
 class _Run:
-    """What all slides of a run share. `total`: tiles of the slides so far."""
+    """What all slides of a run share. `names`: of their results. `total`: tiles so far."""
 
     bundle: Bundle
     options: SlideOptions
     engines: LoadedEngines
     advance: Advance
     on_stopped: OnStopped
+    names: frozenset[str]
     total: int = 0
 
     def slides_of(self, path: Path, name: str) -> Iterator[SlideSummary]:
@@ -164,9 +170,22 @@ class _Run:
             for number, slide in enumerate(slides, 1):
                 folder = name if len(slides) == 1 else f"{name}-{number}"
                 try:
+                    self._check_scene(folder, name)
                     yield self._predict(slide, self.options.out / folder)
                 except _SlideError as error:
                     yield _failed(path, slide.scene, error, started)
+
+    def _check_scene(self, folder: str, name: str) -> None:
+        """Check the name that a scene's results get, which was not known when the run began."""
+        if folder == name:
+            return
+        with _only_this_slide():
+            if folder in self.names:
+                raise EdgelungError(
+                    f"its results {folder} are those of another slide; give it its own --out"
+                )
+            if self.options.resume is None:
+                new_folder(self.options.out / folder, NEW, KEEPS)
 
     def _predict(self, slide: Slide, folder: Path) -> SlideSummary:
         """Predict a slide and write its results. Raises _SlideError if only this slide fails."""
@@ -176,16 +195,16 @@ class _Run:
             overview = slide.overview(overview_pixels(slide, scale.mpp))
             mask = self._mask(slide, overview, scale.mpp)
             grid = self._grid(slide, scale.mpp, tile_um, mask)
-        identity = identify(
-            slide,
-            grid,
-            mask,
-            scale.mpp,
-            tile_um,
-            self.bundle,
-            self.engines,
-            self.options.min_confidence,
-        )
+            identity = identify(
+                slide,
+                grid,
+                mask,
+                scale.mpp,
+                tile_um,
+                self.bundle,
+                self.engines,
+                self.options.min_confidence,
+            )
         self.total += len(grid)
         self.advance.set_total(self.total)
         options = self.options
