@@ -88,6 +88,7 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
         level, eighths: which level was read, and at which scale (see `slides.base.Grid`).
         overlap: of neighbouring tiles, 0…1.
         statuses: status → number of tiles. labels: class → number of tiles with this label.
+        knows_unknown: the bundle can tell tissue that the model was not made for.
         blocks: what the intervals of `shares` resample; None without tiles.
         signature: who signed the bundle, in words.
         seconds, tiles_per_second: of the last session.
@@ -121,6 +122,7 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
     tissue: Tissue | None = None
     tiles: int = 0
     statuses: dict[str, int] = {}
+    knows_unknown: bool = False
     labels: dict[str, int] = {}
     shares: list[ClassShare] = []
     blocks: Blocks | None = None

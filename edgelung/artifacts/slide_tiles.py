@@ -1,6 +1,6 @@
 """The tiles of a slide with their predictions: one row per tile, columns as arrays.
 
-    x,y,width,height,p_<class>…,label,confidence,status,error
+    x,y,width,height,p_<class>…,label,confidence,ood,status,error
 
 `write_tiles` writes them as Parquet or CSV, `read_tiles` reads both. `write_wsinfer` writes the CSV
 of WSInfer 0.6 for scripts that read it. Positions are pixels of level 0.
@@ -26,7 +26,7 @@ from edgelung.tiles.status import Status
 MADE_BY = {"made by": "edgelung slide"}  # Parquet metadata that marks our files
 SCHEMA_VERSION = 1
 _POSITION = ("x", "y", "width", "height")
-_REST = ("label", "confidence", "status", "error")
+_REST = ("label", "confidence", "ood", "status", "error")
 _WSINFER_POSITION = ("minx", "miny", "width", "height")
 REMEDY = "expected the tiles that `edgelung slide` wrote"
 
@@ -44,6 +44,8 @@ class SlideTiles:
         probabilities: float32 (N, C); NaN where a tile has none.
         statuses: one status per tile.
         errors: the reasons; '' for 'ok'.
+        ood: how far each tile is from the training tiles, float32 (N,); NaN where there is no
+            score. None: the bundle has none.
     """
 
     classes: Sequence[str]
@@ -54,6 +56,7 @@ class SlideTiles:
     probabilities: npt.NDArray[np.float32]
     statuses: Sequence[str]
     errors: Sequence[str]
+    ood: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -66,9 +69,28 @@ class SlideTiles:
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """Index of the class (N,); -1 where the tile has no label."""
-        decided = np.asarray([status == Status.OK for status in self.statuses], bool)
+        return self._most_probable([status == Status.OK for status in self.statuses])
+
+    @property
+    def shown_labels(self) -> npt.NDArray[np.int64]:
+        """As `labels`, and for unknown tissue too the most probable class, for maps."""
+        shown = (Status.OK, Status.UNKNOWN)
+        return self._most_probable([status in shown for status in self.statuses])
+
+    @property
+    def unknown(self) -> npt.NDArray[np.bool_]:
+        """Which tiles are unlike the training tiles (N,)."""
+        return np.asarray([status == Status.UNKNOWN for status in self.statuses], bool)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """`ood`, all NaN if there is none."""
+        return np.full(len(self), np.nan, np.float32) if self.ood is None else self.ood
+
+    def _most_probable(self, where: Sequence[bool]) -> npt.NDArray[np.int64]:
+        """Index of the most probable class (N,); -1 where `where` is False."""
         filled = np.nan_to_num(self.probabilities, nan=-1.0)
-        return np.where(decided, filled.argmax(1) if len(self) else 0, -1)
+        return np.where(np.asarray(where, bool), filled.argmax(1) if len(self) else 0, -1)
 
     @property
     def confidences(self) -> npt.NDArray[np.float32]:
@@ -148,7 +170,7 @@ def _cell(value: float) -> str:
 
 
 def _write_csv(path: Path, tiles: SlideTiles) -> None:
-    labels, confidences = tiles.labels.tolist(), tiles.confidences
+    labels, confidences, scores = tiles.labels.tolist(), tiles.confidences, tiles.scores
     names = [*map(safe_cell, tiles.classes), ""]  # -1 is no label
     with atomic_write(path) as file:
         file.write(_lines([list(map(safe_cell, columns(tiles.classes)))]))
@@ -159,6 +181,7 @@ def _write_csv(path: Path, tiles: SlideTiles) -> None:
                 rows[offset] += [
                     names[labels[index]],
                     _cell(confidence),
+                    _cell(float(scores[index])),
                     tiles.statuses[index],
                     safe_cell(tiles.errors[index]),
                 ]
@@ -170,7 +193,7 @@ def _write_parquet(path: Path, tiles: SlideTiles) -> None:
     parquet = load_extra("pyarrow.parquet", "tiles.parquet")
     text, number = arrow.string(), arrow.float32()
     types = [arrow.int64()] * 2 + [arrow.int32()] * 2 + [number] * len(tiles.classes)
-    types += [text, number, text, text]
+    types += [text, number, number, text, text]
     metadata = MADE_BY | {
         "schema_version": str(SCHEMA_VERSION),
         "side": str(tiles.side),
@@ -179,7 +202,7 @@ def _write_parquet(path: Path, tiles: SlideTiles) -> None:
     fields = list(zip(columns(tiles.classes), types, strict=True))
     schema = arrow.schema(fields, metadata)
     names: list[str | None] = [*tiles.classes, None]  # -1 is no label
-    labels, confidences = tiles.labels, tiles.confidences
+    labels, confidences, scores = tiles.labels, tiles.confidences, tiles.scores
     with atomic_write(path) as file, parquet.ParquetWriter(file, schema) as writer:
         for part in _parts(len(tiles)):
             side = np.full(part.stop - part.start, tiles.side, np.int32)
@@ -188,6 +211,7 @@ def _write_parquet(path: Path, tiles: SlideTiles) -> None:
                 *tiles.probabilities[part].T,
                 [names[label] for label in labels[part].tolist()],
                 confidences[part],
+                scores[part],
                 list(map(str, tiles.statuses[part])),
                 [error or None for error in tiles.errors[part]],
             ]
@@ -220,6 +244,7 @@ def _read_parquet(path: Path) -> SlideTiles:
         probabilities=np.stack(probabilities, axis=1).astype(np.float32),
         statuses=table["status"].to_pylist(),
         errors=[error or "" for error in table["error"].to_pylist()],
+        ood=_scores(cells["ood"]),
     )
 
 
@@ -230,12 +255,14 @@ def _read_csv(path: Path) -> SlideTiles:
         width = len(columns(classes))
         positions: list[list[int]] = []
         numbers: list[list[float]] = []
+        scores: list[float] = []
         texts: list[tuple[str, str]] = []
         for cells in lines:
             if len(cells) != width:
                 raise ValueError(f"line {lines.line_num} has {len(cells)} cells, expected {width}")
             positions.append([int(cell) for cell in cells[:4]])
             numbers.append([float(cell) if cell else math.nan for cell in cells[4 : -len(_REST)]])
+            scores.append(float(cells[-3]) if cells[-3] else math.nan)
             texts.append((cells[-2], raw_cell(cells[-1])))
     corners = np.array(positions, np.int64).reshape(-1, 4)
     side = _side(corners[:, 2])
@@ -249,7 +276,14 @@ def _read_csv(path: Path) -> SlideTiles:
         probabilities=np.array(numbers, np.float32).reshape(-1, len(classes)),
         statuses=[status for status, _ in texts],
         errors=[error for _, error in texts],
+        ood=_scores(np.array(scores)),
     )
+
+
+def _scores(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32] | None:
+    """The column of scores; None if it is empty."""
+    scores = values.astype(np.float32)
+    return scores if np.isfinite(scores).any() else None
 
 
 def _classes_of(names: Sequence[str]) -> tuple[str, ...]:

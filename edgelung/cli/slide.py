@@ -14,6 +14,8 @@ from edgelung.cli.model import (
     AllowUnsignedOption,
     ModelOption,
     TrustOption,
+    UnknownOption,
+    UnknownTiles,
     if_passed,
     open_model,
     warn_of_gate,
@@ -124,6 +126,7 @@ def slide(
             help="Tiles below this confidence get status `review` and no label.",
         ),
     ] = None,
+    unknown: UnknownOption = UnknownTiles.MARK,
     resume: Annotated[
         bool | None,
         typer.Option(
@@ -180,6 +183,7 @@ def slide(
             precision=chosen(precision, if_passed(bundle, defaults.precision)),
             batch_size=batch_size or defaults.batch_size,
             threads=threads or defaults.threads,
+            keep_unknown=unknown is UnknownTiles.KEEP,
         ),
     )
     warn_of_gate(bundle, options.engines.precision)

@@ -104,12 +104,14 @@
 
   const form = document.getElementById("overlays");
   function show() {
-    const { shown, mask, opacity } = form.elements;
+    const { shown, mask, unknown, opacity } = form.elements;
     const chosen = form.querySelector("input[name=layer]:checked").value;
     for (const image of layers.querySelectorAll("img.overlay")) {
       const key = image.dataset.layer;
-      image.hidden = key === "mask" ? !mask.checked : !shown.checked || key !== chosen;
-      if (key !== "mask") image.style.opacity = opacity.value / 100;
+      if (key === "mask") image.hidden = !mask.checked;
+      else if (key === "unknown") image.hidden = !shown.checked || !unknown.checked;
+      else image.hidden = !shown.checked || key !== chosen;
+      if (key !== "mask" && key !== "unknown") image.style.opacity = opacity.value / 100;
     }
     document.getElementById("labels-legend").hidden = chosen !== "labels";
     document.getElementById("scale-legend").hidden = chosen === "labels";

@@ -145,13 +145,15 @@ def slide_layers(
         ratio = base.height / base.width
         return Layer(key, title, data, 100 * across, 100 * down, across, down * ratio)
 
-    labels = tiles.labels
+    labels = tiles.shown_labels
     counts = np.bincount(labels[labels >= 0], minlength=len(tiles.classes))
     largest = sorted(np.argsort(-counts, kind="stable")[:MAX_OVERLAYS].tolist())
     layers = [layer("labels", "labels", heatmap.label_map(on, OPAQUE), on.raster)]
     for index in largest:
         png = heatmap.heat_map(on, index, OPAQUE)
         layers.append(layer(f"class-{index}", tiles.classes[index], png, on.raster))
+    if tiles.unknown.any():
+        layers.append(layer("unknown", "hatch unknown tissue", heatmap.hatching(on), on.raster))
     if mask is not None:
         raster = Raster(mask.shape[1], mask.shape[0], mask_downsample)
         layers.append(layer("mask", "dim outside the tissue", heatmap.dimmed_glass(mask), raster))
@@ -176,6 +178,10 @@ def slide_headline(summary: SlideSummary) -> Headline:
     if summary.status == FAILED:
         return Headline(f"No results: {summary.reason or 'the slide failed'}", Tone.BAD)
     top = summary.most_frequent
+    if top is None and (unknown := summary.statuses.get(Status.UNKNOWN, 0)):
+        share = _percent(unknown / summary.tiles)
+        text = f"No label: {share} of the tiles are unlike the training tiles"
+        return Headline(text, Tone.CAUTION)
     if top is None:
         return Headline("No tile of this slide has a label", Tone.CAUTION)
     name = shortened(top.name).striptags()
@@ -197,9 +203,21 @@ def slide_warnings(summary: SlideSummary, damaged: int, classes: int) -> list[st
     if failed := summary.failed_tiles:
         were = "was not predicted, and is" if failed == 1 else "were not predicted, and are"
         warnings.append(f"{count(failed, 'tile')} {were} grey in the overlay.")
+    if unknown := summary.statuses.get(Status.UNKNOWN, 0):
+        are = "is" if unknown == 1 else "are"
+        warnings.append(
+            f"{count(unknown, 'tile')} ({_percent(unknown / summary.tiles)}) {are} unlike the "
+            "training tiles and without a label. The maps show what the model would say, under "
+            "hatching."
+        )
+    if blank := summary.statuses.get(Status.BLANK, 0):
+        show = "shows" if blank == 1 else "show"
+        warnings.append(f"{count(blank, 'tile')} {show} no tissue that can be judged.")
     if review := summary.statuses.get(Status.REVIEW, 0):
         have = "has" if review == 1 else "have"
         warnings.append(f"{count(review, 'tile')} {have} no label: confidence below the limit.")
+    if not summary.knows_unknown and summary.tiles:
+        warnings.append("The bundle cannot tell tissue that the model was not made for.")
     if damaged:
         warnings.append(white_parts(damaged, "overview"))
     if summary.blocks and summary.blocks.effective < FEW_GROUPS:

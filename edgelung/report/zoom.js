@@ -38,13 +38,14 @@
   });
 
   function show() {
-    const { shown, mask, opacity } = form.elements;
+    const { shown, mask, unknown, opacity } = form.elements;
     const chosen = form.querySelector("input[name=layer]:checked").value;
     for (const image of images) {
       const key = image.dataset.layer;
-      const visible = key === "mask" ? mask.checked : shown.checked && key === chosen;
+      const plain = key === "mask" || key === "unknown"; // shown as it is, over the others
+      const visible = key === "mask" ? mask.checked : shown.checked && (plain ? unknown.checked : key === chosen);
       // OpenSeadragon sets `display` of an overlay itself.
-      image.style.opacity = !visible ? 0 : key === "mask" ? 1 : opacity.value / 100;
+      image.style.opacity = !visible ? 0 : plain ? 1 : opacity.value / 100;
     }
     document.getElementById("labels-legend").hidden = chosen !== "labels";
     document.getElementById("scale-legend").hidden = chosen === "labels";

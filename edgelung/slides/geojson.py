@@ -98,7 +98,9 @@ def _tile_features(
     tiles: SlideTiles, rows: npt.NDArray[np.intp], slide: str
 ) -> Iterator[list[str]]:
     """The Features of some tiles, CHUNK at a time."""
-    names = (f"{_template_text(f'prob_{name}')}:%.{DECIMALS}f" for name in tiles.classes)
+    names = [f"{_template_text(f'prob_{name}')}:%.{DECIMALS}f" for name in tiles.classes]
+    if tiles.ood is not None:
+        names.append(f'"ood":%.{DECIMALS}f')
     template = (
         '{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":'
         "[[[%d,%d],[%d,%d],[%d,%d],[%d,%d],[%d,%d]]]},"
@@ -115,7 +117,10 @@ def _tile_features(
     side, labels = tiles.side, tiles.labels
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        columns = (tiles.x[part], tiles.y[part], labels[part], tiles.probabilities[part])
+        measured = tiles.probabilities[part]
+        if tiles.ood is not None:
+            measured = np.column_stack([measured, tiles.ood[part]])
+        columns = (tiles.x[part], tiles.y[part], labels[part], measured)
         cells = zip(*(column.tolist() for column in columns), strict=True)
         yield [
             template

@@ -22,11 +22,13 @@ from edgelung.slides.colours import NO_LABEL, class_colour, probability_colours
 from edgelung.slides.tile_raster import Raster, TileRaster
 
 LABELS, LEGEND, MASK, THUMBNAIL = "labels.png", "legend.png", "mask.png", "thumbnail.png"
+UNKNOWN = "unknown.png"
 SEE_THROUGH = 160  # of 255: the tissue below stays visible
 STEPS = 255  # of the probability scale; pixel value 0 is 'no tile'
 COLOURS = 254  # most colours of the label map; classes beyond share them
 NO_LABEL_VALUE = 255
 THUMBNAIL_SIDE = 1024  # pixels
+HATCH_STEP, HATCH_WIDTH, HATCH_ALPHA = 12, 2, 200  # pixels, pixels, of 255
 _INK, _PAPER = (27, 31, 36), (255, 255, 255)
 
 
@@ -54,6 +56,8 @@ def _pictures(
         yield heat_map_name(index, name), heat_map(on, index)
     yield LABELS, label_map(on)
     yield LEGEND, legend(tiles.classes)
+    if tiles.unknown.any():
+        yield UNKNOWN, hatching(on)
     yield THUMBNAIL, thumbnail(tiles, overview)
     if mask is not None:
         yield MASK, mask_picture(mask)
@@ -80,7 +84,8 @@ def heat_map(on: TileRaster, index: int, alpha: int = SEE_THROUGH) -> bytes:
 def label_map(on: TileRaster, alpha: int = SEE_THROUGH) -> bytes:
     """PNG of the labels. Where tiles overlap: the class of the largest mean probability.
 
-    Grey: tiles without a label, such as damaged ones and those that are left to people.
+    Unknown tissue has the colour of its most probable class: `hatching` lies over it. Grey: other
+    tiles without a label, such as damaged ones and those that are left to people.
     """
     colours = [(0, 0, 0), *map(class_colour, range(COLOURS)), NO_LABEL]
     return _palette_png(on.picture(label_values(on)), np.array(colours, np.uint8), alpha)
@@ -92,7 +97,7 @@ def label_values(on: TileRaster) -> npt.NDArray[np.uint8]:
     covered = np.isfinite(on.mean(np.zeros(len(tiles))))
     values = np.where(covered, NO_LABEL_VALUE, 0).astype(np.uint8)
     largest = np.full(values.shape, -1.0)
-    labelled = tiles.labels >= 0
+    labelled = tiles.shown_labels >= 0
     for index in range(len(tiles.classes)):
         mean = np.nan_to_num(
             on.mean(np.where(labelled, tiles.probabilities[:, index], np.nan)), nan=-2
@@ -100,6 +105,17 @@ def label_values(on: TileRaster) -> npt.NDArray[np.uint8]:
         values[mean > largest] = 1 + index % COLOURS
         largest = np.maximum(largest, mean)
     return values
+
+
+def hatching(on: TileRaster) -> bytes:
+    """PNG of diagonal lines over the tiles that are unlike the training tiles."""
+    unknown = on.mean(np.where(on.tiles.unknown, 1.0, 0.0))
+    covered = on.picture((np.nan_to_num(unknown) >= 0.5).astype(np.uint8))
+    rows, columns = np.ogrid[: covered.shape[0], : covered.shape[1]]
+    lines = (rows + columns) % HATCH_STEP
+    values = np.where(lines < HATCH_WIDTH, 1, np.where(lines < 2 * HATCH_WIDTH, 2, 0))
+    colours = np.array([(0, 0, 0), _INK, _PAPER])  # dark and light lines show on any colour
+    return _palette_png((covered * values).astype(np.uint8), colours, HATCH_ALPHA)
 
 
 def mask_picture(mask: npt.NDArray[np.bool_]) -> bytes:
@@ -121,6 +137,9 @@ def thumbnail(tiles: SlideTiles, overview: Overview) -> bytes:
     picture = Image.fromarray(overview.pixels).reduce(factor).convert("RGBA")
     with Image.open(io.BytesIO(label_map(on))) as labels:
         picture.alpha_composite(labels.convert("RGBA"))
+    if tiles.unknown.any():
+        with Image.open(io.BytesIO(hatching(on))) as lines:
+            picture.alpha_composite(lines.convert("RGBA"))
     keys = _label_keys(tiles.classes, max(picture.width, 320))
     whole = Image.new("RGB", (max(picture.width, keys.width), picture.height + keys.height), _PAPER)
     whole.paste(picture.convert("RGB"), (0, 0))

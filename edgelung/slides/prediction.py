@@ -53,6 +53,7 @@ class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
     floating_point: str = field(name="floating point")
     batch_size: int = field(name="--batch-size")
     min_confidence: float | None = field(name="--min-confidence")
+    keep_unknown: bool | None = field(name="--unknown keep", default=None)
     slide: str
     scene: str
     stamp: list[int]
@@ -117,6 +118,8 @@ def identify(
     bundle: Bundle,
     engines: LoadedEngines,
     min_confidence: float | None,
+    *,
+    keep_unknown: bool = False,
 ) -> SlideIdentity:
     """The identity of a slide's run. Raises SlideChangedError if the slide is gone."""
     chosen = engines.chosen
@@ -129,6 +132,7 @@ def identify(
         floating_point=chosen.engine.float_type,
         batch_size=engines.batch_size,
         min_confidence=min_confidence,
+        keep_unknown=keep_unknown or None,
         slide=slide.path.name,
         scene=slide.scene,
         stamp=_stamp(slide.path),
@@ -211,7 +215,12 @@ def predict_slide(
     start, resumed = time.perf_counter(), journal.rows
     if resumed:
         on_tiles(resumed)
-    rule = LabelRule(identity.min_confidence, marks_unknown=False)
+    known = engines.chosen.variant.entry.known
+    rule = LabelRule(
+        identity.min_confidence,
+        marks_unknown=not identity.keep_unknown,
+        known_up_to=known.threshold if known else None,
+    )
     with closing(slide.open_tiles(grid)) as tiles:
         batches = predict_batches(
             range(resumed, len(grid)),
@@ -259,10 +268,13 @@ def name_of(grid: Grid, index: int) -> str:
 def _collect(journal: Journal, grid: Grid, classes: Sequence[str]) -> SlideTiles:
     """The rows of the journal as columns."""
     probabilities = np.full((len(grid), len(classes)), np.nan, np.float32)
+    scores = np.full(len(grid), np.nan, np.float32)
     statuses, errors = [], []
     for index, record in enumerate(_checked(journal, grid)):
         if record.probabilities is not None:
             probabilities[index] = record.probabilities
+        if record.ood is not None:
+            scores[index] = record.ood
         statuses.append(record.status)
         errors.append(record.error)
     corners = grid.corners0
@@ -275,6 +287,7 @@ def _collect(journal: Journal, grid: Grid, classes: Sequence[str]) -> SlideTiles
         probabilities=probabilities,
         statuses=statuses,
         errors=errors,
+        ood=scores if np.isfinite(scores).any() else None,
     )
 
 

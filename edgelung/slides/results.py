@@ -151,6 +151,7 @@ def _summarize(
         else None,
         tiles=len(tiles),
         statuses=dict(Counter(map(str, tiles.statuses))),
+        knows_unknown=chosen.variant.entry.known is not None,
         labels=_labels(tiles),
         shares=shares,
         blocks=blocks,

@@ -204,6 +204,7 @@ class _Run:
                 self.bundle,
                 self.engines,
                 self.options.min_confidence,
+                keep_unknown=self.options.engines.keep_unknown,
             )
         self.total += len(grid)
         self.advance.set_total(self.total)
