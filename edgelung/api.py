@@ -34,7 +34,7 @@ from edgelung.core.choice import E, parse_choice
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.core.workers import Task, Workers
-from edgelung.engines.base import Output
+from edgelung.engines.base import NOTHING, Probabilities
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
 from edgelung.evaluation.concerns import bundle_concerns
@@ -281,21 +281,22 @@ class Classifier:
                 raise EdgelungError("the classifier is closed; load it again")
             self._running.add(running)
         try:
-            output = self._engine.infer(np.stack(tiles)) if tiles else None
+            output = self._engine.infer(np.stack(tiles)) if tiles else NOTHING
         finally:
             self._running.discard(running)
             running.release()
-        predicted = iter(() if output is None else range(len(output.probabilities)))
+        scores = [None] * len(tiles) if output.ood is None else output.ood.tolist()
+        predicted = zip(output.probabilities, scores, strict=True)
         return [
             Prediction(_path_of(item), tile.status, error=tile.reason)
-            if isinstance(tile, TileError) or output is None
-            else self._prediction(_path_of(item), tile, output, next(predicted))
+            if isinstance(tile, TileError)
+            else self._prediction(_path_of(item), tile, *next(predicted))
             for item, tile in zip(items, decoded, strict=True)
         ]
 
-    def _prediction(self, path: str, tile: Tile, output: Output, index: int) -> Prediction:
-        probabilities = output.probabilities[index]
-        ood = None if output.ood is None else float(output.ood[index])
+    def _prediction(
+        self, path: str, tile: Tile, probabilities: Probabilities, ood: float | None
+    ) -> Prediction:
         if not (np.isfinite(probabilities).all() and (ood is None or np.isfinite(ood))):
             return Prediction(
                 path, Status.FAILED, error=f"{self.engine} gave no finite probabilities"

@@ -34,6 +34,9 @@ class Output(NamedTuple):
     ood: Scores | None = None
 
 
+NOTHING = Output(np.empty((0, 0), np.float32))  # of no tile
+
+
 def join_outputs(parts: Sequence[Output]) -> Output:
     """The outputs of one graph for parts of a batch, as one."""
     if len(parts) == 1:

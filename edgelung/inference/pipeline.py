@@ -24,7 +24,7 @@ import numpy as np
 
 from edgelung.core.errors import one_line
 from edgelung.core.workers import Task, Workers
-from edgelung.engines.base import Engine, Output, Probabilities, Tiles, resizes
+from edgelung.engines.base import NOTHING, Engine, Output, Probabilities, Tiles, resizes
 from edgelung.inference.reading import Reading, Stamp
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.blank import why_blank
@@ -245,7 +245,7 @@ def _predict_batch(
     reference: Engine | None,
 ) -> list[Row[Item]]:
     decoded_indices = [i for i, one in enumerate(decoded) if one.error is None]
-    output, reference_probabilities = Output(np.empty((0, 0), np.float32)), None
+    output, reference_probabilities = NOTHING, None
     seconds = 0.0
     if decoded_indices:
         tiles = buffer if len(decoded_indices) == len(items) else buffer[decoded_indices]
