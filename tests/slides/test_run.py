@@ -58,7 +58,12 @@ class ColourEngine:
 
     def infer(self, tiles: np.ndarray) -> Output:
         colours = tiles.mean(axis=(1, 2)) ** 4  # (N, 3); so that the classes differ
-        return Output((colours / colours.sum(1, keepdims=True)).astype(np.float32))
+        probabilities = (colours / colours.sum(1, keepdims=True)).astype(np.float32)
+        return Output(probabilities, self.scores(len(tiles)))
+
+    def scores(self, count: int) -> np.ndarray | None:
+        """No score, as graphs of older bundles."""
+        return None
 
     def close(self) -> None: ...
 

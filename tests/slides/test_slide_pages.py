@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -205,3 +206,43 @@ def test_the_zoom_page_holds_the_licence_of_its_viewer(
 def test_the_index_links_to_a_name_that_is_no_utf_8(make_slide) -> None:
     page = index_page([make_slide().summary], {0: "\udcff a/slide.html"}, "out")
     assert 'href="./%FF%20a/slide.html"' in page
+
+
+def with_unknown(slide, count: int):
+    """The sample with its first labelled tiles unlike the training tiles."""
+    tiles = slide.tiles
+    first = [i for i, status in enumerate(tiles.statuses) if status == "ok"][:count]
+    statuses = ["unknown" if i in first else s for i, s in enumerate(tiles.statuses)]
+    changed = replace(tiles, statuses=statuses)
+    counts = {status: statuses.count(status) for status in sorted(set(statuses))}
+    summary = msgspec.structs.replace(slide.summary, statuses=counts, knows_unknown=True)
+    return replace(slide, tiles=changed, summary=summary)
+
+
+def test_unknown_tissue_is_hatched_and_its_share_is_said(small) -> None:
+    page = page_of(with_unknown(small, 7))
+    elements = Elements(page)
+    (layer,) = [one for one in elements.all("img") if one.get("data-layer") == "unknown"]
+    assert "hidden" not in layer
+    (box,) = [one for one in elements.all("input") if one.get("name") == "unknown"]
+    assert "checked" in box
+    share = f"{700 / small.summary.tiles:.1f}\u00a0%"
+    assert f"7 tiles ({share}) are unlike the training tiles and without a label" in unescape(page)
+
+
+def test_without_unknown_tissue_there_is_nothing_to_hatch(small) -> None:
+    elements = Elements(page_of(small, changes={"knows_unknown": True}))
+    assert "unknown" not in {one.get("data-layer") for one in elements.all("img")}
+    assert "unknown" not in {one.get("name") for one in elements.all("input")}
+
+
+def test_a_slide_of_unknown_tissue_says_so_first(small) -> None:
+    changes = {"statuses": {"unknown": small.summary.tiles}, "shares": [], "labels": {}}
+    page = unescape(page_of(small, changes=changes))
+    assert "No label: 100.0\u00a0% of the tiles are unlike the training tiles" in page
+
+
+def test_a_bundle_that_cannot_tell_is_a_warning(small) -> None:
+    told = "cannot tell tissue that the model was not made for"
+    assert told in page_of(small)
+    assert told not in page_of(small, changes={"knows_unknown": True})

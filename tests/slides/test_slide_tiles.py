@@ -17,7 +17,9 @@ from edgelung.core.errors import EdgelungError
 NASTY = ("=1+1", "a;=1+1", 'a","b', "<b>&'", "lung_aca")
 
 
-def tiles_of(classes: tuple[str, ...] = ("lung_aca", "lung_n"), count: int = 40) -> SlideTiles:
+def tiles_of(
+    classes: tuple[str, ...] = ("lung_aca", "lung_n"), count: int = 40, *, scored: bool = False
+) -> SlideTiles:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(len(classes)), count).astype(np.float32)
     probabilities[3] = np.nan
@@ -34,15 +36,27 @@ def tiles_of(classes: tuple[str, ...] = ("lung_aca", "lung_n"), count: int = 40)
         probabilities=probabilities,
         statuses=statuses,
         errors=errors,
+        ood=np.where(np.arange(count) == 3, np.nan, 1.5).astype(np.float32) if scored else None,
     )
 
 
+def test_unknown_tiles_have_no_label_and_keep_what_is_most_probable() -> None:
+    tiles = tiles_of()
+    statuses = ["unknown" if i in (0, 1) else status for i, status in enumerate(tiles.statuses)]
+    tiles = dataclasses.replace(tiles, statuses=statuses)
+    most = tiles.probabilities[:2].argmax(axis=1).tolist()
+    assert tiles.labels[:2].tolist() == [-1, -1]
+    assert tiles.shown_labels[:6].tolist() == [*most, tiles.labels[2], -1, tiles.labels[4], -1]
+    assert np.flatnonzero(tiles.unknown).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize("classes", [("lung_aca", "lung_n"), NASTY])
 @pytest.mark.parametrize(("suffix", "tolerance"), [(".parquet", 0.0), (".csv", 5.1e-7)])
 def test_tiles_come_back_as_they_were(
-    tmp_path: Path, suffix: str, tolerance: float, classes: tuple[str, ...]
+    tmp_path: Path, suffix: str, tolerance: float, classes: tuple[str, ...], scored: bool
 ) -> None:
-    tiles, path = tiles_of(classes), tmp_path / f"tiles{suffix}"
+    tiles, path = tiles_of(classes, scored=scored), tmp_path / f"tiles{suffix}"
     write_tiles(path, tiles)
     back = read_tiles(path)
     for field in dataclasses.fields(SlideTiles):
@@ -158,7 +172,7 @@ def test_a_file_that_holds_no_tiles_is_refused_in_one_line(
 
 def test_a_line_of_another_length_is_refused(tmp_path: Path) -> None:
     _short_line(tmp_path / "tiles.csv")
-    with pytest.raises(EdgelungError, match="line 43 has 3 cells, expected 10"):
+    with pytest.raises(EdgelungError, match="line 43 has 3 cells, expected 11"):
         read_tiles(tmp_path / "tiles.csv")
 
 
