@@ -219,30 +219,34 @@ def with_unknown(slide, count: int):
     return replace(slide, tiles=changed, summary=summary)
 
 
-def test_unknown_tissue_is_hatched_and_its_share_is_said(small) -> None:
-    page = page_of(with_unknown(small, 7))
+def test_unknown_tissue_is_hatched_and_its_share_is_said(make_slide) -> None:
+    page = page_of(with_unknown(make_slide(6_000, 4_000), 7))
     elements = Elements(page)
     (layer,) = [one for one in elements.all("img") if one.get("data-layer") == "unknown"]
     assert "hidden" not in layer
     (box,) = [one for one in elements.all("input") if one.get("name") == "unknown"]
     assert "checked" in box
-    share = f"{700 / small.summary.tiles:.1f}\u00a0%"
+    share = f"{700 / make_slide(6_000, 4_000).summary.tiles:.1f}\u00a0%"
     assert f"7 tiles ({share}) are unlike the training tiles and without a label" in unescape(page)
 
 
-def test_without_unknown_tissue_there_is_nothing_to_hatch(small) -> None:
-    elements = Elements(page_of(small, changes={"knows_unknown": True}))
+def test_without_unknown_tissue_there_is_nothing_to_hatch(make_slide) -> None:
+    elements = Elements(page_of(make_slide(6_000, 4_000), changes={"knows_unknown": True}))
     assert "unknown" not in {one.get("data-layer") for one in elements.all("img")}
     assert "unknown" not in {one.get("name") for one in elements.all("input")}
 
 
-def test_a_slide_of_unknown_tissue_says_so_first(small) -> None:
-    changes = {"statuses": {"unknown": small.summary.tiles}, "shares": [], "labels": {}}
-    page = unescape(page_of(small, changes=changes))
+def test_a_slide_of_unknown_tissue_says_so_first(make_slide) -> None:
+    changes = {
+        "statuses": {"unknown": make_slide(6_000, 4_000).summary.tiles},
+        "shares": [],
+        "labels": {},
+    }
+    page = unescape(page_of(make_slide(6_000, 4_000), changes=changes))
     assert "No label: 100.0\u00a0% of the tiles are unlike the training tiles" in page
 
 
-def test_a_bundle_that_cannot_tell_is_a_warning(small) -> None:
+def test_a_bundle_that_cannot_tell_is_a_warning(make_slide) -> None:
     told = "cannot tell tissue that the model was not made for"
-    assert told in page_of(small)
-    assert told not in page_of(small, changes={"knows_unknown": True})
+    assert told in page_of(make_slide(6_000, 4_000))
+    assert told not in page_of(make_slide(6_000, 4_000), changes={"knows_unknown": True})
