@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgelung.artifacts.manifest import PartSensitivity, Sensitivity
 from edgelung.engines.base import Probabilities, Tiles
-from edgelung.export.graph import build_switched_stages, stage_parts
+from edgelung.export.graph_stages import build_switched_stages, stage_parts
 from edgelung.export.parallel import map_in_order
 from edgelung.export.plan import Plan
 

@@ -189,7 +189,7 @@ def test_loading_a_model_that_is_not_to_be_used_warns(
     write_bundle(copied_bundle, structs.replace(opened.manifest, concerns=[concern]))
     with edgelung.load(copied_bundle, engine="onnxruntime", precision="fp32") as classifier:
         assert classifier.concerns == (concern,)
-    (record,) = [record for record in caplog.records if record.name == "edgelung.api"]
+    (record,) = [record for record in caplog.records if record.name == "edgelung.classifier"]
     assert (record.levelname, record.message) == ("WARNING", concern.text)
 
 

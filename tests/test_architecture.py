@@ -20,7 +20,7 @@ LEVELS = [
     {"edgelung.inference"},
     {"edgelung.slides", "edgelung.report"},
     {"edgelung.train", "edgelung.export"},
-    {"edgelung.api", "edgelung.tools"},
+    {"edgelung.api", "edgelung.classifier", "edgelung.tools"},
     {"edgelung.cli"},
 ]
 MOST_LINES, MOST_BODY_LINES, MOST_ANY_LINES = 400, 60, 70

@@ -38,6 +38,7 @@ from edgelung.artifacts.bundle_files import (
     open_folder,
 )
 from edgelung.artifacts.manifest import SCHEMA_VERSION, BundleManifest, VariantEntry
+from edgelung.artifacts.manifest_checks import check_content, known_variants
 from edgelung.artifacts.results import GateResult
 from edgelung.artifacts.trust import (
     SignatureCheck,
@@ -48,13 +49,11 @@ from edgelung.artifacts.trust import (
     is_starter,
 )
 from edgelung.core.cache import Key, open_cache
-from edgelung.core.class_names import check_class_names
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import sha256_bytes, sha256_file
 from edgelung.core.own_folders import REPORT_PAGE
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.typed_json import Json, check_version, convert, parse, plain
-from edgelung.tiles.reader import MAX_BYTES as MAX_TILE_BYTES
 from edgelung.tiles.reader import ReaderSpec
 from edgelung.tiles.sizes import TrainedSizes
 
@@ -78,7 +77,6 @@ __all__ = [
 ]
 
 GOLDEN_FOLDER = "golden"
-MAX_GOLDEN_PIXELS = 1 << 28  # of all golden tiles, which are in memory at once
 REPORT = REPORT_PAGE
 MODEL_CARD = "MODEL_CARD.md"
 GRAPH_RULES = 3  # version of the rules of `graph_profile`; part of the key of a cached verdict
@@ -196,7 +194,7 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
         _check_seal(folder / MANIFEST, content, data, seal)
         manifest, reader = _typed(folder, content)
         signed = _check_names(opened, manifest)
-        _check_content(folder, manifest, reader.size)
+        check_content(folder, manifest, reader.size)
         files = _read_files(opened, manifest, reader.size)
         signature = opened.read(SIGNATURE, MAX_SIGNATURE_BYTES) if signed else None
     digests = {name: file.sha256 for name, file in files.items()}
@@ -213,7 +211,7 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
         reader,
         {
             precision: Variant(precision, files[entry.file], entry)
-            for precision, entry in _known_variants(manifest).items()
+            for precision, entry in known_variants(manifest).items()
         },
         tuple(
             GoldenTile(
@@ -315,7 +313,7 @@ def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> di
             "export the bundle again"
         )
     sizes = {"size": size, "classes": len(manifest.classes)}
-    graphs = {entry.file for entry in _known_variants(manifest).values()}
+    graphs = {entry.file for entry in known_variants(manifest).values()}
     hashes = " ".join(listed[name].sha256 for name in sorted(graphs))
     role = "classifier" if manifest.known is None else "scored-classifier"
     rules = {
@@ -357,64 +355,3 @@ def _check_graph(path: Path, data: bytes, role: str, sizes: Mapping[str, int]) -
             f"{path} is not a graph that edgelung runs: {one_line(error, 400)}. Export the bundle "
             "with `edgelung export`"
         ) from error
-
-
-def _known_variants(manifest: BundleManifest) -> dict[Precision, VariantEntry]:
-    """The variants without those of a newer edgelung, which may know more precisions."""
-    known = {str(precision) for precision in Precision}
-    return {Precision(name): entry for name, entry in manifest.variants.items() if name in known}
-
-
-def _check_content(folder: Path, manifest: BundleManifest, size: int) -> None:
-    """Raise EdgelungError if the parts of the manifest contradict each other."""
-    names, variants = manifest.classes, _known_variants(manifest)
-    if FULL_PRECISION not in variants or not manifest.golden:
-        raise EdgelungError(
-            f"{folder} is no complete bundle: expected an {FULL_PRECISION} variant and golden "
-            "tiles; export it again"
-        )
-    if not all(names) or len(set(names)) != len(names) or len(names) < 2:
-        raise EdgelungError(
-            f"{folder / MANIFEST} has the classes {one_line(ascii(names))}; expected two or more "
-            "different names"
-        )
-    try:
-        check_class_names(names)
-    except ValueError as error:
-        raise EdgelungError(
-            f"{folder / MANIFEST}: {error}. Rename the class folders, then train and export again"
-        ) from error
-    for tile in manifest.golden:
-        for precision in variants:
-            if len(tile.probabilities.get(precision, ())) != len(names):
-                raise EdgelungError(
-                    f"{folder}: golden tile {one_line(tile.file)} does not hold {len(names)} "
-                    f"probabilities for {precision}; export the bundle again"
-                )
-            if variants[precision].known is not None and precision not in tile.ood:
-                raise EdgelungError(
-                    f"{folder}: golden tile {one_line(tile.file)} has no score for {precision}; "
-                    "export the bundle again"
-                )
-    for precision, entry in variants.items():
-        if entry.known is not None and manifest.known is None:
-            raise EdgelungError(
-                f"{folder / MANIFEST}: {precision} has a threshold for a score that the bundle "
-                "does not have; export the bundle again"
-            )
-    used = {entry.file for entry in manifest.variants.values()}
-    used |= {entry.file for entry in manifest.golden}
-    if unlisted := sorted(used - set(manifest.files)):
-        raise EdgelungError(f"{folder}: {one_line(unlisted[0])} has no hash; export it again")
-    _check_golden(folder, manifest, size)
-
-
-def _check_golden(folder: Path, manifest: BundleManifest, size: int) -> None:
-    """Raise EdgelungError for golden tiles that need more memory than a check is worth."""
-    pixels = len(manifest.golden) * size**2
-    largest = max(manifest.files[entry.file].bytes for entry in manifest.golden)
-    if pixels > MAX_GOLDEN_PIXELS or largest > MAX_TILE_BYTES:
-        raise EdgelungError(
-            f"{folder} has golden tiles of {pixels:,} pixels, files of up to {largest:,} bytes; "
-            f"expected at most {MAX_GOLDEN_PIXELS:,} and {MAX_TILE_BYTES:,}. Export it again"
-        )

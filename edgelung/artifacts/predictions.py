@@ -17,120 +17,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from msgspec import Struct, structs
-
+from edgelung.artifacts.prediction_rows import (
+    COLUMNS_AFTER,
+    COLUMNS_BEFORE,
+    DECIMALS,
+    SEPARATOR,
+    ByteWriter,
+    Prediction,
+    Predictions,
+    VisibleWriter,
+    cells_of,
+    columns,
+    probability_column,
+    probability_columns,
+    set_cell,
+    visible_prediction,
+)
 from edgelung.core.csv_cells import raw_cell, safe_cell
-from edgelung.core.errors import EdgelungError, one_line, visible
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.folder import open_for_reading
 from edgelung.core.typed_json import Json, parse
 
-DECIMALS = 6
+__all__ = [
+    "CSV",
+    "DECIMALS",
+    "FORMATS",
+    "JSON_LINES",
+    "MADE_BY",
+    "PARQUET",
+    "ROW_GROUP",
+    "ByteWriter",
+    "Prediction",
+    "Predictions",
+    "PredictionsFormat",
+    "PredictionsWriter",
+    "VisibleWriter",
+    "columns",
+    "decode_predictions",
+    "format_of",
+    "holds_predictions",
+    "is_predictions",
+    "probability_column",
+    "probability_columns",
+    "read_predictions",
+    "visible_prediction",
+]
+
 ROW_GROUP = 8_192  # rows per Parquet row group; bounds the memory of the writer
 MADE_BY = {"made by": "edgelung infer"}  # Parquet metadata that marks our files
-_COLUMNS_BEFORE = ("path", "status", "label", "confidence")
-_COLUMNS_AFTER = ("ood", "set", "error")
 _OLDER_AFTER = ("error",)  # of edgelung 0.1
-_SEPARATOR = ";"  # between the names in `set`
-
-
-def probability_column(name: str) -> str:
-    """Name of the column that holds the probability of a class."""
-    return f"p_{name}"
-
-
-def probability_columns(classes: Sequence[str]) -> list[str]:
-    """Names of the probability columns, in the order of the classes."""
-    return [probability_column(name) for name in classes]
-
-
-def columns(classes: Sequence[str]) -> list[str]:
-    """Names of all columns, in their order."""
-    return [*_COLUMNS_BEFORE, *probability_columns(classes), *_COLUMNS_AFTER]
-
-
-class Prediction(Struct, frozen=True):
-    """One row: what the model says about one file.
-
-    Attributes:
-        path: the file, relative to the folder that was predicted; valid UTF-8.
-        status: 'ok', or why there is no label: see `edgelung.tiles.status.Status`.
-        label: the predicted class; None unless the status is 'ok'.
-        confidence: the largest probability; None without a prediction.
-        probabilities: one per class, in the order of `Predictions.classes`; None without one.
-        error: the reason for the status, for people; empty for 'ok'.
-        ood: how far the tile is from the training tiles, about 1 for tiles like those; None without
-            a prediction, and if the bundle cannot tell.
-        prediction_set: classes that cannot be excluded, in the order of the classes; None unless
-            asked for (`--coverage`).
-    """
-
-    path: str
-    status: str
-    label: str | None = None
-    confidence: float | None = None
-    probabilities: tuple[float, ...] | None = None
-    error: str = ""
-    ood: float | None = None
-    prediction_set: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The content of a predictions file. `classes` is empty for JSON Lines without rows."""
-
-    classes: tuple[str, ...]
-    rows: tuple[Prediction, ...]
-
-    def to_records(self) -> list[dict[str, str | float | None]]:
-        """One dict per row, keyed by column name, for example for `pandas.DataFrame`."""
-        names = columns(self.classes)
-        return [dict(zip(names, _cells(row, self.classes), strict=True)) for row in self.rows]
-
-
-def _cells(row: Prediction, classes: Sequence[str]) -> list[str | float | None]:
-    """The cells of a row, in the order of `columns`."""
-    numbers = row.probabilities or (None,) * len(classes)
-    names = _set_cell(row) or None
-    return [
-        *(row.path, row.status, row.label, row.confidence, *numbers),
-        *(row.ood, names, row.error or None),
-    ]
-
-
-def _set_cell(row: Prediction) -> str:
-    return _SEPARATOR.join(row.prediction_set or ())
-
-
-class ByteWriter(Protocol):
-    """Accepts bytes: a binary file, or standard output."""
-
-    def write(self, data: bytes, /) -> int:
-        """Write all of `data`; returns its length."""
-        ...
-
-
-def visible_prediction(row: Prediction) -> Prediction:
-    """The row as a terminal may show it: a line end in a name would fake another row."""
-    label = None if row.label is None else visible(row.label)
-    names = None if row.prediction_set is None else tuple(map(visible, row.prediction_set))
-    return structs.replace(
-        row, path=visible(row.path), label=label, error=visible(row.error), prediction_set=names
-    )
-
-
-class VisibleWriter:
-    """Writes text to a terminal, which must not obey the control characters in names.
-
-    Line ends are kept: rows go through `visible_prediction` before.
-    """
-
-    def __init__(self, file: ByteWriter) -> None:
-        self._file = file
-
-    def write(self, data: bytes, /) -> int:
-        """See `ByteWriter`."""
-        self._file.write(visible(data.decode(), "\r\n").encode())
-        return len(data)
 
 
 class PredictionsWriter(Protocol):
@@ -160,7 +95,7 @@ class CsvWriter:
             numbers = self._no_numbers
             if row.confidence is not None and row.probabilities is not None:
                 numbers = [f"{p:.{DECIMALS}f}" for p in (row.confidence, *row.probabilities)]
-            texts = (row.path, row.label or "", _set_cell(row), row.error)
+            texts = (row.path, row.label or "", set_cell(row), row.error)
             path, label, names, error = map(safe_cell, texts)
             ood = "" if row.ood is None else f"{row.ood:.{DECIMALS}f}"
             lines.append([path, row.status, label, *numbers, ood, names, error])
@@ -189,7 +124,7 @@ class JsonLinesWriter:
         for row in rows:
             cells = [
                 round(cell, DECIMALS) if isinstance(cell, float) else cell
-                for cell in _cells(row, self._classes)
+                for cell in cells_of(row, self._classes)
             ]
             lines.append(json.dumps(dict(zip(self._names, cells, strict=True)), ensure_ascii=False))
         self._file.write("".join(f"{line}\n" for line in lines).encode())
@@ -213,7 +148,7 @@ class ParquetWriter:
 
     def write(self, rows: Iterable[Prediction]) -> None:
         """See `PredictionsWriter`."""
-        self._buffered.extend(_cells(row, self._classes) for row in rows)
+        self._buffered.extend(cells_of(row, self._classes) for row in rows)
         if len(self._buffered) >= ROW_GROUP:
             self._write_group()
 
@@ -298,11 +233,11 @@ def _read_parquet(file: IO[bytes]) -> Predictions:
 def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
     """Derive the classes from the column names. Raises ValueError for other columns."""
     after = _after(names)
-    probabilities = names[len(_COLUMNS_BEFORE) : len(names) - len(after)]
+    probabilities = names[len(COLUMNS_BEFORE) : len(names) - len(after)]
     classes = tuple(name.removeprefix(probability_column("")) for name in probabilities)
-    expected = [*_COLUMNS_BEFORE, *probability_columns(classes), *after]
+    expected = [*COLUMNS_BEFORE, *probability_columns(classes), *after]
     if not classes or list(names) != expected:
-        expected = [*_COLUMNS_BEFORE, probability_column("<class>…"), *_COLUMNS_AFTER]
+        expected = [*COLUMNS_BEFORE, probability_column("<class>…"), *COLUMNS_AFTER]
         raise ValueError(
             f"its columns are {','.join(names) or 'missing'}, expected {','.join(expected)}"
         )
@@ -311,15 +246,15 @@ def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
 
 def _after(names: Sequence[str]) -> Sequence[str]:
     """The columns behind the probabilities: those of this version or of an older one."""
-    is_new = tuple(names[-len(_COLUMNS_AFTER) :]) == _COLUMNS_AFTER
-    return _COLUMNS_AFTER if is_new else _OLDER_AFTER
+    is_new = tuple(names[-len(COLUMNS_AFTER) :]) == COLUMNS_AFTER
+    return COLUMNS_AFTER if is_new else _OLDER_AFTER
 
 
 def _with_all_columns(cells: Iterable[Json], names: Sequence[str]) -> list[Json]:
     """The cells in the order of `columns`; None for the columns that an older file lacks."""
     before = list(cells)
     error = before.pop()
-    return [*before, *[None] * (len(_COLUMNS_AFTER) - len(_after(names))), error]
+    return [*before, *[None] * (len(COLUMNS_AFTER) - len(_after(names))), error]
 
 
 def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
@@ -349,9 +284,9 @@ def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
 
 def _set_from(text: str, classes: Sequence[str]) -> tuple[str, ...]:
     """The classes in a cell of `set`, which are in the order of `classes`."""
-    found, rest = [], text + _SEPARATOR
+    found, rest = [], text + SEPARATOR
     for name in classes:
-        if rest.startswith(name + _SEPARATOR):
+        if rest.startswith(name + SEPARATOR):
             found.append(name)
             rest = rest[len(name) + 1 :]
     if rest:
