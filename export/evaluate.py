@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import structs
 
 from edgelung.artifacts.bundle import graph_name
-from edgelung.artifacts.manifest import VariantEntry
+from edgelung.artifacts.manifest import KnownVariant, VariantEntry
 from edgelung.artifacts.results import GateResult, Limits, OpenVinoCheck, VariantTest
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
@@ -30,6 +30,8 @@ from edgelung.export.tiles import TileReader, TileSet
 
 # From this activation on, FP16 (largest value 65,504) is too close to overflow to trust.
 FP16_PEAK_LIMIT = 32_000.0
+LEAST_CORRELATION = 0.98  # Spearman's, of the scores with those of full precision
+LEAST_SAME_VERDICT = 0.99  # share of the gate tiles, known or unknown; one tile more may differ
 SPEED_TILES = 16  # the batch size of `infer` on a CPU
 
 
@@ -178,6 +180,27 @@ def check_fp16_range(result: GateResult, peak: float) -> GateResult:
     return structs.replace(result, verdict="fail", reasons=[*result.reasons, reason])
 
 
+def check_scores(result: GateResult, known: KnownVariant | None) -> GateResult:
+    """Fail a result if the variant tells unknown tissue otherwise than full precision does."""
+    if known is None or known.rank_correlation is None or known.same_verdict is None:
+        return result
+    reasons = []
+    if known.rank_correlation < LEAST_CORRELATION:
+        reasons.append(
+            f"its scores rank the tiles otherwise: correlation {known.rank_correlation:.3f} with "
+            f"full precision, at least {LEAST_CORRELATION:g}"
+        )
+    differing = round((1 - known.same_verdict) * result.tiles)
+    allowed = 1 + int((1 - LEAST_SAME_VERDICT) * result.tiles)
+    if differing > allowed:
+        reasons.append(
+            f"{differing} tiles are unknown to it or to full precision alone, allowed {allowed}"
+        )
+    if not reasons:
+        return result
+    return structs.replace(result, verdict="fail", reasons=[*result.reasons, *reasons])
+
+
 @dataclass(frozen=True)
 class MeasuredVariant:
     """A variant of the bundle: its evaluation, its entry in the manifest, and its output by set.
@@ -235,6 +258,8 @@ def measure_variant(
             theirs = on_test if reference is None else reference.outputs["test"]
             report = _test_report(on_test.probabilities, theirs.probabilities, test)
     sets = inputs.known_sets
+    known = known_variant(outputs, sets, inputs.known, reference.outputs if reference else None)
+    result = check_scores(result, known)
     quantized = candidate.calibration is not None
     entry = VariantEntry(
         file=graph_name(precision),
@@ -248,7 +273,7 @@ def measure_variant(
         kept_in_float=list(candidate.kept_in_float) if quantized else None,
         calibration=candidate.calibration,
         test=report,
-        known=known_variant(outputs, sets, inputs.known, reference.outputs if reference else None),
+        known=known,
         sets=set_rules(outputs, sets),
     )
     return MeasuredVariant(evaluation, entry, outputs)

@@ -230,7 +230,24 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
             entry.meant_for,
         )
     out().print(table)
+    if text := _known(manifest):
+        out().print(text)
     out().print(f"bundle  {folder}\nreport  {folder / REPORT}")
+
+
+def _known(manifest: "BundleManifest") -> str:
+    """What the bundle knows of unknown tissue, in a sentence; '' for one that cannot tell."""
+    from edgelung.core.precision import FULL_PRECISION
+    from edgelung.evaluation.intervals import written
+
+    variant = manifest.variants[FULL_PRECISION].known
+    if variant is None or (test := variant.known_on_test) is None:
+        return ""
+    marked, low, high = 1 - test.share, 1 - test.interval[1], 1 - test.interval[0]
+    return (
+        f"unknown {100 * marked:.2f} % of the test tiles are marked as unknown "
+        f"({written((low, high))}, {test.groups} groups)"
+    )
 
 
 def _figure(value: float | None) -> str:
