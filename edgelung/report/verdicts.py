@@ -45,7 +45,8 @@ def run_headline(metrics: RunMetrics, config: RunConfig) -> Headline:
     if test.accuracy is None:
         return Headline("The student was not tested: the run has no test tile", Tone.CAUTION)
     interval = written(test.intervals.accuracy)
-    text = f"The student labels {percent(test.accuracy)} of {count(test.tiles, 'test tile')} right"
+    who = f"Over {config.folds} folds, the student" if config.folds else "The student"
+    text = f"{who} labels {percent(test.accuracy)} of {count(test.tiles, 'test tile')} right"
     if interval != "–":
         text += f" (95 % interval {interval})"
     if config.split == "random":
