@@ -222,6 +222,15 @@ class RunFolder:
         """Read run.json."""
         return typed_json.read(self.config_path, RunConfig, ANEW, SCHEMA_VERSION)
 
+    def check_one_model(self) -> None:
+        """Raise EdgelungError for a cross-validation: it has a model for each fold."""
+        if self.config_path.is_file() and (folds := self.read_config().folds):
+            raise EdgelungError(
+                f"{self.path} is a cross-validation of {folds} folds, not one model; expected a "
+                f"run: name that of one fold, such as {self.path / 'fold-1'}, or train one without "
+                "--folds"
+            )
+
     def check_split(self, config: RunConfig) -> None:
         """Raise EdgelungError if split.csv has changed since `config` was written."""
         try:
@@ -302,13 +311,7 @@ class RunFolder:
             file.writelines(json.dumps(typed_json.plain(record)) + "\n" for record in history)
 
     def read_model_config(self, role: str = "student") -> ModelConfig:
-        """Read config.json of a role. A cross-validation has none."""
-        if self.config_path.is_file() and (folds := self.read_config().folds):
-            raise EdgelungError(
-                f"{self.path} is a cross-validation of {folds} folds, not one model; expected a "
-                f"run: name the run of one fold, such as {self.path / 'fold-1'}, or train one with "
-                "all tiles, without --folds"
-            )
+        """Read config.json of a role."""
         return typed_json.read(self.model_config_path(role), ModelConfig, ANEW)
 
     def write_model_config(self, config: ModelConfig, role: str = "student") -> None:
