@@ -204,7 +204,7 @@ def compare_page(comparison: Comparison) -> str:
 
 def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> str:
     """report.html of an audit, from audit.json as plain values and the pictures by section."""
-    values = {"known": None} | audit
+    values = {"known": None, "against": None} | audit
     return render(
         "audit.html.j2",
         kind="audit",
@@ -214,6 +214,9 @@ def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> st
             audit["groups"],
             len(audit["groups_across_classes"]),
             len(audit["unreadable"]),
+            (values["against"]["shown_in_training"], values["against"]["test"])
+            if values["against"]
+            else None,
         ),
         facts={"date": now(), "data": name, "command": command()},
         f=values,
