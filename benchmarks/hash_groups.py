@@ -7,7 +7,8 @@ groups are split 80 / 20. Counted are the test tiles that have a training tile i
 the groups that edgelung finds and by the published ones. A split tile by tile, one by the published
 groups and one by edgelung's groups are counted in the same way. Prints a table and writes JSON.
 
-Finding edgelung's groups takes minutes; `--found` names a pickle of (tiles, groups) that keeps them.
+Finding edgelung's groups takes minutes; `--found` names a pickle of (tiles, groups) that keeps
+them.
 """
 
 import argparse
@@ -136,9 +137,9 @@ def measure(
         "test_tiles": tested,
         **{
             name: {
-                "mean": round(float(np.mean(values)), 4),
-                "least": round(min(values), 4),
-                "most": round(max(values), 4),
+                "mean": float(np.mean(values)),
+                "least": min(values),
+                "most": max(values),
             }
             for name, values in shares.items()
         },
