@@ -24,6 +24,12 @@ from edgelung.train.audit_report import (
     KnownLink,
     write_audit,
 )
+from edgelung.train.audit_split import (
+    SplitLeak,
+    example_links,
+    measure_leak,
+    read_published_split,
+)
 from edgelung.train.groups.disjoint_set import DisjointSet
 from edgelung.train.groups.grouping import Grouping, Link
 from edgelung.train.groups.near_copies import find_groups, group_names
@@ -43,12 +49,13 @@ def audit_folder(
     classes: Sequence[str] = (),
     *,
     follow_links: bool = False,
+    against: Path | None = None,
 ) -> Audit:
     """Group the tiles of `data` and write groups.csv, links.csv, audit.json and report.html.
 
     A file that cannot be read is reported and left out. `known` is a CSV of groups to compare with;
-    `classes` and `follow_links` are as in `index_tiles`. Raises EdgelungError for anything that the
-    user can correct.
+    `classes` and `follow_links` are as in `index_tiles`; `against` is a published split (see
+    `read_published_split`). Raises EdgelungError for anything that the user can correct.
     """
     new_folder(out, "audit")
     unreadable: dict[str, str] = {}
@@ -65,8 +72,9 @@ def audit_folder(
     if not tiles:
         path, reason = next(iter(unreadable.items()))
         raise EdgelungError(f"no file in {data} can be read, for example {path}: {reason}")
-    # Read before the long work, so that a mistake in the file is reported at once.
+    # Read before the long work, so that a mistake in a file is reported at once.
     known_names = read_groups(known, tiles) if known else []
+    subsets = read_published_split(against, tiles) if against else []
     grouping = find_groups(data, tiles)
     names = group_names(tiles, grouping)
     links = _links_between(grouping, known_names) if known else []
@@ -77,8 +85,13 @@ def audit_folder(
         _summarise_classes(tiles, names, colours, [label_of(p, classes) for p in unreadable]),
         unreadable,
         _compare(names, known_names, links) if known else None,
+        measure_leak(against.name, tiles, names, subsets) if against else None,
     )
-    pictures = draw_pictures(data, tiles, grouping, names, links)
+    examples = [
+        (f"{subsets[link.first]} and {subsets[link.second]}", link)
+        for link in (example_links(grouping.links, names, subsets) if against else [])
+    ]
+    pictures = draw_pictures(data, tiles, grouping, names, links, examples)
     write_audit(out, data.name, audit, tiles, names, grouping.links, pictures)
     logger.info("%d tiles in %d groups", len(tiles), audit.groups)
     return audit
@@ -109,6 +122,7 @@ def _summarise(
     classes: dict[str, ClassSummary],
     unreadable: dict[str, str],
     known: KnownGroups | None,
+    against: SplitLeak | None,
 ) -> Audit:
     group_sizes = Counter(names)
     members: dict[str, list[IndexedTile]] = {}
@@ -139,6 +153,7 @@ def _summarise(
         weakest_link=min((link.proof.inliers for link in grouping.links), default=None),
         strongest_refused=max((link.proof.inliers for link in grouping.refused), default=None),
         known=known,
+        against=against,
     )
 
 

@@ -50,6 +50,7 @@ class AuditPictures:
     known: list[PairPicture]
     weakest: list[PairPicture]
     refused: list[PairPicture]
+    against: list[PairPicture]
 
 
 def draw_pictures(
@@ -58,10 +59,14 @@ def draw_pictures(
     grouping: Grouping,
     names: Sequence[str],
     known: Sequence[tuple[str, str, Link]],
+    shown_in_training: Sequence[tuple[str, Link]],
 ) -> AuditPictures:
     """Draw the largest groups, and the links and refused pairs that a person should check.
 
-    `names` holds the group of each tile, `known` the links between known groups.
+    Args:
+        names: the group of each tile.
+        known: the links between known groups.
+        shown_in_training: links of a test tile with a training tile, with what to say of each.
     """
 
     def pair(link: Link, text: str = "") -> PairPicture:
@@ -81,6 +86,7 @@ def draw_pictures(
         known=[pair(link, f"{one} and {other}") for one, other, link in known[-SHOWN_KNOWN:]],
         weakest=[pair(link) for link in weakest[:SHOWN_PAIRS]],
         refused=[pair(link) for link in grouping.refused[:SHOWN_PAIRS]],
+        against=[pair(link, text) for text, link in shown_in_training[:SHOWN_PAIRS]],
     )
 
 

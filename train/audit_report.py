@@ -11,6 +11,7 @@ from edgelung.core.files import atomic_folder, write_json
 from edgelung.core.own_folders import AUDIT_FIGURES, AUDIT_LINKS, GROUPS, REPORT_PAGE
 from edgelung.report.pages import audit_page
 from edgelung.train.audit_pictures import AuditPictures
+from edgelung.train.audit_split import SplitLeak
 from edgelung.train.groups.grouping import Link
 from edgelung.train.index import IndexedTile
 
@@ -76,6 +77,7 @@ class Audit(msgspec.Struct, frozen=True, omit_defaults=True):
     strongest_refused: int | None
     schema_version: int
     known: KnownGroups | None = None  # left out of the JSON if nothing was compared
+    against: SplitLeak | None = None  # left out too
 
 
 def write_audit(

@@ -12,7 +12,7 @@ from msgspec import structs
 from torch import nn
 
 from edgelung import RESEARCH_USE_ONLY, __version__
-from edgelung.artifacts.run import SUBSETS, RunConfig, RunFolder, split_counts
+from edgelung.artifacts.run import SUBSETS, RunConfig, RunFolder, SplitRow, split_counts
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, new_folder
 from edgelung.core.terminal import progress as progress_bar
@@ -53,6 +53,19 @@ class Run:
     tiles: LabelledTiles  # in the order of `split`
 
 
+@dataclass(frozen=True)
+class CheckedInput:
+    """What was found before the grouping: the tiles, the device, the models with first weights.
+
+    `side`: side of a tile in micrometres, if somebody stated it.
+    """
+
+    tiles: list[IndexedTile]
+    context: DistributedContext
+    side: float | None
+    modules: dict[str, nn.Module]
+
+
 def start_run(
     data: Path,
     out: Path,
@@ -68,29 +81,47 @@ def start_run(
     `tile_um`, `mpp`: see `edgelung.tiles.physical_size.stated_side`. Returns the run and the
     modules to train, by role.
     """
+    found = check_input(data, out, recipe, follow_links=follow_links, tile_um=tile_um, mpp=mpp)
+    context = found.context
+    split = run_on_main(lambda: _split(data, found.tiles, recipe, groups))
+    for line in split_warnings(split, recipe.split, groups_are_given=groups is not None):
+        logger.info("%s", line)
+    run = open_run(out, recipe, context, split, decode_tiles(data, found.tiles, recipe))
+    if context.is_main:
+        with atomic_folder(out) as folder:
+            RunFolder(folder).write_split(tile.row for tile in split)
+            config = run_config(data, recipe, context, split, groups)
+            config = structs.replace(config, tile_um=found.side, follow_links=follow_links)
+            RunFolder(folder).write_config(config)
+    return run, found.modules
+
+
+def check_input(
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    follow_links: bool,
+    tile_um: float | None,
+    mpp: float | None,
+) -> CheckedInput:
+    """Check folders, tiles and models: all that can be wrong before the long work."""
     context = create_context(recipe.precision)
     tiles = run_on_main(lambda: _index_new_run(data, out, recipe, follow_links))
     side = stated_side(_sizes(tiles), tile_um=tile_um, mpp=mpp)
     classes = len({tile.label for tile in tiles})
     # Before the grouping, which takes minutes.
     modules = run_main_first(lambda: create_checked_modules(recipe, classes))
-    split = run_on_main(lambda: _split(data, tiles, recipe, groups))
-    for line in split_warnings(split, recipe.split, groups_are_given=groups is not None):
-        logger.info("%s", line)
-    run = _open_run(out, data, recipe, context, split)
-    if context.is_main:
-        with atomic_folder(out) as folder:
-            RunFolder(folder).write_split(tile.row for tile in split)
-            config = _config(run, data, groups, follow_links)
-            RunFolder(folder).write_config(structs.replace(config, tile_um=side))
-    return run, modules
+    return CheckedInput(tiles, context, side, modules)
 
 
 def resume_run(data: Path, out: Path) -> Run:
     """Open an unfinished run with its own tiles and precision."""
     config, split = run_on_main(lambda: _read_unfinished(data, out))
     recipe = validate_recipe(config.recipe, str(RunFolder(out).config_path))
-    return _open_run(out, data, recipe, create_context(config.precision), split)
+    context = create_context(config.precision)
+    store = decode_tiles(data, [row.tile for row in split], recipe)
+    return open_run(out, recipe, context, split, store)
 
 
 def _index_new_run(data: Path, out: Path, recipe: Recipe, follow_links: bool) -> list[IndexedTile]:
@@ -103,6 +134,17 @@ def _split(
     data: Path, tiles: Sequence[IndexedTile], recipe: Recipe, groups: Path | None
 ) -> list[SplitTile]:
     """Assign every tile its group and its subset."""
+    names = name_groups(data, tiles, groups)
+    assign = split_at_random if recipe.split.by == "random" else split_by_group
+    split = assign(tiles, names, recipe.split)
+    for subset, labels in split_counts([tile.row for tile in split]).items():
+        parts = ", ".join(f"{n} {c.tiles} ({c.groups})" for n, c in labels.items())
+        logger.info("%-5s tiles (groups): %s", subset, parts)
+    return split
+
+
+def name_groups(data: Path, tiles: Sequence[IndexedTile], groups: Path | None) -> list[str]:
+    """The group of each tile: read from a CSV, or found by what the tiles show."""
     if groups:
         names = read_groups(groups, tiles)
     else:
@@ -112,31 +154,31 @@ def _split(
             logger.info(
                 "%d tile(s) too plain to compare, each a group of its own", len(grouping.plain)
             )
-    names = join_duplicates(tiles, names)
-    assign = split_at_random if recipe.split.by == "random" else split_by_group
-    split = assign(tiles, names, recipe.split)
-    for subset, labels in split_counts([tile.row for tile in split]).items():
-        parts = ", ".join(f"{n} {c.tiles} ({c.groups})" for n, c in labels.items())
-        logger.info("%-5s tiles (groups): %s", subset, parts)
-    return split
+    return join_duplicates(tiles, names)
 
 
-def _config(run: Run, data: Path, groups: Path | None, follow_links: bool) -> RunConfig:
-    sizes = _sizes([row.tile for row in run.split])
+def run_config(
+    data: Path,
+    recipe: Recipe,
+    context: DistributedContext,
+    split: Sequence[SplitTile],
+    groups: Path | None,
+) -> RunConfig:
+    """run.json of a new run."""
+    sizes = _sizes([row.tile for row in split])
     return RunConfig(
         edgelung=__version__,
         notice=RESEARCH_USE_ONLY,
         data=str(data.absolute()),
-        seed=run.recipe.seed,
-        precision=run.context.precision,
-        processes=run.context.world_size,
+        seed=recipe.seed,
+        precision=context.precision,
+        processes=context.world_size,
         groups=groups.name if groups else "auto: tiles that show one piece of tissue",
-        split=run.recipe.split.by,
-        test_tiles_with_a_group_mate_in_training=count_leaked_tiles(run.split),
-        counts=split_counts([tile.row for tile in run.split]),
+        split=recipe.split.by,
+        test_tiles_with_a_group_mate_in_training=count_leaked_tiles(split),
+        counts=split_counts([tile.row for tile in split]),
         sizes=dict(sizes.most_common(10)),
-        recipe=run.recipe.model_dump(mode="json"),
-        follow_links=follow_links,
+        recipe=recipe.model_dump(mode="json"),
     )
 
 
@@ -148,6 +190,16 @@ def _sizes(tiles: Sequence[IndexedTile]) -> Counter[str]:
 def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]:
     """run.json and the split of an unfinished run; its tiles must not have changed."""
     folder = RunFolder(out)
+    config, rows = read_begun(folder)
+    if config.folds:
+        raise EdgelungError(f"{out} is a cross-validation; continue it with `resume_folds`")
+    recipe = validate_recipe(config.recipe, str(folder.config_path))
+    return config, join_split(index_again(data, config, recipe, rows), rows)
+
+
+def read_begun(folder: RunFolder) -> tuple[RunConfig, list[SplitRow]]:
+    """run.json and split.csv of a run that was begun; both must be as they were written."""
+    out = folder.path
     if not folder.config_path.is_file():
         raise EdgelungError(f"{out} holds no unfinished run; start one without --resume")
     config = folder.read_config()
@@ -157,29 +209,50 @@ def _read_unfinished(data: Path, out: Path) -> tuple[RunConfig, list[SplitTile]]
             "continue; finish it with that version, or start anew without --resume"
         )
     folder.check_split(config)
-    recipe = validate_recipe(config.recipe, str(folder.config_path))
-    rows = {row.path: row for row in folder.read_split()}
+    return config, folder.read_split()
+
+
+def index_again(
+    data: Path, config: RunConfig, recipe: Recipe, rows: Sequence[SplitRow]
+) -> list[IndexedTile]:
+    """The tiles of a run that was begun; raises EdgelungError if any of them has changed."""
+    hashes = {row.path: row.sha256 for row in rows}
     tiles = index_tiles(data, recipe.classes, follow_links=config.follow_links)
-    changed = [t.path for t in tiles if t.path not in rows or rows[t.path].sha256 != t.sha256]
+    changed = [t.path for t in tiles if hashes.get(t.path) != t.sha256]
     if changed or len(tiles) != len(rows):
         what = changed[0] if changed else f"{len(rows) - len(tiles)} tiles are gone"
         raise EdgelungError(
             f"the tiles in {data} are not those that the run was split on ({what}); "
             "restore them or start anew"
         )
-    return config, [SplitTile(t, rows[t.path].group, rows[t.path].subset) for t in tiles]
+    return tiles
 
 
-def _open_run(
-    out: Path, data: Path, recipe: Recipe, context: DistributedContext, split: list[SplitTile]
-) -> Run:
-    """Decode the tiles of a split."""
-    classes = sorted({row.tile.label for row in split})
-    paths = [data / row.tile.path for row in split]
+def join_split(tiles: Sequence[IndexedTile], rows: Sequence[SplitRow]) -> list[SplitTile]:
+    """The tiles with the groups and subsets of a split.csv, in the order of `tiles`."""
+    of_path = {row.path: row for row in rows}
+    return [SplitTile(t, of_path[t.path].group, of_path[t.path].subset) for t in tiles]
+
+
+def decode_tiles(data: Path, tiles: Sequence[IndexedTile], recipe: Recipe) -> TileStore:
+    """Decode tiles at the size of the student."""
+    paths = [data / tile.path for tile in tiles]
     with progress_bar("decode", len(paths)) as advance:
         store = TileStore(paths, ReaderSpec(size=recipe.student.size), advance)
     if not store.in_memory:
         logger.info("the decoded tiles do not fit into memory; each batch is decoded anew")
+    return store
+
+
+def open_run(
+    out: Path,
+    recipe: Recipe,
+    context: DistributedContext,
+    split: Sequence[SplitTile],
+    store: TileStore,
+) -> Run:
+    """A run of decoded tiles; `store` has them in the order of `split`."""
+    classes = sorted({row.tile.label for row in split})
     labels = torch.tensor([classes.index(row.tile.label) for row in split])
     subsets = {
         name: np.array([i for i, row in enumerate(split) if row.subset == name], np.int64)

@@ -1,5 +1,8 @@
 """Results of a run: metrics with intervals, predictions per tile, pictures for the report."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,6 +14,8 @@ from edgelung.artifacts.run_predictions import RunPredictions
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import (
+    Floats,
+    Labels,
     at_temperature,
     evaluate,
     expected_calibration_error,
@@ -27,6 +32,7 @@ SHOWN_AUGMENTED, SHOWN_TILES = 9, 12  # in the report; the paper's Fig. 10 shows
 SHOWN_OF_GROUP = 5
 
 Probabilities = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 
 
 def evaluate_models(run: Run, models: dict[str, Model]) -> RunMetrics:
@@ -67,18 +73,33 @@ def _metrics(run: Run, model: str, probabilities: dict[str, Probabilities]) -> M
     }
     val, test = probabilities["val"], probabilities["test"]
     temperature = fit_temperature(np.log(np.maximum(val, 1e-12)), labels["val"])
-    scaled = expected_calibration_error(at_temperature(test, temperature), labels["test"])
     return ModelMetrics(
         model=model,
         temperature=temperature,
         val=evaluate(val, labels["val"]),
-        test=ModelTest(
-            **structs.asdict(evaluate(test, labels["test"])),
-            groups=len(set(groups["test"])),
-            intervals=bounds["test"],
-            expected_calibration_error_at_temperature=scaled,
-        ),
+        test=measure_test(test, labels["test"], groups["test"], temperature),
         val_intervals=bounds["val"],
+    )
+
+
+def measure_test(
+    probabilities: Floats, labels: Labels, groups: Sequence[str], temperature: float | Floats
+) -> ModelTest:
+    """Metrics of test tiles with intervals over their groups.
+
+    Args:
+        probabilities: (N, classes).
+        labels: int64 (N,), class indices.
+        groups: source of each tile, length N.
+        temperature: at which the calibration error is measured; (N, 1) for one per tile.
+    """
+    scaled = expected_calibration_error(at_temperature(probabilities, temperature), labels)
+    classes = probabilities.shape[1]
+    return ModelTest(
+        **structs.asdict(evaluate(probabilities, labels)),
+        groups=len(set(groups)),
+        intervals=intervals(probabilities.argmax(axis=1), labels, groups, classes),
+        expected_calibration_error_at_temperature=scaled,
     )
 
 
@@ -108,33 +129,52 @@ def run_pictures(run: Run) -> RunPictures:
     views = augment(tiles, tiles.shape[-1], run.recipe.augment, generator)
     pixels = (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
+    def read(row: int) -> Pixels:
+        return run.tiles.store.batch(test[[row]])[0].permute(1, 2, 0).numpy()
+
     predictions = run.folder.read_predictions().subset("test")
-    probabilities = predictions.probabilities  # (N, classes)
-    truth = run.tiles.labels[test].numpy()
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != truth)
-    mistakes = wrong[np.argsort(-probabilities[wrong].max(axis=1))]
-
-    def describe(index: int) -> TilePicture:
-        label = int(probabilities[index].argmax())
-        tile = run.tiles.store.batch(test[[index]])[0].permute(1, 2, 0).numpy()
-        return TilePicture(
-            picture=picture(tile),
-            path=predictions.paths[index],
-            truth=run.classes[predictions.labels[index]],
-            label=run.classes[label],
-            confidence=float(probabilities[index, label]),
-        )
-
     sample = rng.choice(len(test), min(SHOWN_TILES, len(test)), replace=False)
-    return RunPictures(
+    return replace(
+        mistake_pictures(predictions, read),
         augmented=[
             TilePicture(picture(view), run.split[index].tile.label)
             for view, index in zip(pixels, augmented, strict=True)
         ],
-        sample=[describe(index) for index in sample],
-        mistakes=[describe(index) for index in mistakes[:SHOWN_TILES]],
+        sample=[_predicted_picture(predictions, index, read) for index in sample],
+    )
+
+
+def mistake_pictures(predictions: RunPredictions, read: Callable[[int], Pixels]) -> RunPictures:
+    """Pictures of wrong tiles: the most confident first, and by group.
+
+    `read` returns the pixels of the tile in a row of the predictions: uint8 (H, W, 3).
+    """
+    probabilities = predictions.probabilities  # (N, classes)
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != predictions.labels)
+    mistakes = wrong[np.argsort(-probabilities[wrong].max(axis=1))]
+
+    def describe(row: int) -> TilePicture:
+        return _predicted_picture(predictions, row, read)
+
+    return RunPictures(
+        augmented=[],
+        sample=[],
+        mistakes=[describe(row) for row in mistakes[:SHOWN_TILES]],
         by_group={
             one.group: [describe(row) for row in one.wrong[:SHOWN_OF_GROUP]]
             for one in errors_by_group(predictions)[:SHOWN_GROUPS]
         },
+    )
+
+
+def _predicted_picture(
+    predictions: RunPredictions, row: int, read: Callable[[int], Pixels]
+) -> TilePicture:
+    label = int(predictions.probabilities[row].argmax())
+    return TilePicture(
+        picture=picture(read(row)),
+        path=predictions.paths[row],
+        truth=predictions.classes[predictions.labels[row]],
+        label=predictions.classes[label],
+        confidence=float(predictions.probabilities[row, label]),
     )

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -66,18 +67,33 @@ def train_run(
         run, modules = start_run(
             data, out, recipe, groups, follow_links=follow_links, tile_um=tile_um, mpp=mpp
         )
-    if not run.context.is_main:
+    return finish_run(run, modules)
+
+
+def finish_run(run: Run, modules: dict[str, nn.Module] | None = None) -> RunMetrics:
+    """Train what is left of a run, evaluate it, write its report; returns metrics.json.
+
+    `modules` are those of a new run, if they are there already.
+    """
+    with training_lock(run.folder, is_main=run.context.is_main):
         return _finish(run, modules)
-    busy = f"another process is training in {out}; wait for it"
+
+
+@contextmanager
+def training_lock(folder: RunFolder, *, is_main: bool) -> Iterator[None]:
+    """Let no other process train in the folder. The main process holds the lock for all others."""
+    if not is_main:
+        yield
+        return
+    busy = f"another process is training in {folder.path}; wait for it"
     with writing(folder.lock_path):
-        opened = Folder(out)
+        opened = Folder(folder.path)
         handle = locked(opened, folder.lock_path.name, busy)
     try:
         # Left by a process that was killed while it wrote a checkpoint.
         opened.remove_leftovers(folder.checkpoint_path.name)
-        metrics = _finish(run, modules)
+        yield
         opened.unlink(folder.lock_path.name)
-        return metrics
     finally:
         os.close(handle)
         opened.close()

@@ -15,6 +15,8 @@ from edgelung.train.groups.disjoint_set import DisjointSet
 from edgelung.train.index import IndexedTile
 from edgelung.train.recipe import Split
 
+MIN_FOLDS = 3  # with two, the half that is left must still be split in two
+
 
 @dataclass(frozen=True, slots=True)
 class SplitTile:
@@ -50,39 +52,58 @@ def split_by_group(
 ) -> list[SplitTile]:
     """Assign whole groups to train, val and test, each class near its shares of the tiles.
 
+    See `_assign`. Raises EdgelungError if a class has too few groups.
+    """
+    share = {name: getattr(shares, name) for name in SUBSETS}
+    subset_of = _assign(tiles, groups, share, [shares.seed])
+    return [
+        SplitTile(tile, group, subset_of[group]) for tile, group in zip(tiles, groups, strict=True)
+    ]
+
+
+def _assign(
+    tiles: Sequence[IndexedTile],
+    groups: Sequence[str],
+    share: dict[str, float],
+    seed: Sequence[int],
+) -> dict[str, str]:
+    """The subset of each group, with each class near the shares of its tiles.
+
     Classes are assigned one by one, the one with the fewest groups first. Its groups are shuffled,
     and each goes to the subset that is furthest below its share of that class, so every class
-    reaches every subset. A group that is too large for validation and test is trained on, if other
-    groups are left for them. A group may hold several classes, for example one patient's. Raises
-    EdgelungError if a class has too few groups.
+    reaches every subset. A group that is too large for the subsets that are held out is trained on,
+    if other groups are left for them. A group may hold several classes, for example one patient's.
+
+    Args:
+        share: subset → share of the tiles; 'train' first.
+        seed: of the shuffling.
+
+    Raises:
+        EdgelungError: a class has too few groups.
     """
     members: dict[str, Counter[str]] = {}  # group → class → tiles
     for tile, group in zip(tiles, groups, strict=True):
         members.setdefault(group, Counter())[tile.label] += 1
     totals = Counter(tile.label for tile in tiles)
     groups_of = {label: [g for g in sorted(members) if members[g][label]] for label in totals}
-    share = {name: getattr(shares, name) for name in SUBSETS}
-    filled = {(subset, label): 0 for subset in SUBSETS for label in totals}
+    filled = {(subset, label): 0 for subset in share for label in totals}
     subset_of: dict[str, str] = {}
 
     def fitting(group: str) -> list[str]:
-        """The subsets of val and test whose share of every class can hold the group."""
+        """The held-out subsets whose share of every class can hold the group."""
         counts = members[group].items()
-        return [s for s in SUBSETS[1:] if all(n <= share[s] * totals[c] for c, n in counts)]
+        held_out = list(share)[1:]
+        return [s for s in held_out if all(n <= share[s] * totals[c] for c, n in counts)]
 
-    rarest_first = sorted(totals, key=lambda label: (len(groups_of[label]), label))
-    for number, label in enumerate(rarest_first):
-        if len(groups_of[label]) < len(SUBSETS):
-            raise EdgelungError(
-                f"class {label} has {len(groups_of[label])} group(s) of tiles; expected at least "
-                "three, one each for train, val and test: add tiles from other sources"
-            )
-        rng = np.random.default_rng([shares.seed, number])
+    for number, label in enumerate(_rarest_first(groups_of)):
+        if len(groups_of[label]) < len(share):
+            raise _too_few(label, len(groups_of[label]), list(share))
+        rng = np.random.default_rng([*seed, number])
         shuffled = [groups_of[label][i] for i in rng.permutation(len(groups_of[label]))]
         waiting = [group for group in shuffled if group not in subset_of]
         waiting.sort(key=lambda group: 0 if fitting(group) else -members[group][label])
         for index, group in enumerate(waiting):
-            empty = [s for s in SUBSETS if not filled[s, label]]
+            empty = [s for s in share if not filled[s, label]]
             fits = ("train", *fitting(group))
             if len(fits) == 1 and len(waiting) - index > len(set(empty) - {"train"}):
                 subset = "train"
@@ -95,12 +116,102 @@ def split_by_group(
                 filled[subset, name] += count
     for (subset, label), count in filled.items():
         if not count:
+            raise _not_in(label, subset)
+    return subset_of
+
+
+def _rarest_first(groups_of: dict[str, list[str]]) -> list[str]:
+    """The classes, that with the fewest groups first."""
+    return sorted(groups_of, key=lambda label: (len(groups_of[label]), label))
+
+
+def _too_few(label: str, count: int, subsets: Sequence[str]) -> EdgelungError:
+    numbers = {2: "two", 3: "three"}
+    return EdgelungError(
+        f"class {label} has {count} group(s) of tiles; expected at least {numbers[len(subsets)]}, "
+        f"one each for {', '.join(subsets[:-1])} and {subsets[-1]}: add tiles from other sources"
+    )
+
+
+def _not_in(label: str, subset: str) -> EdgelungError:
+    return EdgelungError(
+        f"class {label} got no tile in {subset}: its groups hold other classes too and "
+        "went elsewhere; try another split.seed, or groups that keep to one class"
+    )
+
+
+def deal_groups(
+    tiles: Sequence[IndexedTile], groups: Sequence[str], folds: int, seed: int
+) -> list[int]:
+    """The fold that tests each tile, 1 … `folds`: whole groups, each class spread evenly.
+
+    Classes are dealt one by one, the one with the fewest groups first. Of its groups the largest
+    goes first, each to the fold with the fewest tiles of that class, then of all classes. Groups of
+    one size are shuffled. So every class reaches every fold.
+
+    Raises:
+        EdgelungError: a class has fewer groups than there are folds.
+    """
+    members: dict[str, Counter[str]] = {}  # group → class → tiles
+    for tile, group in zip(tiles, groups, strict=True):
+        members.setdefault(group, Counter())[tile.label] += 1
+    labels = {tile.label for tile in tiles}
+    groups_of = {label: [g for g in sorted(members) if members[g][label]] for label in labels}
+    filled = {number: Counter[str]() for number in range(1, folds + 1)}
+    fold_of: dict[str, int] = {}
+    for position, label in enumerate(_rarest_first(groups_of)):
+        names = groups_of[label]
+        if len(names) < folds:
             raise EdgelungError(
-                f"class {label} got no tile in {subset}: its groups hold other classes too and "
-                "went elsewhere; try another split.seed, or groups that keep to one class"
+                f"class {label} has {len(names)} group(s) of tiles; expected at least {folds}, one "
+                f"for each fold: {_fewer_folds(len(names))}add tiles from other sources"
             )
+        order = np.random.default_rng([seed, position]).permutation(len(names))
+        waiting = [names[i] for i in order if names[i] not in fold_of]
+        for group in sorted(waiting, key=lambda name: -members[name][label]):
+            emptiest = min(filled, key=lambda fold: (filled[fold][label], filled[fold].total()))
+            fold_of[group] = emptiest
+            filled[emptiest].update(members[group])
+    for number, counts in filled.items():
+        for label in sorted(labels):
+            if not counts[label]:
+                raise _not_in(label, f"fold {number}")
+    return [fold_of[group] for group in groups]
+
+
+def _fewer_folds(groups: int) -> str:
+    return f"use --folds {groups}, or " if groups >= MIN_FOLDS else ""
+
+
+def shares_of_fold(shares: Split, folds: int) -> Split:
+    """The shares of one fold's run: a K-th is tested, the rest in the proportion of the recipe."""
+    test = 1 / folds
+    val = (1 - test) * shares.val / (shares.train + shares.val)
+    return shares.model_copy(update={"train": 1 - test - val, "val": val, "test": test})
+
+
+def split_fold(
+    tiles: Sequence[IndexedTile],
+    groups: Sequence[str],
+    fold_of: Sequence[int],
+    fold: int,
+    shares: Split,
+) -> list[SplitTile]:
+    """The split of one fold: its groups are tested, the others are trained on or validate.
+
+    Args:
+        fold_of: what `deal_groups` gave for the tiles.
+        fold: number of the fold.
+        shares: of the fold (`shares_of_fold`).
+    """
+    rest = [i for i, number in enumerate(fold_of) if number != fold]
+    share = {name: getattr(shares, name) / (1 - shares.test) for name in ("train", "val")}
+    subset_of = _assign(
+        [tiles[i] for i in rest], [groups[i] for i in rest], share, [shares.seed, fold]
+    )
     return [
-        SplitTile(tile, group, subset_of[group]) for tile, group in zip(tiles, groups, strict=True)
+        SplitTile(tile, group, subset_of.get(group, "test"))
+        for tile, group in zip(tiles, groups, strict=True)
     ]
 
 

@@ -271,7 +271,33 @@ def set_differences() -> Table:
     return Table(header, rows, {"set-differences.json": content}, note)
 
 
+def hash_groups() -> Table:
+    """What splits by several kinds of groups leave in training of the tissue that they test."""
+    content = result("hash-groups.json")
+    kind = content["hash"]
+    names = {
+        "hash": f"average hash, at most {kind['distance']} bits differ",
+        "tile by tile": "none: tile by tile",
+        "published": "published groups (LC25000-clean)",
+        "edgelung": "edgelung's groups",
+    }
+    rows = []
+    for name, text in names.items():
+        sizes = content["groups"].get(name)
+        shares = content["splits"][name]["edgelung"], content["splits"][name]["published"]
+        rows.append(
+            [
+                text,
+                f"{sizes['groups']:,}" if sizes else NONE,
+                *(percent(share["mean"]) for share in shares),
+            ]
+        )
+    header = ["groups that the split keeps whole", "groups", "by edgelung's groups"]
+    return Table([*header, "by the published groups"], rows, {"hash-groups.json": content})
+
+
 TABLES = {
+    "hash-groups": hash_groups,
     "overview": overview,
     "starter": starter,
     "starter-classes": starter_classes,

@@ -9,6 +9,8 @@ metrics.jsonl        one line per epoch
 metrics.json         metrics of every model; written last, so it marks a finished run
 report.html          the page
 state.pt             the checkpoint of an unfinished run
+
+`train --folds` writes a folder of the same form without weights: see `edgelung.artifacts.folds`.
 """
 
 import csv
@@ -47,7 +49,8 @@ class RunConfig(Struct, frozen=True, kw_only=True):
     """run.json: the settings of the run and a summary of its tiles.
 
     `follow_links`: links that lead out of the folder of the tiles were followed. `tile_um`: side of
-    a training tile in micrometres, as the user stated it; None if nobody did.
+    a training tile in micrometres, as the user stated it; None if nobody did. `folds`: number of
+    folds of a cross-validation; 0 for a single run, also for the run of one fold.
     """
 
     schema_version: int = 1
@@ -66,6 +69,7 @@ class RunConfig(Struct, frozen=True, kw_only=True):
     split_sha256: str = ""
     follow_links: bool = False
     tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | None = None
+    folds: int = 0
 
     @property
     def fewest_test_groups(self) -> int:
@@ -116,11 +120,25 @@ class ModelMetrics(Struct, frozen=True, kw_only=True):
     val_intervals: Intervals | UnsetType = UNSET
 
 
+class FoldMetrics(Struct, frozen=True, kw_only=True):
+    """What one model reached on the test tiles of its fold, which are tiles of other groups."""
+
+    fold: int  # from 1
+    tiles: int
+    groups: int
+    accuracy: float
+    balanced_accuracy: float
+    temperature: float
+
+
 class RunMetrics(Struct, frozen=True, kw_only=True):
     """metrics.json.
 
     `unrepeatable`: an operation that is not deterministic on the device. `concerns`: UNSET in files
-    of an older edgelung; `evaluation.concerns.run_concerns` then derives them.
+    of an older edgelung; `evaluation.concerns.run_concerns` then derives them. `folds`: role →
+    figures of each fold, in a cross-validation only. There `test` is over all tiles, each predicted
+    by the model that did not see its group; `val` is over the validation tiles of all folds;
+    `temperature` is the median of the folds' temperatures.
     """
 
     schema_version: int = METRICS_VERSION
@@ -130,6 +148,7 @@ class RunMetrics(Struct, frozen=True, kw_only=True):
     student: ModelMetrics | UnsetType = UNSET
     unrepeatable: str | None = None
     concerns: list[Concern] | UnsetType = UNSET
+    folds: dict[str, list[FoldMetrics]] | UnsetType = UNSET
 
     @property
     def models(self) -> dict[str, ModelMetrics]:
@@ -207,6 +226,15 @@ class RunFolder:
         """Read run.json."""
         return typed_json.read(self.config_path, RunConfig, ANEW, SCHEMA_VERSION)
 
+    def check_one_model(self) -> None:
+        """Raise EdgelungError for a cross-validation: it has a model for each fold."""
+        if self.config_path.is_file() and (folds := self.read_config().folds):
+            raise EdgelungError(
+                f"{self.path} is a cross-validation of {folds} folds, not one model; expected a "
+                f"run: name that of one fold, such as {self.path / 'fold-1'}, or train one without "
+                "--folds"
+            )
+
     def check_split(self, config: RunConfig) -> None:
         """Raise EdgelungError if split.csv has changed since `config` was written."""
         try:
@@ -224,7 +252,7 @@ class RunFolder:
     def write_split(self, rows: Iterable[SplitRow]) -> None:
         """Write split.csv."""
         header = ("path", "class", "group", "subset", "sha256")
-        _write_csv(
+        write_csv(
             self.split_path,
             header,
             ((row.path, row.label, row.group, row.subset, row.sha256) for row in rows),
@@ -317,7 +345,7 @@ class RunFolder:
             predictions.probabilities,
             strict=True,
         )
-        _write_csv(
+        write_csv(
             self.predictions_path(role),
             header,
             (
@@ -343,7 +371,8 @@ def split_counts(rows: Sequence[SplitRow]) -> Counts:
     }
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file of a run atomically, with cells that a spreadsheet does not compute."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     write_safely(writer, [header])

@@ -28,6 +28,15 @@ def audit(
             help="Known groups to compare with: a CSV with the columns path and group.",
         ),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SPLIT",
+            rich_help_panel=INPUT,
+            help="A published split to check: a CSV with the columns path and subset, or a folder "
+            "with train/ and test/ in it.",
+        ),
+    ] = None,
     classes: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,7 +55,8 @@ def audit(
     """What does a folder of labelled tiles hold? Which are copies?
 
     Near copies are found by what the tiles show. Writes groups.csv for `edgelung train --groups`,
-    the links between tiles and a page with pictures of them. Research use only.
+    the links between tiles and a page with pictures of them. --against says how many test tiles of
+    a split show tissue of its training tiles. Research use only.
     """
     from edgelung.core.errors import ExitCode
     from edgelung.core.own_folders import GROUPS
@@ -55,7 +65,9 @@ def audit(
 
     with training_extra("audit"):
         from edgelung.train.audit import audit_folder
-    result = audit_folder(data, out, groups, classes or (), follow_links=follow_links)
+    result = audit_folder(
+        data, out, groups, classes or (), follow_links=follow_links, against=against
+    )
     if as_json:
         print(json.dumps(plain(result), indent=2))
     else:
@@ -102,6 +114,14 @@ def _print(audit: "Audit", folder: Path) -> None:
                 f"            {_percent(known.precision)} if the strong ones of {len(known.links)} "
                 "links between their groups are true copies"
             )
+    if split := audit.against:
+        low, high = (f"{100 * end:.2f}" for end in split.interval)
+        out().print(
+            f"split {split.split}: {split.shown_in_training:,} of {split.test:,} test tiles show "
+            f"tissue of its training tiles: {_percent(split.share)}, 95 % interval {low} to {high} "
+            f"over {split.test_groups} groups",
+            markup=False,
+        )
     out().print(f"groups  {folder / GROUPS}\nreport  {folder / REPORT}")
 
 

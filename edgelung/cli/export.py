@@ -153,6 +153,7 @@ def export(
     accuracy gate compares each variant with full precision. Warns if full precision itself should
     not be used. Exit code 4: a variant did not pass its gate.
     """
+    from edgelung.artifacts.run import RunFolder
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.cli.sign import read_signing_key, sign_folders
     from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
@@ -163,6 +164,7 @@ def export(
 
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
+    RunFolder(run).check_one_model()
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
     if wsinfer:
         check_wsinfer(wsinfer, out, run, tile_um)

@@ -4,8 +4,9 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,6 +102,15 @@ def train(
             "[default: the recipe's]",
         ),
     ] = "",
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            metavar="K",
+            rich_help_panel=INPUT,
+            help="Cross-validate: train K times, so that each group is tested once.",
+        ),
+    ] = None,
     tile_um: TileUmOption = None,
     mpp: MppOption = None,
     follow_links: FollowLinksOption = False,
@@ -120,8 +130,10 @@ def train(
     """How well does a small student learn these tiles?
 
     Distills a DeiT from a CNN teacher and measures both on tiles of groups that were not trained
-    on. Writes a run folder. Research use only.
+    on. Writes a run folder; with --folds one for each fold, and one report over all. Research use
+    only.
     """
+    from edgelung.artifacts.folds import opened_folds
     from edgelung.core.errors import EdgelungError
     from edgelung.core.terminal import IS_MAIN_PROCESS
     from edgelung.core.typed_json import plain
@@ -135,34 +147,44 @@ def train(
     }
     overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
     states_size = tile_um is not None or mpp is not None
-    if resume and (recipe or overrides or groups != "auto" or follow_links or states_size):
+    if resume and (recipe or overrides or groups != "auto" or follow_links or states_size or folds):
         raise EdgelungError(
-            "--resume continues with the run's own recipe, groups and size of a tile; leave the "
-            "other options out"
+            "--resume continues with the run's own recipe, groups, folds and size of a tile; leave "
+            "the other options out"
         )
     with training_extra("train"):
         from edgelung.train.distributed import process_group
+        from edgelung.train.folds import resume_folds, train_folds
         from edgelung.train.recipe import load_recipe
         from edgelung.train.run import train_run
 
     with process_group(), _resume_hint(data, out):
-        metrics = train_run(
-            data,
-            out,
-            None if resume else load_recipe(recipe or "quick", overrides),
-            groups=None if groups == "auto" else Path(groups),
-            resume=resume,
-            follow_links=follow_links,
-            tile_um=tile_um,
-            mpp=mpp,
-        )
+        if resume:
+            metrics = (
+                resume_folds(data, out)
+                if opened_folds(out)
+                else train_run(data, out, None, resume=True)
+            )
+        else:
+            begin: Callable[..., RunMetrics] = (
+                partial(train_folds, folds=folds) if folds else train_run
+            )
+            metrics = begin(
+                data,
+                out,
+                load_recipe(recipe or "quick", overrides),
+                groups=None if groups == "auto" else Path(groups),
+                follow_links=follow_links,
+                tile_um=tile_um,
+                mpp=mpp,
+            )
     if not IS_MAIN_PROCESS:
         return
     if as_json:
         print(json.dumps(plain(metrics), indent=2))
     else:
         _print_table(metrics, out)
-    if _report_concerns(metrics, out) and not as_json:
+    if _report_concerns(metrics, out) and not as_json and not opened_folds(out):
         print_next("export", out, "--out", f"{out}-bundle", "--int8")
 
 
@@ -192,18 +214,28 @@ def _what_is_kept(out: Path, started: float) -> str | None:
 
     `started` is the time at which this process began to work on it.
     """
+    from edgelung.artifacts.folds import opened_folds
     from edgelung.artifacts.run import RunFolder
 
     run = RunFolder(out)
     if not run.config_path.is_file() or run.is_finished:
         return None
+    done = ""
+    if folder := opened_folds(out):
+        runs = folder.fold_runs()
+        waiting = [one for one in runs if not one.is_finished]
+        if not waiting:
+            return "all folds are kept, their figures were not joined yet"
+        run = waiting[0]
+        if len(waiting) < len(runs):
+            done = f"{len(runs) - len(waiting)} of {len(runs)} folds are finished; "
     try:
         begun = max(run.checkpoint_path.stat().st_mtime, started)
     except OSError:
-        return "the split is kept, no training was done yet"
+        return f"{done}the split is kept, no training was done yet"
     seconds = max(time.time() - begun, 0)
     lost = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return f"the last checkpoint is kept, the work of the {lost} since then is lost"
+    return f"{done}the last checkpoint is kept, the work of the {lost} since then is lost"
 
 
 def _resume_command(data: Path, out: Path) -> str:
@@ -229,6 +261,10 @@ def _print_table(metrics: "RunMetrics", folder: Path) -> None:
         out().print(f"{role} {model.model}")
         table.add_row(role, *table_cells(model.test, model.test.intervals))
     out().print(table)
+    for role, folds in (metrics.folds or {}).items():
+        balanced = [fold.balanced_accuracy for fold in folds]
+        low, high = (f"{100 * end:.2f}" for end in (min(balanced), max(balanced)))
+        out().print(f"{role}: recall {low} to {high} % in {len(folds)} folds")
     run = RunFolder(folder)
     if warning := caution(run.read_config().fewest_test_groups):
         out().print(warning)

@@ -46,6 +46,8 @@ def run_concerns(metrics: RunMetrics, counts: Counts) -> list[Concern]:
     concerns: list[Concern] = []
     for role, model in reversed(metrics.models.items()):
         concerns += model_concerns(model.test, metrics.classes, f"the {role}")
+    if metrics.folds is not UNSET:  # all groups are tested, and no gate judges
+        return [*concerns, *concerns_of_test(counts["test"], "label more slides")]
     if all(size.groups >= FEW_GROUPS for name in ("val", "test") for size in counts[name].values()):
         for role, model in reversed(metrics.models.items()):
             concerns += _sets_differ(model, f"the {role}")
@@ -171,20 +173,22 @@ def _sets_differ(model: ModelMetrics, name: str) -> list[Concern]:
     return [Concern(kind="validation-differs", text=text)]
 
 
-def concerns_of_test(sizes: Mapping[str, SetSize]) -> list[Concern]:
+def concerns_of_test(sizes: Mapping[str, SetSize], remedy: str = MORE_TEST) -> list[Concern]:
     """A concern if a class has no test tile, and one if a class has few test groups.
 
-    `sizes`: class → test tiles and groups. With fewer than MIN_GROUPS groups in a class a bootstrap
-    over groups says nothing about other sources; with one group it has no width at all.
+    `sizes`: class → test tiles and groups. `remedy`: what helps. With fewer than MIN_GROUPS groups
+    in a class a bootstrap over groups says nothing about other sources; with one group it has no
+    width at all.
     """
     concerns = []
     if absent := [name for name, size in sizes.items() if not size.tiles]:
-        text = f"Nothing is known about {', '.join(absent)}: no test tile shows it; {MORE_TEST}."
+        text = f"Nothing is known about {', '.join(absent)}: no test tile shows it; {remedy}."
         concerns.append(Concern(kind="class-not-tested", text=text))
     present = {name: size.groups for name, size in sizes.items() if size.tiles}
     if present and min(present.values()) < MIN_GROUPS:
         name = min(present, key=lambda label: present[label])
-        concerns.append(_few_test_groups(f"{name} has {_groups(present[name], 'test')}"))
+        what = f"{name} has {_groups(present[name], 'test')}"
+        concerns.append(_few_test_groups(what, remedy))
     return concerns
 
 
@@ -225,10 +229,10 @@ def starter_concerns() -> list[Concern]:
     return [Concern(kind="starter-tiles", text=text)]
 
 
-def _few_test_groups(what: str) -> Concern:
+def _few_test_groups(what: str, remedy: str = MORE_TEST) -> Concern:
     text = (
         f"The test says little: {what}, and at least {MIN_GROUPS} per class are needed to say "
-        f"anything about other sources; {MORE_TEST}."
+        f"anything about other sources; {remedy}."
     )
     return Concern(kind="few-test-groups", text=text)
 

@@ -146,8 +146,11 @@ def fit_temperature(logits: Floats, truth: Labels) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def at_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """softmax(logits / T), float64 (N, classes), from the probabilities at T = 1."""
+def at_temperature(probabilities: Floats, temperature: float | Floats) -> Floats:
+    """softmax(logits / T), float64 (N, classes), from the probabilities at T = 1.
+
+    `temperature` is one number, or (N, 1) for one per row.
+    """
     scaled = np.maximum(probabilities.astype(np.float64), 1e-12) ** (1 / temperature)
     normalised: Floats = scaled / scaled.sum(axis=1, keepdims=True)
     return normalised

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.artifacts.results import Share
+from edgelung.artifacts.results import Interval, Share
 from edgelung.evaluation.intervals import LEVEL, RESAMPLES
 
 
@@ -22,13 +22,28 @@ def share_of(flags: npt.NDArray[np.bool_], groups: Sequence[str]) -> Share:
     """
     _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
     shares = np.bincount(index, weights=flags) / counts  # of each group
-    count = len(counts)
-    share, tail = float(shares.mean()), (1 - LEVEL) / 2
-    if shares.min() == shares.max() and share in (0.0, 1.0):
+    share, count = float(shares.mean()), len(counts)
+    interval = _interval(shares, np.ones(count))
+    return Share(share=share, interval=interval, tiles=len(flags), groups=count)
+
+
+def interval_of_tiles(flags: npt.NDArray[np.bool_], groups: Sequence[str]) -> Interval:
+    """The 95 % interval of the share of tiles with a flag, each tile weighing the same.
+
+    Groups are resampled as in `share_of`; arguments as there.
+    """
+    _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    shares = np.bincount(index, weights=flags) / counts
+    return _interval(shares, counts.astype(np.float64))
+
+
+def _interval(shares: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> Interval:
+    """Interval of the weighted mean of the groups' shares; exact where all are 0 or all are 1."""
+    count, tail = len(shares), (1 - LEVEL) / 2
+    if shares.min() == shares.max() and shares[0] in (0.0, 1.0):
         bound = tail ** (1 / count)
-        low, high = (bound, 1.0) if share else (0.0, 1 - bound)
-    else:
-        rng = np.random.default_rng(0)
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) @ shares / count
-        low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Share(share=share, interval=(float(low), float(high)), tiles=len(flags), groups=count)
+        return (bound, 1.0) if shares[0] else (0.0, 1 - bound)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    means = drawn @ (shares * weights) / (drawn @ weights)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from msgspec import UnsetType
+import numpy as np
+from msgspec import UNSET, UnsetType
 
+from edgelung.artifacts.folds import FoldsFolder
 from edgelung.artifacts.manifest import BundleManifest, Sensitivity
 from edgelung.artifacts.results import SetSize
 from edgelung.artifacts.run import SUBSETS, RunFolder, RunMetrics
@@ -14,7 +16,13 @@ from edgelung.evaluation.comparison import NO_INTERVAL, Comparison
 from edgelung.evaluation.concerns import bundle_concerns, run_concerns
 from edgelung.evaluation.metrics import at_temperature
 from edgelung.report import verdicts
-from edgelung.report.errors import SHOWN_GROUPS, concentration, errors_by_group
+from edgelung.report.errors import (
+    SHOWN_GROUPS,
+    SHOWN_ROWS,
+    concentration,
+    errors_by_group,
+    group_scores,
+)
 from edgelung.report.figures import RunPictures, curves, reliability_chart, roc_chart
 from edgelung.report.render import command, now, render
 from edgelung.report.variants import VariantFigures
@@ -66,6 +74,53 @@ def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
         errors=errors[:SHOWN_GROUPS],
         concentration=concentration(errors, len(set(predictions.groups))),
         curves={role: curves(rows, role) for role, rows in stages.items() if rows},
+    )
+
+
+def folds_page(folder: FoldsFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
+    """report.html of a cross-validation, from its files, `metrics` and `pictures`."""
+    assert metrics.folds is not UNSET
+    config, predictions, fold_of = (
+        folder.read_config(),
+        folder.read_predictions(),
+        folder.read_folds(),
+    )
+    models = dict(reversed(metrics.models.items()))  # the student first
+    folds = {role: metrics.folds[role] for role in models}
+    temperature_of = {fold.fold: fold.temperature for fold in folds["student"]}
+    temperatures = np.array([[temperature_of[fold_of[path]]] for path in predictions.paths])
+    probabilities, labels = predictions.probabilities, predictions.labels
+    scaled = at_temperature(probabilities, temperatures)
+    errors = errors_by_group(predictions)
+    groups = group_scores(predictions, fold_of)
+    return render(
+        "folds.html.j2",
+        kind="folds",
+        title=f"edgelung cross-validation {folder.path.name}",
+        headline=verdicts.run_headline(metrics, config),
+        facts={
+            "date": now(),
+            "data": f"{Path(config.data).name}: {_sizes([_total(config.counts['test'])])}",
+            "split": config.split,
+            "size of a tile": _micrometres(config.tile_um),
+            "student": models["student"].model,
+            "SHA-256 of split.csv": config.split_sha256[:16],
+            "command": command(),
+        },
+        config=config,
+        concerns=run_concerns(metrics, config.counts),
+        classes=metrics.classes,
+        models=models,
+        folds=folds,
+        judged=[
+            roc_chart(probabilities, labels, predictions.classes),
+            reliability_chart({"as trained": probabilities, "at its temperature": scaled}, labels),
+        ],
+        groups=groups[:SHOWN_ROWS],
+        all_groups=len(groups),
+        errors=errors[:SHOWN_GROUPS],
+        concentration=concentration(errors, len(groups)),
+        pictures=pictures,
     )
 
 
@@ -149,7 +204,7 @@ def compare_page(comparison: Comparison) -> str:
 
 def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> str:
     """report.html of an audit, from audit.json as plain values and the pictures by section."""
-    values = {"known": None} | audit
+    values = {"known": None, "against": None} | audit
     return render(
         "audit.html.j2",
         kind="audit",
@@ -159,6 +214,9 @@ def audit_page(name: str, audit: dict[str, Any], pictures: dict[str, Any]) -> st
             audit["groups"],
             len(audit["groups_across_classes"]),
             len(audit["unreadable"]),
+            (values["against"]["shown_in_training"], values["against"]["test"])
+            if values["against"]
+            else None,
         ),
         facts={"date": now(), "data": name, "command": command()},
         f=values,

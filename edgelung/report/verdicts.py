@@ -45,7 +45,8 @@ def run_headline(metrics: RunMetrics, config: RunConfig) -> Headline:
     if test.accuracy is None:
         return Headline("The student was not tested: the run has no test tile", Tone.CAUTION)
     interval = written(test.intervals.accuracy)
-    text = f"The student labels {percent(test.accuracy)} of {count(test.tiles, 'test tile')} right"
+    who = f"Over {config.folds} folds, the student" if config.folds else "The student"
+    text = f"{who} labels {percent(test.accuracy)} of {count(test.tiles, 'test tile')} right"
     if interval != "–":
         text += f" (95 % interval {interval})"
     if config.split == "random":
@@ -112,15 +113,25 @@ def compare_headline(comparison: Comparison) -> Headline:
     return Headline(text, Tone.CAUTION if random else Tone.GOOD)
 
 
-def audit_headline(tiles: int, groups: int, mixed: int, left_out: int) -> Headline:
+def audit_headline(
+    tiles: int, groups: int, mixed: int, left_out: int, shown: tuple[int, int] | None = None
+) -> Headline:
     """What to do about the folder before training.
 
     Args:
         tiles, groups: how many there are.
         mixed: groups with tiles of several classes.
         left_out: files that cannot be read.
+        shown: test tiles of a published split that show tissue of training, and all test tiles.
     """
     unread = f"; {count(left_out, 'file')} cannot be read" if left_out else ""
+    if shown:
+        leaked, tested = shown
+        text = f"No test tile of {tested:,} shows tissue of a training tile"
+        if leaked:
+            of_all = f"{leaked:,} of {count(tested, 'test tile')} ({percent(leaked / tested)})"
+            text = f"Do not trust this split: {of_all} show tissue of training tiles"
+        return Headline(text + unread, Tone.BAD if leaked else Tone.GOOD)
     if mixed:
         are = "shows" if mixed == 1 else "show"
         text = f"Check the labels: {count(mixed, 'group')} of near copies {are} several classes"

@@ -33,6 +33,7 @@ def test_an_audit_names_what_is_odd_and_goes_on(folder: Path, tmp_path: Path) ->
         (folder / place / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     audit = audit_folder(folder, tmp_path / "audit")
     assert (audit.tiles, audit.groups, audit.single_tiles) == (9, 4, 0)
+    assert '"against"' not in (tmp_path / "audit/audit.json").read_text()
     assert sorted(audit.unreadable) == ["a/broken.png", "c/broken.png"]
     counts = {name: (c.tiles, c.left_out) for name, c in audit.classes.items()}
     assert counts == {"a": (4, 1), "b": (5, 0), "c": (0, 1)}

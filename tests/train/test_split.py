@@ -11,11 +11,14 @@ from edgelung.train.recipe import Split
 from edgelung.train.split import (
     SplitTile,
     count_leaked_tiles,
+    deal_groups,
     far_from_shares,
     find_conflicting_copies,
     join_duplicates,
+    shares_of_fold,
     split_at_random,
     split_by_group,
+    split_fold,
     split_warnings,
 )
 
@@ -176,3 +179,47 @@ def test_small_validation_and_test_sets_are_said_before_training() -> None:
         "6 group(s) of a class in the test set: intervals from fewer than 10 groups are too narrow"
     )
     assert said(80) == []
+
+
+def of_three_classes() -> tuple[list[IndexedTile], list[str]]:
+    """Groups of 1 to 9 tiles."""
+    tiles, groups = [], []
+    for label, count in (("a", 40), ("b", 25), ("c", 11)):
+        for group in range(count):
+            more, _ = many(1, group % 9 + 1, label)
+            tiles += [tile(f"{group}/{one.path}", label) for one in more]
+            groups += [f"{label}:{group}"] * len(more)
+    return tiles, groups
+
+
+def test_groups_are_dealt_whole_and_evenly() -> None:
+    tiles, groups = of_three_classes()
+    dealt = deal_groups(tiles, groups, 5, seed=0)
+    assert dealt == deal_groups(tiles, groups, 5, seed=0)
+    assert dealt != deal_groups(tiles, groups, 5, seed=1)
+    assert len(set(zip(groups, dealt, strict=True))) == len(set(groups))
+    counts = Counter((t.label, fold) for t, fold in zip(tiles, dealt, strict=True))
+    for label in "abc":
+        of_label = [counts[label, fold] for fold in range(1, 6)]
+        assert max(of_label) - min(of_label) <= 3
+
+
+def test_a_fold_tests_its_groups_and_validates_on_whole_others() -> None:
+    tiles, groups = of_three_classes()
+    shares = shares_of_fold(Split(train=0.6, val=0.2, test=0.2), 4)
+    assert (shares.train, shares.val, shares.test) == pytest.approx((0.5625, 0.1875, 0.25))
+    dealt = deal_groups(tiles, groups, 4, seed=0)
+    for fold in range(1, 5):
+        split = split_fold(tiles, groups, dealt, fold, shares)
+        assert [row.subset == "test" for row in split] == [number == fold for number in dealt]
+        subsets = {(row.group, row.subset) for row in split}
+        assert len(subsets) == len(set(groups))
+        assert not list(far_from_shares(split, shares))
+
+
+def test_a_class_with_fewer_groups_than_folds_is_refused() -> None:
+    tiles, groups = many(4, 3, "a")
+    with pytest.raises(EdgelungError, match=r"4 group.*at least 5.*use --folds 4, or add tiles"):
+        deal_groups(tiles, groups, 5, seed=0)
+    with pytest.raises(EdgelungError, match="for each fold: add tiles from other sources"):
+        deal_groups(tiles[:6], groups[:6], 3, seed=0)
