@@ -48,7 +48,7 @@ def _print_figures(result: "Evaluation") -> None:
     """The figures here and in the bundle's own test, and the difference."""
     from rich.table import Column, Table
 
-    from edgelung.evaluation.external import named_figures
+    from edgelung.evaluation.external import named_figures, title_of
 
     assert result.everything.figures is not None
     table = Table(
@@ -59,7 +59,7 @@ def _print_figures(result: "Evaluation") -> None:
     for name, here in named_figures(result.everything.figures, result.classes).items():
         test = result.test.get(name)
         table.add_row(
-            name.replace("_", " ") if not name.startswith("recall") else name,
+            title_of(name),
             _cell(here),
             _cell(test.test) if test else "–",
             _difference(test.difference, test.verdict) if test else "–",
@@ -103,8 +103,8 @@ def _print_column(column: str, subsets: Mapping[str, "Subset"]) -> None:
         figures = subset.figures
         cells = [str(sum(subset.statuses.values()))]
         if figures is not None:
-            cells += [str(figures.groups), *map(_cell, (figures.accuracy,))]
-            cells += [_cell(figures.balanced_accuracy), _cell(figures.roc_auc)]
+            estimates = (figures.accuracy, figures.balanced_accuracy, figures.roc_auc)
+            cells += [str(figures.groups), *map(_cell, estimates)]
             cells.append(_cell(figures.expected_calibration_error))
         table.add_row(value, *cells)
     out().print(table)

@@ -30,6 +30,12 @@ Flags = npt.NDArray[np.bool_]  # (N,)
 
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the tiles that `kept_tiles` keeps
 RECALL = "recall:"  # before the name of a class, in the names of figures
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "roc_auc": "ROC AUC",
+    "expected_calibration_error": "calibration error",
+}
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,13 @@ def group_counts(tiles: LabelledTiles) -> list[GroupCount]:
     errors = Counter(tiles.groups_of(predicted & wrong))
     order = sorted(errors, key=lambda group: (-errors[group], group))
     return [GroupCount(group=one, tiles=count[one], wrong=errors[one]) for one in order]
+
+
+def title_of(figure: str) -> str:
+    """The name of a figure for people."""
+    if figure.startswith(RECALL):
+        return f"recall of {figure.removeprefix(RECALL)}"
+    return TITLES[figure]
 
 
 def named_figures(figures: Estimates, classes: list[str]) -> dict[str, Estimate]:
