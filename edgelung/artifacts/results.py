@@ -75,12 +75,6 @@ class ClassMetrics(Struct, frozen=True, kw_only=True):
     confusion: list[list[int]]
 
 
-class LabelledMetrics(ClassMetrics, frozen=True, kw_only=True):
-    """The same, with the names of the classes."""
-
-    classes: list[str]
-
-
 class Metrics(ClassMetrics, frozen=True, kw_only=True):
     """What probabilities say: calibration and ranking as well as labels."""
 

@@ -36,7 +36,7 @@ from edgelung.evaluation.requirements import Required, check_classes, judge
 from edgelung.inference.labelled import LabelledFile, LabelledFiles, labelled_files
 from edgelung.inference.pipeline import predict_batches
 from edgelung.inference.reading import FileReading
-from edgelung.inference.record import LabelRule, make_record, printable
+from edgelung.inference.record import LabelRule, printable, record_of
 from edgelung.inference.session import Options, label_rule, open_engines
 from edgelung.tiles.reader import ReaderSpec
 
@@ -155,7 +155,7 @@ def predict_labelled(
     records = []
     with closing(batches):
         for rows in batches:
-            records += [make_record(row, printable(row.item.path), rule) for row in rows]
+            records += [record_of(row, rule) for row in rows]
             advance(len(rows))
     probabilities = np.zeros((len(records), classes))
     sets = np.zeros((len(records), classes), bool)
