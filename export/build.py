@@ -27,6 +27,7 @@ from edgelung.export.inputs import KNOWN, ExportInputs, read_inputs, trained_pro
 from edgelung.export.known import learn_known
 from edgelung.export.plan import Plan
 from edgelung.export.predict import predict
+from edgelung.export.recalibrate import SiteTiles, recalibrate
 from edgelung.export.select import Refine
 from edgelung.export.variants import VariantMaker, prepare_variants
 
@@ -49,6 +50,7 @@ def export_run(
     strict: bool = False,
     tile_um: float | None = None,
     known: float = KNOWN,
+    site: SiteTiles | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
@@ -67,6 +69,7 @@ def export_run(
         tile_um: side of a training tile in micrometres, for a run that does not state it.
         known: share of the validation tiles that the model shall know, averaged over groups; the
             others are as far from the training tiles as what it reports as unknown.
+        site: labelled tiles that give the temperature in place of the validation tiles.
 
     Raises:
         EdgelungError: if the run or its tiles cannot be read, or the graph does not reproduce the
@@ -83,14 +86,18 @@ def export_run(
         known=known,
     )
     refine = _training(inputs) if qat else None
+    site_tiles = site.read(inputs.student.classes) if site else None
     inputs.reader.keep(inputs.validation, "decode validation tiles")
     inputs.reader.keep(inputs.test, "decode test tiles")
     temperature = fit_graph_temperature(inputs)
+    recalibrated = recalibrate(inputs, site_tiles, temperature) if site_tiles else None
+    if recalibrated:
+        temperature = recalibrated.temperature_after
     student = learn_known(inputs.student, inputs.train, inputs.reader)
     inputs = replace(inputs, student=student)
     maker = prepare_variants(inputs, temperature, STRICT if strict else LIMITS)
     variants, ranking = _make_variants(maker, precisions, calibration, refine)
-    bundle = write_bundle_folder(out, inputs, temperature, variants, ranking)
+    bundle = write_bundle_folder(out, inputs, temperature, variants, ranking, recalibrated)
     logger.info(
         "%d tiles were read %d times. Checked: %s",
         *(inputs.reader.distinct_tiles, inputs.reader.decodes),

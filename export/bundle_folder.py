@@ -22,6 +22,7 @@ from edgelung.artifacts.manifest import (
     GoldenEntry,
     KnownTissue,
     Provenance,
+    Recalibration,
     Sensitivity,
 )
 from edgelung.artifacts.trust import OWN_WORK
@@ -48,10 +49,11 @@ def write_bundle_folder(
     temperature: float,
     variants: Sequence[MeasuredVariant],
     sensitivity: Sensitivity | None,
+    recalibrated: Recalibration | None = None,
 ) -> Bundle:
     """Write everything into a temporary folder beside `out`, and rename it to `out`.
 
-    `variants`: full precision first.
+    `variants`: full precision first. `recalibrated`: how the temperature was fitted on a site.
     """
     indices = choose_golden(inputs.gate.labels, variants[0].probabilities["gate"])
     golden = _golden_entries(inputs, variants, indices)
@@ -65,6 +67,7 @@ def write_bundle_folder(
         sensitivity=sensitivity,
         golden=golden,
         known=_known(inputs, variants[0]),
+        recalibrated=recalibrated,
         tile_sizes=frequent(inputs.config.sizes.items()),
         tile_um=inputs.scale.tile_um if inputs.scale else UNSET,
         provenance=_provenance(inputs, variants),

@@ -14,6 +14,7 @@ from edgelung.core.progress import SILENT, Advance
 from edgelung.core.workers import Workers
 from edgelung.inference.record import printable
 from edgelung.tiles.find import LEADS_OUT, LEFTOVER_FOLDERS, FoundFile, class_of, find_files
+from edgelung.tiles.groups import NO_GROUP, check_groups
 from edgelung.tiles.lists import is_utf8, read_rows
 from edgelung.tiles.names import find, lookup, plain_name
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_found
@@ -22,10 +23,6 @@ from edgelung.tiles.status import Status
 # Folders with one of these words in their names may hold the same classes each.
 SUBSET_WORDS = frozenset(
     ["train", "training", "val", "valid", "validation", "test", "testing", "dev"]
-)
-# What programs write into an empty cell, in lower case.
-NO_GROUP = frozenset(
-    ["", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a", "nan", "-nan", "none", "null", "nil"]
 )
 SAY_CLASSES = """--set 'classes=["a", "b"]' (audit: --class a --class b)"""
 
@@ -309,18 +306,5 @@ def read_groups(path: Path, tiles: Sequence[IndexedTile]) -> list[str]:
             + ("the list is not UTF-8: save it as UTF-8" if not_utf8 else remedy)
         )
     names = [str(group) for group in found]
-    _check_groups(path, names)
+    check_groups(path, names)  # of two that are one, a tile could be in train and test
     return names
-
-
-def _check_groups(path: Path, groups: Sequence[str]) -> None:
-    """Raise EdgelungError for two groups that may be one: its tiles could be in train and test."""
-    spellings: dict[str, str] = {}
-    for group in groups:
-        plain = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
-        plain = re.sub(r"^([0-9]+)\.0+$", r"\1", plain)  # pandas writes 1.0 for 1
-        if (other := spellings.setdefault(plain, group)) != group:
-            raise EdgelungError(
-                f"{path} has the groups {other!r} and {group!r}, which differ only in case, blanks "
-                "or .0; write one group in one way, or give two groups other names"
-            )

@@ -7,7 +7,14 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from edgelung.artifacts.results import Concern, GateResult, SetSize, Share, VariantTest
+from edgelung.artifacts.results import (
+    Concern,
+    Estimate,
+    GateResult,
+    SetSize,
+    Share,
+    VariantTest,
+)
 from edgelung.core.typed_json import Json
 from edgelung.tiles.physical_size import MAX_TILE_UM, MIN_TILE_UM
 
@@ -140,6 +147,25 @@ class KnownTissue(Struct, frozen=True, kw_only=True):
     validation: Share
 
 
+class Recalibration(Struct, frozen=True, kw_only=True):
+    """How the temperature was fitted on a site's labelled tiles (`export --recalibrate`).
+
+    `fitted_on`, `measured_on`: the two halves of the site's groups. `grouped`: False if every tile
+    counted as its own group. `temperature_before`: the one that the validation tiles gave.
+    `error_before`, `error_after`: expected calibration error of full precision on `measured_on` at
+    either temperature; `change`: after − before, paired over groups.
+    """
+
+    fitted_on: SetSize
+    measured_on: SetSize
+    grouped: bool
+    temperature_before: float
+    temperature_after: float
+    error_before: Estimate
+    error_after: Estimate
+    change: Estimate
+
+
 class Provenance(Struct, frozen=True, kw_only=True):
     """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`.
 
@@ -173,6 +199,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     `tile_sizes`: number of training tiles by '<width>x<height>' in pixels; empty in older bundles.
     `tile_um`: side of a training tile in micrometres, 5 to 5,000; UNSET where nobody stated it.
     `known`: None in bundles of an older edgelung, which know no unknown tissue.
+    `recalibrated`: None if the validation tiles gave the temperature.
     `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
     derives them.
     """
@@ -187,6 +214,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     sensitivity: Sensitivity | None = None
     golden: list[GoldenEntry]
     known: KnownTissue | None = None
+    recalibrated: Recalibration | None = None
     tile_sizes: dict[str, int] = {}
     tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | UnsetType = UNSET
     concerns: list[Concern] | UnsetType = UNSET

@@ -28,6 +28,33 @@ class Share(Struct, frozen=True, kw_only=True):
     groups: int
 
 
+class Estimate(Struct, frozen=True, kw_only=True):
+    """A figure with its 95 % interval over groups.
+
+    `value`: None where the figure does not exist. `interval`: None where it would have no width.
+    """
+
+    value: float | None
+    interval: Interval | None
+
+
+class Estimates(Struct, frozen=True, kw_only=True):
+    """The main figures of a model on labelled tiles.
+
+    `fewest_groups`: groups of the class that has the fewest, of the classes that have tiles.
+    `recall`: per class, in the order of the classes.
+    """
+
+    tiles: int
+    groups: int
+    fewest_groups: int
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    roc_auc: Estimate
+    expected_calibration_error: Estimate
+    recall: list[Estimate]
+
+
 class ClassMetrics(Struct, frozen=True, kw_only=True):
     """What a confusion matrix says (the paper's Eqs. 9–13).
 
@@ -46,12 +73,6 @@ class ClassMetrics(Struct, frozen=True, kw_only=True):
     f1: list[float | None]
     support: list[int]
     confusion: list[list[int]]
-
-
-class LabelledMetrics(ClassMetrics, frozen=True, kw_only=True):
-    """The same, with the names of the classes."""
-
-    classes: list[str]
 
 
 class Metrics(ClassMetrics, frozen=True, kw_only=True):

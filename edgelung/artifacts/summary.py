@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from edgelung.artifacts.results import Concern, LabelledMetrics
+from edgelung.artifacts.results import Concern
 from edgelung.artifacts.trust import SignatureCheck
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError, one_line
@@ -30,10 +30,7 @@ class Latency(Struct, frozen=True, kw_only=True):
 
 
 class Verification(Struct, frozen=True, kw_only=True):
-    """Comparison of the variant with full precision, on the tiles that both predicted.
-
-    `variant`, `reference`: the metrics of each on the tiles that lie in class folders.
-    """
+    """Comparison of the variant with full precision, on the tiles that both predicted."""
 
     tiles: int
     agreement: float
@@ -41,8 +38,6 @@ class Verification(Struct, frozen=True, kw_only=True):
     max_probability_difference: float
     min_agreement: float
     passed: bool
-    variant: LabelledMetrics | None
-    reference: LabelledMetrics | None
 
 
 class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -55,7 +50,6 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         golden_difference: largest |Δ probability| on the bundle's golden tiles.
         files: number of rows. failed: rows without a prediction because of an error.
         labels: class → number of files with this label.
-        labelled: metrics on the tiles that lie in folders named after classes.
         verify: the comparison with full precision; None without `--verify`.
         exit_code: see `edgelung.core.errors.ExitCode`.
         out, out_sha256: the file of the rows ('-' is standard output) and the hash of what was
@@ -94,7 +88,6 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     failed: int
     statuses: dict[str, int]
     labels: dict[str, int]
-    labelled: LabelledMetrics | None
     verify: Verification | None
     exit_code: int
     out: str

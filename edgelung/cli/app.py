@@ -14,6 +14,7 @@ from edgelung.cli.command import Command, usage_message
 from edgelung.cli.compare import compare
 from edgelung.cli.demo import demo
 from edgelung.cli.doctor import doctor
+from edgelung.cli.evaluate import evaluate
 from edgelung.cli.export import export
 from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
@@ -31,7 +32,8 @@ app = typer.Typer(
     help="From labelled lung-histology tiles to a verified low-latency classifier on your own "
     "workstation. " + RESEARCH_USE_ONLY,
     epilog="Exit codes: 0 all well · 1 an internal error · 2 wrong usage or bad input · "
-    "3 finished, but some files failed · 4 an accuracy gate failed or was inconclusive.",
+    "3 finished, but some files failed · 4 an accuracy gate or an evaluation failed or was "
+    "inconclusive.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=True,
@@ -39,7 +41,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time that --help takes
 )
 for command in (
-    *(audit, train, compare, export, infer, slide, view, bench, doctor, demo, keygen, sign),
+    *(audit, train, compare, export, evaluate, infer, slide, view),
+    *(bench, doctor, demo, keygen, sign),
 ):
     app.command(cls=Command)(command)
 app.command("gpu-check", cls=Command)(gpu_check)

@@ -42,7 +42,7 @@ def demo(
         typer.Option(
             metavar="FOLDER",
             rich_help_panel=INPUT,
-            help="A further labelled folder to predict at the end; repeatable.",
+            help="A further folder to predict at the end; repeatable.",
         ),
     ] = None,
     recipe: Annotated[

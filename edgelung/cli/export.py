@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung.cli.command import print_next, report
-from edgelung.cli.options import INPUT, OUTPUT, TileUmOption, engine_name, training_extra
+from edgelung.cli.options import (
+    INPUT,
+    OUTPUT,
+    TileUmOption,
+    engine_name,
+    named_path,
+    training_extra,
+)
 from edgelung.engines.names import EngineName
 
 if TYPE_CHECKING:
@@ -89,6 +96,24 @@ def export(
             "that are further from the training tiles as unknown.",
         ),
     ] = 0.99,
+    recalibrate: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="TILES",
+            rich_help_panel=JUDGING,
+            help="Fit the confidence (temperature) on half of the groups of a site's labelled "
+            "tiles, and measure it on the other half.  [default: on the validation tiles]",
+        ),
+    ] = None,
+    recalibrate_groups: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            rich_help_panel=JUDGING,
+            help="With --recalibrate: source of each tile, as --groups of `edgelung evaluate`.",
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -165,6 +190,8 @@ def export(
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
     RunFolder(run).check_one_model()
+    if recalibrate_groups and not recalibrate:
+        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
     if wsinfer:
         check_wsinfer(wsinfer, out, run, tile_um)
@@ -172,6 +199,7 @@ def export(
 
     with training_extra("export"):
         from edgelung.export.build import export_run
+        from edgelung.export.recalibrate import SiteTiles
 
     variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
     bundle = export_run(
@@ -185,6 +213,7 @@ def export(
         calibration_tiles=calibration_tiles,
         strict=strict,
         tile_um=tile_um,
+        site=SiteTiles(recalibrate, recalibrate_groups) if recalibrate else None,
     )
     if wsinfer:
         write_wsinfer(wsinfer, run, bundle, data)

@@ -42,9 +42,6 @@ from edgelung.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from edgelung.artifacts.results import LabelledMetrics
     from edgelung.artifacts.summary import Summary
     from edgelung.inference.destination import Destination
 
@@ -192,8 +189,8 @@ def infer(
 ) -> None:
     """What class is each tile of a folder?
 
-    Writes one row per file and a summary of the run. Defaults can stand in edgelung.toml, see
-    `edgelung doctor`. Research use only.
+    Writes one row per file and a summary of the run; for the accuracy see `edgelung evaluate`.
+    Defaults can stand in edgelung.toml, see `edgelung doctor`. Research use only.
     """
     from edgelung.artifacts.trust import choose_trust
     from edgelung.cli.counting import counting
@@ -297,32 +294,14 @@ def print_summary(summary: "Summary") -> None:
             f"sizes     {summary.other_sizes} tiles are of other sizes than the training tiles "
             f"({summary.trained_sizes})"
         )
-    if labelled := summary.labelled:
-        lines.append(
-            f"accuracy  {_percent(labelled.accuracy)}, balanced "
-            f"{_percent(labelled.balanced_accuracy)} on {labelled.tiles} labelled tiles"
-        )
-        tiles = sum(summary.labels.values())
-        if others := tiles - labelled.tiles:
-            lines.append(
-                f"          {others} of {tiles} tiles lie in folders that name no class: no "
-                "accuracy for them"
-            )
     if verify := summary.verify:
         lines.append(
             f"verify    agreement {_percent(verify.agreement)} on {verify.tiles} tiles, "
             f"largest probability difference {verify.max_probability_difference:.4f}"
             + ("" if verify.passed else f"  BELOW {_percent(verify.min_agreement)}")
         )
-        if verify.variant and verify.reference:
-            lines.append(
-                f"          accuracy on them {_percent(verify.variant.accuracy)}, full precision "
-                f"{_percent(verify.reference.accuracy)}"
-            )
     for line in lines:
         console.print(visible(line))
-    if labelled:
-        _print_confusion(labelled, console)
     if sys.stdout:  # a service may have closed it
         sys.stdout.flush()
 
@@ -346,19 +325,6 @@ def _unknown(summary: "Summary") -> str:
         f"{_percent(unknown / predicted)} of the tiles are unlike the training tiles, "
         f"{_percent(blank / predicted)} show no tissue: they have no label"
     )
-
-
-def _print_confusion(labelled: "LabelledMetrics", console: "Console") -> None:
-    from rich.table import Column, Table
-
-    from edgelung.core.errors import visible
-
-    names = [visible(name) for name in labelled.classes]
-    columns = (Column(name, overflow="fold") for name in ("truth ↓  predicted →", *names))
-    table = Table(*columns, Column("recall", no_wrap=True), title="confusion matrix")
-    for name, row, recall in zip(names, labelled.confusion, labelled.recall, strict=True):
-        table.add_row(name, *map(str, row), _percent(recall))
-    console.print(table)
 
 
 def _percent(value: float | None) -> str:

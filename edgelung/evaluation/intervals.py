@@ -5,17 +5,18 @@ clusters (Davison and Hinkley 1997, Section 3.8). It resamples within each class
 has as many groups of a class as the test set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.artifacts.results import ClassMetrics, Interval, Intervals
-from edgelung.evaluation.metrics import Labels
+from edgelung.artifacts.results import ClassMetrics, Estimate, Estimates, Interval, Intervals
+from edgelung.evaluation.metrics import BINS, Floats, Labels, confidence_gaps, evaluate
 
 RESAMPLES = 2000
 LEVEL = 0.95
 FEW_GROUPS = 10  # per class; with fewer a bootstrap interval is too narrow
+MAX_CELLS = 2**24  # of an array of resamples × groups or tiles: 128 MiB
 
 Counts = npt.NDArray[np.float64]
 
@@ -41,6 +42,144 @@ def intervals(predicted: Labels, truth: Labels, groups: Sequence[str], classes: 
         low = ((1 - LEVEL) / 2) ** (1 / weights.shape[1])
         bounds = dict.fromkeys(bounds, (low, 1.0))
     return Intervals(**bounds)
+
+
+def estimates(probabilities: Floats, truth: Labels, groups: Sequence[str]) -> Estimates:
+    """The main figures of a model with their 95 % intervals from resampled groups.
+
+    A class without tiles has no recall, and the averages are over the other classes. A rate of
+    exactly 1 or 0 in all resamples gets the exact binomial bound, as in `intervals`.
+
+    Args:
+        probabilities: (N, C), N ≥ 1.
+        truth: int64 (N,), class indices.
+        groups: source of each tile, length N.
+    """
+    figures = evaluate(probabilities, truth)
+    names, index = np.unique(groups, return_inverse=True)
+    holds = np.zeros((len(names), probabilities.shape[1]), bool)
+    holds[index, truth] = True
+    of_class = holds.sum(axis=0)  # groups that hold tiles of each class
+    drawn = _resampled_figures(probabilities, truth, groups, index)
+    recall = [
+        _estimate(value, drawn["recall"][:, label], int(of_class[label]))
+        for label, value in enumerate(figures.recall)
+    ]
+    return Estimates(
+        tiles=figures.tiles,
+        groups=len(names),
+        fewest_groups=int(of_class[of_class > 0].min()),
+        accuracy=_estimate(figures.accuracy, drawn["accuracy"], len(names)),
+        balanced_accuracy=_estimate(
+            figures.balanced_accuracy, drawn["balanced_accuracy"], len(names)
+        ),
+        roc_auc=_estimate(figures.roc_auc, drawn["roc_auc"], len(names)),
+        expected_calibration_error=_estimate(
+            figures.expected_calibration_error, drawn["expected_calibration_error"]
+        ),
+        recall=recall,
+    )
+
+
+def calibration_estimate(
+    probabilities: Floats, truth: Labels, groups: Sequence[str], before: Floats | None = None
+) -> Estimate:
+    """The expected calibration error with its interval; arguments as in `estimates`.
+
+    With `before`, other probabilities of the same tiles: how much the error has changed since.
+    """
+    _, index = np.unique(groups, return_inverse=True)
+    ours = _gaps_of_groups(probabilities, truth, index)
+    theirs = None if before is None else _gaps_of_groups(before, truth, index)
+
+    def errors(weights: Counts) -> Counts:
+        found = _calibration_errors(weights, ours)
+        return found if theirs is None else found - _calibration_errors(weights, theirs)
+
+    value = errors(np.ones((1, len(ours))))[0]
+    return _estimate(float(value), errors(_weights(truth, groups)))
+
+
+def _estimate(value: float | None, drawn: Counts, groups: int | None = None) -> Estimate:
+    """A figure with the interval of its resamples.
+
+    `groups`: of a rate, how many groups it rests on.
+    """
+    if value is None:
+        return Estimate(value=None, interval=None)
+    low, high = _interval(drawn[np.isfinite(drawn)])
+    if low == high and groups is not None:
+        tail = (1 - LEVEL) / 2
+        if value == 1:
+            low = tail ** (1 / groups)
+        elif value == 0:
+            high = 1 - tail ** (1 / groups)
+    return Estimate(value=value, interval=(low, high) if low < high else None)
+
+
+def _resampled_figures(
+    probabilities: Floats, truth: Labels, groups: Sequence[str], index: Labels
+) -> dict[str, Counts]:
+    """Each figure of `estimates` in each resample: (R,), for recall (R, C)."""
+    classes = probabilities.shape[1]
+    counts = _confusions(probabilities.argmax(axis=1), truth, groups, classes)
+    gaps = _gaps_of_groups(probabilities, truth, index)
+    blocks: list[dict[str, Counts]] = []
+    for weights in _weight_blocks(truth, groups):
+        confusions = weights @ counts
+        blocks.append(
+            _metrics(confusions)
+            | {
+                "recall": _recalls(confusions),
+                "roc_auc": _roc_aucs(probabilities, truth, index, weights),
+                "expected_calibration_error": _calibration_errors(weights, gaps),
+            }
+        )
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _gaps_of_groups(probabilities: Floats, truth: Labels, index: Labels) -> Counts:
+    """Per group the sums of `confidence_gaps` and the number of tiles, (G, BINS + 1)."""
+    sums = np.zeros((index.max() + 1, BINS + 1))
+    np.add.at(sums[:, :BINS], index, confidence_gaps(probabilities, truth))
+    np.add.at(sums[:, BINS], index, 1)
+    return sums
+
+
+def _calibration_errors(weights: Counts, sums: Counts) -> Counts:
+    """The expected calibration error of each resample, (R,), from `_gaps_of_groups`."""
+    totals = weights @ sums
+    errors: Counts = np.abs(totals[:, :BINS]).sum(axis=1) / totals[:, BINS]
+    return errors
+
+
+def _roc_aucs(probabilities: Floats, truth: Labels, index: Labels, weights: Counts) -> Counts:
+    """ROC AUC of each resample, (R,): that of `metrics.roc_auc` if tiles are repeated by weight.
+
+    NaN where a resample holds fewer than two classes.
+    """
+    areas, present = np.zeros(len(weights)), np.zeros(len(weights))
+    rows = max(1, MAX_CELLS // len(truth))
+    for label, scores in enumerate(probabilities.T):
+        positive = truth == label
+        if positive.any() and not positive.all():
+            order = np.argsort(scores, kind="stable")
+            starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # ties are one step
+            of_group, is_ours = index[order], positive[order]
+            for start in range(0, len(weights), rows):
+                drawn = weights[start : start + rows, of_group]  # (≤ rows, N)
+                ours = np.add.reduceat(drawn * is_ours, starts, axis=1)
+                others = np.add.reduceat(drawn * ~is_ours, starts, axis=1)
+                below = others.cumsum(axis=1) - others / 2
+                pairs = ours.sum(axis=1) * others.sum(axis=1)
+                won = (ours * below).sum(axis=1)
+                areas[start : start + rows] += np.divide(
+                    won, pairs, out=np.zeros_like(won), where=pairs > 0
+                )
+                present[start : start + rows] += pairs > 0
+    with np.errstate(invalid="ignore"):
+        mean: Counts = areas / present
+    return mean
 
 
 def written(bounds: Interval) -> str:
@@ -100,15 +239,34 @@ def _confusions(predicted: Labels, truth: Labels, groups: Sequence[str], classes
 
 def _weights(truth: Labels, groups: Sequence[str]) -> Counts:
     """How often each resample draws each group, (RESAMPLES, G)."""
+    return np.concatenate(list(_weight_blocks(truth, groups)))
+
+
+def _weight_blocks(truth: Labels, groups: Sequence[str]) -> Iterator[Counts]:
+    """The rows of `_weights` in blocks of bounded memory; one block unless there are many groups.
+
+    Without groups every tile is one.
+    """
     names, first_tile = np.unique(groups, return_index=True)
     stratum = truth[first_tile]  # a group of several classes belongs to that of its first tile
     rng = np.random.default_rng(0)
-    weights = np.zeros((RESAMPLES, len(names)))
-    for label in np.unique(stratum):
-        members = np.flatnonzero(stratum == label)
-        uniform = np.full(len(members), 1 / len(members))
-        weights[:, members] = rng.multinomial(len(members), uniform, size=RESAMPLES)
-    return weights
+    rows = max(1, MAX_CELLS // len(names))
+    for start in range(0, RESAMPLES, rows):
+        weights = np.zeros((min(rows, RESAMPLES - start), len(names)))
+        for label in np.unique(stratum):
+            members = np.flatnonzero(stratum == label)
+            uniform = np.full(len(members), 1 / len(members))
+            weights[:, members] = rng.multinomial(len(members), uniform, size=len(weights))
+        yield weights
+
+
+def _recalls(confusions: Counts) -> Counts:
+    """The recall of each class, (R, C), of confusion matrices (R, C²); NaN without a tile."""
+    classes = round(confusions.shape[1] ** 0.5)
+    matrices = confusions.reshape(-1, classes, classes)
+    with np.errstate(invalid="ignore"):
+        recall: Counts = np.diagonal(matrices, axis1=1, axis2=2) / matrices.sum(axis=2)
+    return recall
 
 
 def _metrics(confusions: Counts) -> dict[str, Counts]:

@@ -1,12 +1,10 @@
 """Classification metrics in plain numpy: the paper's Eqs. 9–13, calibration error, ROC AUC."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from edgelung.artifacts.results import Agreement, ClassMetrics, LabelledMetrics, Metrics
+from edgelung.artifacts.results import Agreement, ClassMetrics, Metrics
 
 Labels = npt.NDArray[np.int64]  # (N,)
 TEMPERATURES = (0.5, 10.0)  # lowest and highest that a fit may return
@@ -165,9 +163,3 @@ def agreement(first: Floats, second: Floats) -> Agreement:
         differing_labels=int((~same).sum()),
         max_probability_difference=float(np.abs(first - second).max()) if len(same) else None,
     )
-
-
-def labelled_metrics(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> LabelledMetrics:
-    """The metrics of a confusion matrix, with the names of the classes."""
-    metrics = structs.asdict(classification_metrics(confusion))
-    return LabelledMetrics(classes=list(classes), **metrics)

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple
 
 from edgelung.artifacts.predictions import DECIMALS, Prediction
 from edgelung.inference.pipeline import Item, Row
 from edgelung.inference.reading import Stamp
-from edgelung.tiles.find import FoundFile, class_of
+from edgelung.tiles.find import FoundFile
 from edgelung.tiles.sizes import TrainedSizes
 from edgelung.tiles.status import PREDICTED, Status
 
@@ -26,7 +25,6 @@ class Record(NamedTuple):
         status, error: as in the row.
         probabilities: float32 values, one per class; None without a prediction.
         reference: the same from full precision; None where it did not run.
-        truth: index of the class that a folder above the file is named after; None without one.
         stamp: the file's size and time before it was read; None if it could not be looked at.
         other_size: predicted, but of a size in pixels that is far from the training tiles.
         ood: how far it is from the training tiles; None without a prediction or a score.
@@ -38,7 +36,6 @@ class Record(NamedTuple):
     error: str
     probabilities: list[float] | None
     reference: list[float] | None
-    truth: int | None
     stamp: Stamp | None
     other_size: bool = False
     ood: float | None = None
@@ -98,8 +95,6 @@ def fault_of(record: Record, classes: int | None = None) -> str:
         and record.prediction_set[-1] < (classes or len(record.probabilities or ()))
     ):
         return "a set that is empty or names a class that is none"
-    if record.truth is not None and not 0 <= record.truth < (classes or record.truth + 1):
-        return f"{record.truth} is no class"
     if record.stamp is not None and record.stamp[0] < 0:
         return "a size below 0"
     return ""
@@ -134,14 +129,13 @@ class LabelRule:
         return [i for i, value in enumerate(probabilities) if value >= least]
 
 
-def record_of(row: Row[FoundFile], classes: Sequence[str], rule: LabelRule) -> Record:
+def record_of(row: Row[FoundFile], rule: LabelRule) -> Record:
     """The record of a file's row."""
-    truth = _truth(os.path.dirname(row.item.location), tuple(classes))
-    return make_record(row, printable(row.item.path), rule, truth)
+    return make_record(row, printable(row.item.path), rule)
 
 
-def make_record(row: Row[Item], path: str, rule: LabelRule, truth: int | None = None) -> Record:
-    """The record of a row under a printable name; `truth` is the index of its class, if known."""
+def make_record(row: Row[Item], path: str, rule: LabelRule) -> Record:
+    """The record of a row under a printable name."""
     probabilities = None if row.probabilities is None else row.probabilities.tolist()
     status, error, other_size = row.status, row.error, False
     if probabilities is not None:
@@ -153,7 +147,6 @@ def make_record(row: Row[Item], path: str, rule: LabelRule, truth: int | None = 
         error.encode("utf-8", "backslashreplace").decode(),
         probabilities,
         None if row.reference is None else row.reference.tolist(),
-        truth,
         row.stamp,
         other_size,
         row.ood,
@@ -179,11 +172,6 @@ def _decide(row: Row[Item], confidence: float, rule: LabelRule) -> tuple[Status,
         reason = f"confidence {confidence:.{DECIMALS}f} is under {rule.min_confidence:g}"
         return Status.REVIEW, reason
     return Status.OK, ""
-
-
-@lru_cache(maxsize=1024)
-def _truth(folder: str, classes: tuple[str, ...]) -> int | None:
-    return class_of(os.path.join(folder, "tile"), classes)
 
 
 def printable(path: str) -> str:

@@ -170,7 +170,7 @@ class Session:
             for rows in batches:
                 accepted = [row for row in rows if accept(row)]
                 self._measured.add(rows, accepted)
-                records = [record_of(row, self._bundle.classes, rule) for row in accepted]
+                records = [record_of(row, rule) for row in accepted]
                 if records:
                     self._sink.append(records)
                     yield records

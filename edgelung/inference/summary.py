@@ -13,7 +13,7 @@ from edgelung.core.system import host
 from edgelung.core.typed_json import Json
 from edgelung.engines.choose import Chosen
 from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
-from edgelung.evaluation.concerns import bundle_concerns, starter_concerns
+from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.percentiles import DurationHistogram
@@ -70,7 +70,7 @@ def summarize(
     """
     seconds = measured.seconds()
     options = {**identity.to_json(), "--threads": threads}
-    verification, labelled = tally.verification(), tally.labelled()
+    verification = tally.verification()
     return Summary(
         kind=KIND,
         schema_version=SCHEMA_VERSION,
@@ -92,7 +92,6 @@ def summarize(
         other_sizes=tally.other_sizes,
         trained_sizes=str(bundle.trained_sizes),
         labels={name: tally.labels[name] for name in bundle.classes},
-        labelled=labelled,
         verify=verification,
         exit_code=int(_exit_code(tally, verification)),
         out=destination.name,
@@ -108,10 +107,7 @@ def summarize(
         threads=threads,
         host=host(),
         waiting=waiting,
-        concerns=[
-            *bundle_concerns(bundle.manifest),
-            *(starter_concerns() if labelled and bundle.is_starter else ()),
-        ],
+        concerns=bundle_concerns(bundle.manifest),
         links_skipped=tally.links,
         journal_checksum=evidence.journal_checksum,
         journal_dropped=evidence.journal_dropped,

@@ -3,19 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from edgelung.artifacts.results import LabelledMetrics
 from edgelung.artifacts.summary import Verification
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.gate import LIMITS
-from edgelung.evaluation.metrics import labelled_metrics
 from edgelung.inference.record import Record
 from edgelung.tiles.find import LEADS_OUT
 from edgelung.tiles.status import NO_FAILURE, Status
-
-Confusion = npt.NDArray[np.int64]  # (C, C); rows are the truth, columns the prediction
 
 
 class NoTilesError(EdgelungError):
@@ -30,7 +23,6 @@ class Tally:
         labels: rows by predicted class, decided ones only.
         links: links that lead out of the folder and were not followed.
         other_sizes: predicted rows whose size in pixels is far from the training tiles.
-        confusion: of decided rows whose class is known from a folder's name.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -38,11 +30,6 @@ class Tally:
         self.statuses: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
         self.other_sizes = self.links = 0
-        shape = (len(classes), len(classes))
-        self.confusion: Confusion = np.zeros(shape, np.int64)
-        # Of the tiles that full precision predicted too, decided or not:
-        self._variant_confusion: Confusion = np.zeros(shape, np.int64)
-        self._reference_confusion: Confusion = np.zeros(shape, np.int64)
         self._compared = self._same_label = 0
         self._max_difference = 0.0
 
@@ -51,26 +38,18 @@ class Tally:
         self.statuses[record.status] += 1
         self.other_sizes += record.other_size
         self.links += record.status == Status.SKIPPED and record.error == LEADS_OUT
-        label, truth = record.decided, record.truth
-        if label is not None:
+        if (label := record.decided) is not None:
             self.labels[self.classes[label]] += 1
-            if truth is not None:
-                self.confusion[truth, label] += 1
         if record.reference is not None and record.probabilities is not None:
-            self._compare(record.probabilities, record.reference, truth)
+            self._compare(record.probabilities, record.reference)
 
-    def _compare(
-        self, probabilities: Sequence[float], reference: Sequence[float], truth: int | None
-    ) -> None:
+    def _compare(self, probabilities: Sequence[float], reference: Sequence[float]) -> None:
         variant_label = probabilities.index(max(probabilities))
         reference_label = reference.index(max(reference))
         self._compared += 1
         self._same_label += variant_label == reference_label
         difference = max(abs(a - b) for a, b in zip(reference, probabilities, strict=True))
         self._max_difference = max(self._max_difference, difference)
-        if truth is not None:
-            self._variant_confusion[truth, variant_label] += 1
-            self._reference_confusion[truth, reference_label] += 1
 
     @property
     def files(self) -> int:
@@ -94,10 +73,6 @@ class Tally:
         if set(self.statuses) == {Status.SKIPPED}:
             raise NoTilesError(f"found {self.files} files and no image among them; expected tiles")
 
-    def labelled(self) -> LabelledMetrics | None:
-        """Metrics of the rows whose class is known; None without one."""
-        return self._metrics(self.confusion)
-
     def verification(self) -> Verification | None:
         """The comparison with full precision; None where it did not run."""
         if not self._compared:
@@ -110,9 +85,4 @@ class Tally:
             max_probability_difference=self._max_difference,
             min_agreement=LIMITS.min_agreement,
             passed=agreement >= LIMITS.min_agreement,
-            variant=self._metrics(self._variant_confusion),
-            reference=self._metrics(self._reference_confusion),
         )
-
-    def _metrics(self, confusion: Confusion) -> LabelledMetrics | None:
-        return labelled_metrics(confusion, self.classes) if confusion.sum() else None

@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from edgelung.artifacts.predictions import Prediction
-from edgelung.artifacts.results import LabelledMetrics
 from edgelung.artifacts.summary import Summary
 from edgelung.core.system import available_cores
 from edgelung.core.workers import Workers
-from edgelung.evaluation.metrics import confusion_matrix, labelled_metrics
 from edgelung.report.finished_run import FinishedRun
 from edgelung.report.render import render, typed
 from edgelung.report.verdicts import count, predictions_headline
@@ -91,17 +88,15 @@ def predictions_page(
     columns |= {"classes": classes, "base": _base(run.root, page)}
     statuses = Counter(entry.row.status for entry in entries)
     labels = Counter(entry.row.label for entry in entries if entry.row.label)
-    labelled = _labelled(entries, classes)
     failed = sum(n for status, n in statuses.items() if status not in NO_FAILURE)
     return render(
         "predictions.html.j2",
         kind=KIND,
         title=f"edgelung predictions {run.file.name}",
-        headline=predictions_headline(statuses, failed, labelled, summary.concerns),
+        headline=predictions_headline(statuses, failed, summary.concerns),
         facts=_facts(run) | ({"rows signed": signed} if signed else {}),
         concerns=summary.concerns,
         warnings=_warnings(run, len(shown), missing),
-        labelled=labelled,
         labels={name: labels[name] for name in classes},
         statuses=dict(statuses.most_common()),
         classes=classes,
@@ -230,15 +225,6 @@ def _thumbnails(
         if text and room > 0:
             thumbnails[index] = text
     return thumbnails, sum(not text for text in made.values())
-
-
-def _labelled(entries: Sequence[Entry], classes: Sequence[str]) -> LabelledMetrics | None:
-    """Metrics of the decided rows whose class is known; None without one."""
-    known = [(e.truth, e.label) for e in entries if e.truth >= 0 and e.row.label is not None]
-    if not known:
-        return None
-    truth, label = np.array(known, np.int64).T
-    return labelled_metrics(confusion_matrix(truth, label, len(classes)), classes)
 
 
 def _base(root: Path, page: Path) -> str | None:

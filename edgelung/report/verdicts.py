@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edgelung.artifacts.manifest import BundleManifest, VariantEntry
-from edgelung.artifacts.results import Concern, LabelledMetrics, ModelTest, VariantTest
+from edgelung.artifacts.results import Concern, ModelTest, VariantTest
 from edgelung.artifacts.run import RunConfig, RunMetrics
 from edgelung.core.precision import FULL_PRECISION
 from edgelung.evaluation.comparison import Comparison
@@ -146,7 +146,6 @@ def audit_headline(
 def predictions_headline(
     statuses: Mapping[str, int],
     failed: int,
-    labelled: LabelledMetrics | None,
     concerns: Sequence[Concern],
 ) -> Headline:
     """What became of the files of an `infer` run.
@@ -154,7 +153,6 @@ def predictions_headline(
     Args:
         statuses: number of rows by status.
         failed: rows without a prediction because of an error.
-        labelled: metrics of the rows whose class is known.
         concerns: of the bundle that predicted.
     """
     for concern in concerns:
@@ -162,8 +160,6 @@ def predictions_headline(
             return Headline(concern.text.removesuffix("."), Tone.BAD)
     files, labels = sum(statuses.values()), statuses.get("ok", 0)
     text = f"{labels:,} of {count(files, 'file')} {'has' if labels == 1 else 'have'} a label"
-    if labelled and labelled.accuracy is not None:
-        text += f", {percent(labelled.accuracy)} right of the {labelled.tiles:,} with a known class"
     if failed:
         text += f"; {failed:,} could not be predicted"
     return Headline(text, Tone.CAUTION if failed or labels < files or concerns else Tone.GOOD)

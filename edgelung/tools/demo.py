@@ -45,7 +45,7 @@ class DemoOptions:
         groups: CSV with path and group or cluster; None: `edgelung train` finds near copies.
         recipe: of `edgelung train`.
         calibration_tiles: of `edgelung export`; None: its default.
-        also: further labelled folders to predict.
+        also: further folders to predict.
     """
 
     data: Path

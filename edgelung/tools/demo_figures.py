@@ -7,7 +7,7 @@ from msgspec import Struct, structs
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import Bundle
-from edgelung.artifacts.results import Interval, LabelledMetrics, Metrics, Verdict
+from edgelung.artifacts.results import Interval, Metrics, Verdict
 from edgelung.artifacts.run import Counts, ModelMetrics, RunFolder, SplitRow
 from edgelung.artifacts.summary import Summary, Verification
 from edgelung.core.errors import EdgelungError
@@ -17,6 +17,7 @@ from edgelung.core.terminal import out
 from edgelung.core.typed_json import Json
 from edgelung.engines.names import EngineName
 from edgelung.evaluation.intervals import caution, intervals, written
+from edgelung.evaluation.metrics import classification_metrics, confusion_matrix
 
 Labels = Mapping[str, str | None]  # path → predicted class
 
@@ -72,7 +73,6 @@ class AlsoFigures(Struct, frozen=True, kw_only=True):
     engine: str
     precision: str
     tiles_per_second: float | None
-    labelled: LabelledMetrics | None
     verify: Verification | None
 
     @classmethod
@@ -176,14 +176,13 @@ def _infer_figures(
     index = {name: i for i, name in enumerate(classes)}
     predicted = np.array([index[labels[row.path] or ""] for row in tested])
     truth = np.array([index[row.label] for row in tested])
-    labelled = summary.labelled
-    assert labelled is not None  # the tiles of a run lie in class folders
+    metrics = classification_metrics(confusion_matrix(truth, predicted, len(classes)))
     return InferFigures(
         engine=EngineName(summary.engine),
         precision=Precision(summary.precision),
-        tiles=labelled.tiles,
-        accuracy=labelled.accuracy,
-        balanced_accuracy=labelled.balanced_accuracy,
+        tiles=metrics.tiles,
+        accuracy=metrics.accuracy,
+        balanced_accuracy=metrics.balanced_accuracy,
         balanced_accuracy_interval=intervals(
             predicted, truth, [row.group for row in tested], len(classes)
         ).balanced_accuracy,
@@ -227,10 +226,10 @@ def show(figures: DemoFigures, *, has_groups: bool) -> None:
     console.print(f"gate      {gates}")
     both = _percent(figures.int8_same_label_in_both_engines)
     console.print(f"INT8      same label in both engines on {both}")
-    if (also := figures.also) and also.labelled and also.verify:
+    if (also := figures.also) and also.verify:
         console.print(
-            f"also      {_percent(also.labelled.accuracy)} of {also.labelled.tiles} tiles right in "
-            f"{also.engine} {also.precision}, agreement with FP32 {_percent(also.verify.agreement)}"
+            f"also      {also.engine} {also.precision} gives FP32's label on "
+            f"{_percent(also.verify.agreement)} of {also.verify.tiles} further tiles"
         )
     console.print(RESEARCH_USE_ONLY)
 

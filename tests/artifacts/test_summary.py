@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgelung.artifacts.results import LabelledMetrics
 from edgelung.artifacts.summary import (
     KIND,
     SCHEMA_VERSION,
@@ -20,20 +19,6 @@ from edgelung.artifacts.summary import (
 from edgelung.core.errors import EdgelungError
 from edgelung.core.system import Host
 
-METRICS = LabelledMetrics(
-    classes=["a", "b"],
-    tiles=2,
-    accuracy=0.5,
-    balanced_accuracy=0.5,
-    macro_precision=None,
-    macro_recall=0.5,
-    macro_f1=None,
-    precision=[0.5, None],
-    recall=[1.0, 0.0],
-    f1=[0.7, None],
-    support=[1, 1],
-    confusion=[[1, 0], [1, 0]],
-)
 SUMMARY = Summary(
     kind=KIND,
     schema_version=SCHEMA_VERSION,
@@ -53,7 +38,6 @@ SUMMARY = Summary(
     failed=1,
     statuses={"ok": 2, "empty": 1},
     labels={"a": 2, "b": 0},
-    labelled=METRICS,
     verify=Verification(
         tiles=2,
         agreement=1.0,
@@ -61,8 +45,6 @@ SUMMARY = Summary(
         max_probability_difference=0.25,
         min_agreement=0.99,
         passed=True,
-        variant=METRICS,
-        reference=None,
     ),
     exit_code=3,
     out="r\\xe9s.csv",
@@ -105,6 +87,19 @@ def test_a_summary_without_a_version_is_read(tmp_path: Path) -> None:
     write_summary(path, SUMMARY)
     old = content(path)
     del old["schema_version"]
+    path.write_text(json.dumps(old))
+    assert read_summary(path) == SUMMARY
+
+
+def test_the_accuracy_in_a_summary_of_an_older_version_is_passed_over(tmp_path: Path) -> None:
+    """Up to 0.2 `infer` computed the accuracy on labelled folders."""
+    path = tmp_path / "s.json"
+    write_summary(path, SUMMARY)
+    old = content(path)
+    metrics = {"classes": ["a", "b"], "tiles": 2, "accuracy": 0.5, "confusion": [[1, 0], [1, 0]]}
+    verify = old["verify"]
+    assert isinstance(verify, dict)
+    old |= {"labelled": metrics, "verify": verify | {"variant": metrics, "reference": None}}
     path.write_text(json.dumps(old))
     assert read_summary(path) == SUMMARY
 

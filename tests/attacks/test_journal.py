@@ -20,9 +20,9 @@ from edgelung.inference.sinks import open_sink
 from edgelung.tiles.find import FoundFile
 
 BATCHES = [
-    [Record("1.jpg", "ok", "", [0.75, 0.25], [0.5, 0.5], 1, (1, 2))],
-    [Record("2.jpg", "empty", "no bytes", None, None, None, (0, 2))],
-    [Record("3.jpg", "review", "unsure", [0.5, 0.5], None, 0, None)],
+    [Record("1.jpg", "ok", "", [0.75, 0.25], [0.5, 0.5], (1, 2))],
+    [Record("2.jpg", "empty", "no bytes", None, None, (0, 2))],
+    [Record("3.jpg", "review", "unsure", [0.5, 0.5], None, None)],
 ]
 RECORDS = [record for batch in BATCHES for record in batch]
 
@@ -140,7 +140,7 @@ def test_every_changed_bit_ends_what_counts_before_its_line(path: Path) -> None:
 
 EDITS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "a digit": lambda lines: [line.replace(b"0.75,0.25", b"0.25,0.75") for line in lines],
-    "a label": lambda lines: [line.replace(b"0.5],1,[1,2]", b"0.5],0,[1,2]") for line in lines],
+    "a reference": lambda lines: [line.replace(b"[0.5,0.5],[1,", b"[1,0],[1,") for line in lines],
     "a status": lambda lines: [line.replace(b'"review"', b'"ok"') for line in lines],
     "a path": lambda lines: [line.replace(b"1.jpg", b"9.jpg") for line in lines],
     "a line that is gone": lambda lines: [lines[0], *lines[2:]],

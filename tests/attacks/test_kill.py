@@ -80,7 +80,7 @@ def test_killed_again_and_again(
     assert sorted(out.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
     assert {path.name for path in out.parent.iterdir()} == {"rows.csv", "rows.summary.json"}
     one, other = (json.loads(p.with_suffix(".summary.json").read_text()) for p in (whole, out))
-    for key in ("files", "statuses", "labels", "labelled", "options_sha256", "out_sha256"):
+    for key in ("files", "statuses", "labels", "options_sha256", "out_sha256"):
         assert one[key] == other[key], key
     assert bool(other["resumed"]) >= kept
 

@@ -121,7 +121,7 @@ def test_a_run_has_a_row_for_the_link_and_counts_it(
 
 def test_a_folder_of_links_alone_names_the_option(inbox: Path) -> None:
     tally = Tally(["a", "b"])
-    tally.add(Record("zz", "skipped", LEADS_OUT, None, None, None, None))
+    tally.add(Record("zz", "skipped", LEADS_OUT, None, None, None))
     with pytest.raises(NoTilesError, match=r"1 link\(s\) that lead out .*--follow-links"):
         tally.check_tiles()
 

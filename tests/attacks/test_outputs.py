@@ -24,7 +24,7 @@ from edgelung.inference.destination import STANDARD_OUTPUT, Destination
 from edgelung.inference.record import Record
 from edgelung.inference.sinks import Sink, open_sink
 
-RECORDS = [Record("1.jpg", "ok", "", [0.75, 0.25], None, None, (1, 2))]
+RECORDS = [Record("1.jpg", "ok", "", [0.75, 0.25], None, (1, 2))]
 
 
 @pytest.fixture

@@ -73,8 +73,7 @@ def test_infer_writes_one_row_per_file_and_a_summary(
     ]
     assert len(rows) == summary["files"] == 110
     assert summary["statuses"] == {"ok": 108, "skipped": 2}
-    assert summary["labelled"]["tiles"] == 108
-    assert sum(map(sum, summary["labelled"]["confusion"])) == 108
+    assert "labelled" not in summary
     for row in rows:
         if row["status"] == "ok":
             chances = {name: float(row[f"p_{name}"]) for name in summary["labels"]}

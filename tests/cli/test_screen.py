@@ -11,9 +11,9 @@ from msgspec import structs
 from rich.console import Console
 
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
-from edgelung.artifacts.results import Concern, LabelledMetrics
+from edgelung.artifacts.results import Concern
 from edgelung.artifacts.run import RunFolder
-from edgelung.cli import audit, compare, doctor, export, infer, train
+from edgelung.cli import audit, compare, doctor, export, train
 from edgelung.core import terminal
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
@@ -94,26 +94,6 @@ def test_the_table_of_compare_is_whole(run: Path, tmp_path: Path, screen: io.Str
     assert "-12.34 … +23.45" in screen.getvalue()
 
 
-def test_the_table_of_infer_is_whole(screen: io.StringIO) -> None:
-    labelled = LabelledMetrics(
-        classes=[f"a class of tissue, number {n}" for n in range(6)],
-        tiles=6,
-        accuracy=1.0,
-        balanced_accuracy=1.0,
-        macro_precision=1.0,
-        macro_recall=1.0,
-        macro_f1=1.0,
-        recall=[1.0] * 6,
-        precision=[1.0] * 6,
-        f1=[1.0] * 6,
-        confusion=[[123456] * 6] * 6,
-        support=[740736] * 6,
-    )
-    infer._print_confusion(labelled, terminal.out())
-    check_tables(screen.getvalue())
-    assert screen.getvalue().count("100.00 %") == 6
-
-
 def test_doctor_says_first_what_would_run(screen: io.StringIO) -> None:
     doctor._print(Examination([Finding("Python", "ok", "3.11")], "openvino on the CPU", None))
     assert screen.getvalue().startswith("infer would run openvino on the CPU\n")
@@ -151,25 +131,6 @@ def test_the_starter_says_which_variants_it_holds() -> None:
     with pytest.raises(EdgelungError, match="expected --precision auto or one of fp32, int8") as it:
         open_bundle(starter_bundle()).variant(Precision.FP16)
     assert "with a run of your own" in str(it.value)
-
-
-def test_the_starters_accuracy_and_tiles_without_a_class_are_explained(
-    tiles: Path, bundle_folder: Path, tmp_path: Path, cli
-) -> None:
-    data = tmp_path / "data"
-    for source, name in (("lung_n", "lung_n"), ("lung_scc", "colon_aca")):
-        (data / name).mkdir(parents=True)
-        for tile in sorted((tiles / source).iterdir())[:3]:
-            shutil.copy(tile, data / name)
-    shown = cli("infer", data).stdout
-    assert "3 of 6 tiles lie in folders that name no class: no accuracy for them" in shown
-    assert "The starter was trained on tiles of LC25000" in shown
-    assert "MODEL_CARD.md" in shown
-    shutil.rmtree(data / "colon_aca")
-    shown = cli("infer", data, "--model", bundle_folder).stdout
-    assert "accuracy" in shown
-    assert "no class" not in shown
-    assert "LC25000" not in shown
 
 
 @pytest.mark.parametrize("useless", [False, True])

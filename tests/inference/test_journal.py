@@ -55,7 +55,7 @@ def chained(*contents: bytes) -> bytes:
 
 def record(file: FoundFile, confidence: float = 0.75) -> Record:
     chances = [confidence, 1 - confidence]
-    return Record(printable(file.path), "ok", "", chances, None, 1, stamp_of(file))
+    return Record(printable(file.path), "ok", "", chances, None, stamp_of(file))
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_a_folder_that_could_not_be_listed_is_asked_again(
     path: Path, files: list[FoundFile], tmp_path: Path
 ) -> None:
     closed = FoundFile("sub/", str(tmp_path / "in"), "Permission denied")
-    refused = Record("sub/", "unreadable", closed.reason, None, None, None, stamp_of(closed))
+    refused = Record("sub/", "unreadable", closed.reason, None, None, stamp_of(closed))
     journal = Journal(path)
     journal.begin(IDENTITY, "now")
     journal.append([record(files[0]), refused])

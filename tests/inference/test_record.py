@@ -27,10 +27,9 @@ def predicted(**more: object) -> Row[FoundFile]:
 def test_review_goes_by_the_confidence_that_is_printed(least: float | None, status: str) -> None:
     # 0.9 as float32 lies a little under 0.9
     row = Row(FoundFile("x.jpg", "lung_n/x.jpg"), Status.OK, "", np.float32([0.1, 0.9]))
-    record = record_of(row, CLASSES, LabelRule(least))
+    record = record_of(row, LabelRule(least))
     assert record.status == status
     assert (record.decided is None) == (status == "review")
-    assert record.truth == 1
     assert bool(record.error) == (status == "review")
 
 
@@ -49,7 +48,7 @@ def test_a_tile_of_another_size_is_counted_and_has_no_label_if_sizes_are_strict(
     row = Row(
         FoundFile("x.jpg", "x.jpg"), Status.OK, probabilities=np.float32([0.01, 0.99]), size=size
     )
-    record = record_of(row, CLASSES, rule)
+    record = record_of(row, rule)
     assert (record.status, record.other_size) == (status, size != (224, 224))
     assert record.prediction(CLASSES).label == ("lung_n" if status == "ok" else None)
     assert record.prediction(CLASSES).confidence == pytest.approx(0.99)
@@ -58,20 +57,20 @@ def test_a_tile_of_another_size_is_counted_and_has_no_label_if_sizes_are_strict(
 
 def test_a_row_has_a_label_only_if_it_is_decided() -> None:
     probabilities = [0.25, 0.75]
-    decided = Record("a.jpg", "ok", "", probabilities, None, 1, (1, 2))
+    decided = Record("a.jpg", "ok", "", probabilities, None, (1, 2))
     assert decided.prediction(CLASSES) == Prediction("a.jpg", "ok", "lung_n", 0.75, (0.25, 0.75))
     review = decided._replace(status="review", error="not sure")
     assert review.prediction(CLASSES) == Prediction(
         "a.jpg", "review", None, 0.75, (0.25, 0.75), "not sure"
     )
-    failed = Record("a.jpg", "empty", "no bytes", None, None, None, None)
+    failed = Record("a.jpg", "empty", "no bytes", None, None, None)
     assert failed.prediction(CLASSES) == Prediction("a.jpg", "empty", error="no bytes")
 
 
 def test_errors_of_any_text_can_be_written() -> None:
     row = Row(FoundFile("x.jpg", "x.jpg"), Status.CORRUPT, "caf\udce9 \n")
     file = io.BytesIO()
-    record = record_of(row, CLASSES, LabelRule())
+    record = record_of(row, LabelRule())
     FORMATS[".csv"].writer(file, CLASSES).write([record.prediction(CLASSES)])
     assert b"caf\\udce9" in file.getvalue()
 
@@ -105,7 +104,7 @@ def test_errors_of_any_text_can_be_written() -> None:
 def test_what_the_model_was_not_made_for_has_no_label(
     row: Row[FoundFile], rule: LabelRule, status: str, reason: str
 ) -> None:
-    record = record_of(row, CLASSES, rule)
+    record = record_of(row, rule)
     assert (record.status, record.ood) == (status, row.ood)
     assert reason in record.error
     assert (record.prediction(CLASSES).label is None) == (status != "ok")
@@ -121,7 +120,7 @@ def test_a_set_holds_what_cannot_be_excluded_and_is_never_empty(
     level: float | None, expected: list[int] | None
 ) -> None:
     row = Row(FoundFile("x", "x"), Status.OK, probabilities=np.array([0.1, 0.9]))
-    record = record_of(row, CLASSES, LabelRule(set_level=level))
+    record = record_of(row, LabelRule(set_level=level))
     assert record.prediction_set == expected
     names = record.prediction(CLASSES).prediction_set
     assert names == (None if expected is None else tuple(CLASSES[i] for i in expected))
@@ -129,6 +128,6 @@ def test_a_set_holds_what_cannot_be_excluded_and_is_never_empty(
 
 @pytest.mark.parametrize("wrong", [[], [2], [-1], [1, 0], [0, 0]])
 def test_a_record_with_an_impossible_set_is_damaged(wrong: list[int]) -> None:
-    record = record_of(predicted(), CLASSES, LabelRule(set_level=0.5))
+    record = record_of(predicted(), LabelRule(set_level=0.5))
     assert fault_of(record._replace(prediction_set=wrong), 2)
     assert fault_of(record._replace(ood=-1.0), 2)

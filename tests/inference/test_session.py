@@ -140,7 +140,6 @@ def test_the_summary_is_an_audit_record(
     assert summary == json.loads(result.stdout)
     assert summary["statuses"] == {"review": 108, "skipped": 2}
     assert summary["labels"] == {"lung_aca": 0, "lung_n": 0, "lung_scc": 0}
-    assert summary["labelled"] is None
     out, manifest = tmp_path / "rows.jsonl", bundle_folder / "bundle.json"
     assert summary["out_sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert summary["bundle_sha256"] == hashlib.sha256(manifest.read_bytes()).hexdigest()
@@ -305,7 +304,6 @@ def test_every_tile_of_a_travelled_folder_is_predicted_and_every_leftover_skippe
     names = {path.relative_to(folder).as_posix() for path in real}
     assert {path for path in status if status[path] == "ok"} == names
     assert {status[path] for path in status if path not in names} == {"skipped"}
-    assert "on 12 labelled tiles" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.tally import NoTilesError
 
 CLASSES = ["a", "b"]
-FIRST = [Record("1.jpg", "ok", "", [0.75, 0.25], None, None, (1, 2))]
-SECOND = [Record("2.jpg", "empty", "no bytes", None, None, None, (0, 2))]
+FIRST = [Record("1.jpg", "ok", "", [0.75, 0.25], None, (1, 2))]
+SECOND = [Record("2.jpg", "empty", "no bytes", None, None, (0, 2))]
 
 
 @pytest.fixture

@@ -76,7 +76,6 @@ def _summary(file: Path, data: Path, concerns: tuple[Concern, ...]) -> Summary:
         failed=1,
         statuses={},
         labels={},
-        labelled=None,
         verify=None,
         exit_code=0,
         out=str(file),

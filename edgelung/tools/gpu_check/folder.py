@@ -70,7 +70,7 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
     files = [file for file in find_files(folder) if file.is_image][:256]
     batches = predict_batches(files, FileReading(spec), engine, batch_size=32, threads=cores)
     rule = LabelRule(trained_sizes=bundle.trained_sizes)
-    records = [record_of(row, bundle.classes, rule) for batch in batches for row in batch]
+    records = [record_of(row, rule) for batch in batches for row in batch]
     engine.close()
 
     def write() -> None:
