@@ -185,7 +185,6 @@ def export(
     from edgelung.core.errors import EdgelungError, ExitCode
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
-    from edgelung.evaluation.concerns import bundle_concerns
 
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
@@ -226,13 +225,21 @@ def export(
     else:
         print_table(bundle.manifest, out)
         _print_sensitivity(bundle.manifest.sensitivity)
-    concerns = bundle_concerns(bundle.manifest)
-    for concern in concerns:
-        report("%s", concern.text)
-    if not as_json and not any(concern.do_not_use for concern in concerns):
+    is_useful = _report_concerns(bundle.manifest)
+    if is_useful and not as_json:
         print_next("infer", "FOLDER", "--model", out)
     if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
+
+
+def _report_concerns(manifest: "BundleManifest") -> bool:
+    """Say why the model should not be trusted; False if it should not be used at all."""
+    from edgelung.evaluation.concerns import bundle_concerns
+
+    concerns = bundle_concerns(manifest)
+    for concern in concerns:
+        report("%s", concern.text)
+    return not any(concern.do_not_use for concern in concerns)
 
 
 def print_table(manifest: "BundleManifest", folder: Path) -> None:
