@@ -56,6 +56,7 @@ UnknownOption = Annotated[
     UnknownTiles,
     typer.Option(
         "--unknown",
+        metavar="mark|keep",
         rich_help_panel=OUTPUT,
         help="Tiles unlike the training tiles, and tiles without tissue: mark gives them status "
         "`unknown` or `blank` and no label; keep labels them like all others.",
