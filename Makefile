@@ -2,7 +2,8 @@
 # make demo DATA=folder   the same with your own tiles (GROUPS=groups.csv if you have groups)
 # make test               lint, types, tests
 # make docs               build the documentation into build/site (open build/site/index.html)
-# make tables             write the tables of README.md and docs/ from benchmarks/results
+# make tables             write the tables of README.md and docs/ from benchmarks/results, and
+#                         the reference of the commands from the code
 # make gpu-check          everything that only a GPU can prove (BUNDLE=folder TILES=folder)
 # make kernels            compile the CUDA kernels and print what they use
 # make wheel              build the package's wheel: manylinux, the same bytes each time (dist/)
@@ -63,6 +64,7 @@ docs: $(VENV)/.ready-docs
 
 tables: $(VENV)/.ready
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python docs/commands.py
 
 # Offline: what is installed is taken as it is, however old.
 gpu-check: $(if $(wildcard $(VENV)/.ready),,$(VENV)/.ready)

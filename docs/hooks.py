@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from edgelung.artifacts import bench_result, bundle, run, summary
-from edgelung.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -55,39 +53,6 @@ def on_post_page(output: str, page: Page, **_: Any) -> str:
     ):
         raise PluginError(f"{page.file.src_uri} loads from a network: {found[0]}")
     return output
-
-
-def commands() -> Iterator[str]:
-    """The commands and their options, from the command line's own definitions."""
-    group: Any = typer.main.get_command(app)
-    yield "| command | question |\n|---|---|"
-    for name, command in group.commands.items():
-        question = str(command.help).strip().splitlines()[0]
-        yield f"| [`{name}`](#{name}) | {question} |"
-    yield ""
-    for name, command in group.commands.items():
-        yield from command_section(name, command)
-
-
-def command_section(name: str, command: Any) -> Iterator[str]:
-    """One command: its usage, its text, a table for each group of options."""
-    context = command.make_context(name, [], resilient_parsing=True)
-    usage = " ".join(command.collect_usage_pieces(context))
-    yield f"## {name}\n\n```text\nedgelung {name} {usage}\n```\n"
-    yield from (f"{part.strip()}\n" for part in str(command.help).split("\n\n"))
-    groups: dict[str, list[str]] = {}
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is None:
-            continue
-        form, text = record
-        is_argument = parameter.param_type_name == "argument"
-        heading = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
-        form = form.partition(" <")[0] if is_argument else form
-        cell = " ".join(text.split()).replace("|", "\\|").replace("[", "\\[")
-        groups.setdefault(heading, []).append(f"| `{form}` | {cell} |")
-    for heading, rows in groups.items():
-        yield f"| {heading} | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def schemas() -> Iterator[str]:
@@ -149,4 +114,4 @@ def type_words(field: dict[str, Any]) -> str:
     return kind
 
 
-GENERATED = {"commands": commands, "schemas": schemas}
+GENERATED = {"schemas": schemas}

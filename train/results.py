@@ -55,11 +55,16 @@ def evaluate_models(run: Run, models: dict[str, Model]) -> RunMetrics:
 def _metrics(run: Run, model: str, probabilities: dict[str, Probabilities]) -> ModelMetrics:
     """Validation and test metrics of one model.
 
-    Test metrics include bootstrap intervals, and the calibration error at the temperature that was
-    fitted on the validation tiles.
+    Both have bootstrap intervals. Test metrics include the calibration error at the temperature
+    that was fitted on the validation tiles.
     """
-    labels = {name: run.tiles.labels[run.tiles.subsets[name]].numpy() for name in probabilities}
-    groups = [run.split[index].group for index in run.tiles.subsets["test"]]
+    subsets = run.tiles.subsets
+    labels = {name: run.tiles.labels[subsets[name]].numpy() for name in probabilities}
+    groups = {name: [run.split[i].group for i in subsets[name]] for name in probabilities}
+    bounds = {
+        name: intervals(found.argmax(axis=1), labels[name], groups[name], len(run.classes))
+        for name, found in probabilities.items()
+    }
     val, test = probabilities["val"], probabilities["test"]
     temperature = fit_temperature(np.log(np.maximum(val, 1e-12)), labels["val"])
     scaled = expected_calibration_error(at_temperature(test, temperature), labels["test"])
@@ -69,10 +74,11 @@ def _metrics(run: Run, model: str, probabilities: dict[str, Probabilities]) -> M
         val=evaluate(val, labels["val"]),
         test=ModelTest(
             **structs.asdict(evaluate(test, labels["test"])),
-            groups=len(set(groups)),
-            intervals=intervals(test.argmax(axis=1), labels["test"], groups, len(run.classes)),
+            groups=len(set(groups["test"])),
+            intervals=bounds["test"],
             expected_calibration_error_at_temperature=scaled,
         ),
+        val_intervals=bounds["val"],
     )
 
 

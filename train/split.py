@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgelung.artifacts.run import SUBSETS, SplitRow
+from edgelung.artifacts.run import SUBSETS, SplitRow, split_counts
 from edgelung.core.errors import EdgelungError
+from edgelung.evaluation.concerns import concerns_of_test, validation_concerns
+from edgelung.evaluation.gate import MIN_GROUPS
+from edgelung.evaluation.intervals import caution
 from edgelung.train.groups.disjoint_set import DisjointSet
 from edgelung.train.index import IndexedTile
 from edgelung.train.recipe import Split
@@ -154,6 +157,19 @@ def find_conflicting_copies(tiles: Sequence[IndexedTile]) -> Iterator[tuple[str,
             yield other.path, tile.path
 
 
+def _small_sets(split: Sequence[SplitTile]) -> Iterator[str]:
+    """A line for each held-out set that has too few groups, before hours of training.
+
+    The same is said of the finished run (`edgelung.evaluation.concerns`).
+    """
+    counts = split_counts([tile.row for tile in split])
+    concerns = [*concerns_of_test(counts["test"]), *validation_concerns(counts["val"])]
+    yield from (concern.text for concern in concerns)
+    fewest = min(size.groups for size in counts["test"].values())
+    if fewest >= MIN_GROUPS:
+        yield from filter(None, [caution(fewest)])
+
+
 def split_warnings(
     split: Sequence[SplitTile], shares: Split, *, groups_are_given: bool
 ) -> Iterator[str]:
@@ -181,6 +197,7 @@ def split_warnings(
     ]
     if far:
         yield f"groups too large, too few or of several classes for the shares: {', '.join(far)}"
+    yield from _small_sets(split)
     if shares.by == "random":
         tested = sum(row.subset == "test" for row in split)
         leaked = count_leaked_tiles(split)

@@ -248,6 +248,29 @@ def colours() -> Table:
     return Table(header, rows, {"ablation.json": {"machine": machine}})
 
 
+def set_differences() -> Table:
+    """How often the intervals of two simulated sets do not overlap."""
+    content = result("set-differences.json")
+    few, many = content["hard_groups_if_different"]
+    rows = [
+        [
+            str(row["groups"]),
+            f"{percent(min(chance), 0)} to {percent(max(chance), 0)}",
+            percent(row["different"], 0),
+        ]
+        for row in content["rows"]
+        for chance in [row["by_chance"].values()]
+    ]
+    header = ["groups per class", "sets of one kind", "sets of different kinds"]
+    hard = [float(share) for share in content["rows"][0]["by_chance"]]
+    note = (
+        f"Simulated pairs of sets whose intervals do not overlap ({content['pairs']} pairs a "
+        f"figure). Sets of one kind have {percent(min(hard), 0)} to {percent(max(hard), 0)} of "
+        f"hard groups, those of different kinds {percent(few, 0)} and {percent(many, 0)}:"
+    )
+    return Table(header, rows, {"set-differences.json": content}, note)
+
+
 TABLES = {
     "overview": overview,
     "starter": starter,
@@ -260,4 +283,5 @@ TABLES = {
     "ablation": ablation,
     "earlier-starter": earlier_starter,
     "colours": colours,
+    "set-differences": set_differences,
 }

@@ -1,8 +1,12 @@
 """Tables of GPUs."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from figures.table import NONE, Table, percent, result
 
 BATCHES = (1, 8, 32, 128)
+NOT_MEASURED = "not measured"
 
 
 def card() -> Table:
@@ -117,6 +121,61 @@ def card_training() -> Table:
     return Table(["epoch", "seconds"], rows, {"training-nvidia-h200.json": content})
 
 
+def recipe_times() -> Table:
+    """How long the recipes take, as far as it was measured."""
+    demo, quick = result("demo-cpu.json"), result("real-tiles-cpu.json")
+    starter, card = result("starter.json"), result("training-nvidia-h200.json")
+    labels_alone = card["recipe starter from the labels alone"]["epochs"]
+    paper = card["recipe paper, random weights, two of thirty epochs"]["epochs"]
+    rows = [
+        ["`demo`", f"{_tiles(demo):,}", _minutes(demo["seconds"]["train"]), NOT_MEASURED],
+        [
+            "`quick`",
+            f"{_tiles(quick):,}",
+            _minutes(quick["seconds"]["train"]),
+            f"{NOT_MEASURED}; {_span(card['quick alone'])} an epoch",
+        ],
+        [
+            "`starter`",
+            f"{_tiles(quick):,}",
+            f"{NOT_MEASURED}; the epochs took {_total(starter['epochs'])} on a busy machine",
+            f"{NOT_MEASURED}; {len(labels_alone)} epochs without a teacher took "
+            f"{_total(labels_alone)} beside other trainings",
+        ],
+        [
+            "`paper`",
+            f"{_tiles(quick):,}",
+            NOT_MEASURED,
+            f"{NOT_MEASURED}; {_span(paper)} an epoch and model beside other trainings",
+        ],
+    ]
+    sources = {
+        "demo-cpu.json": demo,
+        "real-tiles-cpu.json": quick,
+        "starter.json": starter,
+        "training-nvidia-h200.json": card,
+    }
+    return Table(["recipe", "tiles", "two CPU cores", "one NVIDIA H200"], rows, sources)
+
+
+def _tiles(content: dict[str, Any]) -> int:
+    counts = content["counts"].values()
+    return sum(size["tiles"] for classes in counts for size in classes.values())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes"
+
+
+def _total(epochs: Sequence[dict[str, Any]]) -> str:
+    return _minutes(sum(epoch["seconds"] for epoch in epochs))
+
+
+def _span(epochs: Sequence[dict[str, Any]]) -> str:
+    seconds = [epoch["seconds"] for epoch in epochs]
+    return f"{min(seconds):.0f} to {max(seconds):.0f} s"
+
+
 TABLES = {
     "card": card,
     "card-throughput": card_throughput,
@@ -124,4 +183,5 @@ TABLES = {
     "card-kernels": card_kernels,
     "rtx": rtx,
     "card-training": card_training,
+    "recipe-times": recipe_times,
 }

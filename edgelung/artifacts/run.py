@@ -24,7 +24,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edgelung.artifacts.model_config import ModelConfig
 from edgelung.artifacts.predictions import probability_columns
-from edgelung.artifacts.results import Concern, Metrics, ModelTest, SetSize
+from edgelung.artifacts.results import Concern, Intervals, Metrics, ModelTest, SetSize
 from edgelung.artifacts.run_predictions import RunPredictions, from_rows
 from edgelung.core import typed_json
 from edgelung.core.csv_cells import raw_row, write_safely
@@ -104,12 +104,16 @@ class EpochRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ModelMetrics(Struct, frozen=True, kw_only=True):
-    """One model of a run: its timm name, temperature, validation and test metrics."""
+    """One model of a run: its timm name, temperature, validation and test metrics.
+
+    `val_intervals`: intervals of the validation metrics; UNSET in files of an older edgelung.
+    """
 
     model: str
     temperature: float
     val: Metrics
     test: ModelTest
+    val_intervals: Intervals | UnsetType = UNSET
 
 
 class RunMetrics(Struct, frozen=True, kw_only=True):

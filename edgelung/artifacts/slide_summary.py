@@ -43,13 +43,13 @@ class Blocks(Struct, frozen=True, kw_only=True):
 
     Attributes:
         side_px: side of a block, pixels of level 0.
-        side_um: the same in micrometres; None if the scale is unknown.
+        side_um: the same in micrometres.
         count: blocks that hold labelled tissue.
-        effective: the number of equal blocks that would say as much.
+        effective: effective number of blocks (Kish 1965); `count` if all hold as much tissue.
     """
 
     side_px: float
-    side_um: float | None
+    side_um: float
     count: int
     effective: float
 
@@ -62,14 +62,14 @@ class Tissue(Struct, frozen=True, kw_only=True):
         threshold: the value that separates tissue from glass; None if the rule has none.
         downsample: pixels of level 0 per pixel of the mask.
         share: of the slide's area, 0…1.
-        area_mm2: square millimetres; None if the scale is unknown.
+        area_mm2: square millimetres.
     """
 
     rule: str
     threshold: float | None
     downsample: float
     share: float
-    area_mm2: float | None
+    area_mm2: float
 
 
 class SlideSummary(Struct, frozen=True, kw_only=True):
@@ -81,8 +81,8 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
         reason: why the status is not 'ok'.
         started, ended: UTC, ISO 8601. sessions: when the slide was begun and resumed.
         width, height: pixels of level 0, within the bounds.
-        format: format and reader in words. reader: 'direct', 'openslide' or 'tifffile'.
-        mpp: micrometres per pixel that was used. mpp_source: where it is from.
+        format: format and reader in words. reader: 'direct' or 'openslide'.
+        mpp: micrometres per pixel that was used; None: it failed. mpp_source: where it is from.
         notes: what a person should know about the slide, one sentence each.
         tile_px: side of a tile, pixels of level 0. tile_um: the same in micrometres.
         level, eighths: which level was read, and at which scale (see `slides.base.Grid`).

@@ -228,4 +228,4 @@ def _print_table(summaries: "list[SlideSummary]") -> None:
     for one in summaries:
         for note in (one.reason, *one.notes):
             if note:
-                out().print(visible(f"{one.name}: {note}"))
+                out().print(visible(note if one.slide in note else f"{one.name}: {note}"))

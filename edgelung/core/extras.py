@@ -19,7 +19,7 @@ def load_extra(module: str, purpose: str, extra: str = "slides") -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that it loads is missing
         raise EdgelungError(
             f"{purpose} needs {module.partition('.')[0]} ({one_line(error)}); "
             f"pip install 'edgelung[{extra}]'"

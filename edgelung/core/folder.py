@@ -329,6 +329,11 @@ def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
         return file.read(most)
 
 
+def is_temporary_folder(name: str) -> bool:
+    """Whether a folder of this name is not finished: `Folder.create_folder` made it."""
+    return re.fullmatch(r"\..*\.[0-9a-f]{16}", name, re.DOTALL) is not None
+
+
 def _beginning(name: str) -> str:
     """How the temporary names of `name` begin; short enough for every file system."""
     room = MAX_NAME_BYTES - 2 - 16 - len(TEMPORARY_SUFFIX)

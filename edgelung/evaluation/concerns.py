@@ -17,14 +17,16 @@ from edgelung.artifacts.manifest import BundleManifest
 from edgelung.artifacts.results import (
     Concern,
     GateResult,
+    Interval,
     Metrics,
     ModelTest,
     SetSize,
     VariantTest,
 )
-from edgelung.artifacts.run import Counts, RunMetrics
+from edgelung.artifacts.run import Counts, ModelMetrics, RunMetrics
 from edgelung.core.precision import FULL_PRECISION
 from edgelung.evaluation.gate import MIN_GROUPS, MORE_GROUPS
+from edgelung.evaluation.intervals import FEW_GROUPS
 
 MORE_TEST = "label more slides or raise split.test"
 
@@ -32,7 +34,8 @@ MORE_TEST = "label more slides or raise split.test"
 def run_concerns(metrics: RunMetrics, counts: Counts) -> list[Concern]:
     """Concerns of a run: the recorded ones, or those that its figures give.
 
-    The student comes first, then the other models, the test set and the validation set.
+    The student comes first, then the other models, the test set and the validation set. With fewer
+    than FEW_GROUPS groups in a class the intervals are too narrow to compare the two sets.
 
     Args:
         metrics: metrics.json.
@@ -43,6 +46,9 @@ def run_concerns(metrics: RunMetrics, counts: Counts) -> list[Concern]:
     concerns: list[Concern] = []
     for role, model in reversed(metrics.models.items()):
         concerns += model_concerns(model.test, metrics.classes, f"the {role}")
+    if all(size.groups >= FEW_GROUPS for name in ("val", "test") for size in counts[name].values()):
+        for role, model in reversed(metrics.models.items()):
+            concerns += _sets_differ(model, f"the {role}")
     return [*concerns, *concerns_of_test(counts["test"]), *validation_concerns(counts["val"])]
 
 
@@ -144,6 +150,27 @@ def _not_above_chance(test: ModelTest | VariantTest, chance: float) -> str:
     )
 
 
+def _sets_differ(model: ModelMetrics, name: str) -> list[Concern]:
+    """A concern if the intervals of balanced accuracy on validation and test do not overlap.
+
+    Neither set was trained on, so both estimate the same accuracy. For two independent sets whose
+    95 % intervals are of one width, intervals that do not overlap are a difference at a level of
+    0.6 % (Schenker and Gentleman 2001).
+    """
+    if model.val_intervals is UNSET or not (_is_finite(model.val) and _is_finite(model.test)):
+        return []
+    val, test = model.val_intervals.balanced_accuracy, model.test.intervals.balanced_accuracy
+    if val[0] <= test[1] and test[0] <= val[1]:
+        return []
+    text = (
+        f"Validation and test disagree about {name}: balanced accuracy is "
+        f"{_figure(model.val, val)} on validation, but {_figure(model.test, test)} on test. "
+        "Neither alone says what to expect of other sources: look at the groups with errors, check "
+        "the groups with `edgelung audit`, or train with another split.seed."
+    )
+    return [Concern(kind="validation-differs", text=text)]
+
+
 def concerns_of_test(sizes: Mapping[str, SetSize]) -> list[Concern]:
     """A concern if a class has no test tile, and one if a class has few test groups.
 
@@ -216,3 +243,10 @@ def _do_not_use(kind: str, model: str, what: str) -> Concern:
 
 def _groups(count: int, subset: str) -> str:
     return f"{count} {subset} group{'' if count == 1 else 's'}"
+
+
+def _figure(metrics: Metrics, interval: Interval) -> str:
+    low, high = interval
+    value = metrics.balanced_accuracy
+    figure = "–" if value is None else f"{100 * value:.1f} %"
+    return f"{figure} (interval {100 * low:.1f} to {100 * high:.1f} %)"

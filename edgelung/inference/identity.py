@@ -17,19 +17,24 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
         content: dict[str, Json] = typed_json.plain(self)
         return content
 
-    def check_same(self, before: dict[str, Json]) -> None:
-        """Raise EdgelungError that names the first difference to the journal's identity.
+    def difference(self, before: dict[str, Json]) -> str:
+        """The first difference, such as '--tile-um was 112 and is 100 now'; '' if there is none.
 
         `before` is not typed: an older edgelung may have written other keys.
         """
         now = self.to_json()
         for key in before | now:
             if now.get(key) != before.get(key):
-                raise EdgelungError(
-                    f"cannot resume: {key} was {before.get(key)} and is {now.get(key)} now, so "
-                    "the rows would not be of one run; repeat the first command, or --restart to "
-                    "begin anew"
-                )
+                return f"{key} was {before.get(key)} and is {now.get(key)} now"
+        return ""
+
+    def check_same(self, before: dict[str, Json]) -> None:
+        """Raise EdgelungError that names the first difference to the journal's identity."""
+        if difference := self.difference(before):
+            raise EdgelungError(
+                f"cannot resume: {difference}, so the rows would not be of one run; repeat the "
+                "first command, or --restart to begin anew"
+            )
 
 
 class RunIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):

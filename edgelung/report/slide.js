@@ -5,6 +5,7 @@
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const view = document.getElementById("slide"), layers = document.getElementById("layers");
   const said = document.getElementById("place");
+  const bar = document.getElementById("bar"), LONGEST_BAR = 160; // screen pixels
   const WHEEL = 1.0015, STEP = 1.5, MOST = 16; // most: screen pixels per pixel of the picture
   const number = new Intl.NumberFormat("en");
   let scale = 1, left = 0, top = 0, fitted = true;
@@ -20,6 +21,16 @@
     left = inside(left, width, view.clientWidth);
     top = inside(top, height, view.clientHeight);
     layers.style.transform = "translate(" + left + "px," + top + "px) scale(" + scale + ")";
+    measure();
+  }
+
+  // A scale bar of 1, 2 or 5 times a power of ten.
+  function measure() {
+    const micrometres = facts.mpp * facts.downsample / scale; // per screen pixel
+    const most = micrometres * LONGEST_BAR, power = 10 ** Math.floor(Math.log10(most));
+    const length = power * [5, 2, 1].find((times) => times * power <= most);
+    bar.style.width = length / micrometres + "px";
+    bar.textContent = length >= 1000 ? number.format(length / 1000) + " mm" : number.format(length) + " µm";
   }
 
   function fit() { scale = least(); left = top = 0; fitted = true; place(); }
@@ -43,7 +54,7 @@
   function tell(event) {
     const [x, y] = at(event).map((value, axis) => (value - (axis ? top : left)) / scale * facts.downsample);
     const inside = x >= 0 && y >= 0 && x < facts.slideWidth && y < facts.slideHeight;
-    const size = facts.mpp ? "; " + (x * facts.mpp / 1000).toFixed(2) + ", " + (y * facts.mpp / 1000).toFixed(2) + " mm" : "";
+    const size = "; " + (x * facts.mpp / 1000).toFixed(2) + ", " + (y * facts.mpp / 1000).toFixed(2) + " mm";
     said.textContent = inside ? number.format(Math.floor(x)) + ", " + number.format(Math.floor(y)) + " px" + size : "";
   }
 

@@ -1,5 +1,6 @@
 """The index page over all slides of a run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -73,16 +74,15 @@ def _headline(slides: Sequence[SlideSummary]) -> Headline:
 
 
 def _row(slide: SlideSummary, classes: Sequence[str], link: str) -> IndexRow:
-    has_area = slide.tissue is not None and slide.tissue.area_mm2 is not None
     shares = {one.name: one.share for one in slide.shares}
     failed = slide.status == FAILED
     return IndexRow(
         name=slide.slide + (f" ({slide.scene})" if slide.scene else ""),
-        link="./" + quote(link) if link else "",
+        link="./" + quote(os.fsencode(link)) if link else "",
         status=slide.status,
         tone="pass" if slide.status == OK else "fail" if failed else "inconclusive",
         reason=slide.reason,
-        tissue=f"{slide.tissue.area_mm2:,.1f}" if slide.tissue and has_area else "–",
+        tissue=f"{slide.tissue.area_mm2:,.1f}" if slide.tissue else "–",
         tiles="–" if failed else f"{slide.tiles:,}",
         shares=[
             "–" if (share := shares.get(name)) is None else f"{100 * share:.1f} %"

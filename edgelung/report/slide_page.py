@@ -15,7 +15,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from edgelung.artifacts.slide_summary import FAILED, OK, SlideSummary
+from edgelung.artifacts.slide_summary import FAILED, OK, Blocks, SlideSummary
 from edgelung.artifacts.slide_tiles import SlideTiles
 from edgelung.evaluation.intervals import FEW_GROUPS
 from edgelung.report.figures import picture
@@ -27,7 +27,7 @@ from edgelung.slides.base import Overview
 from edgelung.slides.colours import NO_LABEL, class_colour, css, probability_colours
 from edgelung.slides.tile_raster import Raster, TileRaster
 from edgelung.tiles.resize import Tile
-from edgelung.tiles.status import NO_FAILURE, Status
+from edgelung.tiles.status import Status
 
 ZOOM_PAGE = "zoom.html"
 MAX_SIDE = 4096  # pixels of the picture in the page
@@ -154,7 +154,7 @@ def slide_layers(
         layers.append(layer(f"class-{index}", tiles.classes[index], png, on.raster))
     if mask is not None:
         raster = Raster(mask.shape[1], mask.shape[0], mask_downsample)
-        layers.append(layer("mask", "dim the glass", heatmap.dimmed_glass(mask), raster))
+        layers.append(layer("mask", "dim outside the tissue", heatmap.dimmed_glass(mask), raster))
     return layers
 
 
@@ -175,34 +175,37 @@ def slide_headline(summary: SlideSummary) -> Headline:
     """What the labels say, in one sentence."""
     if summary.status == FAILED:
         return Headline(f"No results: {summary.reason or 'the slide failed'}", Tone.BAD)
-    known = [one for one in summary.shares if one.share is not None]
-    if not known:
+    top = summary.most_frequent
+    if top is None:
         return Headline("No tile of this slide has a label", Tone.CAUTION)
-    top = max(known, key=lambda one: one.share or 0.0)
     name = shortened(top.name).striptags()
-    text = f"Research use: {name} on {_percent(top.share)} of the tissue"
+    labelled = sum(summary.labels.values())
+    all_labelled = labelled == summary.tiles
+    tissue = "tissue" if all_labelled else "labelled tissue"
+    text = f"Research use: {name} on {_percent(top.share)} of the {tissue}"
     if top.interval:
         text += f" (95{NO_BREAK}% interval {_span(top.interval)})"
-    text += f", from {count(sum(summary.labels.values()), 'labelled tile')}"
-    is_plain = summary.status == OK and not summary.notes and top.interval and not _failed(summary)
+    tiles = count(labelled, "tile") if all_labelled else f"{labelled:,} of {summary.tiles:,} tiles"
+    text += f", from {tiles}"
+    is_plain = summary.status == OK and not summary.notes and top.interval and not summary.failed
     return Headline(text, Tone.GOOD if is_plain else Tone.CAUTION)
 
 
 def slide_warnings(summary: SlideSummary, damaged: int, classes: int) -> list[str]:
     """What a person should know before looking, one sentence each."""
-    warnings = [summary.reason] if summary.reason else []
-    warnings += summary.notes
-    if failed := _failed(summary):
+    warnings = [_sentence(text) for text in (summary.reason, *summary.notes) if text]
+    if failed := summary.failed_tiles:
         were = "was not predicted, and is" if failed == 1 else "were not predicted, and are"
         warnings.append(f"{count(failed, 'tile')} {were} grey in the overlay.")
     if review := summary.statuses.get(Status.REVIEW, 0):
-        warnings.append(f"{count(review, 'tile')} left to people: not confident enough.")
+        have = "has" if review == 1 else "have"
+        warnings.append(f"{count(review, 'tile')} {have} no label: confidence below the limit.")
     if damaged:
         warnings.append(white_parts(damaged, "overview"))
     if summary.blocks and summary.blocks.effective < FEW_GROUPS:
         warnings.append(
-            f"The shares have no interval: the labelled tissue says as much as {_equal(summary)}, "
-            f"and an interval needs {FEW_GROUPS}."
+            "The shares have no interval: there is too little labelled tissue "
+            f"({_effective(summary.blocks)}; an interval needs {FEW_GROUPS})."
         )
     if classes > MAX_OVERLAYS:
         warnings.append(
@@ -218,18 +221,18 @@ def white_parts(damaged: int, what: str) -> str:
     return f"{count(damaged, 'part')} of the {what} cannot be read, and {are} white."
 
 
-def _failed(summary: SlideSummary) -> int:
-    return sum(n for status, n in summary.statuses.items() if status not in NO_FAILURE)
+def _sentence(text: str) -> str:
+    """A note, which begins in lower case and ends without a full stop, as a sentence."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _facts(summary: SlideSummary) -> dict[str, str]:
     tissue = summary.tissue
-    has_area = tissue and tissue.area_mm2 is not None
     return {
         "date": f"{summary.ended[:16].replace('T', ' ')} UTC",
         "slide": summary.slide,
         "size": f"{summary.width:,} × {summary.height:,} px",
-        "tissue": f"{tissue.area_mm2:.1f} mm²" if tissue and has_area else "",
+        "tissue": f"{tissue.area_mm2:.1f} mm²" if tissue else "",
         "tiles": f"{summary.tiles:,}",
         "bundle": summary.bundle,
         "engine": " ".join(filter(None, (summary.engine, summary.precision)))
@@ -300,26 +303,27 @@ def _basis(summary: SlideSummary) -> str:
     blocks = summary.blocks
     if blocks is None:
         return "No tile with tissue has a label."
-    um = blocks.side_um
-    side = f"{blocks.side_px:,.0f} px" if um is None else f"{um / 1000:g} mm"
+    side = f"{blocks.side_um / 1000:g} mm"
     text = "Shares are of the labelled tissue. "
     if blocks.effective >= FEW_GROUPS:
         text += (
-            f"The interval resamples {count(blocks.count, 'block')} of {side} (worth "
-            f"{_equal(summary)}), since neighbouring tiles are alike. "
+            f"The interval resamples {count(blocks.count, 'block')} of {side} "
+            f"({_effective(blocks)}), since neighbouring tiles are alike. "
         )
     else:
-        text += f"It lies in {count(blocks.count, 'block')} of {side}, too few for an interval. "
+        text += (
+            f"It lies in {count(blocks.count, 'block')} of {side} ({_effective(blocks)}), too few "
+            "for an interval. "
+        )
     return text + (
         "All this is about this slide alone: it says nothing about other slides, nor about errors "
         "of the model."
     )
 
 
-def _equal(summary: SlideSummary) -> str:
+def _effective(blocks: Blocks) -> str:
     """The effective number of blocks, in words."""
-    number = summary.blocks.effective if summary.blocks else 0.0
-    return f"{number:g} equal block{'' if number == 1 else 's'}"
+    return f"{blocks.effective:g} effective block{'' if blocks.effective == 1 else 's'}"
 
 
 def _percent(share: float | None) -> str:

@@ -37,7 +37,7 @@ class StatedScale:
     Attributes:
         mpp_x, mpp_y: micrometres per pixel of level 0.
         objective: magnification of the scanner's objective, such as 20.
-        source: where the file says it, such as 'aperio.MPP' or 'PhysicalSizeX in the OME-XML'.
+        source: where the file says the micrometres, such as 'aperio.MPP'; '' if it does not.
     """
 
     mpp_x: float | None = None
@@ -106,6 +106,11 @@ class Grid:
         return round(self.side * self.downsample)
 
     @property
+    def overlap(self) -> float:
+        """Share of a tile's side that its neighbour also covers; a step is whole pixels."""
+        return 1 - self.step / self.side
+
+    @property
     def read_side(self) -> int:
         """Side of the pixels that `TileReader.read` returns."""
         return self.side * self.eighths // EIGHTHS
@@ -142,7 +147,7 @@ class Slide(Protocol):
         path: the file (or the folder of a DICOM slide).
         scene: name of the scene; '' in a file with one.
         kind: format and reader in words, such as 'Aperio SVS; JPEG tiles read directly'.
-        reader: 'direct', 'openslide' or 'tifffile'.
+        reader: 'direct' or 'openslide'.
         levels: largest first; levels[0].downsample is 1.
         scale: what the file says about micrometres per pixel.
         offset: where the bounds begin in the file's level 0, x and y.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgelung.slides.base import EIGHTHS, Grid, Level, Overview, StatedScale, check_scale
 from edgelung.slides.file_bytes import FileBytes
 from edgelung.slides.overview import WHITE, Picture, plan
-from edgelung.slides.segments import LevelSegments
+from edgelung.slides.segments import LevelSegments, find_contested
 from edgelung.slides.shared import MOST_BYTES, SharedSegments
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
@@ -49,7 +49,10 @@ class DirectSlide:
         self.path: Path = file.path
         self.scene, self.kind, self.scale = scene, kind, scale
         self.levels: Sequence[Level] = measure_levels([(one.width, one.height) for one in layouts])
-        self.segments = [LevelSegments(file, layout) for layout in layouts]
+        self.segments = [
+            LevelSegments(file, layout, contested)
+            for layout, contested in zip(layouts, find_contested(layouts, len(file)), strict=True)
+        ]
         common = set.intersection(*(set(one.eighths) for one in self.segments))
         self.eighths: Sequence[int] = sorted(common)
         self._file = file

@@ -5,9 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from edgelung.core.errors import EdgelungError
+from edgelung.core.files import OWN_SUFFIXES
+from edgelung.report.slide_index import INDEX_PAGE
 from edgelung.tiles.find import SLIDE_SUFFIXES
 
 SUFFIXES = SLIDE_SUFFIXES | {".tif", ".tiff", ".btf", ".tf8"}
+RUN_TABLE = "slides.csv"
+OVERVIEWS = (INDEX_PAGE, RUN_TABLE)  # of all slides, beside the folders of their results
+MOST_NAME = 235  # bytes; the journal's name is longer, and a file's name may have 255
 _LONG_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.btf")
 
 
@@ -37,13 +42,23 @@ def find_slides(paths: Sequence[Path]) -> Iterator[Path]:
 def result_names(paths: Iterable[Path]) -> dict[Path, str]:
     """Path → name of its results: the file's name without its suffix.
 
-    Raises EdgelungError if two slides have the same name, or one has none.
+    Raises EdgelungError if two slides have the same name, or one has none that results can have.
     """
     names: dict[str, Path] = {}
     for path in paths:
         name = _stem(path)
         if not name or name in (".", ".."):
             raise EdgelungError(f"{str(path)!r} has no name; expected the file of a slide")
+        if name.lower() in OVERVIEWS or name.lower().endswith(OWN_SUFFIXES):
+            raise EdgelungError(
+                f"{path}: results {name} would be in the way of edgelung's own files; rename the "
+                "slide"
+            )
+        if len(os.fsencode(name)) > MOST_NAME:
+            raise EdgelungError(
+                f"the name of {path} is longer than {MOST_NAME} bytes, too long for its results; "
+                "rename the slide"
+            )
         if name in names:
             raise EdgelungError(
                 f"{names[name]} and {path} would both write results {name}; give each its own --out"

@@ -109,9 +109,7 @@ def aperio_scale(description: str) -> StatedScale:
         if equals:
             fields[name.strip()] = value.strip()
     mpp, objective = positive(fields.get("MPP", "")), positive(fields.get("AppMag", ""))
-    names = [name for name, found in (("MPP", mpp), ("AppMag", objective)) if found]
-    source = ", ".join(f"aperio.{name}" for name in names)
-    return StatedScale(mpp, mpp, objective, source)
+    return StatedScale(mpp, mpp, objective, "aperio.MPP" if mpp else "")
 
 
 def resolution_scale(page: Directory) -> StatedScale:

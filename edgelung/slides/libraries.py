@@ -1,16 +1,16 @@
-"""The libraries of the extra `slides`, imported when a slide needs them."""
+"""OpenSlide, imported when a slide needs it."""
 
-import importlib
 from types import ModuleType
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.extras import load_extra
 
 
 def find_openslide() -> ModuleType | None:
     """The module `openslide`; None where it, or the library that it calls, is not installed."""
     try:
-        return importlib.import_module("openslide")
-    except (ImportError, OSError):  # OSError: the shared library is missing
+        return need_openslide("a slide")
+    except EdgelungError:
         return None
 
 
@@ -19,10 +19,4 @@ def need_openslide(what: str) -> ModuleType:
 
     `what`: what needs it, such as 'slide.ndpi'.
     """
-    library = find_openslide()
-    if library is None:
-        raise EdgelungError(
-            f"{one_line(what)} needs OpenSlide, which is not installed: pip install "
-            "'edgelung[slides]'"
-        )
-    return library
+    return load_extra("openslide", one_line(what))

@@ -9,7 +9,7 @@ taken out by colour. Then gaps are closed, small holes are filled and small isla
 
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +118,7 @@ def white_glass(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return white
 
 
-def _pen(cv2: Any, pixels: npt.NDArray[np.uint8], um: float) -> Mask:
+def _pen(cv2: ModuleType, pixels: npt.NDArray[np.uint8], um: float) -> Mask:
     """Marks of a felt pen: large spots of colours that stained tissue does not have."""
     red, green, blue = (pixels[..., c].astype(np.int16) for c in range(3))
     ink = green - np.maximum(red, blue) > 15  # green
@@ -129,7 +129,7 @@ def _pen(cv2: Any, pixels: npt.NDArray[np.uint8], um: float) -> Mask:
     return _dilated(cv2, spots, PEN_MARGIN_UM / um)
 
 
-def _clean(cv2: Any, tissue: Mask, um: float) -> Mask:
+def _clean(cv2: ModuleType, tissue: Mask, um: float) -> Mask:
     """Close gaps, fill small holes, drop small islands."""
     width = max(1, round(GAP_UM / um)) | 1
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
@@ -138,7 +138,7 @@ def _clean(cv2: Any, tissue: Mask, um: float) -> Mask:
     return _without_small(cv2, filled, ISLAND_UM2 / um**2)
 
 
-def _without_small(cv2: Any, mask: Mask, least: float) -> Mask:
+def _without_small(cv2: ModuleType, mask: Mask, least: float) -> Mask:
     """The mask without its connected parts of fewer than `least` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     large = stats[:, cv2.CC_STAT_AREA] >= least
@@ -147,7 +147,7 @@ def _without_small(cv2: Any, mask: Mask, least: float) -> Mask:
     return kept
 
 
-def _dilated(cv2: Any, mask: Mask, radius: float) -> Mask:
+def _dilated(cv2: ModuleType, mask: Mask, radius: float) -> Mask:
     width = 2 * max(1, round(radius)) + 1
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     return np.asarray(cv2.dilate(mask.astype(np.uint8), ellipse), bool)

@@ -128,10 +128,7 @@ def _check_one_picture(pixels: Element, page: Directory) -> None:
 def _stated_scale(root: Element, image: Element, pixels: Element) -> StatedScale:
     x, y = (_micrometres(pixels, axis) for axis in "XY")
     objective = _objective(root, image)
-    if x is None and y is None:
-        source = "NominalMagnification in the OME-XML" if objective else ""
-    else:
-        source = "PhysicalSizeX in the OME-XML"
+    source = "" if x is None and y is None else "PhysicalSizeX in the OME-XML"
     return StatedScale(x, y, objective, source)
 
 

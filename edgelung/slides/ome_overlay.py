@@ -36,7 +36,7 @@ def overlay_raster(tiles: SlideTiles, width: int, height: int) -> Raster:
 
 
 def write_overlay(
-    path: Path, tiles: SlideTiles, slide: str, size: tuple[int, int], mpp: float | None
+    path: Path, tiles: SlideTiles, slide: str, size: tuple[int, int], mpp: float
 ) -> None:
     """Write the overlay, in flat memory.
 
@@ -45,7 +45,7 @@ def write_overlay(
         tiles: the tiles.
         slide: the slide's name.
         size: width and height of the slide, pixels of level 0.
-        mpp: micrometres per pixel of level 0; None: the file holds no physical size.
+        mpp: micrometres per pixel of level 0.
     """
     tifffile = load_extra("tifffile", "the OME-TIFF of the heat maps")
     rasters = [overlay_raster(tiles, *size)]
@@ -87,11 +87,10 @@ def _tiff_tiles(on: TileRaster) -> Iterator[npt.NDArray[np.uint8]]:
                 yield np.ascontiguousarray(band[:, left : left + TILE])
 
 
-def _metadata(
-    tiles: SlideTiles, slide: str, raster: Raster, mpp: float | None
-) -> dict[str, object]:
+def _metadata(tiles: SlideTiles, slide: str, raster: Raster, mpp: float) -> dict[str, object]:
     name = visible(slide)
-    metadata: dict[str, object] = {
+    size = mpp * raster.downsample
+    return {
         "axes": "CYX",
         "Name": f"{name}: probabilities",
         "Creator": f"edgelung {__version__}",
@@ -100,16 +99,11 @@ def _metadata(
             "Name": list(map(visible, tiles.classes)),
             "Color": [_signed(class_colour(index)) for index in range(len(tiles.classes))],
         },
+        "PhysicalSizeX": size,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": size,
+        "PhysicalSizeYUnit": "µm",
     }
-    if mpp is not None:
-        size = mpp * raster.downsample
-        metadata |= {
-            "PhysicalSizeX": size,
-            "PhysicalSizeXUnit": "µm",
-            "PhysicalSizeY": size,
-            "PhysicalSizeYUnit": "µm",
-        }
-    return metadata
 
 
 def _signed(colour: Colour) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.slides.agreement import contradicting_levels
 from edgelung.slides.base import Slide
 from edgelung.slides.compare import DIFFERENT, compare, telling_tiles
 from edgelung.slides.direct import DirectSlide
@@ -148,6 +149,10 @@ def describe(name: str, layouts: Sequence[Layout]) -> str:
 def _checked(slide: DirectSlide) -> Slide:
     """The slide, or the same read by OpenSlide where the pixels of both differ."""
     probe(slide)
+    if left_out := contradicting_levels(slide):
+        numbers = ", ".join(map(str, left_out))
+        slide.kind += f", without level {numbers}, which shows something else than level 0"
+        slide.leave_out(left_out)
     verdict = compare(slide)
     if verdict != DIFFERENT:
         slide.kind += f", {verdict}"

@@ -7,7 +7,7 @@ read once more through a new handle, which tells a damaged tile from a neighbour
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from edgelung.slides.libraries import need_openslide
 from edgelung.slides.overview import Picture, plan
 from edgelung.tiles.errors import Status, TileError
 from edgelung.tiles.resize import Tile
+
+if TYPE_CHECKING:
+    from openslide import OpenSlide
+    from PIL import Image
 
 CACHE_BYTES = 64 * 2**20
 BLOCK = 512  # pixels of a level that an overview reads at once
@@ -44,7 +48,7 @@ class SharedHandle:
 
     def __init__(self, path: Path) -> None:
         """Open the slide. Raises EdgelungError where OpenSlide is missing or cannot open it."""
-        self._library: Any = need_openslide(str(path))
+        self._library = need_openslide(str(path))
         self._path = path
         self._cache = self._library.OpenSlideCache(CACHE_BYTES)
         self._repairing = threading.Lock()
@@ -62,8 +66,8 @@ class SharedHandle:
             ) from None
 
     @property
-    def handle(self) -> Any:
-        """The handle in use, an `openslide.OpenSlide`."""
+    def handle(self) -> "OpenSlide":
+        """The handle in use."""
         return self._handle
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> Tile:
@@ -89,12 +93,14 @@ class SharedHandle:
         """Close the handle."""
         self._handle.close()
 
-    def _open(self) -> Any:
-        handle = self._library.OpenSlide(self._path)
+    def _open(self) -> "OpenSlide":
+        handle: OpenSlide = self._library.OpenSlide(self._path)
         handle.set_cache(self._cache)
         return handle
 
-    def _read_anew(self, failed: Any, x: int, y: int, level: int, width: int, height: int) -> Any:
+    def _read_anew(
+        self, failed: "OpenSlide", x: int, y: int, level: int, width: int, height: int
+    ) -> "Image.Image":
         """Read with a handle that no other thread uses; a good one replaces the one that failed.
 
         That is not closed here: other threads may be using it.
@@ -234,9 +240,7 @@ def stated_scale(properties: Mapping[str, str]) -> StatedScale:
     mpp_y = positive(properties.get("openslide.mpp-y", ""))
     objective = positive(properties.get("openslide.objective-power", ""))
     vendor = properties.get("openslide.vendor", "")
-    sources = []
+    source = ""
     if mpp_x is not None or mpp_y is not None:
-        sources.append(_SCALES.get(vendor, f"openslide.mpp-x ({one_line(vendor, 40)})"))
-    if objective is not None:
-        sources.append("aperio.AppMag" if vendor == "aperio" else "openslide.objective-power")
-    return StatedScale(mpp_x, mpp_y, objective, ", ".join(sources))
+        source = _SCALES.get(vendor, f"openslide.mpp-x ({one_line(vendor, 40)})")
+    return StatedScale(mpp_x, mpp_y, objective, source)

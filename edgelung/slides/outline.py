@@ -16,6 +16,7 @@ from edgelung.slides.mask import Mask, TissueMask
 
 MAX_BYTES = 1 << 28
 MOST_PIXELS = 16_000_000  # of the mask
+MOST_DRAWN = 100 * MOST_PIXELS  # in the boxes around all polygons; bounds the time
 EXPECTED = "expected GeoJSON with polygons, such as QuPath exports"
 
 Rings = list[npt.NDArray[np.float64]]  # of one polygon, (N, 2) each; the first is its outside
@@ -38,7 +39,7 @@ def read_outline(path: Path, width: int, height: int) -> TissueMask:
         polygons = list(_polygons(typed_json.parse(data)))
     except OSError as error:
         raise EdgelungError(f"cannot read {path}: {error.strerror}; {EXPECTED}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise EdgelungError(f"cannot read {path}: {one_line(error)}; {EXPECTED}") from error
     if not polygons:
         raise EdgelungError(f"{path} holds no polygon; {EXPECTED}")
@@ -75,6 +76,8 @@ def _polygons(value: Json) -> Iterator[Rings]:
 
 
 def _rings(coordinates: Sequence[Json]) -> Rings:
+    if not coordinates:
+        raise ValueError("a polygon without an outline")
     rings = [np.array([point[:2] for point in ring], np.float64) for ring in coordinates]
     for ring in rings:
         if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 or not np.isfinite(ring).all():
@@ -86,12 +89,19 @@ def _fill(polygons: Sequence[Rings], shape: tuple[int, int], downsample: float) 
     cv2 = load_extra("cv2", "the outline of the user")
     height, width = shape
     mask = np.zeros(shape, np.uint8)
+    left = MOST_DRAWN
     for rings in polygons:
         # Half a pixel: OpenCV's points lie in the middle of a pixel, GeoJSON's on its corner.
         scaled = [ring / downsample - 0.5 for ring in rings]
         first = np.floor(np.clip(scaled[0].min(0), 0, (width, height))).astype(int)
         last = np.ceil(np.clip(scaled[0].max(0) + 1, 0, (width, height))).astype(int)
         part = np.zeros((last - first)[::-1], np.uint8)
+        left -= part.size
+        if left < 0:
+            raise EdgelungError(
+                "too many large polygons lie over each other in the mask; expected outlines of "
+                "tissue in GeoJSON: merge them"
+            )
         if part.size:
             far = 1 << 20  # OpenCV draws in 32-bit numbers
             points = [np.rint(np.clip(ring - first, -far, far)).astype(np.int32) for ring in scaled]

@@ -11,6 +11,7 @@ from edgelung.slides.base import EIGHTHS, Grid, Level, Slide
 MOST_CELLS = 4_000_000
 # A level that is this much too small is still read: a difference that scanners have anyway.
 SLACK = 0.98
+LEAST_SIDE = 16  # pixels of a tile; with less, nothing of a cell can be seen
 
 
 def plan_grid(slide: Slide, mpp: float, tile_um: float, size: int, overlap: float = 0.0) -> Grid:
@@ -27,22 +28,29 @@ def plan_grid(slide: Slide, mpp: float, tile_um: float, size: int, overlap: floa
         overlap: share of a tile's side that its neighbour also covers; 0 … 0.9.
 
     Raises:
-        EdgelungError: no tile fits on the slide, or there would be too many.
+        EdgelungError: no tile fits on the slide, a tile has too few pixels, or there would be too
+                many tiles.
     """
     side0 = tile_um / mpp  # pixels of level 0
+    if side0 < LEAST_SIDE:
+        raise EdgelungError(
+            f"a tile of {tile_um:g} µm has {side0:.2g} pixels; expected at least {LEAST_SIDE}: "
+            "check --mpp and --tile-um"
+        )
     number, level = _choose_level(slide.levels, side0, size)
     side = max(1, round(side0 / level.downsample))
-    eighths = _choose_eighths(slide.eighths, side, size)
+    whole = 8 * round(side / 8)  # at a smaller scale, its corners are whole pixels too
+    eighths = _choose_eighths(slide.eighths, min(side, whole), size)
     if eighths < EIGHTHS:
-        side = 8 * round(side / 8)
+        side = whole
     step = max(1, round(side * (1 - overlap)))
     if eighths < EIGHTHS:
         step = max(8, 8 * round(step / 8))
     columns, rows = ((length - side) // step + 1 for length in (level.width, level.height))
     if columns < 1 or rows < 1:
-        whole = slide.levels[0]
+        full = slide.levels[0]
         raise EdgelungError(
-            f"no tile fits: the slide has {whole.width}×{whole.height} pixels and a tile of "
+            f"no tile fits: the slide has {full.width}×{full.height} pixels and a tile of "
             f"{tile_um:g} µm has {side0:.0f}; check --mpp and --tile-um"
         )
     if columns * rows > MOST_CELLS:

@@ -29,6 +29,7 @@ from edgelung.inference.reading import Stamp
 from edgelung.inference.record import LabelRule, Record, make_record
 from edgelung.inference.session import LoadedEngines
 from edgelung.slides.base import Grid, Slide, TileReader
+from edgelung.slides.mask import TissueMask
 from edgelung.tiles.reader import Tile
 from edgelung.tiles.sizes import Size, TrainedSizes
 
@@ -41,7 +42,7 @@ class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
         stamp: its size in bytes and time of the last change.
         reader: the library that reads it.
         grid: level, scale, side and step in its pixels.
-        cells: SHA-256 of the tiles to read.
+        mask: how the tissue was found, and the beginning of the SHA-256 of its mask.
     """
 
     edgelung: str
@@ -59,7 +60,7 @@ class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
     mpp: float = field(name="--mpp")
     tile_um: float = field(name="--tile-um")
     grid: list[int]
-    cells: str
+    mask: str = field(name="--mask")
 
 
 class SlideReading:
@@ -110,14 +111,15 @@ class Predicted:
 def identify(
     slide: Slide,
     grid: Grid,
+    mask: TissueMask,
     mpp: float,
     tile_um: float,
     bundle: Bundle,
     engines: LoadedEngines,
     min_confidence: float | None,
 ) -> SlideIdentity:
-    """The identity of a slide's run."""
-    chosen, info = engines.chosen, slide.path.stat()
+    """The identity of a slide's run. Raises SlideChangedError if the slide is gone."""
+    chosen = engines.chosen
     return SlideIdentity(
         edgelung=__version__,
         packages=versions((*RUNTIME_PACKAGES, *SLIDE_PACKAGES)),
@@ -129,12 +131,12 @@ def identify(
         min_confidence=min_confidence,
         slide=slide.path.name,
         scene=slide.scene,
-        stamp=[info.st_size, info.st_mtime_ns],
+        stamp=_stamp(slide.path),
         reader=slide.reader,
         mpp=mpp,
         tile_um=tile_um,
         grid=[grid.level, grid.eighths, grid.side, grid.step],
-        cells=sha256(np.ascontiguousarray(grid.cells).tobytes()).hexdigest(),
+        mask=f"{mask.rule} ({sha256(np.packbits(mask.pixels).tobytes()).hexdigest()[:16]})",
     )
 
 
@@ -142,21 +144,42 @@ class SlideChangedError(EdgelungError):
     """The slide was changed while it was read."""
 
 
+def check_not_stopped(path: Path) -> None:
+    """Raise EdgelungError if a journal holds the tiles of a run that did not end."""
+    if path.exists():
+        with closing(Journal(path)) as journal:
+            _refuse_rows(journal)
+
+
+def _refuse_rows(journal: Journal) -> None:
+    if journal.rows or journal.damaged:
+        raise EdgelungError(
+            f"{journal.path} holds {journal.rows} tiles of a run that did not end; add --resume to "
+            "continue it, or --restart to begin anew"
+        )
+
+
 @contextmanager
 def open_journal(
-    path: Path, classes: int, *, resume: bool | None, on_stopped: Callable[[int, Path], None]
+    path: Path,
+    identity: SlideIdentity,
+    classes: int,
+    *,
+    resume: bool | None,
+    on_stopped: Callable[[int, Path], None],
 ) -> Iterator[Journal]:
     """Open the journal of a slide. It stays if there are rows in it and the block raises.
 
     `on_stopped` is told the number of rows that stay. Raises EdgelungError if the journal holds the
-    rows of a run that did not end, and `resume` is None.
+    rows of another run, or those of any run that did not end and `resume` is None.
     """
     with closing(Journal(path, classes=classes, restart=resume is False)) as journal:
-        if (journal.rows or journal.damaged) and resume is None:
-            raise EdgelungError(
-                f"{path} holds {journal.rows} tiles of a run that did not end; add --resume to "
-                "continue it, or --restart to begin anew"
-            )
+        if resume is None:
+            _refuse_rows(journal)
+        if resume and journal.rows:
+            journal.resume(identity, now())
+        else:
+            journal.begin(identity, now())
         try:
             yield journal
         except BaseException:
@@ -176,7 +199,6 @@ def predict_slide(
     journal: Journal,
     identity: SlideIdentity,
     *,
-    resume: bool,
     on_tiles: Callable[[int], None] = lambda count: None,
 ) -> Predicted:
     """Predict all tiles of a grid that the journal does not hold yet.
@@ -184,13 +206,8 @@ def predict_slide(
     A tile that cannot be read has its status and reason; the others are predicted.
 
     Raises:
-        EdgelungError: the journal is of another run.
         SlideChangedError: the slide was changed while it was read.
     """
-    if resume and journal.rows:
-        journal.resume(identity, now())
-    else:
-        journal.begin(identity, now())
     start, resumed = time.perf_counter(), journal.rows
     if resumed:
         on_tiles(resumed)
@@ -208,8 +225,7 @@ def predict_slide(
             for rows in batches:
                 journal.append([make_record(row, name_of(grid, row.item), rule) for row in rows])
                 on_tiles(len(rows))
-    info = slide.path.stat()
-    if [info.st_size, info.st_mtime_ns] != identity.stamp:
+    if _stamp(slide.path) != identity.stamp:
         raise SlideChangedError(
             f"{slide.path} was changed while it was read; copy it completely, then --restart"
         )
@@ -221,6 +237,17 @@ def predict_slide(
         journal.checksum,
         time.perf_counter() - start,
     )
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size in bytes and time of the last change. Raises SlideChangedError if it is gone."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise SlideChangedError(
+            f"{path} was there and is not any more: {error.strerror}; is the drive connected?"
+        ) from error
+    return [info.st_size, info.st_mtime_ns]
 
 
 def name_of(grid: Grid, index: int) -> str:

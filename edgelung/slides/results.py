@@ -18,12 +18,14 @@ from edgelung.artifacts.slide_summary import (
 from edgelung.artifacts.slide_tiles import SlideTiles, write_tiles, write_wsinfer
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, atomic_write
+from edgelung.core.folder import is_temporary_folder
 from edgelung.core.own_folders import SLIDE_PAGE, SLIDE_RECORD
 from edgelung.inference.session import LoadedEngines
 from edgelung.report.slide_index import INDEX_PAGE, index_page
 from edgelung.report.slide_page import ZOOM_PAGE, slide_page
 from edgelung.report.zoom_page import zoom_page
 from edgelung.slides.base import Grid, Overview, Slide
+from edgelung.slides.find import RUN_TABLE
 from edgelung.slides.formats import TABLES, TableFormat
 from edgelung.slides.geojson import TILES, TISSUE_FILE, write_tile_features, write_tissue_features
 from edgelung.slides.heatmap import write_pictures
@@ -33,8 +35,6 @@ from edgelung.slides.prediction import Predicted, SlideIdentity, now
 from edgelung.slides.scale import Scale
 from edgelung.slides.shares import class_shares
 from edgelung.slides.zoom import write_zoom
-
-RUN_TABLE = "slides.csv"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Read:
         overview: picture of the slide.
         mask: its tissue.
         grid: the tiles that were read.
-        overlap: of neighbouring tiles, 0…1.
     """
 
     slide: Slide
@@ -59,7 +58,6 @@ class Read:
     overview: Overview
     mask: TissueMask
     grid: Grid
-    overlap: float
 
     @property
     def size(self) -> tuple[int, int]:
@@ -141,7 +139,7 @@ def _summarize(
         tile_um=round(grid.side * grid.downsample * mpp, 3),
         level=grid.level,
         eighths=grid.eighths,
-        overlap=read.overlap,
+        overlap=round(grid.overlap, 4),
         tissue=Tissue(
             rule=mask.rule,
             threshold=mask.threshold,
@@ -192,10 +190,12 @@ def _labels(tiles: SlideTiles) -> dict[str, int]:
     return {name: counts[index] for index, name in enumerate(tiles.classes)}
 
 
-def is_finished(folder: Path, identity: SlideIdentity) -> SlideSummary | None:
+def is_finished(
+    folder: Path, identity: SlideIdentity, table: TableFormat, *, zoom: bool
+) -> SlideSummary | None:
     """The summary, if a folder holds the results of this very run; None if there is no folder.
 
-    Raises EdgelungError if it holds something else.
+    Raises EdgelungError if it holds something else, or lacks a file that is asked for now.
     """
     if not folder.exists():
         return None
@@ -205,7 +205,15 @@ def is_finished(folder: Path, identity: SlideIdentity) -> SlideSummary | None:
         raise EdgelungError(
             f"{folder} exists and holds no results of a slide; choose another --out"
         ) from error
-    identity.check_same(summary.options)
+    difference = identity.difference(summary.options)
+    for name in (TABLES[table], *([ZOOM_PAGE] if zoom else [])):
+        if not difference and not (folder / name).exists():
+            difference = f"{name} was not asked for"
+    if difference:
+        raise EdgelungError(
+            f"{folder} is finished, but with other options: {difference}; repeat the first "
+            "command, choose another --out, or remove the folder"
+        )
     return summary
 
 
@@ -216,6 +224,8 @@ def write_index(out: Path, summaries: Sequence[SlideSummary]) -> None:
     """
     links, slides = {}, []
     for folder in sorted(path.parent for path in out.glob(f"*/{SLIDE_RECORD}")):
+        if is_temporary_folder(folder.name):
+            continue  # another run is writing it, or was killed meanwhile
         try:
             slides.append(read_slide_summary(folder / SLIDE_RECORD))
         except EdgelungError:

@@ -14,11 +14,11 @@ from pathlib import Path
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.slide_summary import FAILED, SlideSummary
 from edgelung.core.errors import EdgelungError, ExitCode, one_line
-from edgelung.core.files import JOURNAL_SUFFIX, new_folder
+from edgelung.core.files import JOURNAL_SUFFIX, check_output_file, new_folder, writing
 from edgelung.core.progress import SILENT, Advance
 from edgelung.inference.session import DEFAULTS, LoadedEngines, Options, open_engines
 from edgelung.slides.base import Grid, Overview, Slide
-from edgelung.slides.find import find_slides, result_names
+from edgelung.slides.find import OVERVIEWS, find_slides, result_names
 from edgelung.slides.formats import TableFormat
 from edgelung.slides.mask import MIN_SHARE, MPP, TissueMask, find_tissue, whole_slide
 from edgelung.slides.open import open_slides
@@ -26,20 +26,17 @@ from edgelung.slides.outline import read_outline
 from edgelung.slides.plan import plan_grid
 from edgelung.slides.prediction import (
     SlideChangedError,
+    check_not_stopped,
     identify,
     now,
     open_journal,
     predict_slide,
 )
-from edgelung.slides.results import (
-    Read,
-    is_finished,
-    write_index,
-    write_results,
-)
-from edgelung.slides.scale import Scale, settle_scale, settle_tile
+from edgelung.slides.results import Read, is_finished, write_index, write_results
+from edgelung.slides.scale import Scale, check_mpp, settle_scale, settle_tile
 
 LEAST_OVERVIEW, MOST_OVERVIEW = 1_000_000, 16_000_000  # pixels
+NEW, KEEPS = "results of a slide", "--resume keeps it and continues"  # for errors
 OnStopped = Callable[[int, Path], None]  # tiles that are kept, and the journal that keeps them
 
 
@@ -63,7 +60,8 @@ class SlideOptions:
         table: format of the tiles.
         zoom: also write a Deep Zoom pyramid.
         min_confidence: less confident tiles get no label; None: none does.
-        resume: True continues a stopped run, False begins it anew, None refuses to do either.
+        resume: True continues a stopped run, False begins it anew, None refuses to do either. With
+            True and False, slides that are finished are kept.
         engines: engine, precision, batch size, threads.
     """
 
@@ -109,19 +107,34 @@ def run_slides(
         The summary of every slide, those that failed included.
 
     Raises:
-        EdgelungError: the tile size is unknown, no engine works, results of another run are in the
-            way, or an output cannot be written.
+        EdgelungError: the tile size is unknown, outlines are given for several slides, no engine
+            works, results of another run are in the way, or an output cannot be written.
     """
     settle_tile(bundle.tile_um, options.tile_um)
+    check_mpp(options.mpp)
     names = result_names(find_slides(paths))
+    if isinstance(options.mask, Path) and len(names) > 1:
+        raise EdgelungError(
+            f"--mask {options.mask} has the outlines of one slide, and {len(names)} slides were "
+            "named; run them one by one"
+        )
     if options.resume is None:
         for name in names.values():
-            new_folder(options.out / name, "results of a slide", "--resume keeps it and continues")
-    options.out.mkdir(parents=True, exist_ok=True)
-    with open_engines(bundle, options.engines, None) as engines:
-        run = _Run(bundle, options, engines, advance, on_stopped)
-        summaries = [one for path, name in names.items() for one in run.slides_of(path, name)]
-    write_index(options.out, summaries)
+            new_folder(options.out / name, NEW, KEEPS)
+            check_not_stopped(options.out / (name + JOURNAL_SUFFIX))
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    for name in OVERVIEWS:  # known before hours of work
+        check_output_file(options.out / name)
+    summaries: list[SlideSummary] = []
+    try:
+        with open_engines(bundle, options.engines, None) as engines:
+            run = _Run(bundle, options, engines, advance, on_stopped, frozenset(names.values()))
+            for path, name in names.items():
+                summaries.extend(run.slides_of(path, name))
+    finally:  # a run that is stopped has finished slides too
+        if summaries:
+            write_index(options.out, summaries)
     return summaries
 
 
@@ -133,13 +146,14 @@ def exit_code(summaries: Sequence[SlideSummary]) -> ExitCode:
 
 @dataclass
 class _Run:
-    """What all slides of a run share. `total`: tiles of the slides so far."""
+    """What all slides of a run share. `names`: of their results. `total`: tiles so far."""
 
     bundle: Bundle
     options: SlideOptions
     engines: LoadedEngines
     advance: Advance
     on_stopped: OnStopped
+    names: frozenset[str]
     total: int = 0
 
     def slides_of(self, path: Path, name: str) -> Iterator[SlideSummary]:
@@ -156,9 +170,22 @@ class _Run:
             for number, slide in enumerate(slides, 1):
                 folder = name if len(slides) == 1 else f"{name}-{number}"
                 try:
+                    self._check_scene(folder, name)
                     yield self._predict(slide, self.options.out / folder)
                 except _SlideError as error:
                     yield _failed(path, slide.scene, error, started)
+
+    def _check_scene(self, folder: str, name: str) -> None:
+        """Check the name that a scene's results get, which was not known when the run began."""
+        if folder == name:
+            return
+        with _only_this_slide():
+            if folder in self.names:
+                raise EdgelungError(
+                    f"its results {folder} are those of another slide; give it its own --out"
+                )
+            if self.options.resume is None:
+                new_folder(self.options.out / folder, NEW, KEEPS)
 
     def _predict(self, slide: Slide, folder: Path) -> SlideSummary:
         """Predict a slide and write its results. Raises _SlideError if only this slide fails."""
@@ -168,18 +195,30 @@ class _Run:
             overview = slide.overview(overview_pixels(slide, scale.mpp))
             mask = self._mask(slide, overview, scale.mpp)
             grid = self._grid(slide, scale.mpp, tile_um, mask)
-        identity = identify(
-            slide, grid, scale.mpp, tile_um, self.bundle, self.engines, self.options.min_confidence
-        )
+            identity = identify(
+                slide,
+                grid,
+                mask,
+                scale.mpp,
+                tile_um,
+                self.bundle,
+                self.engines,
+                self.options.min_confidence,
+            )
         self.total += len(grid)
         self.advance.set_total(self.total)
-        if (summary := is_finished(folder, identity)) is not None:
+        options = self.options
+        summary = is_finished(folder, identity, options.table, zoom=options.zoom)
+        if summary is not None:
             self.advance(len(grid), slide.path.name)
             return summary
         journal_path = folder.with_name(folder.name + JOURNAL_SUFFIX)
-        resume = self.options.resume
         with open_journal(
-            journal_path, len(self.bundle.classes), resume=resume, on_stopped=self.on_stopped
+            journal_path,
+            identity,
+            len(self.bundle.classes),
+            resume=options.resume,
+            on_stopped=self.on_stopped,
         ) as journal:
             with _only_this_slide(SlideChangedError):
                 predicted = predict_slide(
@@ -189,10 +228,9 @@ class _Run:
                     self.engines,
                     journal,
                     identity,
-                    resume=bool(resume),
                     on_tiles=lambda count: self.advance(count, slide.path.name),
                 )
-            read = Read(slide, scale, tile_um, notes, overview, mask, grid, self.options.overlap)
+            read = Read(slide, scale, tile_um, notes, overview, mask, grid)
             return write_results(
                 folder,
                 read,
@@ -200,9 +238,9 @@ class _Run:
                 identity,
                 self.bundle,
                 self.engines,
-                self.options.table,
+                options.table,
                 started=started,
-                zoom=self.options.zoom,
+                zoom=options.zoom,
             )
 
     def _scale(self, slide: Slide) -> tuple[Scale, float, list[str]]:

@@ -18,6 +18,9 @@ MPP_TIMES_OBJECTIVE = 10.0  # a 20× objective has about 0.5 µm a pixel
 MOST_CONTRADICTION = 1.6
 MOST_ANISOTROPY = 1.05  # between the two directions
 SAID_ANISOTROPY = 1.001  # above it, the summary says so
+# What a user may name: far beyond any scanner, without the numbers of a slip on the keyboard.
+LEAST_NAMED_MPP, MOST_NAMED_MPP = 0.01, 100.0
+LEAST_TILE_UM, MOST_TILE_UM = 1.0, 100_000.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def settle_scale(stated: StatedScale, mpp: float | None = None) -> Scale:
             user says nothing.
     """
     if mpp is not None:
+        check_mpp(mpp)
         return Scale(mpp, "--mpp", _overruled(stated, mpp))
     x, y = stated.mpp_x, stated.mpp_y
     if x is None or y is None:
@@ -82,9 +86,16 @@ def settle_scale(stated: StatedScale, mpp: float | None = None) -> Scale:
     return Scale(mean, stated.source, notes)
 
 
+def check_mpp(mpp: float | None) -> None:
+    """Raise EdgelungError for a `--mpp` that is no size of a pixel."""
+    if mpp is not None and not LEAST_NAMED_MPP <= mpp <= MOST_NAMED_MPP:
+        raise EdgelungError(
+            f"--mpp {mpp:g}; expected {LEAST_NAMED_MPP:g} to {MOST_NAMED_MPP:g} micrometres per "
+            "pixel"
+        )
+
+
 def _overruled(stated: StatedScale, mpp: float) -> tuple[str, ...]:
-    if not mpp > 0 or not math.isfinite(mpp):
-        raise EdgelungError(f"--mpp {mpp:g}; expected micrometres per pixel above 0")
     x, y = stated.mpp_x, stated.mpp_y
     if x is None or y is None:
         return ()
@@ -111,8 +122,10 @@ def settle_tile(model_um: float | None, tile_um: float | None) -> tuple[float, t
                 "--tile-um or --mpp"
             )
         return model_um, ()
-    if not tile_um > 0 or not math.isfinite(tile_um):
-        raise EdgelungError(f"--tile-um {tile_um:g}; expected micrometres above 0")
+    if not LEAST_TILE_UM <= tile_um <= MOST_TILE_UM:
+        raise EdgelungError(
+            f"--tile-um {tile_um:g}; expected {LEAST_TILE_UM:g} to {MOST_TILE_UM:g} micrometres"
+        )
     if model_um is not None and not math.isclose(model_um, tile_um, rel_tol=0.01):
         return tile_um, (f"--tile-um {tile_um:g} overrules the bundle: trained on {model_um:g} µm",)
     return tile_um, ()

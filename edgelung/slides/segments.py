@@ -16,6 +16,7 @@ from edgelung.tiles.tiff import read_segment
 from edgelung.tiles.tiff_codecs import decoding_memory
 from edgelung.tiles.tiff_layout import Layout
 
+HEADER = 8  # bytes of a file before which no data can begin
 EXCESS = 2**16  # bytes that a segment may be longer than four times its pixels
 
 
@@ -29,12 +30,16 @@ class LevelSegments:
         eighths: the scales M/8 at which a segment can be decoded.
     """
 
-    def __init__(self, file: FileBytes, layout: Layout) -> None:
+    def __init__(
+        self, file: FileBytes, layout: Layout, contested: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        """`contested`: as `find_contested` returns it for this level; None: no segment is."""
         self.layout = layout
+        self._contested = contested
         self.width, self.height = layout.segment_width, layout.segment_height
         self.across, self.down = layout.across, -(-layout.height // layout.segment_height)
         self._file = file
-        self._most = 4 * layout.samples * self.width * self.height + EXCESS
+        self._most = _most_bytes(layout)
         self._decoder: SegmentDecoder | None = None
         if layout.kind.compression == "JPEG" and layout.tiled:
             transform = layout.kind.colour == "YCbCr"
@@ -92,6 +97,8 @@ class LevelSegments:
             high, wide = self.height if self.layout.tiled else rows, self.width
             shape = (high * eighths // EIGHTHS, wide * eighths // EIGHTHS, 3)
             return np.full(shape, WHITE, np.uint8)
+        if self._contested is not None and self._contested[place]:
+            raise TileError(Status.CORRUPT, "its data overlaps that of another tile in the file")
         if count > self._most:
             reason = f"{count} bytes of a TIFF segment of {self.width}×{self.height} pixels"
             raise TileError(Status.CORRUPT, reason)
@@ -111,3 +118,40 @@ class LevelSegments:
         """Bytes that decoding a segment of `count` bytes needs at most."""
         samples = self.width * self.height * (1 if self.layout.separate else self.layout.samples)
         return samples + decoding_memory(self.layout.kind.compression, samples, 1, count)
+
+
+def find_contested(layouts: Sequence[Layout], length: int) -> list[npt.NDArray[np.bool_]]:
+    """For each level, which segments share only a part of their bytes with another one.
+
+    One of the two would show wrong pixels, and nothing says which. Segments of the very same bytes
+    are allowed: programs store equal tiles once. JPEG data that begins at a wrong place cannot be
+    decoded, so there only the same place with two lengths counts. What a file of `length` bytes
+    cannot hold, or no segment can be, costs no other segment.
+    """
+    begin = np.concatenate([one.offsets for one in layouts]).astype(np.int64)
+    end = begin + np.concatenate([one.counts for one in layouts]).astype(np.int64)
+    most = np.concatenate([np.full(len(one.offsets), _most_bytes(one)) for one in layouts])
+    is_jpeg = np.concatenate(
+        [np.full(len(one.offsets), one.kind.compression == "JPEG") for one in layouts]
+    )
+    contested = np.zeros(len(begin), bool)
+    order = np.flatnonzero((end > begin) & (end <= length) & (end - begin <= most))
+    order = order[np.lexsort((end[order], begin[order]))]
+    first, last = begin[order], end[order]
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (np.diff(first) != 0) | (np.diff(last) != 0)
+    group = np.cumsum(is_new) - 1
+    first, last = first[is_new], last[is_new]
+    begins_twice, overlaps = np.zeros(len(first), bool), first < HEADER
+    begins_twice[1:] |= first[1:] == first[:-1]
+    begins_twice[:-1] |= first[1:] == first[:-1]
+    overlaps[1:] |= first[1:] < np.maximum.accumulate(last)[:-1]
+    overlaps[:-1] |= last[:-1] > first[1:]
+    contested[order] = np.where(is_jpeg[order], begins_twice[group], overlaps[group])
+    ends = np.cumsum([len(one.offsets) for one in layouts])
+    return np.split(contested, ends[:-1])
+
+
+def _most_bytes(layout: Layout) -> int:
+    """How many bytes a segment may have; more are never read."""
+    return 4 * layout.samples * layout.segment_width * layout.segment_height + EXCESS

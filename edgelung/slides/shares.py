@@ -18,21 +18,21 @@ from edgelung.artifacts.slide_tiles import SlideTiles
 from edgelung.evaluation.intervals import FEW_GROUPS, LEVEL, RESAMPLES
 
 BLOCK_UM = 2000.0
-LEAST_TILES = 4  # a block is at least so many tiles wide, and exactly twice that without a scale
+LEAST_TILES = 4  # a block is at least so many tiles wide
 CHUNK = 250  # resamples at a time; bounds the memory
 
 Weights = npt.NDArray[np.float64]
 
 
 def class_shares(
-    tiles: SlideTiles, tissue: Weights | None, mpp: float | None
+    tiles: SlideTiles, tissue: Weights | None, mpp: float
 ) -> tuple[list[ClassShare], Blocks | None]:
     """The share of each class in the labelled tissue.
 
     Args:
         tiles: the tiles; those without a label do not count.
-        tissue: how much of each tile is tissue, 0…1 (N,), see `tissue_in_tiles`; None: all of it.
-        mpp: micrometres per pixel of level 0; None if it is unknown.
+        tissue: how much of each tile is tissue, 0…1 (N,), see `TissueMask.shares`; None: all of it.
+        mpp: micrometres per pixel of level 0.
 
     Returns:
         One share per class, and the blocks; None without labelled tissue. With fewer than
@@ -47,14 +47,14 @@ def class_shares(
             ClassShare(name=name, tiles=count, share=None, interval=None)
             for name, count in zip(tiles.classes, counts, strict=True)
         ], None
-    side = _block_side(tiles, mpp)
+    side = max(BLOCK_UM / mpp, float(LEAST_TILES * tiles.side))  # pixels of level 0
     areas = _areas(tiles, labels, np.where(kept, weights, 0.0), side)
     sizes = areas.sum(axis=1)
     shares = areas.sum(axis=0) / sizes.sum()
     effective = float(sizes.sum() ** 2 / (sizes**2).sum())  # Kish 1965
     blocks = Blocks(
         side_px=side,
-        side_um=None if mpp is None else side * mpp,
+        side_um=side * mpp,
         count=len(areas),
         effective=round(effective, 1),
     )
@@ -65,43 +65,6 @@ def class_shares(
             tiles.classes, counts, shares, intervals, strict=True
         )
     ], blocks
-
-
-def tissue_in_tiles(tiles: SlideTiles, mask: npt.NDArray[np.bool_], downsample: float) -> Weights:
-    """How much of each tile is tissue, 0…1 (N,).
-
-    Args:
-        tiles: the tiles.
-        mask: tissue (h, w).
-        downsample: pixels of level 0 per pixel of the mask.
-    """
-    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
-    np.cumsum(mask, axis=0, dtype=np.int32, out=table[1:, 1:])
-    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
-    left, right = _range(tiles.x, tiles.side, downsample, mask.shape[1])
-    top, bottom = _range(tiles.y, tiles.side, downsample, mask.shape[0])
-    below = table[bottom, right] - table[bottom, left]
-    above = table[top, right] - table[top, left]
-    share: Weights = (below - above) / ((right - left) * (bottom - top))
-    return share
-
-
-def _range(
-    begin: npt.NDArray[np.int64], side: int, downsample: float, size: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The pixels of the mask whose centre a tile holds, along one axis; at least one."""
-    first = np.ceil(begin / downsample - 0.5).astype(np.int64)
-    end = np.ceil((begin + side) / downsample - 0.5).astype(np.int64)
-    middle = np.floor((begin + side / 2) / downsample).astype(np.int64)
-    first = np.clip(np.where(end > first, first, middle), 0, size - 1)
-    return first, np.clip(end, first + 1, size)
-
-
-def _block_side(tiles: SlideTiles, mpp: float | None) -> float:
-    """Side of a block, pixels of level 0."""
-    if mpp is None:
-        return float(2 * LEAST_TILES * tiles.side)
-    return max(BLOCK_UM / mpp, float(LEAST_TILES * tiles.side))
 
 
 def _areas(

@@ -3,7 +3,9 @@
 from edgelung.core.errors import one_line
 from edgelung.tiles.status import Status
 
-__all__ = ["Status", "TileError", "damaged"]
+__all__ = ["NOT_A_TILE", "Status", "TileError", "damaged"]
+
+NOT_A_TILE = "not a tile; run `edgelung slide` on it, or cut tiles from it"  # said of a slide
 
 
 class TileError(Exception):

@@ -10,7 +10,7 @@ from functools import partial
 from edgelung.core.errors import one_line
 from edgelung.core.folder import HAS_FOLDER_CALLS
 from edgelung.tiles.budget import DECODING
-from edgelung.tiles.errors import Status, TileError
+from edgelung.tiles.errors import NOT_A_TILE, Status, TileError
 from edgelung.tiles.find import LEADS_OUT, SLIDE_SUFFIXES, FoundFile, open_within
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
 
@@ -71,7 +71,7 @@ def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None
             except TileError:
                 described = ""
     if described or named:
-        name = f"a whole slide by its name ({suffix}), not a tile; cut tiles from it first"
+        name = f"a whole slide by its name ({suffix}), {NOT_A_TILE}"
         raise TileError(Status.SLIDE, described or name)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from edgelung.tiles.bmp import decode_bmp, looks_like_bmp
 from edgelung.tiles.budget import DECODING
-from edgelung.tiles.errors import Status, TileError
+from edgelung.tiles.errors import NOT_A_TILE, Status, TileError
 from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes, read_found
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.jpeg import MARK as JPEG_MARK
@@ -154,7 +154,7 @@ def _decoder(data: bytes) -> Callable[[bytes, int], Tile | Image.Image]:
     if looks_like_bmp(data):
         return decode_bmp
     if data[128:132] == b"DICM" and _DICOM_SLIDE in data[:4096]:
-        raise TileError(Status.SLIDE, "a whole slide (DICOM), not a tile; cut tiles from it first")
+        raise TileError(Status.SLIDE, f"a whole slide (DICOM), {NOT_A_TILE}")
     if data.startswith(_APPLE_DOUBLE):
         raise TileError(Status.SKIPPED, "macOS metadata (AppleDouble), not an image")
     if data.startswith(_LFS_POINTER):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
 
-from edgelung.tiles.errors import Status, TileError
+from edgelung.tiles.errors import NOT_A_TILE, Status, TileError
 from edgelung.tiles.tiff_directory import MAX_TEXT, Data, Directory, directories, sub_directories
 
 SLIDE_PIXELS = 25_000_000  # a tiled TIFF of more is a slide, even with one level
@@ -72,7 +72,7 @@ def describe_slide(chain: Sequence[Directory], others: Sequence[Directory] = ())
     if not ((maker and many) or (levels > 1 and (tiled or is_large)) or (tiled and is_large)):
         return ""
     what = f"a whole slide ({width:,} × {height:,} px, {levels} level{'s'[: levels > 1]}"
-    return f"{what}{', ' + maker if maker else ''}), not a tile; cut tiles from it first"
+    return f"{what}{', ' + maker if maker else ''}), {NOT_A_TILE}"
 
 
 def is_reduced(size: tuple[int, int], full: tuple[int, int]) -> bool:

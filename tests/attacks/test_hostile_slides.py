@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slide_files import Page, abbreviate, aperio, encode, jpeg_page, tissue, write_tiff
+from slide_files import (
+    Page,
+    abbreviate,
+    aperio,
+    cut,
+    encode,
+    halve,
+    jpeg_page,
+    tissue,
+    write_tiff,
+)
 from slide_reading import open_one, region
 
 from edgelung.core.errors import EdgelungError
@@ -204,3 +214,77 @@ def test_random_damage_is_a_refusal_a_status_or_a_tile_and_nothing_else(tmp_path
             region(slide, 0, 0, min(200, slide.levels[0].width, slide.levels[0].height))
         except (EdgelungError, TileError):
             continue
+
+
+Table = list[int]
+OVERLAPS = {
+    "another length": lambda _, counts: counts.__setitem__(0, counts[0] - 1),
+    "within the other": lambda offsets, _: offsets.__setitem__(0, offsets[0] + 99),
+    "over the other": lambda offsets, counts: counts.__setitem__(0, offsets[3] - offsets[0]),
+}
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("compression", [1, 7])
+def test_tiles_that_share_a_part_of_their_bytes_are_damaged(
+    compression: int, overlap: str, tmp_path: Path
+) -> None:
+    """Tile 0 and tile 1 of the table say that the same bytes are theirs."""
+
+    def move(offsets: Table, counts: Table) -> None:
+        offsets[0], counts[0] = offsets[1], counts[1]
+        OVERLAPS[overlap](offsets, counts)
+
+    one = page()
+    if compression == 1:
+        one = Page(600, 500, [part.tobytes() for part in cut(tissue(600, 500))], compression=1)
+    one.move = move
+    slide = open_one_without_openslide(write_tiff(tmp_path / "a.tif", [one]))
+    fails_alone = compression == 7 and overlap == "within the other"  # no JPEG begins there
+    for x in (0,) if fails_alone else (0, 256):
+        with pytest.raises(
+            TileError, match=None if fails_alone else "overlaps that of another tile"
+        ):
+            region(slide, x, 0, 200)
+    assert region(slide, 0, 256, 200).shape == (200, 200, 3)
+
+
+def test_equal_tiles_may_be_stored_once_and_none_in_the_header(tmp_path: Path) -> None:
+    def move(offsets: Table, counts: Table) -> None:
+        offsets[0], counts[0] = offsets[1], counts[1]
+        offsets[2] = 0
+
+    one = Page(600, 500, [part.tobytes() for part in cut(tissue(600, 500))], compression=1)
+    one.move = move
+    slide = open_one_without_openslide(write_tiff(tmp_path / "a.tif", [one]))
+    assert np.array_equal(region(slide, 0, 0, 200), region(slide, 256, 0, 200))
+    with pytest.raises(TileError):
+        region(slide, 512, 0, 80)
+
+
+@pytest.mark.parametrize("factor", [4, 16])
+@pytest.mark.parametrize("level", ["white", "inverted", "right", "shifted"])
+def test_a_level_that_shows_something_else_is_left_out_and_said(
+    level: str, factor: int, tmp_path: Path
+) -> None:
+    pixels = tissue(1024, 768)
+    small = halve(pixels, factor)
+    other = {
+        "white": np.full_like(small, 250),
+        "inverted": 255 - small,
+        "right": small,
+        "shifted": np.roll(small, 1, (0, 1)),
+    }[level]
+    pages = [jpeg_page(pixels), jpeg_page(np.ascontiguousarray(other))]
+    slide = open_one_without_openslide(write_tiff(tmp_path / "a.tif", pages))
+    is_right = level in ("right", "shifted")
+    assert len(slide.levels) == (2 if is_right else 1)
+    assert ("without level 1" in slide.kind) is not is_right
+
+
+def test_a_level_of_tiles_that_were_never_written_is_left_out(tmp_path: Path) -> None:
+    """A converter that was stopped: level 0 is whole, the next one is empty."""
+    empty = jpeg_page(halve(tissue(1024, 768), 4))
+    empty.segments = [b""] * len(empty.segments)
+    path = write_tiff(tmp_path / "a.tif", [jpeg_page(tissue(1024, 768)), empty])
+    assert len(open_one_without_openslide(path).levels) == 1

@@ -1,4 +1,4 @@
-"""The parts of the site that are generated from the code. Skipped without `edgelung[docs]`."""
+"""The parts of the documentation that are generated from the code."""
 
 import importlib.util
 from pathlib import Path
@@ -13,10 +13,9 @@ from edgelung.cli.app import app
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture(scope="module")
-def hooks() -> ModuleType:
-    pytest.importorskip("mkdocs", reason="pip install 'edgelung[docs]'")
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+def load(name: str) -> ModuleType:
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -24,8 +23,33 @@ def hooks() -> ModuleType:
     return module
 
 
-def test_every_command_and_option_is_in_the_reference(hooks: ModuleType) -> None:
-    page = "\n".join(hooks.commands())
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    """What MkDocs runs; skipped without it."""
+    pytest.importorskip("mkdocs", reason="pip install 'edgelung[docs]'")
+    return load("hooks")
+
+
+@pytest.fixture(scope="module")
+def commands() -> ModuleType:
+    return load("commands")
+
+
+def test_the_reference_of_the_commands_is_that_of_the_code(commands: ModuleType) -> None:
+    """If this fails: `make tables`."""
+    text = commands.PAGE.read_text(encoding="utf-8")
+    assert commands.rewrite(text) == text
+
+
+def test_an_option_that_the_reference_lacks_is_found(commands: ModuleType) -> None:
+    text = commands.PAGE.read_text(encoding="utf-8")
+    changed = text.replace("`--recipe NAME`", "`--recipe FILE`")
+    assert changed != text
+    assert commands.rewrite(changed) == text
+
+
+def test_every_command_and_option_is_in_the_reference(commands: ModuleType) -> None:
+    page = commands.PAGE.read_text(encoding="utf-8")
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         assert f"\n## {name}\n" in page
         section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]

@@ -21,7 +21,8 @@ def workspace(tiles: Path, tmp_path: Path) -> Path:
     groups = folder / "tiles" / "groups.csv"
     groups.write_text(groups.read_text().replace("cluster", "group", 1))
     shutil.copytree(ROOT / "examples", folder / "examples")
-    write_svs(folder / "case-17.svs", 600, 500)
+    for name in ("case-17.svs", "CMU-1-Small-Region.svs"):
+        write_svs(folder / name, 600, 500)
     (folder / "scans").mkdir()
     write_svs(folder / "scans" / "case-18.svs", 600, 500)
     return folder
@@ -103,6 +104,23 @@ def test_commands_stand_in_blocks_that_are_run() -> None:
         for line in page.read_text(encoding="utf-8").splitlines():
             if line.startswith("    ") and not line.startswith("    make "):
                 assert not line.strip().startswith(("$ ", "edgelung ", "pip ")), f"{page}: {line}"
+
+
+@pytest.mark.data
+def test_the_slide_tutorial_shows_what_is_printed(real_tiles: Path, tmp_path: Path) -> None:
+    """On the real slide: the other tests run the command on a made one."""
+    slide = real_tiles / "slides" / "CMU-1-Small-Region.svs"
+    if not slide.is_file():
+        pytest.skip(f"{slide} is not there")
+    shutil.copy(slide, tmp_path)
+    page = ROOT / "docs" / "tutorials" / "slide-to-qupath.md"
+    (block,) = blocks(page)
+    program = [sys.executable, "-m", "edgelung", *block.commands[0].text.split()[1:]]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    shown = page.read_text(encoding="utf-8").partition("```text\n")[2].partition("```")[0]
+    printed = done.stdout.splitlines() + done.stderr.splitlines()
+    assert sorted(shown.splitlines()) == sorted(printed)
 
 
 def test_an_output_that_differs_is_found() -> None:

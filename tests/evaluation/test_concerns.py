@@ -1,5 +1,6 @@
 """Full precision is judged too: what is said about a model, its test and its gate."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -178,6 +179,51 @@ def test_a_gate_that_cannot_tell_says_how_many_groups_it_needs() -> None:
         "groups are needed, 9 are there; label more slides or raise split.val."
     )
     assert gate_concerns({"fp8": gates["fp8"]}) == []
+
+
+def run_of(val: Sequence[Sequence[int]], test: Sequence[Sequence[int]]) -> RunMetrics:
+    """A run whose student has these confusion matrices; ten groups per class."""
+    on_val, on_test = measured(val, 10), measured(test, 10)
+    student = ModelMetrics(
+        model="", temperature=1.0, val=on_val, test=on_test, val_intervals=on_val.intervals
+    )
+    return RunMetrics(classes=CLASSES, student=student)
+
+
+MANY = dict.fromkeys(CLASSES, SetSize(tiles=100, groups=10))
+PERFECT = [[100, 0, 0], [0, 100, 0], [0, 0, 100]]
+WORSE = [[75, 25, 0], [0, 75, 25], [25, 0, 75]]
+ALMOST = [[95, 5, 0], [0, 100, 0], [0, 0, 100]]
+
+
+@pytest.mark.parametrize(("val", "test"), [(PERFECT, WORSE), (WORSE, PERFECT)])
+def test_validation_and_test_whose_intervals_do_not_overlap_disagree(
+    val: Sequence[Sequence[int]], test: Sequence[Sequence[int]]
+) -> None:
+    """In both directions: a test set that is too easy says as little as one that is too hard."""
+    counts = {"train": MANY, "val": MANY, "test": MANY}
+    (concern,) = run_concerns(run_of(val, test), counts)
+    assert (concern.kind, concern.do_not_use) == ("validation-differs", False)
+    assert concern.text.startswith("Validation and test disagree about the student: balanced")
+    good, bad = ("validation", "test") if val is PERFECT else ("test", "validation")
+    assert re.search(rf"100\.0 % \(interval \d\d\.\d to 100\.0 %\) on {good}\b", concern.text)
+    assert re.search(rf"75\.0 % \(interval \d\d\.\d to \d\d\.\d %\) on {bad}\b", concern.text)
+
+
+def test_a_difference_within_the_intervals_is_no_concern() -> None:
+    counts = {"train": MANY, "val": MANY, "test": MANY}
+    assert run_concerns(run_of(PERFECT, ALMOST), counts) == []
+
+
+def test_validation_and_test_are_compared_only_if_both_have_enough_groups() -> None:
+    """Of few groups the intervals are too narrow; older runs hold none for validation."""
+    metrics = run_of(PERFECT, WORSE)
+    few = {name: SetSize(tiles=100, groups=9) for name in CLASSES}
+    assert run_concerns(metrics, {"train": MANY, "val": few, "test": MANY}) == []
+    assert run_concerns(metrics, {"train": MANY, "val": MANY, "test": few}) == []
+    assert isinstance(metrics.student, ModelMetrics)
+    old = structs.replace(metrics, student=structs.replace(metrics.student, val_intervals=UNSET))
+    assert run_concerns(old, {"train": MANY, "val": MANY, "test": MANY}) == []
 
 
 def test_every_model_of_a_run_is_judged_the_student_first() -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 from edgelung.artifacts.slide_summary import SlideSummary, Tissue
 from edgelung.artifacts.slide_tiles import SlideTiles
 from edgelung.slides.base import Grid, Level, Overview, StatedScale
-from edgelung.slides.shares import class_shares, tissue_in_tiles
+from edgelung.slides.mask import TissueMask
+from edgelung.slides.shares import class_shares
 from edgelung.tiles.errors import TileError
 from edgelung.tiles.status import Status
 
@@ -30,7 +31,7 @@ class SlideSample:
     name: str
     width: int
     height: int
-    mpp: float | None
+    mpp: float
     overview: Overview
     mask: npt.NDArray[np.bool_]
     mask_downsample: float
@@ -70,7 +71,7 @@ def slide_sample(
     classes: Sequence[str] = CLASSES,
     side: int = 448,
     overlap: float = 0.0,
-    mpp: float | None = 0.5,
+    mpp: float = 0.5,
     seed: int = 0,
     downsample: float = 16.0,
 ) -> SlideSample:
@@ -93,7 +94,7 @@ def slide_sample(
         statuses=[""] * len(corners),
         errors=[""] * len(corners),
     )
-    kept = tissue_in_tiles(every, mask, MASK_DOWNSAMPLE) >= 0.5
+    kept = tissue_of(every, mask) >= 0.5
     grid, corners = grid[kept], corners[kept]
     fields = np.stack([smooth_field(rng, (rows, columns), 6) for _ in classes], axis=-1)
     logits = 6 * fields[grid[:, 1], grid[:, 0]] + rng.normal(0, 0.5, (len(grid), count))
@@ -119,6 +120,13 @@ def slide_sample(
     return SlideSample(name, width, height, mpp, overview, mask, MASK_DOWNSAMPLE, tiles, summary)
 
 
+def tissue_of(tiles: SlideTiles, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Share of tissue of each tile, 0…1 (N,)."""
+    cells = np.stack([tiles.x, tiles.y], axis=1).astype(np.int32)
+    grid = Grid(0, 8, tiles.side, 1, 1.0, cells)
+    return TissueMask(mask, MASK_DOWNSAMPLE, "drawn").shares(grid)
+
+
 def _stained(
     mask: npt.NDArray[np.bool_], width: int, height: int, downsample: float
 ) -> npt.NDArray[np.uint8]:
@@ -138,12 +146,12 @@ def _summary(
     name: str,
     width: int,
     height: int,
-    mpp: float | None,
+    mpp: float,
     mask: npt.NDArray[np.bool_],
     tiles: SlideTiles,
     overlap: float,
 ) -> SlideSummary:
-    shares, blocks = class_shares(tiles, tissue_in_tiles(tiles, mask, MASK_DOWNSAMPLE), mpp)
+    shares, blocks = class_shares(tiles, tissue_of(tiles, mask), mpp)
     pixels = float(mask.sum()) * MASK_DOWNSAMPLE**2
     return SlideSummary(
         slide=name,
@@ -156,10 +164,10 @@ def _summary(
         format="Aperio SVS; JPEG tiles read directly",
         reader="direct",
         mpp=mpp,
-        mpp_source="aperio.MPP" if mpp else "",
+        mpp_source="aperio.MPP",
         notes=["The pixels are slightly anisotropic: 0.4990 × 0.5010 µm."],
         tile_px=tiles.side,
-        tile_um=None if mpp is None else tiles.side * mpp,
+        tile_um=tiles.side * mpp,
         level=1,
         eighths=4,
         overlap=overlap,
@@ -168,7 +176,7 @@ def _summary(
             threshold=21.0,
             downsample=MASK_DOWNSAMPLE,
             share=pixels / width / height,
-            area_mm2=None if mpp is None else pixels * (mpp / 1000) ** 2,
+            area_mm2=pixels * (mpp / 1000) ** 2,
         ),
         tiles=len(tiles),
         statuses={status: tiles.statuses.count(status) for status in sorted(set(tiles.statuses))},

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgelung.core.errors import EdgelungError
+from edgelung.slides import outline
 from edgelung.slides.base import Grid, Overview
 from edgelung.slides.mask import TissueMask, find_tissue, whole_slide
 
@@ -137,16 +139,28 @@ def test_an_outline_of_the_user_is_the_mask(tmp_path: Path) -> None:
         ('{"type":"Polygon","coordinates":[[[9e3,9e3],[9e3,9e4],[9e4,9e4]]]}', "cover nothing"),
         ('{"type":"Polygon","coordinates":[[[-1e30,0],[-1e30,9],[-9e30,9]]]}', "cover nothing"),
         ("[" * 100_000, "cannot read"),
+        ('{"type":"Polygon","coordinates":[]}', "without an outline"),
+        ('{"type":"Polygon","coordinates":[[[1%s,0],[1,1],[2,2]]]}' % ("0" * 400), "cannot read"),
     ],
 )
 def test_an_outline_that_is_none_is_refused_in_one_line(
     tmp_path: Path, content: str, word: str
 ) -> None:
-    from edgelung.core.errors import EdgelungError
-    from edgelung.slides.outline import read_outline
-
     path = tmp_path / "outline.geojson"
     path.write_text(content)
     with pytest.raises(EdgelungError, match=word) as caught:
-        read_outline(path, 1000, 800)
+        outline.read_outline(path, 1000, 800)
     assert "GeoJSON" in str(caught.value) or "positions in pixels" in str(caught.value)
+
+
+def test_polygons_without_end_over_each_other_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outline, "MOST_DRAWN", 10 * 1000 * 800)
+    whole = '{"type":"Polygon","coordinates":[[[0,0],[1000,0],[1000,800],[0,800]]]}'
+    path = tmp_path / "outline.geojson"
+    path.write_text(f"[{','.join([whole] * 10)}]")
+    assert outline.read_outline(path, 1000, 800).pixels.all()
+    path.write_text(f"[{','.join([whole] * 11)}]")
+    with pytest.raises(EdgelungError, match="merge them"):
+        outline.read_outline(path, 1000, 800)

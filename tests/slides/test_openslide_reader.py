@@ -190,7 +190,7 @@ def test_the_scale_of_openslide_names_its_source() -> None:
     properties = {"openslide.vendor": "hamamatsu", "openslide.mpp-x": "0.23"}
     scale = stated_scale(properties | {"openslide.objective-power": "40"})
     assert (scale.mpp_x, scale.mpp_y, scale.objective) == (0.23, None, 40)
-    assert scale.source == "openslide.mpp-x (hamamatsu), openslide.objective-power"
+    assert scale.source == "openslide.mpp-x (hamamatsu)"
     assert stated_scale({}).source == ""
 
 

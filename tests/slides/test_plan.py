@@ -59,7 +59,7 @@ def test_the_lowest_level_that_still_has_the_models_pixels_is_read(
     assert (grid.level, grid.side) == (level, side)
 
 
-@pytest.mark.parametrize("tile_um", [298, 300, 384, 383, 111])
+@pytest.mark.parametrize("tile_um", [149.5, 298, 300, 384, 383, 111])
 def test_a_scaled_decode_covers_the_models_pixels_on_whole_pixels(tile_um: float) -> None:
     slide = Shape(pyramid(10_000, 10_000), list(range(1, 9)))
     grid = plan_grid(slide, 0.5, tile_um, 224)
@@ -85,4 +85,9 @@ def test_a_slide_smaller_than_a_tile_is_refused_with_both_sizes(size: tuple[int,
 
 def test_a_scale_that_makes_millions_of_tiles_is_refused() -> None:
     with pytest.raises(EdgelungError, match="expected at most"):
-        plan_grid(Shape(pyramid(400_000, 400_000)), 1.5, 3.0, 224)
+        plan_grid(Shape(pyramid(100_000, 80_000)), 1.5, 24.0, 224)
+
+
+def test_a_tile_of_a_few_pixels_is_refused() -> None:
+    with pytest.raises(EdgelungError, match=r"0\.02 pixels; expected at least 16"):
+        plan_grid(Shape(pyramid(1000, 500)), 50.0, 1.0, 224)

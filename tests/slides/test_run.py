@@ -14,9 +14,10 @@ from slide_files import halve, jpeg_page, tissue, write_svs, write_tiff
 
 from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.artifacts.predictions import read_predictions
-from edgelung.artifacts.slide_summary import SlideSummary
+from edgelung.artifacts.slide_summary import SlideSummary, write_slide_summary
 from edgelung.artifacts.slide_tiles import SlideTiles, read_tiles
 from edgelung.core.errors import EdgelungError
+from edgelung.core.files import atomic_folder
 from edgelung.core.precision import Precision
 from edgelung.engines.choose import Chosen
 from edgelung.engines.names import EngineName
@@ -26,6 +27,7 @@ from edgelung.inference.source import Source
 from edgelung.slides import run
 from edgelung.slides.find import find_slides, result_names
 from edgelung.slides.formats import TableFormat
+from edgelung.slides.results import write_index
 from edgelung.slides.run import MaskRule, SlideOptions, exit_code, parse_mask, run_slides
 from edgelung.tiles.find import find_files
 
@@ -118,7 +120,7 @@ def test_every_result_is_there(finished: Finished) -> None:
     assert len(tiles) == summary.tiles == 12
     assert summary.statuses == {"ok": 12}
     assert sum(summary.labels.values()) == 12
-    assert (summary.mpp, summary.mpp_source) == (0.5, "aperio.MPP, aperio.AppMag")
+    assert (summary.mpp, summary.mpp_source) == (0.5, "aperio.MPP")
     assert (summary.tile_px, summary.tile_um) == (SIDE, 112.0)
     features = json.loads((folder / "out" / "case" / "tiles.geojson").read_text())["features"]
     assert len(features) == 12
@@ -229,6 +231,13 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     assert not (tmp_path / "out" / "case").exists()
     with pytest.raises(EdgelungError, match="--resume"):
         run_slides([slide], bundle, options(tmp_path))
+    with pytest.raises(EdgelungError, match="--tile-um was 112"):
+        run_slides(
+            [slide],
+            bundle,
+            options(tmp_path, resume=True, tile_um=100.0),
+            on_stopped=lambda *_: pytest.fail("it cannot be continued like this"),
+        )
     (summary,) = run_slides([slide], bundle, options(tmp_path, resume=True))
     assert len(summary.sessions) == 2
     assert not list((tmp_path / "out").glob("*journal*"))
@@ -247,8 +256,55 @@ def test_resume_refuses_another_run_and_keeps_what_is_done(
         run_slides([slide], bundle, options(tmp_path))
     assert run_slides([slide], bundle, options(tmp_path, resume=True)) == first
     assert page.stat().st_mtime_ns == before
-    with pytest.raises(EdgelungError, match=r"cannot resume: --tile-um"):
-        run_slides([slide], bundle, options(tmp_path, resume=True, tile_um=100.0))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(
+    ("more", "difference"),
+    [
+        ({"tile_um": 100.0}, "--tile-um was 112.0 and is 100.0 now"),
+        ({"table": TableFormat.CSV}, "tiles.csv was not asked for"),
+        ({"zoom": True}, "zoom.html was not asked for"),
+        ({"mask": MaskRule.NONE}, "--mask was saturation by Otsu"),
+    ],
+)
+def test_a_finished_slide_is_not_taken_for_one_with_other_options(
+    bundle: Bundle, slide: Path, tmp_path: Path, more: dict, difference: str, resume: bool
+) -> None:
+    run_slides([slide], bundle, options(tmp_path))
+    with pytest.raises(EdgelungError, match=f"finished.*{difference}.*another --out"):
+        run_slides([slide], bundle, options(tmp_path, resume=resume, **more))
+
+
+def test_what_a_stopped_run_left_is_refused_before_a_slide_is_read(
+    bundle: Bundle, slide: Path, tmp_path: Path
+) -> None:
+    last = write_svs(tmp_path / "last.svs", WIDTH, HEIGHT)
+    with pytest.raises(KeyboardInterrupt):
+        run_slides([last], bundle, options(tmp_path), Stop(5))
+    with pytest.raises(EdgelungError, match="holds 8 tiles"):
+        run_slides([slide, last], bundle, options(tmp_path))
+    assert not (tmp_path / "out" / "case").exists()
+
+
+def test_a_stopped_run_has_an_index_of_what_is_done(
+    bundle: Bundle, slide: Path, tmp_path: Path
+) -> None:
+    last = write_svs(tmp_path / "last.svs", WIDTH, HEIGHT)
+    with pytest.raises(KeyboardInterrupt):
+        run_slides([slide, last], bundle, options(tmp_path), Stop(14))
+    with (tmp_path / "out" / "slides.csv").open(newline="") as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["case.svs"]
+
+
+def test_the_overlap_of_the_record_is_that_of_the_tiles(
+    bundle: Bundle, slide: Path, tmp_path: Path
+) -> None:
+    chosen = options(tmp_path, tile_um=150.0, overlap=0.33)  # 304 px, decoded at 6/8
+    (summary,) = run_slides([slide], bundle, chosen)
+    tiles = read_tiles(tmp_path / "out" / "case" / "tiles.parquet")
+    assert summary.eighths < 8
+    assert summary.overlap == pytest.approx(1 - tiles.step / tiles.side, abs=1e-4)
 
 
 def test_a_page_that_zooms_is_written_where_it_is_asked_for(
@@ -330,6 +386,14 @@ def outline(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_outlines_of_one_slide_are_not_laid_over_another(
+    bundle: Bundle, slide: Path, outline: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EdgelungError, match="outlines of one slide, and 2 slides"):
+        run_slides([slide, tmp_path / "b.svs"], bundle, options(tmp_path, mask=outline))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_prints_the_summaries_and_the_way_on(cli, slide: Path, outline: Path) -> None:
     out = slide.parent / "out"
     done = cli(
@@ -342,3 +406,87 @@ def test_the_command_prints_the_summaries_and_the_way_on(cli, slide: Path, outli
     assert summary["tissue"]["rule"] == "the outlines of area.geojson"
     assert "index.html" in done.stderr
     assert "Research use only" in done.stderr
+
+
+def test_a_scale_that_is_none_is_refused_before_anything_is_written(
+    slide: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    with pytest.raises(EdgelungError, match="--mpp 1e"):
+        run_slides([slide], bundle, options(tmp_path, mpp=1e300))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["index.html.svs", "Slides.csv.tif", "a.edgelung-journal.svs"])
+def test_results_are_never_called_as_files_of_edgelung(name: str, tmp_path: Path) -> None:
+    with pytest.raises(EdgelungError, match="rename the slide"):
+        result_names([tmp_path / name])
+
+
+def test_a_name_too_long_for_its_results_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(EdgelungError, match="235 bytes"):
+        result_names([tmp_path / f"{'é' * 118}.svs"])
+    assert result_names([tmp_path / f"{'a' * 235}.svs"])
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    slide: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(EdgelungError, match="cannot write"):
+        run_slides([slide], bundle, options(tmp_path))
+    (tmp_path / "out").unlink()
+    (tmp_path / "out" / "index.html").mkdir(parents=True)
+    with pytest.raises(EdgelungError, match=r"index\.html is a folder"):
+        run_slides([slide], bundle, options(tmp_path))
+    assert not (tmp_path / "out" / "case").exists()
+
+
+def test_a_slide_that_vanishes_fails_alone(
+    slide: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run.find_tissue
+
+    def vanish(*arguments: object) -> object:
+        slide.unlink(missing_ok=True)
+        return found(*arguments)
+
+    monkeypatch.setattr(run, "find_tissue", vanish)
+    (summary,) = run_slides([slide], bundle, options(tmp_path))
+    assert summary.status == "failed"
+    assert "is the drive connected?" in summary.reason
+
+
+def test_a_scene_takes_no_results_of_another_slide(
+    slide: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scenes of scan.svs would write scan-1 and scan-2, and there is a slide scan-1.svs."""
+    opened = run.open_slides
+
+    def in_scenes(path: Path) -> list:
+        return [*opened(slide), *opened(slide)] if path.name == "scan.svs" else opened(path)
+
+    monkeypatch.setattr(run, "open_slides", in_scenes)
+    monkeypatch.setattr(run, "write_results", lambda folder, read, *_, **__: _ok(folder))
+    (tmp_path / "out" / "scan-2").mkdir(parents=True)
+    (tmp_path / "out" / "scan-2" / "mine.txt").touch()
+    other = write_svs(tmp_path / "scan-1.svs", WIDTH, HEIGHT)
+    summaries = run_slides([other, tmp_path / "scan.svs"], bundle, options(tmp_path))
+    assert [one.status for one in summaries] == ["ok", "failed", "failed"]
+    assert "results scan-1 are those of another slide" in summaries[1].reason
+    assert "scan-2 already exists" in summaries[2].reason
+
+
+def _ok(folder: Path) -> SlideSummary:
+    return SlideSummary(slide=folder.name, status="ok", started="", ended="")
+
+
+def test_the_index_lists_no_results_that_another_run_is_writing(make_slide, tmp_path: Path) -> None:
+    summary = make_slide().summary
+    for name in ("one", ".two"):
+        (tmp_path / name).mkdir()
+        write_slide_summary(tmp_path / name / "slide.json", summary)
+    with atomic_folder(tmp_path / "three") as inside:
+        write_slide_summary(inside / "slide.json", summary)
+        write_index(tmp_path, [])
+    with (tmp_path / "slides.csv").open(newline="") as file:
+        assert [row["folder"] for row in csv.DictReader(file)] == [".two", "one"]

@@ -54,7 +54,7 @@ def test_the_user_settles_it_and_what_is_overruled_is_said(scale: StatedScale) -
     assert bool(settled.notes) == (scale.mpp_x is not None)
 
 
-@pytest.mark.parametrize("mpp", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("mpp", [0.0, -1.0, math.nan, math.inf, 5e-324, 1e-300, 1e300])
 def test_a_user_can_be_wrong_too(mpp: float) -> None:
     with pytest.raises(EdgelungError, match="--mpp"):
         settle_scale(stated(0.5), mpp)
@@ -80,7 +80,7 @@ def test_the_bundle_says_the_size_of_a_tile_and_the_user_may_overrule_it() -> No
     assert "trained on 112" in notes[0]
 
 
-@pytest.mark.parametrize("tile_um", [0.0, -5.0, math.nan, math.inf])
+@pytest.mark.parametrize("tile_um", [0.0, -5.0, math.nan, math.inf, 1e-300, 1e300])
 def test_a_tile_has_a_size(tile_um: float) -> None:
     with pytest.raises(EdgelungError, match="--tile-um"):
         settle_tile(112.0, tile_um)

@@ -7,7 +7,7 @@ import pytest
 
 from edgelung.artifacts.slide_tiles import SlideTiles
 from edgelung.slides import shares
-from edgelung.slides.shares import class_shares, tissue_in_tiles
+from edgelung.slides.shares import class_shares
 
 
 def square_of_tiles(labels: np.ndarray, side: int = 500) -> SlideTiles:
@@ -39,21 +39,6 @@ def test_a_share_is_of_the_tissue_and_not_of_the_tiles() -> None:
     assert [one.share for one in found] == pytest.approx([0.5, 0.5])
 
 
-def test_tissue_in_tiles_is_the_mean_of_the_mask_below_them() -> None:
-    rng = np.random.default_rng(0)
-    mask = rng.random((40, 60)) < 0.5
-    tiles = square_of_tiles(np.zeros((4, 6), int), side=100)
-    found = tissue_in_tiles(tiles, mask, 10.0)
-    expected = mask.reshape(4, 10, 6, 10).mean(axis=(1, 3)).reshape(-1)
-    np.testing.assert_allclose(found, expected)
-
-
-def test_a_mask_coarser_than_a_tile_is_looked_up() -> None:
-    mask = np.array([[True, False]])
-    tiles = square_of_tiles(np.zeros((1, 20), int), side=10)
-    assert tissue_in_tiles(tiles, mask, 100.0).tolist() == [1.0] * 10 + [0.0] * 10
-
-
 def test_few_blocks_give_no_interval() -> None:
     tiles = square_of_tiles(patches(3, 8))  # 12 × 12 mm at 1 µm: 36 blocks; at 0.25 µm: 4
     assert class_shares(tiles, None, 1.0)[0][0].interval
@@ -76,7 +61,8 @@ def test_the_interval_of_patches_is_wider_than_that_of_single_tiles(
 ) -> None:
     tiles = square_of_tiles(patches(8, 4))
     low, high = class_shares(tiles, None, 1.0)[0][0].interval
-    monkeypatch.setattr(shares, "_block_side", lambda tiles, mpp: float(tiles.side))
+    monkeypatch.setattr(shares, "BLOCK_UM", 0.0)
+    monkeypatch.setattr(shares, "LEAST_TILES", 1)
     low_tiles, high_tiles = class_shares(tiles, None, 1.0)[0][0].interval
     assert high - low > 2.5 * (high_tiles - low_tiles)
 
@@ -103,7 +89,7 @@ def test_one_class_everywhere_is_not_certain() -> None:
 
 def test_the_same_tiles_have_the_same_interval(make_slide) -> None:
     slide = make_slide()
-    weights = tissue_in_tiles(slide.tiles, slide.mask, slide.mask_downsample)
+    weights = np.random.default_rng(0).random(len(slide.tiles))
     assert class_shares(slide.tiles, weights, 0.5) == class_shares(slide.tiles, weights, 0.5)
 
 
@@ -121,9 +107,4 @@ def test_a_slide_without_labels_has_no_share() -> None:
     none = dataclasses.replace(
         tiles, x=tiles.x[:0], y=tiles.y[:0], probabilities=tiles.probabilities[:0], statuses=[]
     )
-    assert class_shares(none, None, None)[1] is None
-
-
-def test_without_a_scale_a_block_is_eight_tiles_wide() -> None:
-    _, blocks = class_shares(square_of_tiles(patches(4, 4)), None, None)
-    assert (blocks.side_px, blocks.side_um) == (4000.0, None)
+    assert class_shares(none, None, 0.5)[1] is None

@@ -3,6 +3,7 @@
 Needs Playwright, axe-playwright-python (`pip install 'edgelung[pages]'`) and Chromium.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,6 +159,20 @@ def test_the_slide_page_zooms_by_keyboard_button_and_wheel(browser, folder: Path
     page.mouse.up()
     assert changed()
     assert " px" in page.inner_text("#place")
+    window.context.close()
+
+
+def test_the_scale_bar_is_as_long_as_it_says(browser, folder: Path) -> None:
+    window = Window(browser, folder / "slide.html")
+    page = window.page
+    for _ in range(4):
+        scale = float(re.search(r"scale\(([\d.]+)\)", page.evaluate(TRANSFORM))[1])
+        number, unit = page.inner_text("#bar").replace(",", "").split()
+        length = float(number) * {"µm": 1, "mm": 1000}[unit]
+        width = page.locator("#bar").bounding_box()["width"]
+        assert width == pytest.approx(length / (0.5 * 4.0) * scale, abs=0.5)
+        assert 60 < width <= 160.5
+        page.click("button[data-zoom=in]")
     window.context.close()
 
 

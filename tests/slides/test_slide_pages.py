@@ -79,7 +79,12 @@ def test_the_page_begins_with_research_use_and_what_limits_it(make_slide) -> Non
     headline = re.search(r"<h1[^>]*>(.*?)</h1>", html)[1]
     assert headline.startswith("Research use: lung_aca on 45.2")
     picture = html.index('id="slide"')
-    for text in (RESEARCH_USE_ONLY, "anisotropic", "10 tiles were not predicted", "33 tiles left"):
+    for text in (
+        RESEARCH_USE_ONLY,
+        "anisotropic",
+        "10 tiles were not predicted",
+        "33 tiles have no label",
+    ):
         assert html.index(text) < picture, text
 
 
@@ -195,3 +200,8 @@ def test_the_zoom_page_holds_the_licence_of_its_viewer(
     html = zoom_page(slide.summary, slide.overview, slide.tiles, slide.mask, 64.0, made)
     assert "Neither the name of CodePlex Foundation" in html
     assert "sourceMappingURL" not in html
+
+
+def test_the_index_links_to_a_name_that_is_no_utf_8(make_slide) -> None:
+    page = index_page([make_slide().summary], {0: "\udcff a/slide.html"}, "out")
+    assert 'href="./%FF%20a/slide.html"' in page

@@ -37,7 +37,7 @@ def test_a_slides_name_is_never_a_label(suffix: str, tmp_path: Path) -> None:
     """A .mrxs is a whole JPEG, of a thumbnail."""
     path = tmp_path / f"case{suffix.upper()}"
     Image.fromarray(TILE).save(path, "JPEG")
-    with pytest.raises(TileError, match="cut tiles from it first") as caught:
+    with pytest.raises(TileError, match="run `edgelung slide` on it") as caught:
         read_tile(path, SPEC)
     assert caught.value.status == "slide"
 

@@ -16,6 +16,7 @@ from edgelung.train.split import (
     join_duplicates,
     split_at_random,
     split_by_group,
+    split_warnings,
 )
 
 
@@ -153,3 +154,25 @@ def test_identical_files_join_their_groups() -> None:
 def test_one_file_under_two_labels_is_named() -> None:
     tiles = [tile("a/1", "a", "x"), tile("a/2", "a", "x"), tile("b/1", "b", "x"), tile("b/2", "b")]
     assert list(find_conflicting_copies(tiles)) == [("a/1", "b/1")]
+
+
+def test_small_validation_and_test_sets_are_said_before_training() -> None:
+    """Below 5 groups per class, and below 10; nothing from there on."""
+
+    def said(groups: int) -> list[str]:
+        tiles, names = [], []
+        for label in "ab":
+            more, named = many(groups, 4, label)
+            tiles += more
+            names += named
+        split = split_by_group(tiles, names, Split())
+        return list(split_warnings(split, Split(), groups_are_given=True))
+
+    test, validation = said(20)
+    assert test.startswith("The test says little: a has 3 test groups, and at least 5 per class")
+    assert validation.startswith("No variant can pass the gate: a has 3 validation groups")
+    (line,) = said(40)
+    assert line == (
+        "6 group(s) of a class in the test set: intervals from fewer than 10 groups are too narrow"
+    )
+    assert said(80) == []
