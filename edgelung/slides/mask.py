@@ -58,8 +58,9 @@ class TissueMask:
     def shares(self, grid: Grid) -> npt.NDArray[np.float64]:
         """Share of tissue in each square of the grid, 0…1, (N,)."""
         height, width = self.pixels.shape
-        sums = np.zeros((height + 1, width + 1), np.int64)
-        np.cumsum(np.cumsum(self.pixels, 0, dtype=np.int64), 1, out=sums[1:, 1:])
+        sums = np.zeros((height + 1, width + 1), np.int32)  # the largest array: summed in place
+        inner = sums[1:, 1:]
+        np.cumsum(np.cumsum(self.pixels, 0, out=inner), 1, out=inner)
         factor = grid.downsample / self.downsample
         first = grid.cells * (grid.step * factor)  # (N, 2) in pixels of the mask
         last = first + grid.side * factor

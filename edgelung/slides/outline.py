@@ -12,11 +12,10 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.extras import load_extra
 from edgelung.core.folder import read_regular
 from edgelung.core.typed_json import Json
-from edgelung.slides.mask import Mask, TissueMask
+from edgelung.slides.mask import MOST_PIXELS, Mask, TissueMask
 
 MAX_BYTES = 1 << 28
-MOST_PIXELS = 16_000_000  # of the mask
-MOST_DRAWN = 100 * MOST_PIXELS  # in the boxes around all polygons; bounds the time
+MOST_DRAWN = 400 * MOST_PIXELS  # in the boxes around all polygons; bounds the time
 EXPECTED = "expected GeoJSON with polygons, such as QuPath exports"
 
 Rings = list[npt.NDArray[np.float64]]  # of one polygon, (N, 2) each; the first is its outside
