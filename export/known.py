@@ -24,7 +24,7 @@ from edgelung.export.student import Student
 from edgelung.export.tiles import TileReader, TileSet
 
 FIT_TILES = 4096  # of the training tiles, evenly from all groups
-BLOCKS_BEHIND = 2  # between the features and the end; docs/explanation/unknown.md has the evidence
+BLOCKS_BEHIND = 4  # between the features and the end; docs/explanation/unknown.md has the evidence
 COVERAGES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 
