@@ -1,6 +1,6 @@
 """The starter bundle of the package out of an exported one.
 
-    edgelung export RUN --out BUNDLE --int8 --outside colon/
+    edgelung export RUN --out BUNDLE --int8
     python benchmarks/starter.py BUNDLE
 
 It keeps full precision and the INT8 variant for CPUs: with the one for GPUs it would pass 32 MB.
@@ -35,6 +35,7 @@ def main() -> None:
         (folder / manifest["variants"].pop(name)["file"]).unlink()
         for tile in manifest["golden"]:
             del tile["probabilities"][name]
+            tile["ood"].pop(name, None)
     manifest["name"] = f"edgelung starter ({manifest['name'].split(' of ')[0]})"
     for key in ("schema_version", "files"):
         del manifest[key]
