@@ -60,5 +60,4 @@ class FoldsFolder(RunFolder):
 def opened_folds(path: Path) -> FoldsFolder | None:
     """The cross-validation in a folder; None where there is another run, or none."""
     folder = FoldsFolder(path)
-    is_run = folder.config_path.is_file()
-    return folder if is_run and folder.read_config().folds else None
+    return folder if folder.config_path.is_file() and folder.folds_path.is_file() else None

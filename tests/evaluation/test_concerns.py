@@ -242,6 +242,9 @@ def test_every_model_of_a_run_is_judged_the_student_first() -> None:
         "No variant can pass the gate",
     ]
     assert run_concerns(structs.replace(metrics, concerns=[]), counts) == []
+    *_, last = run_concerns(structs.replace(metrics, folds={}), counts)  # no gate judges folds
+    assert last.kind == "few-test-groups"
+    assert last.text.endswith("; label more slides.")
 
 
 def test_a_bundle_without_recorded_concerns_is_judged_by_its_test_figures() -> None:

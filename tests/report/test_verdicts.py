@@ -111,6 +111,24 @@ def test_the_run_says_what_its_student_is_worth() -> None:
     assert headline.tone is Tone.GOOD
 
 
+def test_a_cross_validation_says_over_how_many_folds() -> None:
+    config = structs.replace(run_config(), folds=5)
+    text = run_headline(run_metrics(GOOD), config).text
+    assert text.startswith("Over 5 folds, the student labels 99.3 % of 300 test tiles right")
+
+
+def test_a_split_whose_test_shows_tissue_of_training_is_not_trusted() -> None:
+    bad = audit_headline(100, 20, 0, 0, (3, 40))
+    assert bad.text == (
+        "Do not trust this split: 3 of 40 test tiles (7.5 %) show tissue of training tiles"
+    )
+    good = audit_headline(100, 20, 0, 1, (0, 40))
+    assert good.text == (
+        "No test tile of 40 shows tissue of a training tile; 1 file cannot be read"
+    )
+    assert (bad.tone, good.tone) == (Tone.BAD, Tone.GOOD)
+
+
 @pytest.mark.parametrize(
     ("confusion", "text"),
     [
