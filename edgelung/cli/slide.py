@@ -209,6 +209,7 @@ def _print_table(summaries: "list[SlideSummary]") -> None:
 
     from edgelung.core.errors import visible
     from edgelung.core.terminal import out
+    from edgelung.tiles.status import Status
 
     table = Table(
         Column("slide", overflow="fold"),
@@ -230,6 +231,8 @@ def _print_table(summaries: "list[SlideSummary]") -> None:
         )
     out().print(table)
     for one in summaries:
-        for note in (one.reason, *one.notes):
+        unknown = one.statuses.get(Status.UNKNOWN, 0)
+        told = f"{unknown:,} of {one.tiles:,} tiles are unlike the training tiles: no label"
+        for note in (one.reason, *one.notes, told if unknown else ""):
             if note:
                 out().print(visible(note if one.slide in note else f"{one.name}: {note}"))

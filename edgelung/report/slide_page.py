@@ -92,7 +92,7 @@ def slide_page(
         overview=picture(pixels),
         shape=f"{width} / {height}",
         layers=layers,
-        **legend_values(tiles.classes),
+        **legend_values(tiles),
         shares=_shares(summary),
         basis=_basis(summary),
         statuses=dict(sorted(summary.statuses.items(), key=lambda item: -item[1])),
@@ -160,8 +160,9 @@ def slide_layers(
     return layers
 
 
-def legend_values(classes: Sequence[str]) -> dict[str, object]:
+def legend_values(tiles: SlideTiles) -> dict[str, object]:
     """`keys` and `scale` of the legends."""
+    classes = tiles.classes
     keys = [
         {"name": name, "colour": css(class_colour(index))}
         for index, name in enumerate(classes[:MAX_NAMED])
@@ -169,6 +170,8 @@ def legend_values(classes: Sequence[str]) -> dict[str, object]:
     if len(classes) > MAX_NAMED:
         keys.append({"name": f"and {len(classes) - MAX_NAMED} more", "colour": "transparent"})
     keys.append({"name": "no label", "colour": css(NO_LABEL)})
+    if tiles.unknown.any():
+        keys.append({"name": "hatched: unlike the training tiles", "colour": "transparent"})
     red, green, blue = probability_colours(10).T.tolist()
     return {"keys": keys, "scale": [css(one) for one in zip(red, green, blue, strict=True)]}
 

@@ -47,7 +47,7 @@ def zoom_page(
         facts={},
         warnings=[white_parts(damaged, "slide")] if damaged else [],
         layers=layers,
-        **legend_values(tiles.classes),
+        **legend_values(tiles),
         back=SLIDE_PAGE,
         folder=FOLDER,
         licence=(vendor / "openseadragon.LICENSE.txt").read_text(encoding="utf-8"),
