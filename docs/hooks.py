@@ -11,7 +11,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from edgelung.artifacts import bench_result, bundle, run, summary
+from edgelung.artifacts import bench_result, bundle, evaluation, run, summary
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -21,6 +21,7 @@ FORMATS = [
     ("Run folder: run.json", run.RunConfig),
     ("Run folder: a line of metrics.jsonl", run.EpochRecord),
     ("Run folder: metrics.json", run.RunMetrics),
+    ("Figures of `evaluate --json`", evaluation.Evaluation),
     ("Figures of `bench --out`", bench_result.BenchResult),
 ]
 

@@ -25,12 +25,17 @@ from edgelung.cli.options import (
 if TYPE_CHECKING:
     from edgelung.inference.evaluate import Evaluated
 
+STARTER = Path("starter")  # names the bundle that comes with edgelung
+
 
 def evaluate(
     bundle: Annotated[
         Path,
         typer.Argument(
-            parser=named_path, metavar="BUNDLE", help="Bundle that `edgelung export` wrote."
+            parser=named_path,
+            metavar="BUNDLE",
+            help="Bundle that `edgelung export` wrote, or `starter` for the one that comes with "
+            "edgelung.",
         ),
     ],
     tiles: Annotated[
@@ -106,7 +111,7 @@ def evaluate(
     Prints figures with intervals over groups, for all tiles and by site or scanner, beside those of
     the bundle's own test. Research use only.
     """
-    from edgelung.artifacts.bundle import open_bundle
+    from edgelung.artifacts.bundle import open_bundle, starter_bundle
     from edgelung.artifacts.trust import choose_trust
     from edgelung.cli.defaults import read_defaults
     from edgelung.cli.evaluation_table import print_evaluation
@@ -122,8 +127,9 @@ def evaluate(
         raise typer.BadParameter(f"--require: {error}") from error
     if out:
         _check_page(out)
-    defaults = read_defaults(bundle)
-    opened = open_bundle(bundle, choose_trust(trust, allow_unsigned))
+    folder = starter_bundle() if bundle == STARTER and not bundle.exists() else bundle
+    defaults = read_defaults(folder)
+    opened = open_bundle(folder, choose_trust(trust, allow_unsigned))
     options = Options(
         engine=chosen(engine, defaults.engine),
         precision=chosen(precision, if_passed(opened, defaults.precision)),

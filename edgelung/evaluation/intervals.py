@@ -74,8 +74,8 @@ def estimates(probabilities: Floats, truth: Labels, groups: Sequence[str]) -> Es
             figures.balanced_accuracy, drawn["balanced_accuracy"], len(names)
         ),
         roc_auc=_estimate(figures.roc_auc, drawn["roc_auc"], len(names)),
-        expected_calibration_error=_estimate(
-            figures.expected_calibration_error, drawn["expected_calibration_error"]
+        expected_calibration_error=_unbiased(
+            figures.expected_calibration_error, drawn["expected_calibration_error"], least=0
         ),
         recall=recall,
     )
@@ -97,18 +97,28 @@ def calibration_estimate(
         return found if theirs is None else found - _calibration_errors(weights, theirs)
 
     value = errors(np.ones((1, len(ours))))[0]
-    return _estimate(float(value), errors(_weights(truth, groups)))
+    drawn = errors(_weights(truth, groups))
+    return _unbiased(float(value), drawn, least=0 if before is None else -1)
 
 
-def _estimate(value: float | None, drawn: Counts, groups: int | None = None) -> Estimate:
-    """A figure with the interval of its resamples.
+def _unbiased(value: float, drawn: Counts, least: float) -> Estimate:
+    """A calibration error, or its change, with the interval of its resamples.
 
-    `groups`: of a rate, how many groups it rests on.
+    The error of a resample is larger on average, since absolute values add up more noise. The
+    interval is moved by the mean of that (Efron and Tibshirani 1993, Section 10.2), down to `least`
+    at most.
     """
+    low, high = _interval(drawn - (drawn.mean() - value))
+    low = max(low, least)
+    return Estimate(value=value, interval=(low, high) if low < high else None)
+
+
+def _estimate(value: float | None, drawn: Counts, groups: int) -> Estimate:
+    """A rate that rests on so many groups, with the interval of its resamples."""
     if value is None:
         return Estimate(value=None, interval=None)
     low, high = _interval(drawn[np.isfinite(drawn)])
-    if low == high and groups is not None:
+    if low == high:
         tail = (1 - LEVEL) / 2
         if value == 1:
             low = tail ** (1 / groups)
