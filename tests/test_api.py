@@ -204,7 +204,14 @@ def test_a_closed_classifier_says_so(bundle_folder: Path, png: Path) -> None:
 def test_the_starter_is_the_default(png: Path) -> None:
     with edgelung.load(threads=1) as classifier:
         assert classifier.bundle.folder == starter_bundle()
-        assert next(classifier.classify([png])).label in classifier.classes
+        (golden,) = classifier.classify([classifier.bundle.golden[0].file.path])
+        assert golden.label in classifier.classes
+        (drawn,) = classifier.classify([png])
+        assert (drawn.status, drawn.label) == ("unknown", None)
+    with edgelung.load(threads=1, keep_unknown=True, coverage=0.99) as classifier:
+        (drawn,) = classifier.classify([png])
+        assert drawn.label in classifier.classes
+        assert drawn.label in drawn.prediction_set
 
 
 @pytest.mark.parametrize(
@@ -245,7 +252,7 @@ def test_rows_are_those_of_the_command(
 def test_records_have_the_columns_of_the_rows(classifier: Classifier, paths: list[Path]) -> None:
     (record,) = classifier.classify_all(paths[:1]).to_records()
     columns = ["path", "status", "label", "confidence", "p_lung_aca", "p_lung_n", "p_lung_scc"]
-    assert list(record) == [*columns, "error"]
+    assert list(record) == [*columns, "ood", "set", "error"]
 
 
 def test_infer_folder_takes_a_list_and_a_subset(

@@ -20,8 +20,9 @@ def test_without_a_model_the_starter_predicts_and_says_so(tiles: Path, tmp_path:
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     statuses = [row["status"] for row in rows]
-    assert statuses.count("ok") == 108
-    assert set(statuses) == {"ok", "skipped"}  # groups.csv and a text lie beside the tiles
+    # Drawn tiles are not what it was made for; groups.csv and a text lie beside them.
+    assert statuses.count("unknown") == 108
+    assert set(statuses) == {"unknown", "skipped"}
 
 
 def test_a_named_model_says_nothing_of_the_starter(

@@ -490,7 +490,7 @@ def test_every_exported_variant_fits_the_profile(bundle: Bundle) -> None:
     assert len(bundle.variants) == 5
     for variant in bundle.variants.values():
         sizes = {"size": bundle.reader.size, "classes": len(bundle.classes)}
-        check_graph(variant.graph.read(), Role.CLASSIFIER, sizes)
+        check_graph(variant.graph.read(), Role.SCORED_CLASSIFIER, sizes)
 
 
 @pytest.mark.parametrize("group", [ELSEWHERE, CONTROL, PORTS], ids=["data", "control", "ports"])

@@ -26,3 +26,10 @@ def all_passed(bundle: Bundle) -> Bundle:
 def expected(bundle: Bundle, tiles: np.ndarray, precision: str = "fp32") -> np.ndarray:
     """What ONNX Runtime predicts for the tiles: float32 (N, classes)."""
     return OnnxRuntimeEngine(bundle.variants[precision].graph, 1).infer(tiles).probabilities
+
+
+def expected_scores(bundle: Bundle, tiles: np.ndarray) -> np.ndarray:
+    """The scores that ONNX Runtime computes in full precision: float32 (N,)."""
+    scores = OnnxRuntimeEngine(bundle.variants["fp32"].graph, 1).infer(tiles).ood
+    assert scores is not None
+    return scores

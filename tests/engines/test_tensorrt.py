@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_helpers import expected, noise
+from engine_helpers import expected, expected_scores, noise
 from PIL import Image
 
 from edgelung.artifacts.bundle import Bundle
@@ -109,13 +109,13 @@ def test_each_stream_copies_in_computes_copies_out_and_waits(gpu: Any, open_smal
         engine.infer(noise(2))
     for stream in streams:
         operations = [op for s, op in gpu.log if s == stream]
-        assert operations == ["copy in", "execute", "copy out", "wait"]
+        assert operations == ["copy in", "execute", "copy out", "copy out", "wait"]
 
 
 def test_buffers_are_as_large_as_the_largest_batch(gpu: Any, open_small: Any) -> None:
     engine = open_small()
     sizes = sorted(len(block) for block in gpu.live.values())
-    assert sizes == sorted([8 * 64 * 64 * 3, 8 * 3 * 4] * SLOTS)
+    assert sizes == sorted([8 * 64 * 64 * 3, 8 * 3 * 4, 8 * 4] * SLOTS)  # input, two outputs
     engine.close()
     assert gpu.live == {}
     engine.close()  # twice is no error
@@ -126,11 +126,13 @@ def test_two_threads_get_their_own_rows(bundle: Bundle, gpu: Any, open_small: An
     batches = [noise(n, seed=n) for n in (8, 3, 8, 5, 8, 1, 8, 8)]
     with ThreadPoolExecutor(engine.concurrency) as pool:
         found = list(pool.map(engine.infer, batches))
-    for tiles, probabilities in zip(batches, found, strict=True):
-        np.testing.assert_array_equal(probabilities, expected(bundle, tiles))
-    first = found[0].copy()
+    for tiles, output in zip(batches, found, strict=True):
+        np.testing.assert_array_equal(output.probabilities, expected(bundle, tiles))
+        np.testing.assert_array_equal(output.ood, expected_scores(bundle, tiles))
+    first, scores = found[0].probabilities.copy(), found[0].ood.copy()
     engine.infer(255 - batches[0])
-    np.testing.assert_array_equal(found[0], first)  # results are the caller's own
+    np.testing.assert_array_equal(found[0].probabilities, first)  # results are the caller's own
+    np.testing.assert_array_equal(found[0].ood, scores)
 
 
 SHAPES = [(64, 64), (300, 200), (17, 90), (64, 65), (1, 1), (500, 64), (90, 90), (3, 700)]
@@ -146,9 +148,9 @@ def test_tiles_of_any_size_are_resized_on_the_device(
     assert engine.resizes
     parts = (slice(0, 16), slice(0, 3), slice(5, 16))
     for part in parts * 4:  # graphs come in from the second time on
-        np.testing.assert_array_equal(
-            engine.infer_pixels(images[part]), expected(bundle, read[part])
-        )
+        output = engine.infer_pixels(images[part])
+        np.testing.assert_array_equal(output.probabilities, expected(bundle, read[part]))
+        np.testing.assert_array_equal(output.ood, expected_scores(bundle, read[part]))
     assert any(op == "graph" for _, op in gpu.log)
     engine.close()
     assert gpu.live == {}

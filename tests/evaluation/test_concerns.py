@@ -290,5 +290,5 @@ def test_a_bundle_without_test_figures_says_why(tiles: int, text: str) -> None:
 
 def test_the_starter_raises_no_concern() -> None:
     opened = open_bundle(starter_bundle())
-    assert opened.manifest.concerns is UNSET
+    assert opened.manifest.concerns == []
     assert bundle_concerns(opened.manifest) == []

@@ -65,7 +65,7 @@ def decided(run: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) ->
     student = read_student(RunFolder(folder))
     subsets = read_split(RunFolder(folder), tiles, student.classes)
     graph = build_graph(student).SerializeToString()
-    found = predict(graph, subsets["val"], reader, "")
+    found = predict(graph, subsets["val"], reader, "").probabilities
     shift = np.median(np.log(found), axis=0).astype(np.float32)
     for head in ("head", "head_dist"):
         weights[f"{head}.weight"] = 40 * weights[f"{head}.weight"]
@@ -75,7 +75,7 @@ def decided(run: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) ->
     rows = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
     own = {}
     for name in ("val", "test"):
-        found = predict(graph, subsets[name], reader, "")
+        found = predict(graph, subsets[name], reader, "").probabilities
         own |= {tile.path: p for tile, p in zip(subsets[name].tiles, found, strict=True)}
     for row in rows:
         for i, name in enumerate(student.classes):
@@ -253,7 +253,7 @@ def test_what_openvino_predicts_must_pass_too(
     student = read_student(run)
     validation = read_split(run, tiles, student.classes)["val"]
     graph = build_graph(student).SerializeToString()  # exact: it cannot fail by itself
-    probabilities = predict(graph, validation, reader, "")
+    probabilities = predict(graph, validation, reader, "").probabilities
     gate_set = GateSet(validation, probabilities, student.classes, WIDE)
     passed = gate_set.judge(probabilities)
     assert passed.verdict == "pass"

@@ -5,12 +5,8 @@ import pytest
 
 from edgelung.artifacts.manifest import Calibration
 from edgelung.core.precision import Precision
-from edgelung.export.graph import (
-    build_graph,
-    build_switched_stages,
-    quantizable,
-    stage_parts,
-)
+from edgelung.export.graph import build_graph, quantizable
+from edgelung.export.graph_stages import build_switched_stages, stage_parts
 from edgelung.export.plan import Plan
 from edgelung.export.ranges import input_scales
 from edgelung.export.sensitivity import divergence, measurements, sensitivity

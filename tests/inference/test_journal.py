@@ -41,6 +41,8 @@ CHANGES = {
     "watch": ("--watch", True),
     "strict_size": ("--strict-size", True),
     "follow_links": ("--follow-links", True),
+    "keep_unknown": ("--unknown keep", True),
+    "coverage": ("--coverage", 0.99),
 }
 
 

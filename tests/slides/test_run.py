@@ -158,9 +158,11 @@ def test_predictions_are_those_of_the_tiles_cut_out(
     rows = tmp_path / "rows.csv"
     infer_folder(Source((tmp_path / "tiles",)), bundle, Destination.parse(rows), ENGINE)
     predictions = read_predictions(rows)
+    assert tiles.statuses == [row.status for row in predictions.rows]
+    np.testing.assert_allclose(tiles.ood, [row.ood for row in predictions.rows], rtol=1e-6)
     expected = np.array([row.probabilities for row in predictions.rows], np.float64)
     assert np.abs(expected - tiles.probabilities).max() <= 1e-6
-    labels = [tiles.classes[label] for label in tiles.labels]
+    labels = [None if label < 0 else tiles.classes[label] for label in tiles.labels]
     assert labels == [row.label for row in predictions.rows]
 
 

@@ -41,7 +41,10 @@ def test_an_implausible_scale_is_refused_before_tiles_are_grouped(
 def test_a_resumed_run_keeps_its_own_size(option: list[str], run: Path, tiles: Path, cli) -> None:
     done = cli("train", tiles, "--out", run, "--resume", *option)
     assert done.returncode == 2
-    assert "--resume continues with the run's own recipe, groups and size of a tile" in done.stderr
+    assert (
+        "--resume continues with the run's own recipe, groups, folds and size of a tile"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
