@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung.artifacts.results import Share
-from edgelung.evaluation.intervals import LEVEL, RESAMPLES
+from edgelung.evaluation.intervals import LEVEL, MAX_CELLS, RESAMPLES
 
 
 def share_of(flags: npt.NDArray[np.bool_], groups: Sequence[str]) -> Share:
@@ -29,6 +29,12 @@ def share_of(flags: npt.NDArray[np.bool_], groups: Sequence[str]) -> Share:
         low, high = (bound, 1.0) if share else (0.0, 1 - bound)
     else:
         rng = np.random.default_rng(0)
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) @ shares / count
+        rows = max(1, MAX_CELLS // count)  # in blocks: without groups every tile is one
+        drawn = np.concatenate(
+            [
+                rng.multinomial(count, np.full(count, 1 / count), size=block) @ shares / count
+                for block in [rows] * (RESAMPLES // rows) + [RESAMPLES % rows]
+            ]
+        )
         low, high = np.quantile(drawn, [tail, 1 - tail])
     return Share(share=share, interval=(float(low), float(high)), tiles=len(flags), groups=count)
