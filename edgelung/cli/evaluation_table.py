@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgelung.core.terminal import out
+from edgelung.core import terminal
 
 if TYPE_CHECKING:
     from edgelung.artifacts.evaluation import Evaluation, Subset, UnknownTiles
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def print_evaluation(result: "Evaluation") -> None:
     """Print the result for people: concerns and cautions first, then figures, then verdicts."""
-    console = out()
+    console = terminal.out()
     for text in (*(concern.text for concern in result.concerns), *result.cautions):
         console.print(text)
     everything = result.everything
@@ -64,9 +64,9 @@ def _print_figures(result: "Evaluation") -> None:
             _cell(test.test) if test else "–",
             _difference(test.difference, test.verdict) if test else "–",
         )
-    out().print(table)
+    terminal.out().print(table)
     if result.test:
-        out().print("An interval that contains 0 shows no difference.")
+        terminal.out().print("An interval that contains 0 shows no difference.")
 
 
 def _difference(difference: "Estimate", verdict: str | None) -> str:
@@ -87,7 +87,7 @@ def _print_confusion(result: "Evaluation") -> None:
     table = Table(*(Column(name, overflow="fold") for name in names), title="confusion matrix")
     for name, row in zip(result.classes, result.everything.confusion, strict=True):
         table.add_row(name, *map(str, row))
-    out().print(table)
+    terminal.out().print(table)
 
 
 def _print_column(column: str, subsets: Mapping[str, "Subset"]) -> None:
@@ -104,16 +104,17 @@ def _print_column(column: str, subsets: Mapping[str, "Subset"]) -> None:
         cells = [str(sum(subset.statuses.values()))]
         if figures is not None:
             estimates = (figures.accuracy, figures.balanced_accuracy, figures.roc_auc)
-            cells += [str(figures.groups), *map(_cell, estimates)]
-            cells.append(_cell(figures.expected_calibration_error))
+            cells += [str(figures.groups), *(_cell(one, 1) for one in estimates)]
+            cells.append(_cell(figures.expected_calibration_error, 1))
         table.add_row(value, *cells)
-    out().print(table)
+    terminal.out().print(table)
 
 
 def _print_unknown(unknown: "UnknownTiles") -> None:
-    if not unknown.can_tell:
-        out().print("unknown   this bundle cannot tell tissue that it was not made for")
     shares = f"{_percent(unknown.unknown.share)} unknown, {_percent(unknown.blank.share)} blank"
+    if not unknown.can_tell:
+        terminal.out().print("unknown   this bundle cannot tell tissue that it was not made for")
+        shares = f"{_percent(unknown.blank.share)} blank"
     text = f"unknown   {shares} (mean over groups)"
     if unknown.unknown.share + unknown.blank.share and (figures := unknown.without):
         text += (
@@ -121,14 +122,17 @@ def _print_unknown(unknown: "UnknownTiles") -> None:
             f"({_span(figures.accuracy)}), balanced {_percent(figures.balanced_accuracy.value)} "
             f"({_span(figures.balanced_accuracy)})"
         )
-    out().print(text)
+    terminal.out().print(text)
 
 
-def _cell(estimate: "Estimate") -> str:
+def _cell(estimate: "Estimate", decimals: int = 2) -> str:
     """A figure in percent, and its interval on a second line."""
     if estimate.value is None:
         return "–"
-    return f"{100 * estimate.value:.2f}\n{_span(estimate).removesuffix(' %')}"
+    span = "no interval"
+    if estimate.interval:
+        span = " – ".join(f"{100 * bound:.{decimals}f}" for bound in estimate.interval)
+    return f"{100 * estimate.value:.{decimals}f}\n{span}"
 
 
 def _span(estimate: "Estimate") -> str:

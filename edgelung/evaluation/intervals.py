@@ -169,7 +169,7 @@ def _roc_aucs(probabilities: Floats, truth: Labels, index: Labels, weights: Coun
     NaN where a resample holds fewer than two classes.
     """
     areas, present = np.zeros(len(weights)), np.zeros(len(weights))
-    rows = max(1, MAX_CELLS // len(truth))
+    rows = max(1, MAX_CELLS // (32 * len(truth)))  # several arrays of this size at once
     for label, scores in enumerate(probabilities.T):
         positive = truth == label
         if positive.any() and not positive.all():

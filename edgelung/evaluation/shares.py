@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung.artifacts.results import Interval, Share
-from edgelung.evaluation.intervals import LEVEL, RESAMPLES
+from edgelung.evaluation.intervals import LEVEL, MAX_CELLS, RESAMPLES
 
 
 def share_of(flags: npt.NDArray[np.bool_], groups: Sequence[str]) -> Share:
@@ -43,7 +43,11 @@ def _interval(shares: npt.NDArray[np.float64], weights: npt.NDArray[np.float64])
     if shares.min() == shares.max() and shares[0] in (0.0, 1.0):
         bound = tail ** (1 / count)
         return (bound, 1.0) if shares[0] else (0.0, 1 - bound)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    means = drawn @ (shares * weights) / (drawn @ weights)
-    low, high = np.quantile(means, [tail, 1 - tail])
+    rng, even = np.random.default_rng(0), np.full(count, 1 / count)
+    rows = max(1, MAX_CELLS // count)  # in blocks: without groups every tile is one
+    means = []
+    for block in [rows] * (RESAMPLES // rows) + [RESAMPLES % rows]:
+        drawn = rng.multinomial(count, even, size=block)
+        means.append(drawn @ (shares * weights) / (drawn @ weights))
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)

@@ -303,13 +303,14 @@ def test_ordinary_class_names_in_markdown_are_not_changed() -> None:
         assert markdown_text(name) == name
 
 
+PARTS = ("base.html.j2", "tables.html.j2", "run_parts.html.j2", "slide_parts.html.j2")
 TEMPLATES = sorted(Path(render.__code__.co_filename).parent.glob("*.html.j2"))
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_every_page_has_a_policy_that_allows_no_foreign_script(template: Path) -> None:
     source = template.read_text("utf-8")
-    if template.name not in ("base.html.j2", "tables.html.j2", "slide_parts.html.j2"):
+    if template.name not in PARTS:
         assert '{% extends "base.html.j2" %}' in source
     for policy in re.findall(r"{% block policy %}(.*?){% endblock %}", source):
         assert "default-src 'none'" in policy

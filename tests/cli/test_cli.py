@@ -38,7 +38,7 @@ def test_infer_needs_neither_torch_nor_timm(
             check=False,
         )
         assert result.returncode == 0, result.stderr
-        assert "accuracy" in result.stdout
+        assert "agreement" in result.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -69,6 +69,8 @@ def test_infer_writes_one_row_per_file_and_a_summary(
         "p_lung_aca",
         "p_lung_n",
         "p_lung_scc",
+        "ood",
+        "set",
         "error",
     ]
     assert len(rows) == summary["files"] == 110
@@ -116,7 +118,6 @@ def test_verify_compares_with_full_precision(bundle_folder: Path, tiles: Path, c
     assert verify["tiles"] == 108
     assert verify["agreement"] == 1 - verify["differing_labels"] / 108
     assert 0 < verify["max_probability_difference"] < 0.2
-    assert verify["reference"]["tiles"] == 108
     assert result.returncode == (0 if verify["agreement"] >= 0.99 else 4)
     sampled = json.loads(cli(*words, "--batch-size", 10, "--verify-every", 5).stdout)["verify"]
     # batches 0, 5 and 10; SYNTHETIC.txt and groups.csv come first

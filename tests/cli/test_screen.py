@@ -13,7 +13,7 @@ from rich.console import Console
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
 from edgelung.artifacts.results import Concern
 from edgelung.artifacts.run import RunFolder
-from edgelung.cli import audit, compare, doctor, export, train
+from edgelung.cli import audit, compare, doctor, evaluation_table, export, train
 from edgelung.core import terminal
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
@@ -22,7 +22,10 @@ from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.names import EngineName
 from edgelung.evaluation import concerns
 from edgelung.evaluation.comparison import compare_runs
+from edgelung.evaluation.requirements import Required
 from edgelung.export import build
+from edgelung.inference.evaluate import Site, evaluate_site
+from edgelung.inference.session import Options
 from edgelung.tools import doctor as tools_doctor
 from edgelung.tools.doctor import INSTALL_GPU, Examination, Finding
 from edgelung.train import audit as audit_module
@@ -92,6 +95,18 @@ def test_the_table_of_compare_is_whole(run: Path, tmp_path: Path, screen: io.Str
     check_tables(screen.getvalue())
     assert f"{other.name}: student" in screen.getvalue()
     assert "-12.34 … +23.45" in screen.getvalue()
+
+
+def test_the_tables_of_evaluate_are_whole(
+    bundle_folder: Path, tiles: Path, screen: io.StringIO
+) -> None:
+    site = Site(tiles, tiles / "groups.csv", ("class",))
+    result = evaluate_site(site, open_bundle(bundle_folder), Options(), [Required("accuracy", 0.5)])
+    evaluation_table.print_evaluation(result.result)
+    check_tables(screen.getvalue())
+    assert "│ balanced accuracy " in screen.getvalue()
+    assert "by class, %" in screen.getvalue()
+    assert "required  accuracy 0.5: " in screen.getvalue()
 
 
 def test_doctor_says_first_what_would_run(screen: io.StringIO) -> None:

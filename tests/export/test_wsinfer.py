@@ -15,6 +15,7 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.run import RunFolder
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
+from edgelung.engines.base import Output
 from edgelung.export import wsinfer
 from edgelung.export.build import export_run
 from edgelung.export.inputs import read_inputs
@@ -119,7 +120,9 @@ def test_a_program_that_differs_from_the_bundle_is_not_written(
 ) -> None:
     program = (folder / "torchscript_model.pt").read_bytes()
     monkeypatch.setattr(wsinfer, "build_torchscript", lambda *_: program)
-    monkeypatch.setattr(wsinfer, "predict", lambda _, tiles, *__: np.full((len(tiles), 3), 1 / 3))
+    monkeypatch.setattr(
+        wsinfer, "predict", lambda _, tiles, *__: Output(np.full((len(tiles), 3), 1 / 3))
+    )
     with pytest.raises(EdgelungError, match="does not reproduce the bundle"):
         write_wsinfer_folder(tmp_path / "lung", RunFolder(run), scaled, None)
     assert not any(tmp_path.iterdir())
