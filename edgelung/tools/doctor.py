@@ -126,11 +126,14 @@ def run_selftest(bundle: Bundle) -> list[EngineTest]:
 
 
 def _run_selftest(bundle: Bundle) -> list[EngineTest]:
-    from edgelung.engines.choose import ENGINES, check_golden
+    from edgelung.engines.choose import ENGINES, UNRELIABLE, check_golden
 
     results: list[EngineTest] = []
     for name, factory in ENGINES.items():
         for precision, variant in bundle.variants.items():
+            if reason := UNRELIABLE.get((name, precision)):
+                results.append(EngineTest(name, precision, "unavailable", reason))
+                continue
             try:
                 engine = factory(variant.graph, available_cores())
             except Exception as error:  # runtimes raise their own exception types

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def check(bundle_folder: Path, clean: Path, sample: Path, tmp_path: Path, option
     plant(dirty, sample)
 
     def infer(folder: Path, out: Path) -> Summary:
-        return infer_folder(Source((folder,)), bundle, Destination.parse(out), options)
+        kept = replace(options, keep_unknown=True)  # grey tissue is unknown
+        return infer_folder(Source((folder,)), bundle, Destination.parse(out), kept)
 
     before = infer(clean, tmp_path / "clean.csv")
     after = infer(dirty, tmp_path / "dirty.csv")

@@ -40,7 +40,8 @@ def test_engines_stand_beside_the_bundle(run: Path, tmp_path: Path, cli) -> None
     assert [entry["target"] for entry in listed] == ["sm_86", "sm_120"]
     assert {entry["variant"] for entry in listed} == {"fp32"}  # nothing else was exported
     assert "fp32.sm_86.engine" in result.stderr
-    assert "74 FLOAT" in result.stderr  # three products a block of what is one linear on a GPU
+    # Three products a block of what is one linear on a GPU; three of the score.
+    assert "77 FLOAT" in result.stderr
     assert "--prebuilt" in result.stderr
     here = ["infer", tmp_path, "--model", tmp_path / "bundle", "--out", tmp_path / "p.csv"]
     wrong = cli(*here, "--prebuilt", tmp_path / "bundle.engines")
