@@ -66,12 +66,12 @@ def test_every_variant_for_every_target(ahead: tuple, passed: Bundle) -> None:
         quantized = {name: v.entry.quantized_linears for name, v in passed.variants.items()}
         wide, split = quantized["int8-fp16"], quantized["int8"]
         assert split > wide > 48
-        expected = {  # the head stays in floating point
-            "fp32": {"FLOAT": split + 1},
-            "fp16": {"HALF": wide, "FLOAT": 1},
-            "int8": {"INT8": split, "FLOAT": 1},
-            "int8-fp16": {"INT8": wide, "FLOAT": 1},
-            "fp8": {"FP8": wide - 1, "HALF": 1, "FLOAT": 1},  # four bits of a pixel are too few
+        expected = {  # the head and the three products of the score stay in floating point
+            "fp32": {"FLOAT": split + 4},
+            "fp16": {"HALF": wide, "FLOAT": 4},
+            "int8": {"INT8": split, "FLOAT": 4},
+            "int8-fp16": {"INT8": wide, "FLOAT": 4},
+            "fp8": {"FP8": wide - 1, "HALF": 1, "FLOAT": 4},  # four bits of a pixel are too few
         }
         assert contents.types == expected[entry.variant]
         assert contents.quantized_linears == quantized[entry.variant]
