@@ -11,6 +11,8 @@ import numpy.typing as npt
 from edgelung.kernels.resize import Pixels
 
 SAMPLED_SIDE = 224  # about this many pixels a side are looked at
+Channel = npt.NDArray[np.int16]
+
 GLASS_LEVEL, GLASS_SHARE = 200, 0.95  # least channel of a bright pixel; share of such pixels
 DARK_LEVEL, DARK_SHARE = 60, 0.9  # greatest channel of a dark pixel
 LEAST_CONTRAST = 8.0  # standard deviation of the green channel, levels
@@ -26,35 +28,32 @@ def why_blank(pixels: Pixels) -> str:
     """
     step = max(1, min(pixels.shape[:2]) // SAMPLED_SIDE)
     sampled = pixels[::step, ::step]
-    some = sampled[::2, ::2].reshape(-1, 3)
-    brightest, darkest = some.max(axis=1), some.min(axis=1)
-    if (darkest >= GLASS_LEVEL).mean() >= GLASS_SHARE:
+    red, green, blue = (sampled[::4, ::4, channel].astype(np.int16) for channel in range(3))
+    if (np.minimum(np.minimum(red, green), blue) >= GLASS_LEVEL).mean() >= GLASS_SHARE:
         return "glass: nearly all of it is bright"
-    if (brightest < DARK_LEVEL).mean() >= DARK_SHARE:
+    if (np.maximum(np.maximum(red, green), blue) < DARK_LEVEL).mean() >= DARK_SHARE:
         return "black: nearly all of it is dark"
-    green = sampled[..., 1]
-    contrast = float(green[::2, ::2].std())
+    contrast = float(green.std())
     if contrast < LEAST_CONTRAST:
         return "one colour: it has hardly any contrast"
-    if _pen_share(some.astype(np.int16)) >= PEN_SHARE:
+    if _pen_share(red, green, blue) >= PEN_SHARE:
         return "pen: most of it has a colour that stained tissue does not have"
-    if _steepest(green) < LEAST_SHARPNESS * contrast:
+    if _steepest(sampled[..., 1]) < LEAST_SHARPNESS * contrast:
         return "out of focus: it has no sharp edge"
     return ""
 
 
-def _pen_share(pixels: npt.NDArray[np.int16]) -> float:
-    """Share of the pixels, int16 (N, 3), with the colour of a felt pen, as in `slides.mask`."""
-    red, green, blue = pixels.T
+def _pen_share(red: Channel, green: Channel, blue: Channel) -> float:
+    """Share of the pixels with the colour of a felt pen, as in `slides.mask`."""
     ink = green - np.maximum(red, blue) > 15
     ink |= (blue - red > 80) & (red < 120)
     ink |= (red - green > 150) & (red - blue > 150)
     return float(ink.mean())
 
 
-def _steepest(green: npt.NDArray[np.uint8]) -> float:
+def _steepest(green: Pixels) -> float:
     """The step between neighbours, in levels, that `STEEP` of them do not exceed."""
-    levels = green.astype(np.int16)
-    across, down = np.abs(np.diff(levels[::4], axis=1)), np.abs(np.diff(levels[:, ::4], axis=0))
-    counts = np.bincount(np.concatenate([across.ravel(), down.ravel()]), minlength=256)
-    return float(np.searchsorted(counts.cumsum(), STEEP * counts.sum()))
+    rows, columns = green[::16].astype(np.int16), green[:, ::16].T.astype(np.int16)
+    steps = np.concatenate([np.abs(np.diff(rows)).ravel(), np.abs(np.diff(columns)).ravel()])
+    counts = np.bincount(steps, minlength=256)
+    return float(np.searchsorted(counts.cumsum(), STEEP * len(steps)))
