@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
+from onnx.utils import Extractor
 from rich.progress import track
 
 from edgelung.evaluation.known import fit_known
@@ -78,19 +79,9 @@ def with_features(graph: bytes) -> bytes:
 
 def without_score(graph: bytes) -> bytes:
     """The graph without its output `ood` and what computes it."""
-    model = onnx.load_from_string(graph)
-    needed = {output.name for output in model.graph.output if output.name != "ood"}
-    kept = []
-    for node in reversed(model.graph.node):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            kept.append(node)
-    outputs = [output for output in model.graph.output if output.name != "ood"]
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    for field, values in (("node", kept[::-1]), ("output", outputs), ("initializer", constants)):
-        model.graph.ClearField(field)
-        getattr(model.graph, field).extend(values)
-    return bytes(model.SerializeToString())
+    part = Extractor(onnx.load_from_string(graph)).extract_model(["tiles"], ["probs"])
+    part.graph.ClearField("value_info")  # shapes that the extractor adds
+    return bytes(part.SerializeToString())
 
 
 def read_features(graph: bytes, paths: list[Path], title: str, size: int = 224) -> Features:

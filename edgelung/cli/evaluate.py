@@ -13,7 +13,7 @@ from edgelung.cli.options import (
     CHECKS,
     INPUT,
     OUTPUT,
-    SPEED,
+    BatchSizeOption,
     EngineOption,
     FollowLinksOption,
     PrecisionOption,
@@ -94,16 +94,7 @@ def evaluate(
             "--json", rich_help_panel=OUTPUT, help="Print the figures as JSON on standard output."
         ),
     ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            metavar="N",
-            rich_help_panel=SPEED,
-            help="Tiles per batch.  [default: 16; on a GPU 32]",
-        ),
-    ] = None,
+    batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """How good is a bundle on my labelled tiles?

@@ -32,9 +32,10 @@ from edgelung.cli.options import (
     INPUT,
     MODEL,
     OUTPUT,
-    SPEED,
+    BatchSizeOption,
     EngineOption,
     FollowLinksOption,
+    MinConfidenceOption,
     PrecisionOption,
     ThreadsOption,
     chosen,
@@ -102,16 +103,7 @@ def infer(
             help="Rows to write: .csv, .jsonl or .parquet; - is CSV on standard output.",
         ),
     ] = Path("predictions.csv"),
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="P",
-            rich_help_panel=OUTPUT,
-            help="Rows below this confidence get status `review` and no label.",
-        ),
-    ] = None,
+    min_confidence: MinConfidenceOption = None,
     strict_size: Annotated[
         bool | None,
         typer.Option(
@@ -174,17 +166,7 @@ def infer(
             help="With --verify: only on every N-th batch.",
         ),
     ] = 1,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            metavar="N",
-            rich_help_panel=SPEED,
-            help="Tiles per batch; 1 predicts each tile as soon as it is there.  [default: 16; on "
-            "a GPU 32]",
-        ),
-    ] = None,
+    batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """What class is each tile of a folder?

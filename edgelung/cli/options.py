@@ -130,6 +130,27 @@ MppOption = Annotated[
         "--tile-um.",
     ),
 ]
+MinConfidenceOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="P",
+        rich_help_panel=OUTPUT,
+        help="Tiles below this confidence get status `review` and no label.",
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        metavar="N",
+        rich_help_panel=SPEED,
+        help="Tiles per batch; with 1, each tile is predicted as soon as it is read.  [default: "
+        "16; on a GPU 32]",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(

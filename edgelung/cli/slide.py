@@ -23,8 +23,9 @@ from edgelung.cli.model import (
 from edgelung.cli.options import (
     INPUT,
     OUTPUT,
-    SPEED,
+    BatchSizeOption,
     EngineOption,
+    MinConfidenceOption,
     PrecisionOption,
     ThreadsOption,
     chosen,
@@ -116,16 +117,7 @@ def slide(
             help="Also write a page that zooms to the full resolution (Deep Zoom; many files).",
         ),
     ] = False,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="P",
-            rich_help_panel=OUTPUT,
-            help="Tiles below this confidence get status `review` and no label.",
-        ),
-    ] = None,
+    min_confidence: MinConfidenceOption = None,
     unknown: UnknownOption = UnknownTiles.MARK,
     resume: Annotated[
         bool | None,
@@ -140,16 +132,7 @@ def slide(
         bool,
         typer.Option("--json", rich_help_panel=OUTPUT, help="Print the summaries as JSON."),
     ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            metavar="N",
-            rich_help_panel=SPEED,
-            help="Tiles per batch.  [default: 16; on a GPU 32]",
-        ),
-    ] = None,
+    batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """What does each part of a slide show?

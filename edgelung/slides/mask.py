@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edgelung.core.extras import load_extra
 from edgelung.slides.base import Grid, Overview
+from edgelung.tiles.blank import pen_ink
 
 Mask = npt.NDArray[np.bool_]
 
@@ -122,9 +123,7 @@ def white_glass(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _pen(cv2: ModuleType, pixels: npt.NDArray[np.uint8], um: float) -> Mask:
     """Marks of a felt pen: large spots of colours that stained tissue does not have."""
     red, green, blue = (pixels[..., c].astype(np.int16) for c in range(3))
-    ink = green - np.maximum(red, blue) > 15  # green
-    ink |= (blue - red > 80) & (red < 120)  # blue
-    ink |= (red - green > 150) & (red - blue > 150)  # red
+    ink = pen_ink(red, green, blue)
     ink |= np.maximum(np.maximum(red, green), blue) < 60  # black
     spots = _without_small(cv2, ink, PEN_UM2 / um**2)
     return _dilated(cv2, spots, PEN_MARGIN_UM / um)

@@ -36,19 +36,19 @@ def why_blank(pixels: Pixels) -> str:
     contrast = float(green.std())
     if contrast < LEAST_CONTRAST:
         return "one colour: it has hardly any contrast"
-    if _pen_share(red, green, blue) >= PEN_SHARE:
+    if pen_ink(red, green, blue).mean() >= PEN_SHARE:
         return "pen: most of it has a colour that stained tissue does not have"
     if _steepest(sampled[..., 1]) < LEAST_SHARPNESS * contrast:
         return "out of focus: it has no sharp edge"
     return ""
 
 
-def _pen_share(red: Channel, green: Channel, blue: Channel) -> float:
-    """Share of the pixels with the colour of a felt pen, as in `slides.mask`."""
-    ink = green - np.maximum(red, blue) > 15
-    ink |= (blue - red > 80) & (red < 120)
-    ink |= (red - green > 150) & (red - blue > 150)
-    return float(ink.mean())
+def pen_ink(red: Channel, green: Channel, blue: Channel) -> npt.NDArray[np.bool_]:
+    """The pixels with the colour of a green, blue or red felt pen; stained tissue has none."""
+    ink = green - np.maximum(red, blue) > 15  # green
+    ink |= (blue - red > 80) & (red < 120)  # blue
+    ink |= (red - green > 150) & (red - blue > 150)  # red
+    return ink
 
 
 def _steepest(green: Pixels) -> float:
