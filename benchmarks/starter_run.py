@@ -50,7 +50,7 @@ def main() -> None:
     graph = onnx.load_from_string(starter.variants[Precision.FP32].graph.read())
     student = timm_model(modules["student"])
     take_weights(graph, student, starter.manifest.temperature)
-    save_model(student, folder, "student", run.classes, starter.manifest.preprocessing.size)
+    save_model(student, folder, "student", run.classes, starter.reader.size)
     print(f"largest difference of a probability: {difference(graph, folder, starter):.1e}")
 
 
