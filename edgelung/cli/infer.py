@@ -87,6 +87,15 @@ def infer(
         ),
     ] = None,
     follow_links: FollowLinksOption = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            rich_help_panel=INPUT,
+            help="Predict only part K of N, such as 3/8; other processes or machines predict the "
+            "others, and `edgelung merge` puts the rows together.",
+        ),
+    ] = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -181,6 +190,7 @@ def infer(
     from edgelung.core.typed_json import plain
     from edgelung.inference.destination import STANDARD_OUTPUT, Destination
     from edgelung.inference.session import Options, infer_folder
+    from edgelung.inference.shards import Shard
     from edgelung.inference.source import Source
     from edgelung.inference.watch import watch_folder
 
@@ -188,6 +198,11 @@ def infer(
         raise typer.BadParameter("--json and the rows would share standard output; use --summary")
     if watch and files:
         raise typer.BadParameter("--watch finds its files itself; leave --files out")
+    if shard and (watch or out == STANDARD_OUTPUT):
+        raise typer.BadParameter(
+            "--shard writes rows that `edgelung merge` reads with their summary; expected --out "
+            "FILE and no --watch"
+        )
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -206,9 +221,10 @@ def infer(
         strict_size=bool(defaults.strict_size if strict_size is None else strict_size),
         keep_unknown=unknown is UnknownTiles.KEEP,
         coverage=coverage,
+        shard=Shard.parse(shard) if shard else None,
     )
     warn_of_gate(bundle, options.precision)
-    with progress("infer") as advance, counting(source, destination, advance, watch):
+    with progress("infer") as advance, counting(source, destination, advance, options, watch):
         run = watch_folder if watch else infer_folder
         result = run(
             source,
@@ -257,7 +273,7 @@ def print_summary(summary: "Summary") -> None:
         *(concern.text for concern in summary.concerns),
         f"{summary.files} files → {summary.out} ({counts})",
         f"engine    {summary.engine} {summary.precision} on {summary.device} ({summary.choice})",
-        f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",
+        _speed(summary),
         f"labels    {labels}",
     ]
     if text := _unknown(summary):
@@ -286,6 +302,14 @@ def print_summary(summary: "Summary") -> None:
         console.print(visible(line))
     if sys.stdout:  # a service may have closed it
         sys.stdout.flush()
+
+
+def _speed(summary: "Summary") -> str:
+    if summary.parts:
+        return f"parts     {len(summary.parts)}, {summary.seconds} s in all"
+    part = summary.options.get("--shard")
+    of_part = f"; part {part} of {summary.listing.files:,} files" if summary.listing else ""
+    return f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s{of_part}"
 
 
 def _unknown(summary: "Summary") -> str:
