@@ -33,6 +33,7 @@ from edgelung.cli.options import (
     MODEL,
     OUTPUT,
     BatchSizeOption,
+    DeviceOption,
     EngineOption,
     FollowLinksOption,
     MinConfidenceOption,
@@ -177,6 +178,7 @@ def infer(
     ] = 1,
     batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """What class is each tile of a folder?
 
@@ -188,21 +190,13 @@ def infer(
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
     from edgelung.core.typed_json import plain
-    from edgelung.inference.destination import STANDARD_OUTPUT, Destination
+    from edgelung.inference.destination import Destination
     from edgelung.inference.session import Options, infer_folder
     from edgelung.inference.shards import Shard
     from edgelung.inference.source import Source
     from edgelung.inference.watch import watch_folder
 
-    if as_json and out == STANDARD_OUTPUT:
-        raise typer.BadParameter("--json and the rows would share standard output; use --summary")
-    if watch and files:
-        raise typer.BadParameter("--watch finds its files itself; leave --files out")
-    if shard and (watch or out == STANDARD_OUTPUT):
-        raise typer.BadParameter(
-            "--shard writes rows that `edgelung merge` reads with their summary; expected --out "
-            "FILE and no --watch"
-        )
+    _check_combination(out, files, shard, watch=watch, as_json=as_json)
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -222,6 +216,7 @@ def infer(
         keep_unknown=unknown is UnknownTiles.KEEP,
         coverage=coverage,
         shard=Shard.parse(shard) if shard else None,
+        gpu=device,
     )
     warn_of_gate(bundle, options.precision)
     with progress("infer") as advance, counting(source, destination, advance, options, watch):
@@ -245,6 +240,23 @@ def infer(
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
     raise typer.Exit(result.exit_code)
+
+
+def _check_combination(
+    out: Path, files: Path | None, shard: str | None, *, watch: bool, as_json: bool
+) -> None:
+    """Raise a usage error for options that exclude each other."""
+    from edgelung.inference.destination import STANDARD_OUTPUT
+
+    if as_json and out == STANDARD_OUTPUT:
+        raise typer.BadParameter("--json and the rows would share standard output; use --summary")
+    if watch and files:
+        raise typer.BadParameter("--watch finds its files itself; leave --files out")
+    if shard and (watch or out == STANDARD_OUTPUT):
+        raise typer.BadParameter(
+            "--shard writes rows that `edgelung merge` reads with their summary; expected --out "
+            "FILE and no --watch"
+        )
 
 
 def _print_resume_command(rows: int, journal: Path) -> None:

@@ -38,10 +38,11 @@ def merge(
         ),
     ] = False,
 ) -> None:
-    """Put the parts of a run together.
+    """What do the parts of a run give as a whole?
 
-    Checks that the parts are of one run (bundle, options, files), that none is missing or was
-    changed, and that each file has one row. The rows are sorted by path. Research use only.
+    Puts the rows of `edgelung infer --shard` together, sorted by path. Checks that the parts are
+    of one run (bundle, options, files), that none is missing or was changed, and that each file has
+    one row. Research use only.
     """
     from edgelung.cli.infer import print_summary
     from edgelung.core.typed_json import plain

@@ -21,6 +21,7 @@ from edgelung.engines.base import Engine
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
 from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
+from edgelung.engines.visible_gpu import select_gpu
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Row, default_batch_size, predict_batches
@@ -54,6 +55,7 @@ class Options:
         coverage: rows get the set of classes that cannot be excluded, right for this share of
             tiles; one of the bundle's. None: no sets.
         shard: predict only this part of the files.
+        gpu: number of the GPU that predicts (see `select_gpu`). None: the first, or the CPU.
     """
 
     engine: EngineName | None = None
@@ -68,6 +70,7 @@ class Options:
     keep_unknown: bool = False
     coverage: float | None = None
     shard: Shard | None = None
+    gpu: int | None = None
 
 
 DEFAULTS = Options()
@@ -267,6 +270,8 @@ def open_engines(
     bundle: Bundle, options: Options, previous: RunIdentity | None
 ) -> Iterator[LoadedEngines]:
     """Load the engines. What the options leave open is as in the run that is resumed."""
+    if options.gpu is not None:
+        select_gpu(options.gpu)
     asked_precision = options.precision
     if previous is not None:
         options = replace(
@@ -291,6 +296,11 @@ def open_engines(
             return chosen
 
         chosen = load(options.precision)
+        if options.gpu is not None and chosen.engine.device == "CPU":
+            raise EdgelungError(
+                f"--device {options.gpu} asks for a GPU, and {chosen.engine.name} runs on the CPU; "
+                "see `edgelung doctor`, or leave --device out"
+            )
         if previous is not None and asked_precision is None:  # `open_engine` says it was asked for
             chosen = replace(chosen, reason=_reason_to_resume(chosen))
         yield LoadedEngines(

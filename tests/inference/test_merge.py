@@ -13,6 +13,7 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.summary import Summary, read_summary, summary_bytes
 from edgelung.core.errors import EdgelungError
 from edgelung.engines.names import EngineName
+from edgelung.engines.visible_gpu import select_gpu
 from edgelung.inference.destination import Destination
 from edgelung.inference.merge import merge_parts
 from edgelung.inference.session import Options, infer_folder
@@ -193,3 +194,28 @@ def test_a_summary_without_parts_is_as_before(folder: Path, bundle: Bundle, tmp_
     assert b'"parts"' not in summary_bytes(summary)
     assert b'"listing"' not in summary_bytes(summary)
     assert b'"--shard"' not in summary_bytes(summary)
+
+
+def test_the_gpu_that_is_named_is_the_only_one_that_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for named, number, expected in ((None, 3, "3"), ("5,7", 1, "7"), ("GPU-a, GPU-b", 0, "GPU-a")):
+        monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if named:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        select_gpu(number)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+        assert ("CUDA_DEVICE_ORDER" in os.environ) == (named is None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    with pytest.raises(EdgelungError, match="--device 2: CUDA_VISIBLE_DEVICES is '5,7', which"):
+        select_gpu(2)
+
+
+def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(
+    folder: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(EdgelungError, match="--device 0 asks for a GPU, and onnxruntime runs on"):
+        predict(folder, bundle, tmp_path / "rows.csv", options=replace(FAST, gpu=0))
+    assert not (tmp_path / "rows.csv").exists()
