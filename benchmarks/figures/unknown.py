@@ -54,9 +54,7 @@ def variants() -> Table:
             " of ".join(map(str, one["colon_told"])),
             " of ".join(map(str, one["control_told"])),
             percent(one["test_told"], 2),
-            interval(
-                [1 - bound for bound in one["test_interval"][::-1]], lambda v: f"{100 * v:.2f}"
-            ),
+            interval(one["test_interval"]),
         ]
         for name, one in found.items()
         if isinstance(one, dict)
