@@ -15,6 +15,7 @@ from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, writing
 from edgelung.train.recipe import Schedule, Student
+from edgelung.train.selection import select_weights
 from edgelung.train.weights import (
     NONE,
     architecture_of,
@@ -55,8 +56,9 @@ def create_student(schedule: Student, classes: int) -> Model:
             f"student {schedule.model} is no DeiT with a distillation token; expected one of "
             f"{', '.join(timm.list_models('deit_*distilled*'))}"
         )
+    selects = schedule.init == "select" and schedule.weights != NONE
     model = _create(
-        schedule,
+        schedule.model_copy(update={"weights": NONE}) if selects else schedule,
         classes,
         "student",
         img_size=schedule.size,
@@ -71,6 +73,9 @@ def create_student(schedule: Student, classes: int) -> Model:
             )
     if schedule.init == "mimetic" and schedule.weights == NONE:
         mimetic_init(model)
+    if selects:
+        source = schedule.model_copy(update={"model": schedule.source})
+        select_weights(_create(source, classes, "student"), model)
     return model
 
 

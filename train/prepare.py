@@ -26,6 +26,7 @@ from edgelung.train.distributed import (
 )
 from edgelung.train.groups.near_copies import find_groups, group_names
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.origins import origins
 from edgelung.train.recipe import Recipe, validate_recipe
 from edgelung.train.split import (
     SplitTile,
@@ -187,6 +188,7 @@ def run_config(
         counts=split_counts([tile.row for tile in split]),
         sizes=dict(sizes.most_common(10)),
         recipe=recipe.model_dump(mode="json"),
+        origins=origins(recipe),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edgelung.core.errors import EdgelungError
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.train.index import IndexedTile
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,6 +54,13 @@ def read_tile_features(path: Path, tiles: Sequence[IndexedTile]) -> npt.NDArray[
             "features of one model"
         )
     return torch.stack(rows).numpy()
+
+
+def described_model(path: Path) -> str:
+    """The model that made the features, as the file's metadata say it; '' if they do not."""
+    with safe_open(path, framework="pt") as file:
+        model = (file.metadata() or {}).get("model")
+    return one_line(model, 80) if model else ""
 
 
 def _checked(row: Tensor, tile: IndexedTile, path: Path) -> Tensor:
