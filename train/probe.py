@@ -49,9 +49,9 @@ def fit_probe(
 ) -> LinearProbe:
     """Fit a probe that minimises mean cross entropy + penalty / 2 · ‖W‖².
 
-    W is for features that are standardised per channel. The penalty is the one of PENALTIES with
-    the lowest loss over FOLDS grouped folds; with fewer groups than folds in a class, as many folds
-    as it has groups; with one group, the middle penalty.
+    Means are over groups. W is for features that are standardised per channel. The penalty is the
+    one of PENALTIES with the lowest loss over FOLDS grouped folds; with fewer groups than folds in
+    a class, as many folds as it has groups; with one group, the middle penalty.
 
     Args:
         features: float32 (N, D), finite.
@@ -60,10 +60,12 @@ def fit_probe(
         classes: number of classes.
         seed: of the dealing of groups to folds.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    spread = features.std(axis=0, dtype=np.float64) + 1e-6  # a constant channel stays near 0
+    row_weights = _group_weights(groups)
+    mean = np.average(features, axis=0, weights=row_weights)  # float64 (D,)
+    variance = np.average((features - mean) ** 2, axis=0, weights=row_weights)
+    spread = np.sqrt(variance) + 1e-6  # a constant channel stays near 0
     inputs = torch.from_numpy((features - mean) / spread)  # float64 (N, D)
-    targets, weights = torch.from_numpy(labels), torch.from_numpy(_group_weights(groups))
+    targets, weights = torch.from_numpy(labels), torch.from_numpy(row_weights)
     dealt, folds = _deal(labels, groups, seed)
     fold_of = torch.from_numpy(dealt)
     losses = np.zeros(len(PENALTIES))

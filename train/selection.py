@@ -90,16 +90,12 @@ def _check(source: Model, target: Model) -> None:
         raise EdgelungError(
             f"student.source {name} and the student differ in {strange[0]}; {EXPECTED}"
         )
-    for what, size in {
-        "channels": lambda model: model.embed_dim,
-        "heads": lambda model: model.blocks[0].attn.num_heads,
-        "hidden channels": lambda model: model.blocks[0].mlp.fc1.out_features,
-        "blocks": lambda model: len(model.blocks),
-    }.items():
-        if size(source) < size(target):
+    own_sizes = _sizes(target)
+    for what, size in _sizes(source).items():
+        if size < own_sizes[what]:
             raise EdgelungError(
-                f"student.source {name} has {size(source)} {what}, the student {size(target)}; "
-                "expected a source that is not smaller"
+                f"student.source {name} has {size} {what}, the student {own_sizes[what]}; expected "
+                "a source that is not smaller"
             )
     sizes = [model.blocks[0].attn.head_dim for model in (source, target)]
     if sizes[0] != sizes[1]:
@@ -107,6 +103,16 @@ def _check(source: Model, target: Model) -> None:
             f"student.source {name} has heads of {sizes[0]} channels, the student of {sizes[1]}; "
             "expected heads of one size"
         )
+
+
+def _sizes(model: Model) -> dict[str, int]:
+    first = model.blocks[0]
+    return {
+        "channels": model.embed_dim,
+        "heads": first.attn.num_heads,
+        "hidden channels": first.mlp.fc1.out_features,
+        "blocks": len(model.blocks),
+    }
 
 
 def _part(key: str) -> str:
@@ -140,7 +146,7 @@ def _copy_linear(
 def _patch_embedding(source: Model, target: Model) -> tuple[Tensor, Tensor]:
     """Kernel (D, 3, P, P) and bias (D,) of the source for the target's patches and inputs."""
     (mean, std), (own_mean, own_std) = (
-        (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        [torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std")]
         for model in (source, target)
     )
     kernel = source.patch_embed.proj.weight

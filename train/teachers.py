@@ -91,7 +91,7 @@ class FrozenModel(nn.Module):
         tokens = output[:, self._guide.prefix_tokens :]  # (B, grid · grid, C)
         # As the next layer reads them: a few tokens with large norms would rule the scale.
         tokens = F.layer_norm(tokens, tokens.shape[-1:])
-        return tokens.transpose(1, 2).unflatten(2, (grid, grid))
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, grid, grid)
 
 
 class FrozenTeacher(nn.Module):
