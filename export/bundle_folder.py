@@ -197,14 +197,17 @@ def _provenance(inputs: ExportInputs, variants: Sequence[MeasuredVariant]) -> Pr
         sets=sets,
         eight_bits=eight_bits,
         tile_um_stated_to=inputs.scale.stated_to if inputs.scale else UNSET,
+        origins=inputs.config.origins,
     )
 
 
-def _without_folders(recipe: dict[str, Json]) -> dict[str, Json]:
-    """The recipe with weights files by name only: a bundle leaves the computer it was made on."""
+def _without_folders(values: dict[str, Json]) -> dict[str, Json]:
+    """A recipe with files by name only: a bundle leaves the computer that it was made on."""
     return {
-        key: value | {"weights": Path(value["weights"]).name}
-        if isinstance(value, dict) and "weights" in value
+        key: _without_folders(value)
+        if isinstance(value, dict)
+        else Path(value).name
+        if key in ("weights", "features")
         else value
-        for key, value in recipe.items()
+        for key, value in values.items()
     }

@@ -238,6 +238,7 @@ def _readme(config: WsinferConfig, agreement: WsinferAgreement, bundle: Bundle) 
         "wsinfer.md.j2",
         name=config.name,
         concerns=bundle_concerns(bundle.manifest),
+        origins=bundle.manifest.provenance.origins if bundle.manifest.provenance else [],
         bundle=bundle.sha256,
         config=config,
         side=bundle.tile_um,

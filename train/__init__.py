@@ -3,6 +3,8 @@
 run        `train_run`: from a folder to a finished run
 prepare    index, groups, split
 stages     the models of a run and their losses
+teachers   what teaches the student: models, or soft labels
 trainer    the loop of one stage
+probing    linear probes on frozen models and on tile features
 results    metrics, predictions, pictures
 """

@@ -31,15 +31,20 @@ def write_results(data: Path, folder: FoldsFolder) -> None:
     runs = folder.fold_runs()
     metrics = [run.read_metrics() for run in runs]
     models, folds = {}, {}
-    for role in metrics[0].models:
-        of_role = [one.models[role] for one in metrics]
+    for role in metrics[0].all_models:
+        of_role = [one.all_models[role] for one in metrics]
         parts = [run.read_predictions(role) for run in runs]
         _check_tests(runs, parts, fold_of)
         pooled = _join([part.subset("test") for part in parts], rows)
         models[role] = _pooled_metrics(of_role, parts, pooled, fold_of)
         folds[role] = [_fold_metrics(number, one) for number, one in enumerate(of_role, 1)]
-        folder.model_folder(role).mkdir(exist_ok=True)
+        folder.model_folder(role).mkdir(parents=True, exist_ok=True)
         folder.write_predictions(pooled, role)
+    members = {
+        role.removeprefix("teacher/"): one
+        for role, one in models.items()
+        if role.startswith("teacher/")
+    }
     whole = RunMetrics(
         classes=metrics[0].classes,
         teacher=models.get("teacher", UNSET),
@@ -47,6 +52,7 @@ def write_results(data: Path, folder: FoldsFolder) -> None:
         student=models["student"],
         unrepeatable=next((one.unrepeatable for one in metrics if one.unrepeatable), None),
         folds=folds,
+        members=members or UNSET,
     )
     whole = structs.replace(whole, concerns=run_concerns(whole, config.counts))
     recipe = validate_recipe(config.recipe, str(folder.config_path))

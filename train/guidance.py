@@ -1,132 +1,119 @@
-"""Feature guidance: a CNN's features teach a transformer that starts from scratch.
+"""Feature guidance: the features of trained models teach a transformer that starts from scratch.
 
-Few tiles do not teach a transformer to see locally, but a CNN trained on them already does. So the
-student's patch tokens also predict the teacher's feature maps (Li et al., 'Locality Guidance for
-Improving Vision Transformers on Tiny Datasets', ECCV 2022), and the mean of its class and
-distillation token predicts what the teacher's classifier is given. The projections that make these
-predictions are dropped after training.
+Few tiles do not teach a transformer to see locally, but a CNN trained on them already does, and so
+does a ViT trained on many pictures. So the student's patch tokens also predict the feature maps of
+the teacher's models (Li et al., 'Locality Guidance for Improving Vision Transformers on Tiny
+Datasets', ECCV 2022), and the mean of its class and distillation token predicts what their
+classifiers are given. The projections that make these predictions are dropped after training.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError
 from edgelung.train.distributed import mean_over_processes
 from edgelung.train.models import Model
-from edgelung.train.preprocess import renormalise, resize_views
 from edgelung.train.student import StudentLogits, StudentModule
 
-STRIDES = (16, 32)  # teacher maps of these strides guide …
-DEPTHS = (2 / 3, 1)  # … the tokens at these fractions of the student's depth
+# What guides the tokens at a fraction of the student's depth: of a CNN the maps of a stride, of a
+# ViT the patch tokens at the same fraction of its own depth (blocks 6, 9 and 12 of 12).
+CNN_STRIDES = {2 / 3: 16, 1.0: 32}
+VIT_DEPTHS = (1 / 2, 3 / 4, 1.0)
+
+
+@dataclass(frozen=True)
+class GuidingLayer:
+    """A module of a teacher's model whose output guides the student's tokens at a depth."""
+
+    module: nn.Module
+    channels: int
+    depth: float  # fraction of the student's depth
 
 
 @dataclass(frozen=True)
 class FeatureModules:
-    """Modules of a teacher whose features guide: one per stride in STRIDES, and the classifier."""
+    """The modules of a teacher's model whose features guide.
 
-    maps: list[nn.Module]
-    map_channels: list[int]
+    `prefix_tokens`: of a ViT, the number of tokens before those of the patches; None for a CNN.
+    """
+
+    layers: list[GuidingLayer]
     classifier: nn.Linear  # its input is the feature of the whole view
+    prefix_tokens: int | None = None
 
 
-class TeacherOutput(NamedTuple):
-    """What a teacher says of a batch."""
+class Features(NamedTuple):
+    """Features of a view in one model of the teacher, or the student's predictions of them."""
 
-    logits: Tensor  # float32 (B, classes)
-    maps: list[Tensor]  # (B, C, H, W) for each of STRIDES; empty without guidance
-    view: Tensor | None  # (B, C), the classifier's input
+    maps: list[Tensor]  # (B, C, H, W) for each layer; predicted ones (B, patches, C), row by row
+    view: Tensor  # (B, C), the classifier's input
 
 
 class GuidedOutput(NamedTuple):
-    """Logits of a guided student, and its predictions of the teacher's features."""
+    """Logits of a guided student, and its predictions of the features of each guiding model."""
 
     logits: StudentLogits
-    maps: list[Tensor]  # (B, patches, C) for each of STRIDES, row by row
-    view: Tensor  # (B, C)
+    features: list[Features]
     grid: tuple[int, int]  # rows and columns of patches
 
 
 class GuidedStudent(StudentModule):
-    """A student with the projections from its tokens to the teacher's features."""
+    """A student with the projections from its tokens to the features of the guiding models."""
 
-    def __init__(self, model: Model, features: FeatureModules) -> None:
+    def __init__(self, model: Model, guides: Sequence[FeatureModules]) -> None:
         super().__init__(model)
         width, depth = model.embed_dim, len(model.blocks)
-        self._guided_blocks = [round(depth * fraction) - 1 for fraction in DEPTHS]
-        self.to_maps = nn.ModuleList(_projection(width, size) for size in features.map_channels)
-        self.to_view = _projection(width, features.classifier.in_features)
+        layers = [layer for guide in guides for layer in guide.layers]
+        self._blocks = [round(depth * layer.depth) - 1 for layer in layers]
+        self._map_counts = [len(guide.layers) for guide in guides]
+        self._view_channels = [guide.classifier.in_features for guide in guides]
+        self.to_maps = nn.ModuleList(_projection(width, layer.channels) for layer in layers)
+        self.to_view = _projection(width, sum(self._view_channels))
 
     def forward(self, images: Tensor) -> GuidedOutput:
-        """Predict logits and teacher features from normalised images (B, 3, H, W)."""
-        outputs = self.block_outputs(images)
+        """Predict logits and features from normalised images (B, 3, H, W)."""
+        outputs = self.block_outputs(images)  # (B, 2 + patches, D) each
         logits = StudentLogits(*self.logits(outputs[-1]))
-        tokens = [outputs[index] for index in self._guided_blocks]  # (B, 2 + patches, D) each
-        maps = [to_map(t[:, 2:]) for to_map, t in zip(self.to_maps, tokens, strict=True)]
-        view = self.to_view(tokens[-1][:, :2].mean(dim=1))
+        maps = iter(
+            to_map(outputs[block][:, 2:])
+            for to_map, block in zip(self.to_maps, self._blocks, strict=True)
+        )
+        views = self.to_view(outputs[-1][:, :2].mean(dim=1)).split(self._view_channels, dim=1)
+        features = [
+            Features([next(maps) for _ in range(count)], view)
+            for count, view in zip(self._map_counts, views, strict=True)
+        ]
         patch = self.model.patch_embed.patch_size[0]
         return GuidedOutput(
-            logits, maps, view, (images.shape[-2] // patch, images.shape[-1] // patch)
+            logits, features, (images.shape[-2] // patch, images.shape[-1] // patch)
         )
 
 
-class FrozenTeacher(nn.Module):
-    """A trained teacher that is shown the student's views, at its own size and normalisation.
+def guidance_loss(student: GuidedOutput, teacher: Sequence[Features]) -> Tensor:
+    """Mean over the guiding models of the error of their predicted maps plus that of the view.
 
-    A view that is smaller than the teacher's input is not enlarged. With `features` the output
-    holds the features that guide.
+    Errors are mean squares; that of the maps is their mean. Targets are standardised per channel
+    over the batch, so either term is about 1 before anything is learnt.
     """
-
-    def __init__(
-        self, teacher: Model, size: int, student: Model, features: FeatureModules | None = None
-    ) -> None:
-        super().__init__()
-        self.model = teacher.eval().requires_grad_(False)
-        self.size = size
-        self._student = (student,)  # a tuple: the student is no part of the teacher
-        self._features = features
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> TeacherOutput:
-        """What the teacher says of views (B, 3, H, W) that are normalised for the student."""
-        images = renormalise(images, self._student[0], self.model)
-        images = resize_views(images, min(self.size, images.shape[-1]))
-        if self._features is None:
-            return TeacherOutput(self.model(images).float(), [], None)
-        seen: dict[nn.Module, Tensor] = {}
-
-        def keep_output(module: nn.Module, inputs: object, output: Tensor) -> None:
-            seen[module] = output
-
-        def keep_input(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            seen[module] = inputs[0]
-
-        hooks = [module.register_forward_hook(keep_output) for module in self._features.maps]
-        hooks.append(self._features.classifier.register_forward_pre_hook(keep_input))
-        try:
-            logits = self.model(images).float()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        maps = [seen[module] for module in self._features.maps]
-        return TeacherOutput(logits, maps, seen[self._features.classifier])
-
-
-def guidance_loss(student: GuidedOutput, teacher: TeacherOutput) -> Tensor:
-    """Mean squared error of the predicted maps (mean over strides) plus that of the view feature.
-
-    Targets are standardised per channel over the batch, so either term is about 1 before anything
-    is learnt.
-    """
-    assert teacher.view is not None
-    maps = [
-        F.mse_loss(predicted.float(), map_targets(features, student.grid))
-        for predicted, features in zip(student.maps, teacher.maps, strict=True)
+    losses = [
+        _feature_loss(predicted, features, student.grid)
+        for predicted, features in zip(student.features, teacher, strict=True)
     ]
-    view = F.mse_loss(student.view.float(), standardise(teacher.view.float()))
+    return torch.stack(losses).mean()
+
+
+def _feature_loss(predicted: Features, features: Features, grid: tuple[int, int]) -> Tensor:
+    maps = [
+        F.mse_loss(guess.float(), map_targets(target, grid))
+        for guess, target in zip(predicted.maps, features.maps, strict=True)
+    ]
+    view = F.mse_loss(predicted.view.float(), standardise(features.view.float()))
     return torch.stack(maps).mean() + view
 
 
@@ -144,24 +131,36 @@ def standardise(values: Tensor) -> Tensor:
     return (values - mean) / (variance.sqrt() + 1e-5)
 
 
-def feature_modules(teacher: Model) -> FeatureModules:
-    """The last module of each stride in STRIDES, from timm's `feature_info`, and the classifier.
+def feature_modules(model: Model) -> FeatureModules:
+    """The modules of a teacher's model that guide: of a CNN by timm's `feature_info`, or of a ViT.
 
-    Raises EdgelungError if the teacher has none: it is not a CNN of the usual five stages.
+    Raises EdgelungError if the model has none: it is neither a ViT nor a CNN of the usual five
+    stages, or has no linear classifier.
     """
-    last = {entry["reduction"]: entry for entry in getattr(teacher, "feature_info", [])}
-    classifier = teacher.get_classifier()
-    if any(stride not in last for stride in STRIDES) or not isinstance(classifier, nn.Linear):
+    classifier = model.get_classifier()
+    layers, prefix = None, None
+    if isinstance(model, VisionTransformer):
+        blocks, prefix = model.blocks, model.num_prefix_tokens
+        layers = [
+            GuidingLayer(blocks[round(len(blocks) * depth) - 1], model.embed_dim, depth)
+            for depth in VIT_DEPTHS
+        ]
+    else:
+        last = {entry["reduction"]: entry for entry in getattr(model, "feature_info", [])}
+        if all(stride in last for stride in CNN_STRIDES.values()):
+            layers = [
+                GuidingLayer(
+                    model.get_submodule(last[stride]["module"]), last[stride]["num_chs"], depth
+                )
+                for depth, stride in CNN_STRIDES.items()
+            ]
+    if layers is None or not isinstance(classifier, nn.Linear):
         raise EdgelungError(
-            f"teacher {teacher.pretrained_cfg['architecture']} has no feature maps of strides "
-            f"{' and '.join(map(str, STRIDES))} before a linear classifier; expected a CNN, or "
-            "distill.guidance=0"
+            f"teacher {model.pretrained_cfg['architecture']} has no feature maps of strides "
+            f"{' and '.join(map(str, CNN_STRIDES.values()))} before a linear classifier; expected "
+            "a CNN, a ViT, or distill.guidance=0"
         )
-    return FeatureModules(
-        [teacher.get_submodule(last[stride]["module"]) for stride in STRIDES],
-        [last[stride]["num_chs"] for stride in STRIDES],
-        classifier,
-    )
+    return FeatureModules(layers, classifier, prefix)
 
 
 def _projection(width: int, channels: int) -> nn.Sequential:

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgelung.train.guidance import FrozenTeacher, GuidedOutput, guidance_loss
+from edgelung.train.guidance import GuidedOutput, guidance_loss
 from edgelung.train.recipe import Distill
 from edgelung.train.student import StudentLogits
+from edgelung.train.teachers import FrozenTeacher
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,13 @@ class StageLoss(Protocol):
     """Computes the losses of a batch."""
 
     def __call__(
-        self, output: Any, images: Tensor, labels: Tensor, *, uses_label_loss: bool = True
+        self,
+        output: Any,
+        images: Tensor,
+        labels: Tensor,
+        tiles: Tensor,
+        *,
+        uses_label_loss: bool = True,
     ) -> Losses:
         """Losses from the output of the trained module.
 
@@ -38,6 +45,7 @@ class StageLoss(Protocol):
             images: float32 (B, 3, V, V), the views normalised for the trained model, before they
                 were resized to its input.
             labels: int64 (B,).
+            tiles: int64 (B,), on the CPU: the index of each view's tile in the run.
             uses_label_loss: False in epochs in which guidance alone teaches.
         """
 
@@ -50,7 +58,13 @@ class LabelLoss(nn.Module):
         self.criterion = criterion
 
     def forward(
-        self, output: Tensor, images: Tensor, labels: Tensor, *, uses_label_loss: bool = True
+        self,
+        output: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        tiles: Tensor,
+        *,
+        uses_label_loss: bool = True,
     ) -> Losses:
         """See StageLoss."""
         return Losses(self.criterion(output.float(), labels))
@@ -73,18 +87,19 @@ class DistillationLoss(nn.Module):
         output: StudentLogits | GuidedOutput,
         images: Tensor,
         labels: Tensor,
+        tiles: Tensor,
         *,
         uses_label_loss: bool = True,
     ) -> Losses:
         """See StageLoss."""
         logits = output.logits if isinstance(output, GuidedOutput) else output
         task = self.criterion(logits.class_token.float(), labels)
-        teacher = self.teacher(images)
+        teacher = self.teacher(images, tiles)
         distill = self._distillation(logits.distillation_token.float(), teacher.logits)
         loss = self.recipe.alpha * task + self.recipe.beta * distill
         if not isinstance(output, GuidedOutput):
             return Losses(loss, task, distill)
-        guidance = guidance_loss(output, teacher)
+        guidance = guidance_loss(output, teacher.features)
         # A weight of 0 keeps every parameter in the graph: DDP waits for all their gradients.
         loss = float(uses_label_loss) * loss + self.recipe.guidance * guidance
         return Losses(loss, task, distill, guidance)

@@ -7,6 +7,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from edgelung.artifacts.model_config import ModelConfig, PretrainedConfig, StudentShape
@@ -14,6 +15,7 @@ from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, writing
 from edgelung.train.recipe import Schedule, Student
+from edgelung.train.selection import select_weights
 from edgelung.train.weights import (
     NONE,
     architecture_of,
@@ -29,13 +31,18 @@ logger = logging.getLogger(__name__)
 # timm's models have attributes that torch's `nn.Module` does not declare.
 Model = Any
 
+VIT_MODULES = {"vision_transformer", "deit"}  # of timm: their models are made for an input size
+
 
 def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
-    """Create the teacher or the baseline.
+    """Create the baseline or a model of the teacher. A ViT is made for tiles of `schedule.size`.
 
     Raises EdgelungError for an unknown model or missing weights.
     """
-    return _create(schedule, classes, role)
+    options: dict[str, int] = {}
+    if timm.models.is_model_in_modules(plain_model_name(schedule.model), VIT_MODULES):
+        options = {"img_size": schedule.size, "dynamic_img_size": True}
+    return _create(schedule, classes, role, **options)
 
 
 def create_student(schedule: Student, classes: int) -> Model:
@@ -49,15 +56,16 @@ def create_student(schedule: Student, classes: int) -> Model:
             f"student {schedule.model} is no DeiT with a distillation token; expected one of "
             f"{', '.join(timm.list_models('deit_*distilled*'))}"
         )
+    selects = schedule.init == "select" and schedule.weights != NONE
     model = _create(
-        schedule,
+        schedule.model_copy(update={"weights": NONE}) if selects else schedule,
         classes,
         "student",
         img_size=schedule.size,
         drop_path_rate=schedule.drop_path,
         dynamic_img_size=True,
     )
-    patch = model.patch_embed.patch_size[0]
+    patch = patch_size(model)
     for name, size in (("size", schedule.size), ("low_size", schedule.low_size)):
         if size % patch:
             raise EdgelungError(
@@ -65,7 +73,15 @@ def create_student(schedule: Student, classes: int) -> Model:
             )
     if schedule.init == "mimetic" and schedule.weights == NONE:
         mimetic_init(model)
+    if selects:
+        source = schedule.model_copy(update={"model": schedule.source})
+        select_weights(_create(source, classes, "student"), model)
     return model
+
+
+def patch_size(model: Model) -> int:
+    """Pixels of the patches of a ViT; 1 for a CNN."""
+    return int(model.patch_embed.patch_size[0]) if isinstance(model, VisionTransformer) else 1
 
 
 @torch.no_grad()
@@ -100,11 +116,11 @@ def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size
     """Write the weights of a role, and a config.json from which `timm.create_model` can load it."""
     with writing(run.model_folder(role)):
         run.model_folder(role).mkdir(parents=True, exist_ok=True)
-    is_student = hasattr(model, "dist_token")
+    is_vit = isinstance(model, VisionTransformer)
     shape = StudentShape()
-    if is_student:
-        patch_size = model.patch_embed.patch_size[0]
-        shape = StudentShape(num_heads=model.blocks[0].attn.num_heads, patch_size=patch_size)
+    if hasattr(model, "dist_token"):
+        heads = model.blocks[0].attn.num_heads
+        shape = StudentShape(num_heads=heads, patch_size=patch_size(model))
     with atomic_write(run.weights_path(role)) as file:
         file.write(save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
     config = model.pretrained_cfg
@@ -114,10 +130,10 @@ def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size
             num_classes=len(classes),
             num_features=model.num_features,
             label_names=classes,
-            model_args={"img_size": size} if is_student else {},
+            model_args={"img_size": size} if is_vit else {},
             pretrained_cfg=PretrainedConfig(
                 input_size=(3, size, size),
-                fixed_input_size=is_student,
+                fixed_input_size=is_vit,
                 interpolation="bilinear",
                 crop_pct=1.0,
                 crop_mode="squash",

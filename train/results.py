@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from msgspec import UNSET, structs
+from torch import Tensor
 
 from edgelung.artifacts.results import ModelTest
 from edgelung.artifacts.run import ModelMetrics, RunMetrics
@@ -27,35 +29,64 @@ from edgelung.train.augment import augment
 from edgelung.train.models import Model
 from edgelung.train.prediction import predict
 from edgelung.train.prepare import Run
+from edgelung.train.teachers import average, softmax
 
 SHOWN_AUGMENTED, SHOWN_TILES = 9, 12  # in the report; the paper's Fig. 10 shows nine
 SHOWN_OF_GROUP = 5
+EVALUATED = ("val", "test")
 
 Probabilities = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
 
-def evaluate_models(run: Run, models: dict[str, Model]) -> RunMetrics:
-    """Validation and test metrics of each model in FP32; writes each one's predictions.csv."""
-    context = run.context.in_fp32()
-    metrics: dict[str, ModelMetrics] = {}
-    for role, model in models.items():
-        schedule = run.recipe.schedule(role)
-        probabilities: dict[str, Probabilities] = {}
-        for subset in ("val", "test"):
-            with progress_bar(f"{role} on {subset}", len(run.tiles.subsets[subset])) as advance:
-                probabilities[subset] = predict(
-                    model, run.tiles, subset, context, schedule.size, advance
-                )
-        metrics[role] = _metrics(run, schedule.model, probabilities)
-        if context.is_main:
-            run.folder.write_predictions(_predictions(run, probabilities), role)
+def evaluate_models(
+    run: Run, models: dict[str, Model], soft_labels: Tensor | None = None
+) -> RunMetrics:
+    """Validation and test metrics of each model in FP32; writes each one's predictions.csv.
+
+    A teacher of several models, or of `soft_labels` (logits of all tiles), is measured as what it
+    teaches.
+    """
+    probabilities = {role: _predict(run, role, model) for role, model in models.items()}
+    names = {role: run.recipe.schedule(role).model for role in models}
+    teachers = [probabilities[role] for role in run.recipe.teachers]
+    if soft_labels is not None:
+        logits = soft_labels.numpy()
+        names["teacher"] = f"features of {Path(run.recipe.teacher.features).name}"
+        probabilities["teacher"] = {
+            name: softmax(logits[run.tiles.subsets[name]]) for name in EVALUATED
+        }
+    elif run.recipe.averages:
+        names["teacher"] = " + ".join(names[role] for role in run.recipe.teachers)
+        probabilities["teacher"] = {
+            name: average([part[name] for part in teachers]) for name in EVALUATED
+        }
+    metrics = {role: _metrics(run, names[role], found) for role, found in probabilities.items()}
+    if run.context.is_main:
+        for role, found in probabilities.items():
+            run.folder.write_predictions(_predictions(run, found), role)
+    members = {
+        member.name: metrics[role]
+        for role, member in run.recipe.teachers.items()
+        if role != "teacher"
+    }
     return RunMetrics(
         classes=run.classes,
         teacher=metrics.get("teacher", UNSET),
         baseline=metrics.get("baseline", UNSET),
         student=metrics["student"],
+        members=members or UNSET,
     )
+
+
+def _predict(run: Run, role: str, model: Model) -> dict[str, Probabilities]:
+    """Probabilities (N, classes) of the validation and the test tiles, in FP32."""
+    found: dict[str, Probabilities] = {}
+    for subset in EVALUATED:
+        with progress_bar(f"{role} on {subset}", len(run.tiles.subsets[subset])) as advance:
+            size, context = run.recipe.schedule(role).size, run.context.in_fp32()
+            found[subset] = predict(model, run.tiles, subset, context, size, advance)
+    return found
 
 
 def _metrics(run: Run, model: str, probabilities: dict[str, Probabilities]) -> ModelMetrics:

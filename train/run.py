@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from msgspec import structs
-from torch import nn
+from torch import Tensor, nn
 
 from edgelung.artifacts.run import EpochRecord, RunFolder, RunMetrics
 from edgelung.core.errors import EdgelungError
@@ -20,7 +20,9 @@ from edgelung.evaluation.concerns import run_concerns
 from edgelung.report.pages import run_page
 from edgelung.train.distributed import allow_nondeterministic
 from edgelung.train.models import Model, load_saved, save_model
+from edgelung.train.prediction import predict
 from edgelung.train.prepare import Run, resume_run, start_run
+from edgelung.train.probing import soft_labels, train_probe
 from edgelung.train.progress import Progress, load_progress
 from edgelung.train.recipe import Recipe
 from edgelung.train.results import evaluate_models, run_pictures
@@ -31,6 +33,7 @@ from edgelung.train.stages import (
     create_stage,
     timm_model,
 )
+from edgelung.train.teachers import calibrate
 from edgelung.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -107,7 +110,7 @@ def _finish(run: Run, modules: dict[str, nn.Module] | None) -> RunMetrics:
     metrics: RunMetrics | None = None
     unrepeatable = None
     try:
-        metrics = evaluate_models(run, _train_models(run, modules))
+        metrics = evaluate_models(run, *_train_models(run, modules))
     except RuntimeError as error:
         unrepeatable = allow_nondeterministic(error)
         if unrepeatable is None:
@@ -116,7 +119,7 @@ def _finish(run: Run, modules: dict[str, nn.Module] | None) -> RunMetrics:
         logger.info(
             "%s has no deterministic form here: a second run may give other weights", unrepeatable
         )
-        metrics = evaluate_models(run, _train_models(run, None))
+        metrics = evaluate_models(run, *_train_models(run, None))
     assert metrics is not None
     concerns = run_concerns(metrics, run.folder.read_config().counts)
     metrics = structs.replace(metrics, unrepeatable=unrepeatable, concerns=concerns)
@@ -128,10 +131,13 @@ def _finish(run: Run, modules: dict[str, nn.Module] | None) -> RunMetrics:
     return metrics
 
 
-def _train_models(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, Model]:
-    """The trained model of each role: trained now, or loaded if the run is past that role.
+def _train_models(
+    run: Run, modules: dict[str, nn.Module] | None
+) -> tuple[dict[str, Model], Tensor | None]:
+    """The trained model of each role, and the soft labels of all tiles if tile features give them.
 
-    `modules` are those of a new run; otherwise they are created as the checkpoint needs them.
+    A model is trained now, or loaded if the run is past its role. `modules` are those of a new run;
+    otherwise they are created as the checkpoint needs them.
     """
     roles = run.recipe.roles
     checkpoint = run.folder.checkpoint_path
@@ -140,10 +146,11 @@ def _train_models(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, M
         position = roles.index(progress.stage)
         fresh = roles[position + 1 :] if progress.step else roles[position:]
         modules = create_modules(run.recipe, len(run.classes), fresh)
+    labels = soft_labels(run)
     models: dict[str, Model] = {}
     for role, module in modules.items():
         if role == progress.stage:
-            stage = create_stage(run.recipe, role, module, models.get("teacher"))
+            stage = create_stage(run.recipe, role, module, models, labels)
             model = _train_stage(run, stage, progress)
             if run.context.is_main:
                 save_model(model, run.folder, role, run.classes, stage.schedule.size)
@@ -153,43 +160,67 @@ def _train_models(run: Run, modules: dict[str, nn.Module] | None) -> dict[str, M
             model = timm_model(module)
             load_saved(run.folder, role, model)
         models[role] = model.to(run.context.device).eval()
-    return models
+    return models, labels
 
 
 def _train_stage(run: Run, stage: Stage, progress: Progress) -> Model:
-    """Train one stage with a progress bar, a line per epoch and metrics.jsonl."""
+    """Train one stage with a progress bar; a model of an average is calibrated."""
+    member = run.recipe.teachers.get(stage.name)
+    with _explained_memory(run, stage):
+        if member is not None and member.fit == "probe":
+            views = member.epochs * len(run.tiles.subsets["train"])
+            with progress_bar(stage.name, views) as advance:
+                model = train_probe(run, stage, advance)
+        else:
+            model = _fit(run, stage, progress)
+        if member is not None and run.recipe.averages:
+            found = predict(model, run.tiles, "val", run.context, member.size)
+            truth = run.tiles.labels[run.tiles.subsets["val"]].numpy()
+            logger.info("%s: temperature %.2f", stage.name, calibrate(model, found, truth))
+    return model
+
+
+def _fit(run: Run, stage: Stage, progress: Progress) -> Model:
+    """Train one stage by gradient descent with a line per epoch and metrics.jsonl."""
 
     def on_epoch(history: Sequence[EpochRecord]) -> None:
         logger.info("%s", _describe_epoch(stage, history[-1]))
         if run.context.is_main:
             run.folder.write_history(history)
 
+    trainer = Trainer(
+        stage,
+        run.tiles,
+        run.context,
+        run.recipe.seed,
+        progress,
+        run.folder.checkpoint_path,
+        on_epoch,
+    )
+    size, steps = trainer.batch_size, trainer.total_steps
+    work = trainer.work_of(range(steps))
+    with progress_bar(stage.name, steps * size, total_work=work) as advance:
+        done = range(progress.step)
+        advance(len(done) * size, work=trainer.work_of(done))
+        return trainer.fit(on_step=advance)
+
+
+@contextmanager
+def _explained_memory(run: Run, stage: Stage) -> Iterator[None]:
+    """Turn running out of memory into an EdgelungError that says what to do."""
     try:
-        trainer = Trainer(
-            stage,
-            run.tiles,
-            run.context,
-            run.recipe.seed,
-            progress,
-            run.folder.checkpoint_path,
-            on_epoch,
-        )
-        size, steps = trainer.batch_size, trainer.total_steps
-        work = trainer.work_of(range(steps))
-        with progress_bar(stage.name, steps * size, total_work=work) as advance:
-            done = range(progress.step)
-            advance(len(done) * size, work=trainer.work_of(done))
-            return trainer.fit(on_step=advance)
+        yield
     except (RuntimeError, MemoryError) as error:
         # On a CPU torch raises a plain RuntimeError.
         is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_typed and "not enough memory" not in str(error):
             raise
         batch_size = stage.schedule.batch_size
+        section = stage.name.partition("/")[0]
         raise EdgelungError(
             f"{stage.name}: memory ran out at batch size {batch_size} on "
             f"{run.context.device.type}; the last good state is kept. Start anew with "
-            f"--set {stage.name}.batch_size={max(batch_size // 2, 1)}, or use --resume where "
+            f"--set {section}.batch_size={max(batch_size // 2, 1)}, or use --resume where "
             "there is more memory"
         ) from error
 

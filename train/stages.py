@@ -1,5 +1,6 @@
-"""The stages of a run: a CNN teacher on the labels, then the DeiT student from both."""
+"""The stages of a run: the teacher's models on the labels, then the DeiT student from both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -7,17 +8,18 @@ from typing import TypeVar
 import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import unwrap_model
-from torch import nn
+from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.train.guidance import FrozenTeacher, GuidedStudent, feature_modules
+from edgelung.train.guidance import FeatureModules, GuidedStudent, feature_modules
 from edgelung.train.losses import DistillationLoss, LabelLoss, StageLoss
 from edgelung.train.lr_schedule import WarmRestart
 from edgelung.train.models import Model, create_classifier, create_student
 from edgelung.train.recipe import Augment, Recipe, Schedule
 from edgelung.train.seeds import seed_weights
 from edgelung.train.student import StudentModule, UnguidedStudent
-from edgelung.train.weights import is_file_name
+from edgelung.train.teachers import FrozenModel, FrozenTeacher, check_member
+from edgelung.train.weights import NONE, is_file_name
 
 S = TypeVar("S", bound=Schedule)
 
@@ -67,12 +69,20 @@ def create_modules(recipe: Recipe, classes: int, fresh: list[str]) -> dict[str, 
         seed_weights(recipe.seed, role)
         if role == "student":
             model = create_student(_initial(recipe.student, role in fresh), classes)
-            modules[role] = _trainable_student(model, recipe, modules.get("teacher"))
+            modules[role] = _trainable_student(model, recipe, _guides(recipe, modules))
         else:
             schedule = _initial(recipe.schedule(role), role in fresh)
             model = create_classifier(schedule, classes, role)
             modules[role] = model.to(memory_format=torch.channels_last)
     return modules
+
+
+def _guides(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, FeatureModules]:
+    """What guides the student in the teacher's models, by role."""
+    members = recipe.teachers if recipe.distill.guidance else {}
+    return {
+        role: feature_modules(models[role]) for role, member in members.items() if member.guides
+    }
 
 
 def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]:
@@ -83,6 +93,9 @@ def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]
     modules = create_modules(recipe, classes, fresh=recipe.roles)
     for role, module in modules.items():
         _check_model(recipe.schedule(role), timm_model(module))
+    for role, member in recipe.teachers.items():
+        if member.fit == "probe" or recipe.averages:
+            check_member(modules[role])
     return modules
 
 
@@ -103,20 +116,34 @@ def _check_model(schedule: Schedule, model: Model) -> None:
         ) from error
 
 
-def _trainable_student(model: Model, recipe: Recipe, teacher: Model | None) -> StudentModule:
+def _trainable_student(
+    model: Model, recipe: Recipe, guides: Mapping[str, FeatureModules]
+) -> StudentModule:
     """The module that trains the student; draws the weights of the projections, if it has any."""
-    if teacher is None:
+    if recipe.distill.mode == "none":
         return UnguidedStudent(model)
     model.set_distilled_training(True)  # in training it returns the logits of both heads
-    if recipe.distill.guidance:
-        return GuidedStudent(model, feature_modules(teacher))
-    return UnguidedStudent(model)
+    return GuidedStudent(model, list(guides.values())) if guides else UnguidedStudent(model)
 
 
-def create_stage(recipe: Recipe, role: str, module: nn.Module, teacher: Model | None) -> Stage:
-    """The stage that trains a role; the student needs the trained teacher, if the recipe has one.
+def create_stage(
+    recipe: Recipe,
+    role: str,
+    module: nn.Module,
+    models: Mapping[str, Model],
+    soft_labels: Tensor | None = None,
+) -> Stage:
+    """The stage that trains a role.
 
-    Without a teacher the mean of both heads learns the labels: it is the student's prediction.
+    Without distillation the mean of both heads of the student learns the labels: it is the
+    student's prediction.
+
+    Args:
+        recipe: the recipe of the run.
+        role: what is trained.
+        module: the module of the role.
+        models: the trained models by role; the student needs those of the teacher.
+        soft_labels: logits of all tiles, if tile features teach; see `teachers.FrozenTeacher`.
     """
     schedule = recipe.schedule(role)
     criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
@@ -125,13 +152,16 @@ def create_stage(recipe: Recipe, role: str, module: nn.Module, teacher: Model | 
             role, module, LabelLoss(criterion), schedule, recipe.augment, full_view=schedule.size
         )
     student, distill = recipe.student, recipe.distill
-    full_view = student.size
     loss: StageLoss = LabelLoss(criterion)
-    if teacher is not None:
-        features = feature_modules(teacher) if distill.guidance else None
-        frozen = FrozenTeacher(teacher, recipe.teacher.size, timm_model(module), features)
-        loss = DistillationLoss(frozen, distill, criterion)
-        full_view = max(student.size, recipe.teacher.size)  # one view, for the larger input
+    if distill.mode != "none":
+        guides = _guides(recipe, models)
+        frozen = [
+            FrozenModel(models[role], member.size, timm_model(module), guides.get(role))
+            for role, member in recipe.teachers.items()
+        ]
+        loss = DistillationLoss(FrozenTeacher(frozen, soft_labels), distill, criterion)
+    # One view for the student and all models of the teacher: for the largest input.
+    full_view = max([student.size, *(member.size for member in recipe.teachers.values())])
     restarts = distill.features_epochs and student.restart_lr
     return Stage(
         role,
@@ -148,14 +178,15 @@ def create_stage(recipe: Recipe, role: str, module: nn.Module, teacher: Model | 
 
 
 def absolute_weights(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths of weights files, so that a run can resume from anywhere."""
-    changes: dict[str, Schedule] = {}
-    for role in recipe.roles:
-        schedule = recipe.schedule(role)
-        if is_file_name(schedule.weights):
-            weights = str(Path(schedule.weights).absolute())
-            changes[role] = schedule.model_copy(update={"weights": weights})
-    return recipe.model_copy(update=changes)
+    """The recipe with absolute paths of files, so that a run can resume from anywhere."""
+    values = recipe.model_dump()
+    teacher = values["teacher"]
+    for section in (teacher, *teacher["settings"].values(), values["baseline"], values["student"]):
+        if section and is_file_name(weights := section.get("weights", NONE)):
+            section["weights"] = str(Path(weights).absolute())
+    if teacher["features"]:
+        teacher["features"] = str(Path(teacher["features"]).absolute())
+    return Recipe.model_validate(values)
 
 
 def _initial(schedule: S, fresh: bool) -> S:

@@ -49,6 +49,7 @@ class Batch:
     epoch: int
     tiles: Tensor  # uint8 (B, 3, H, W)
     labels: Tensor  # int64 (B,)
+    indices: Tensor  # int64 (B,), of the tiles in the run
 
 
 class Trainer:
@@ -167,6 +168,7 @@ class Trainer:
                 output,
                 images,
                 batch.labels.to(context.device),
+                batch.indices,
                 uses_label_loss=stage.uses_label_loss(batch.epoch),
             )
 
@@ -181,7 +183,7 @@ class Trainer:
         tiles = self.tiles.store.batch(local)
         if self.context.device.type == "cuda":
             tiles = tiles.pin_memory()
-        return Batch(step, epoch, tiles, self.tiles.labels[local])
+        return Batch(step, epoch, tiles, self.tiles.labels[local], torch.from_numpy(local))
 
     def record(self, epoch: int) -> EpochRecord:
         """An epoch's mean losses, and its validation if the labels teach in it."""

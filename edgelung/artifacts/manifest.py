@@ -185,6 +185,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`.
 
     `tile_um_stated_to`: the command that the user stated `tile_um` to, 'train' or 'export'.
+    `origins`: as in run.json; empty in bundles of an older edgelung.
     """
 
     edgelung: str
@@ -199,6 +200,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     sets: dict[str, SetSize]
     eight_bits: str | None
     tile_um_stated_to: str | UnsetType = UNSET
+    origins: list[str] = []
 
 
 class FileEntry(Struct, frozen=True, kw_only=True):

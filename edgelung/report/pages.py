@@ -37,7 +37,7 @@ def run_page(run: RunFolder, metrics: RunMetrics, pictures: RunPictures) -> str:
     Reads run.json, metrics.jsonl and the student's predictions.csv.
     """
     history = run.read_history()
-    models = dict(reversed(metrics.models.items()))  # the student first
+    models = dict(reversed(metrics.all_models.items()))  # the student first
     stages = {role: [record for record in history if record.stage == role] for role in models}
     config = run.read_config()
     predictions = run.read_predictions().subset("test")
@@ -85,7 +85,7 @@ def folds_page(folder: FoldsFolder, metrics: RunMetrics, pictures: RunPictures) 
         folder.read_predictions(),
         folder.read_folds(),
     )
-    models = dict(reversed(metrics.models.items()))  # the student first
+    models = dict(reversed(metrics.all_models.items()))  # the student first
     folds = {role: metrics.folds[role] for role in models}
     temperature_of = {fold.fold: fold.temperature for fold in folds["student"]}
     temperatures = np.array([[temperature_of[fold_of[path]]] for path in predictions.paths])

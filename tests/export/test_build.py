@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from edgelung.artifacts.bundle import Bundle, open_bundle
@@ -20,7 +21,8 @@ from edgelung.core.files import sha256_file
 from edgelung.core.precision import Precision
 from edgelung.evaluation.intervals import written
 from edgelung.export.build import export_run
-from edgelung.export.bundle_folder import choose_golden
+from edgelung.export.bundle_folder import _provenance, choose_golden
+from edgelung.export.inputs import read_inputs
 from edgelung.export.student import read_student
 from edgelung.export.tiles import LabelledTile, TileSet, read_split, set_aside
 
@@ -63,6 +65,21 @@ def test_no_path_of_this_machine_travels(bundle: Bundle, run: Path, tiles: Path)
     text = (bundle.folder / "bundle.json").read_text() + (bundle.folder / "report.html").read_text()
     assert str(run) not in text
     assert str(tiles) not in text
+
+
+def test_origins_travel_and_folders_of_files_do_not(copied_run: Path) -> None:
+    run = RunFolder(copied_run)
+    config = run.read_config()
+    teacher = {**config.recipe["teacher"], "features": "/secret/f.safetensors"}
+    teacher["settings"] = {"resnet18": {"weights": "/secret/r.pth", "size": 64}}
+    recipe = {**config.recipe, "teacher": teacher}
+    run.write_config(structs.replace(config, recipe=recipe, origins=["from somewhere"]))
+    inputs = read_inputs(run, data=None, eight_bit=False, calibration_tiles=0)
+    provenance = _provenance(inputs, [])
+    assert provenance.origins == ["from somewhere"]
+    assert provenance.recipe["teacher"]["features"] == "f.safetensors"
+    assert provenance.recipe["teacher"]["settings"]["resnet18"] == {"weights": "r.pth", "size": 64}
+    assert "secret" not in json.dumps(provenance.recipe)
 
 
 def test_calibration_and_gate_share_no_group(run: Path, tiles: Path) -> None:

@@ -31,11 +31,12 @@ from edgelung.artifacts.run_predictions import RunPredictions
 from edgelung.evaluation.comparison import ComparedModel, Comparison
 from edgelung.evaluation.metrics import evaluate
 from edgelung.report.figures import RunPictures, TilePicture
-from edgelung.report.pages import audit_page, bundle_page, compare_page, run_page
+from edgelung.report.pages import audit_page, bundle_page, compare_page, model_card, run_page
 from edgelung.report.variants import FlippedTile, ShownFlip, VariantFigures
 
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = [HOSTILE, "normal"]
+ORIGIN = f"The first weights of a model are of uncertain origin: {HOSTILE}."
 BOUNDS = (0.612, 0.987)
 PICTURE = "data:image/jpeg;base64,AAAA"
 PREDICTIONS = RunPredictions(
@@ -75,6 +76,7 @@ def run_html(folder: Path, epochs: int = 2, tile_um: float | None = None) -> str
             sizes={"96x96": 4},
             recipe={"classes": CLASSES},
             tile_um=tile_um,
+            origins=[ORIGIN],
         )
     )
     run.write_history(
@@ -87,10 +89,18 @@ def run_html(folder: Path, epochs: int = 2, tile_um: float | None = None) -> str
     model = ModelMetrics(model="deit", temperature=1.25, val=METRICS, test=TEST)
     tile = TilePicture(PICTURE, HOSTILE, "a/1.png", "normal", 0.875)
     pictures = RunPictures([TilePicture(PICTURE, HOSTILE)], [tile], [tile])
-    return run_page(run, RunMetrics(classes=CLASSES, student=model), pictures)
+    members = {"vit_of_a_teacher": structs.replace(model, model="vit")}
+    return run_page(run, RunMetrics(classes=CLASSES, student=model, members=members), pictures)
 
 
 def bundle_html(folder: Path, verdict: Verdict = "fail") -> str:
+    tile = FlippedTile("gate", "a/1.png", HOSTILE, HOSTILE, "normal", (0.7, 0.3), (0.25, 0.75))
+    flips = {"int8": [ShownFlip(tile, PICTURE)]}
+    pictures = VariantFigures({"int8": "<svg></svg>"}, {"int8": 1}, flips, [])
+    return bundle_page(bundle_manifest(verdict), pictures)
+
+
+def bundle_manifest(verdict: Verdict = "fail") -> BundleManifest:
     variant = VariantEntry(
         file="model.fp32.onnx",
         bytes=1,
@@ -104,7 +114,7 @@ def bundle_html(folder: Path, verdict: Verdict = "fail") -> str:
     )
     gate = GateResult(verdict=verdict, reasons=["too many labels change"], tiles=4)
     failed = structs.replace(variant, gate=gate)
-    manifest = BundleManifest(
+    return BundleManifest(
         classes=CLASSES,
         preprocessing={},
         temperature=1.25,
@@ -122,11 +132,9 @@ def bundle_html(folder: Path, verdict: Verdict = "fail") -> str:
             recipe={},
             sets={"test": SetSize(tiles=4, groups=4)},
             eight_bits=None,
+            origins=[ORIGIN],
         ),
     )
-    tile = FlippedTile("gate", "a/1.png", HOSTILE, HOSTILE, "normal", (0.7, 0.3), (0.25, 0.75))
-    flips = {"int8": [ShownFlip(tile, PICTURE)]}
-    return bundle_page(manifest, VariantFigures({"int8": "<svg></svg>"}, {"int8": 1}, flips, []))
 
 
 def compare_html(folder: Path) -> str:
@@ -208,6 +216,26 @@ def test_a_page_begins_with_its_concerns(page: Page, tmp_path: Path) -> None:
     """Both are made from a test with fewer groups than say anything."""
     html = page(tmp_path)
     assert html.index('<p class="notice">The test says little: ') < html.index("<h2>")
+
+
+@pytest.mark.parametrize("page", [run_html, bundle_html])
+def test_weights_of_uncertain_origin_are_named_before_the_figures(
+    page: Page, tmp_path: Path
+) -> None:
+    html = page(tmp_path)
+    assert html.index("of uncertain origin: &lt;script") < html.index("<h2>")
+
+
+def test_the_model_card_names_weights_of_uncertain_origin() -> None:
+    card = model_card(bundle_manifest())
+    assert card.index("of uncertain origin") < card.index("## Data")
+    assert "<script" not in card
+
+
+def test_each_model_of_a_teacher_has_its_figures(tmp_path: Path) -> None:
+    assert '<th scope="row">teacher/vit_of_a_teacher<br><small>vit</small></th>' in run_html(
+        tmp_path
+    )
 
 
 @every_page

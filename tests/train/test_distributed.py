@@ -16,8 +16,10 @@ from edgelung.core.errors import EdgelungError
 from edgelung.train.distributed import create_context
 
 # A teacher without batch statistics: they are of a process's own tiles unless a GPU shares them.
+# Beside it a probe, whose features are gathered from all processes.
 SETTINGS = [
-    "teacher.model=convnext_atto",
+    'teacher.model=["convnext_atto", "test_vit2"]',
+    "teacher.settings.test_vit2.fit=probe",
     "precision=fp32",
     "student.batch_size=8",
     "teacher.ema_decay=0.9",
@@ -71,10 +73,12 @@ def test_two_processes_train_like_one(
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in folders
     )
-    assert [r["stage"] for r in one] == ["teacher", "student", "student"]
+    assert [r["stage"] for r in one] == ["teacher/convnext_atto", "student", "student"]
     for first, second in zip(one, two, strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-4)
         assert first["val_loss"] == pytest.approx(second["val_loss"], abs=1e-3)
+    probes = [load_file(folder / "teacher/test_vit2/model.safetensors") for folder in folders]
+    torch.testing.assert_close(probes[0], probes[1], atol=1e-3, rtol=1e-3)
     weights = [load_file(folder / "model.safetensors") for folder in folders]
     largest = max(float((weights[0][k] - weights[1][k]).abs().max()) for k in weights[0])
     assert largest < 1e-2  # sums in another order, and AdamW's first steps make much of it

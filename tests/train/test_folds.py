@@ -24,7 +24,8 @@ from edgelung.train.recipe import Recipe, load_recipe
 
 TINY = [
     "precision=fp32",
-    "teacher.model=test_efficientnet",
+    'teacher.model=["test_efficientnet", "test_vit"]',
+    "teacher.settings.test_vit.fit=probe",
     "teacher.size=32",
     "student.size=32",
     "student.low_epochs=0",
@@ -32,7 +33,7 @@ TINY = [
     "student.batch_size=16",
     "teacher.batch_size=16",
 ]
-ROLES = ("teacher", "student")
+ROLES = ("teacher", "student", "teacher/test_efficientnet", "teacher/test_vit")
 
 
 @pytest.fixture
@@ -85,6 +86,8 @@ def test_the_metrics_of_the_whole_are_over_all_tiles_and_groups(folds: FoldsFold
     parts = [run.read_metrics().models["student"].test for run in folds.fold_runs()]
     assert student.accuracy == pytest.approx(sum(p.accuracy * p.tiles for p in parts) / 108)
     assert [fold.accuracy for fold in metrics.folds["student"]] == [p.accuracy for p in parts]
+    assert metrics.members["test_vit"].test.tiles == 108
+    assert len(metrics.folds["teacher/test_vit"]) == 3
     assert not any(one.kind == "few-validation-groups" for one in metrics.concerns)
     opened = edgelung.open_run(folds.path)
     assert opened.is_finished

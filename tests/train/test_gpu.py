@@ -58,14 +58,15 @@ def test_a_gpu_computes_what_a_cpu_does(small: list[str], tmp_path: Path) -> Non
     recipe = load_recipe("demo", [*small, *AS_QUICK, "distill.alpha=0.4"])
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (8, 3, 64, 64), np.uint8))
-    batch = Batch(step=0, epoch=1, tiles=pixels, labels=torch.arange(8) % 3)
+    indices = torch.arange(8)
+    batch = Batch(step=0, epoch=1, tiles=pixels, labels=indices % 3, indices=indices)
     results = []
     for device in ("cpu", "cuda"):
         context = create_context("fp32")  # its settings are what is tested
         context = replace(context, device=torch.device(device))
         modules = create_modules(recipe, 3, fresh=recipe.roles)
-        teacher = modules["teacher"].to(device).eval()
-        stage = create_stage(recipe, "student", modules["student"], teacher)
+        models = {"teacher": modules["teacher"].to(device).eval()}
+        stage = create_stage(recipe, "student", modules["student"], models)
         tiles = LabelledTiles(None, batch.labels, {"train": np.arange(8)})
         checkpoint = tmp_path / f"{device}.pt"
         trainer = Trainer(stage, tiles, context, 0, Progress("student"), checkpoint)

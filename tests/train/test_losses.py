@@ -1,5 +1,7 @@
 """Distillation is what Eq. 8 says it is."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -7,26 +9,28 @@ import torch.nn.functional as F
 from timm.task import TokenDistillationTask
 from torch import nn
 
-from edgelung.train.guidance import (
-    FrozenTeacher,
-    GuidedStudent,
-    feature_modules,
-    guidance_loss,
-)
+from edgelung.train.guidance import GuidedStudent, feature_modules, guidance_loss
 from edgelung.train.losses import DistillationLoss
 from edgelung.train.preprocess import normalise, resize_views
 from edgelung.train.recipe import Distill
 from edgelung.train.student import UnguidedStudent
+from edgelung.train.teachers import FrozenModel, FrozenTeacher
+
+TILES = torch.arange(4)  # indices in a run; a teacher of models does not look at them
+
+
+def frozen(*words: Any) -> FrozenTeacher:
+    return FrozenTeacher([FrozenModel(*words)])
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard"])
 def test_loss_is_alpha_supervised_plus_beta_distillation(parts, mode: str) -> None:
     student, teacher, images, labels = parts
     recipe = Distill(mode=mode, alpha=0.3, beta=0.9, temperature=2.0)
-    loss = DistillationLoss(FrozenTeacher(teacher, 24, student), recipe, nn.CrossEntropyLoss())
+    loss = DistillationLoss(frozen(teacher, 24, student), recipe, nn.CrossEntropyLoss())
     shown = normalise(images, student)
     output = UnguidedStudent(student).train()(shown)
-    result = loss(output, shown, labels)
+    result = loss(output, shown, labels, TILES)
     teacher_logits = teacher.linear(resize_views((images - 0.5) / 0.5, 24).mean(dim=(2, 3)))
     supervised = F.cross_entropy(output.class_token, labels)
     if mode == "soft":
@@ -43,9 +47,9 @@ def test_loss_is_alpha_supervised_plus_beta_distillation(parts, mode: str) -> No
 def test_the_losses_are_timms_to_the_last_bit(parts, mode: str) -> None:
     student, teacher, images, labels = parts
     recipe = Distill(mode=mode, alpha=0.3, beta=0.9, temperature=2.0)
-    loss = DistillationLoss(FrozenTeacher(teacher, 32, student), recipe, nn.CrossEntropyLoss())
+    loss = DistillationLoss(frozen(teacher, 32, student), recipe, nn.CrossEntropyLoss())
     shown = normalise(images, student)
-    result = loss(UnguidedStudent(student).train()(shown), shown, labels)
+    result = loss(UnguidedStudent(student).train()(shown), shown, labels, TILES)
     task = TokenDistillationTask(
         student,
         teacher,
@@ -63,26 +67,26 @@ def test_the_losses_are_timms_to_the_last_bit(parts, mode: str) -> None:
 
 def test_the_teacher_sees_its_own_size_and_normalisation(parts) -> None:
     student, teacher, images, labels = parts
-    frozen = FrozenTeacher(teacher, 24, student)
-    loss = DistillationLoss(frozen, Distill(), nn.CrossEntropyLoss())
+    seen_by = frozen(teacher, 24, student)
+    loss = DistillationLoss(seen_by, Distill(), nn.CrossEntropyLoss())
     shown = normalise(images, student)
-    loss(UnguidedStudent(student).train()(shown), shown, labels).loss.backward()
+    loss(UnguidedStudent(student).train()(shown), shown, labels, TILES).loss.backward()
     assert teacher.seen.shape[-2:] == (24, 24)
     expected = (resize_views(images, 24) - 0.5) / 0.5
     torch.testing.assert_close(teacher.seen, expected, atol=1e-4, rtol=0)
     assert all(p.grad is None for p in teacher.parameters())
-    frozen(shown[:, :, :16, :16])
+    seen_by(shown[:, :, :16, :16], TILES)
     assert teacher.seen.shape[-2:] == (16, 16)  # a window is not enlarged for it
 
 
 def guided(student: nn.Module, guidance: float) -> tuple[GuidedStudent, DistillationLoss]:
     teacher = timm.create_model("test_efficientnet", num_classes=3)
     features = feature_modules(teacher)
-    frozen = FrozenTeacher(teacher, 64, student, features)
+    seen_by = frozen(teacher, 64, student, features)
     recipe = Distill(guidance=guidance, alpha=1.0, beta=1.0)
     return (
-        GuidedStudent(student, features).train(),
-        DistillationLoss(frozen, recipe, nn.CrossEntropyLoss()),
+        GuidedStudent(student, [features]).train(),
+        DistillationLoss(seen_by, recipe, nn.CrossEntropyLoss()),
     )
 
 
@@ -91,10 +95,12 @@ def test_guidance_adds_its_weight_times_its_loss(parts) -> None:
     module, loss = guided(student, 0.7)
     shown = normalise(images, student)
     output = module(shown)
-    result = loss(output, shown, labels)
+    result = loss(output, shown, labels, TILES)
     expected = result.task_loss + result.distill_loss + 0.7 * result.guidance_loss
     torch.testing.assert_close(result.loss, expected)
-    torch.testing.assert_close(result.guidance_loss, guidance_loss(output, loss.teacher(shown)))
+    torch.testing.assert_close(
+        result.guidance_loss, guidance_loss(output, loss.teacher(shown, TILES).features)
+    )
     result.loss.backward()
     assert all(p.grad is not None for p in module.parameters())
     assert all(p.grad is None for p in loss.teacher.parameters())
@@ -104,7 +110,7 @@ def test_guidance_alone_teaches_without_the_label_loss(parts) -> None:
     student, _, images, labels = parts
     module, loss = guided(student, 0.7)
     shown = normalise(images, student)
-    result = loss(module(shown), shown, labels, uses_label_loss=False)
+    result = loss(module(shown), shown, labels, TILES, uses_label_loss=False)
     torch.testing.assert_close(result.loss, 0.7 * result.guidance_loss)
     result.loss.backward()
     assert not any(p.grad.any() for p in student.head.parameters())

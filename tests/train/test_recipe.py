@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from edgelung.core.errors import EdgelungError
-from edgelung.train.recipe import load_recipe, shipped_recipes
+from edgelung.train.recipe import load_recipe, shipped_recipes, validate_recipe
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -77,6 +77,16 @@ def test_overrides_reach_their_fields() -> None:
         ("split.train=0.9", "add up to 1"),
         ("augment.scale=[1.2, 0.8]", "low ≤ high"),
         ("student.epochs=many", r"student\.epochs: .*integer.*'many'"),
+        ("teacher.model=[]", r"teacher: model is \[\]; expected one, or several of other names"),
+        ("teacher.model=['resnet18', 'resnet18.a1']", "several of other names"),
+        ("teacher.settings.resnet18.lr=1", "there are settings of resnet18; expected one of tf_"),
+        ("teacher.settings.tf_efficientnet_lite0.lr=-1", r"settings of tf_\w+: lr: .* found -1"),
+        ("teacher.settings.tf_efficientnet_lite0.rate=1", "settings of .* no field rate; expected"),
+        ("teacher.settings.tf_efficientnet_lite0.model=x", "there are settings of tf_efficientnet"),
+        ("teacher={model = 'resnet18', fit = 'probe', epochs = 0}", "expected epochs=1"),
+        ("teacher.fit=frozen", r"teacher\.fit: .*'finetune' or 'probe'.*found 'frozen'"),
+        ("teacher.guides=false", "a model of the teacher must guide"),
+        ("student.init=select", "weights of vit_small_patch14_dinov2: expected weights other than"),
         ("student.lr", "expected section.field=value"),
         ("seed.deep=1", "seed is no section"),
     ],
@@ -106,3 +116,31 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         load_recipe(str(path))
     with pytest.raises(EdgelungError, match="expected demo, paper, quick, starter or a TOML"):
         load_recipe("qick")
+
+
+def test_a_teacher_of_several_models_has_settings_for_each() -> None:
+    words = ["teacher.model=['tf_efficientnet_lite2', 'vit_small_patch14_dinov2.lvd142m']"]
+    words += ["teacher.settings.vit_small_patch14_dinov2={fit = 'probe', size = 224}"]
+    recipe = load_recipe("quick", words)
+    cnn, vit = recipe.teacher.members
+    assert (cnn.model, cnn.fit, cnn.size, cnn.epochs) == (
+        "tf_efficientnet_lite2",
+        "finetune",
+        160,
+        2,
+    )
+    assert (vit.model, vit.fit, vit.size) == ("vit_small_patch14_dinov2.lvd142m", "probe", 224)
+    roles = ["teacher/tf_efficientnet_lite2", "teacher/vit_small_patch14_dinov2"]
+    assert recipe.roles == [*roles, "student"]
+    assert recipe.schedule(roles[1]) == vit
+    assert recipe.averages
+    assert validate_recipe(recipe.model_dump(mode="json"), "run.json") == recipe
+
+
+def test_a_teacher_of_one_model_is_as_ever() -> None:
+    recipe = load_recipe("quick", ["teacher.model=['resnet18']"])
+    assert recipe.roles == ["teacher", "student"]
+    assert not recipe.averages
+    (member,) = recipe.teacher.members
+    assert recipe.schedule("teacher") == member
+    assert (member.model, member.fit) == ("resnet18", "finetune")

@@ -1,5 +1,7 @@
 """Stages: models are created once, from their own seeds, and checked before the run folder."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from edgelung.train.models import create_student
 from edgelung.train.recipe import load_recipe
 from edgelung.train.seeds import seed_weights
 from edgelung.train.stages import (
+    absolute_weights,
     create_checked_modules,
     create_modules,
     create_stage,
@@ -16,9 +19,8 @@ from edgelung.train.stages import (
 
 
 def test_a_model_that_cannot_take_the_size_is_told_at_once() -> None:
-    words = ["teacher.model=deit_tiny_patch16_224", "teacher.weights=none", "distill.guidance=0"]
-    words += ["distill.features_epochs=0"]
-    with pytest.raises(EdgelungError, match="deit_tiny_patch16_224 does not take tiles of 160 px"):
+    words = ["teacher.model=deit_tiny_patch16_224", "teacher.weights=none", "teacher.size=100"]
+    with pytest.raises(EdgelungError, match="deit_tiny_patch16_224 does not take tiles of 100 px"):
         create_checked_modules(load_recipe("quick", words), 3)
 
 
@@ -45,8 +47,64 @@ def test_guidance_alone_teaches_in_the_first_epochs(small: list[str]) -> None:
     settings = [*small, "distill.guidance=1", "distill.features_epochs=1", "student.restart_lr=1"]
     recipe = load_recipe("demo", settings)
     modules = create_modules(recipe, 3, fresh=recipe.roles)
-    stage = create_stage(recipe, "student", modules["student"], modules["teacher"])
+    stage = create_stage(recipe, "student", modules["student"], modules)
     assert [stage.uses_label_loss(epoch) for epoch in (0, 1)] == [False, True]
     assert [stage.input_size(epoch) for epoch in (0, 1)] == [32, 64]
     assert stage.restart is not None
     assert (stage.restart.epoch, stage.restart.lr) == (1, 1.0)
+
+
+SEVERAL = [
+    'teacher.model=["test_efficientnet", "test_vit2"]',
+    "teacher.settings.test_vit2.fit=probe",
+    "teacher.settings.test_vit2.size=48",
+]
+
+
+def test_several_models_are_roles_of_their_own_and_the_view_fits_the_largest(
+    small: list[str],
+) -> None:
+    recipe = load_recipe("demo", [*small, *SEVERAL, "teacher.size=96", "distill.guidance=1"])
+    modules = create_checked_modules(recipe, 3)
+    assert list(modules) == ["teacher/test_efficientnet", "teacher/test_vit2", "student"]
+    assert modules["teacher/test_vit2"].pos_embed.shape == (1, 1 + 9, 64)
+    stage = create_stage(recipe, "student", modules["student"], modules)
+    assert stage.full_view == 96
+    views = torch.rand(2, 3, 96, 96)
+    output = stage.loss.teacher(views, torch.arange(2))
+    assert [tuple(m.shape[2:]) for m in output.features[1].maps] == [(3, 3)] * 3
+
+
+def test_a_model_may_give_soft_labels_without_guiding(small: list[str]) -> None:
+    words = [*small, *SEVERAL, "distill.guidance=1", "teacher.settings.test_vit2.guides=false"]
+    recipe = load_recipe("demo", words)
+    modules = create_modules(recipe, 3, fresh=recipe.roles)
+    stage = create_stage(recipe, "student", modules["student"], modules)
+    output = stage.loss.teacher(torch.rand(2, 3, 64, 64), torch.arange(2))
+    assert len(output.features) == 1
+    assert output.logits.shape == (2, 3)
+
+
+def test_beside_tile_features_only_models_that_guide_are_trained(small: list[str]) -> None:
+    words = [*small, *SEVERAL, "teacher.features=f", "teacher.settings.test_vit2.guides=false"]
+    assert load_recipe("demo", words).roles == ["student"]
+    recipe = load_recipe("demo", [*words, "distill.guidance=1"])
+    assert recipe.roles == ["teacher/test_efficientnet", "student"]
+    assert not recipe.averages
+    modules = create_modules(recipe, 3, fresh=recipe.roles)
+    table = torch.randn(5, 3)
+    stage = create_stage(recipe, "student", modules["student"], modules, table)
+    output = stage.loss.teacher(torch.rand(2, 3, 64, 64), torch.tensor([4, 1]))
+    assert torch.equal(output.logits, table[[4, 1]])
+    assert len(output.features) == 1
+
+
+def test_paths_in_the_settings_of_a_model_become_absolute(
+    small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*small, *SEVERAL, "teacher.settings.test_vit2.weights=vit.pth", "teacher.features=f"]
+    recipe = absolute_weights(load_recipe("demo", words))
+    assert recipe.teacher.members[1].weights == str(tmp_path / "vit.pth")
+    assert recipe.teacher.members[0].weights == "none"
+    assert recipe.teacher.features == str(tmp_path / "f")

@@ -11,15 +11,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.train import trainer as trainer_module
 from edgelung.train.distributed import DistributedContext
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
+from edgelung.train.teachers import average
 from edgelung.train.trainer import global_batch_size
 
 # A checkpoint after every step, so that a kill at any moment lands between two of them.
@@ -99,6 +103,63 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
     assert last["loss"] > last["guidance_loss"]
     assert last["val_loss"] > 0
     assert (out / "report.html").is_file()
+
+
+# A CNN that is fine-tuned and a frozen ViT with a probe; both guide, on tiles of their own sizes.
+ENSEMBLE = [
+    'teacher.model=["test_efficientnet", "test_vit2"]',
+    "teacher.settings.test_vit2.fit=probe",
+    "teacher.settings.test_vit2.size=48",
+    "teacher.settings.test_vit2.epochs=2",
+    *AS_QUICK,
+]
+
+
+def test_a_teacher_of_several_models_resumes_to_the_same_weights(
+    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while the probe is fitted, and in mid-epoch of the student."""
+    run, out = tmp_path / "whole", tmp_path / "stopped"
+    recipe = load_recipe("demo", [*small, *ENSEMBLE])
+    metrics = train_run(tiles, run, recipe, groups=tiles / "groups.csv")
+
+    def stop(*words: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgelung.train.probing.fit_probe", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(tiles, out, recipe, groups=tiles / "groups.csv")
+    assert checkpointed(out)[0] == "teacher/test_efficientnet"
+    real_step = trainer_module.Trainer.step
+
+    def step(self: Any, batch: Any) -> Any:
+        if self.stage.name == "student" and batch.step == 9:
+            self.save_checkpoint()
+            raise KeyboardInterrupt
+        return real_step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(tiles, out, None, resume=True)
+    assert checkpointed(out) == ("student", 9)
+    assert train_run(tiles, out, None, resume=True) == metrics
+
+    members = ("teacher/test_efficientnet", "teacher/test_vit2")
+    for folder in ("", *members):
+        whole, resumed = (load_file(f / folder / "model.safetensors") for f in (run, out))
+        assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == [], folder
+        for file in (run / folder, out / folder):
+            assert (file / "predictions.csv").is_file()
+    assert metrics.teacher.model == "test_efficientnet + test_vit2"
+    assert set(metrics.members) == {"test_efficientnet", "test_vit2"}
+    probabilities = [
+        RunFolder(run).read_predictions(role).probabilities for role in ("teacher", *members)
+    ]
+    np.testing.assert_allclose(probabilities[0], average(probabilities[1:]), atol=1e-6)
+    assert metrics.members["test_vit2"].temperature == pytest.approx(1, abs=0.03)  # calibrated
+    assert timm.create_model(f"local-dir:{run / members[1]}", pretrained=True).num_classes == 3
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_state(

@@ -1,0 +1,38 @@
+"""Sentences on where a run's first weights and features come from, where that is not plain.
+
+They travel with the run into its page, the bundle and the model card: a student is made from all
+that taught it.
+"""
+
+from pathlib import Path
+
+from edgelung.core.files import sha256_file
+from edgelung.train.recipe import Recipe, Student
+from edgelung.train.tile_features import described_model
+from edgelung.train.weights import PYPI, architecture_of
+from edgelung.train.weights_pypi import PYPI_WEIGHTS
+
+
+def origins(recipe: Recipe) -> list[str]:
+    """One sentence for each start of doubtful origin, and one for tile features."""
+    sentences = []
+    for role in recipe.roles:
+        schedule = recipe.schedule(role)
+        model = architecture_of(schedule.model)
+        if isinstance(schedule, Student) and schedule.init == "select":
+            model = architecture_of(schedule.source)
+        if schedule.weights == PYPI and (doubt := PYPI_WEIGHTS[model].doubt):
+            who = "student" if role == "student" else role.partition("/")[0]
+            sentences.append(
+                f"The first weights of {model} ({who}) are of uncertain origin: {doubt}."
+            )
+    if recipe.learns_from_features:
+        path = Path(recipe.teacher.features)
+        model = described_model(path)
+        made = f"made by {model}, as the file says" if model else "the file does not name the model"
+        sentences.append(
+            f"The teacher's soft labels come from the tile features in {path.name} (SHA-256 "
+            f"{sha256_file(path)[:16]}…; {made}). The licence of the model that made them may hold "
+            "for the student too."
+        )
+    return sentences

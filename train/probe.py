@@ -1,0 +1,153 @@
+"""A linear probe: multinomial logistic regression on features, regularised by grouped folds.
+
+Tiles of a group are near copies, so groups weigh alike, and the strength of the regularisation is
+chosen by how well probes that did not see a group predict it. Convex, deterministic, on the CPU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+PENALTIES = tuple(10.0 ** (power / 2) for power in range(0, -9, -1))  # 1 … 1e-4, half decades
+FOLDS = 5
+MAX_STEPS = 100  # of L-BFGS; a warm start needs about twenty
+TOLERANCE = 1e-4  # largest component of the gradient
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Logits = features · weightᵀ + bias.
+
+    Attributes:
+        weight: float32 (classes, D).
+        bias: float32 (classes,).
+        penalty: the chosen strength of the regularisation.
+        fold_loss: mean negative log likelihood of the groups that the probes of the folds did not
+            see, in nats; None without folds.
+    """
+
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    penalty: float
+    fold_loss: float | None
+
+    def logits(self, features: Features) -> npt.NDArray[np.float32]:
+        """Logits float32 (N, classes) of features (N, D)."""
+        return features @ self.weight.T + self.bias
+
+
+def fit_probe(
+    features: Features, labels: Labels, groups: Sequence[str], classes: int, seed: int
+) -> LinearProbe:
+    """Fit a probe that minimises mean cross entropy + penalty / 2 · ‖W‖².
+
+    Means are over groups. W is for features that are standardised per channel. The penalty is the
+    one of PENALTIES with the lowest loss over FOLDS grouped folds; with fewer groups than folds in
+    a class, as many folds as it has groups; with one group, the middle penalty.
+
+    Args:
+        features: float32 (N, D), finite.
+        labels: int64 (N,), class indices below `classes`.
+        groups: source of each row, length N; several views of a tile are rows of one group.
+        classes: number of classes.
+        seed: of the dealing of groups to folds.
+    """
+    row_weights = _group_weights(groups)
+    mean = np.average(features, axis=0, weights=row_weights)  # float64 (D,)
+    variance = np.average((features - mean) ** 2, axis=0, weights=row_weights)
+    spread = np.sqrt(variance) + 1e-6  # a constant channel stays near 0
+    inputs = torch.from_numpy((features - mean) / spread)  # float64 (N, D)
+    targets, weights = torch.from_numpy(labels), torch.from_numpy(row_weights)
+    dealt, folds = _deal(labels, groups, seed)
+    fold_of = torch.from_numpy(dealt)
+    losses = np.zeros(len(PENALTIES))
+    for fold in range(folds):
+        seen, held_out = fold_of != fold, fold_of == fold
+        path = _path(inputs[seen], targets[seen], weights[seen], classes)
+        for i, solution in enumerate(path):
+            rows = F.cross_entropy(
+                _logits(inputs[held_out], solution), targets[held_out], reduction="none"
+            )
+            losses[i] += float((rows * weights[held_out]).sum() / weights.sum())
+    chosen = int(losses.argmin()) if folds else len(PENALTIES) // 2
+    *_, solution = _path(inputs, targets, weights, classes, PENALTIES[: chosen + 1])
+    weight = solution[:, :-1].numpy() / spread
+    bias = solution[:, -1].numpy() - weight @ mean
+    return LinearProbe(
+        weight.astype(np.float32),
+        bias.astype(np.float32),
+        PENALTIES[chosen],
+        float(losses[chosen]) if folds else None,
+    )
+
+
+def _group_weights(groups: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Weights (N,) with which all groups weigh alike; their mean is 1."""
+    _, inverse, counts = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    return np.asarray(len(inverse) / len(counts) / counts[inverse], np.float64)
+
+
+def _deal(labels: Labels, groups: Sequence[str], seed: int) -> tuple[npt.NDArray[np.int64], int]:
+    """The fold of each row, and how many folds there are; 0 if a class has a single group.
+
+    The groups of each class are shuffled and dealt in turn.
+    """
+    class_of = dict(zip(groups, labels.tolist(), strict=True))
+    names = {label: sorted(g for g in class_of if class_of[g] == label) for label in set(labels)}
+    folds = min(FOLDS, *map(len, names.values()))
+    if folds < 2:
+        return np.zeros(len(labels), np.int64), 0
+    rng = np.random.default_rng(seed)
+    fold_of: dict[str, int] = {}
+    for label in sorted(names):
+        for position, index in enumerate(rng.permutation(len(names[label]))):
+            fold_of[names[label][index]] = position % folds
+    return np.array([fold_of[group] for group in groups], np.int64), folds
+
+
+def _path(
+    inputs: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    classes: int,
+    penalties: Sequence[float] = PENALTIES,
+) -> list[Tensor]:
+    """The solution (classes, D + 1) for each penalty, each started from the one before."""
+    solution = torch.zeros(classes, inputs.shape[1] + 1, dtype=torch.float64)
+    path = []
+    for penalty in penalties:
+        solution = _solve(inputs, targets, weights / weights.sum(), penalty, solution)
+        path.append(solution)
+    return path
+
+
+def _solve(
+    inputs: Tensor, targets: Tensor, weights: Tensor, penalty: float, start: Tensor
+) -> Tensor:
+    """Minimise weighted cross entropy + penalty / 2 · ‖W‖² by L-BFGS; the bias is free."""
+    solution = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [solution], max_iter=MAX_STEPS, tolerance_grad=TOLERANCE, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        rows = F.cross_entropy(_logits(inputs, solution), targets, reduction="none")
+        value = (rows * weights).sum() + penalty / 2 * solution[:, :-1].square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return solution.detach()
+
+
+def _logits(inputs: Tensor, solution: Tensor) -> Tensor:
+    return inputs @ solution[:, :-1].T + solution[:, -1]
