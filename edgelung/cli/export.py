@@ -18,7 +18,7 @@ from edgelung.cli.options import (
 from edgelung.engines.names import EngineName
 
 if TYPE_CHECKING:
-    from edgelung.artifacts.manifest import BundleManifest, Sensitivity
+    from edgelung.artifacts.manifest import BundleManifest, EarlyExit, Sensitivity
 
 
 VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"
@@ -57,6 +57,15 @@ def export(
             "--qat",
             rich_help_panel=VARIANTS,
             help="If INT8 does not pass its gate, train it on the training tiles.",
+        ),
+    ] = False,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            rich_help_panel=VARIANTS,
+            help="Add INT8 with an early exit, for CPUs: tiles that the first blocks are sure of "
+            "skip the others.",
         ),
     ] = False,
     data: Annotated[
@@ -188,6 +197,8 @@ def export(
 
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
+    if early_exit and not int8:
+        raise EdgelungError("--early-exit is made from the INT8 variant; it needs --int8")
     RunFolder(run).check_one_model()
     if recalibrate_groups and not recalibrate:
         raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
@@ -200,7 +211,12 @@ def export(
         from edgelung.export.build import export_run
         from edgelung.export.recalibrate import SiteTiles
 
-    variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
+    variants = {
+        Precision.FP16: fp16,
+        Precision.INT8: int8,
+        Precision.FP8: fp8,
+        Precision.INT8_EARLY_EXIT: early_exit,
+    }
     bundle = export_run(
         run,
         out,
@@ -228,7 +244,9 @@ def export(
     is_useful = _report_concerns(bundle.manifest)
     if is_useful and not as_json:
         print_next("infer", "FOLDER", "--model", out)
-    if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
+    missing = early_exit and Precision.INT8_EARLY_EXIT not in bundle.variants
+    failed = missing or any(not variant.passed for variant in bundle.variants.values())
+    if failed and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
 
 
@@ -240,6 +258,17 @@ def _report_concerns(manifest: "BundleManifest") -> bool:
     for concern in concerns:
         report("%s", concern.text)
     return not any(concern.do_not_use for concern in concerns)
+
+
+def early_exit_in_words(early: "EarlyExit") -> str:
+    """How many tiles leave early, and in how many groups that changes labels."""
+    on = "test" if "test" in early.left else "gate"
+    share, found = early.left[on], early.groups[on]
+    return (
+        f"early exit after block {early.block}: {100 * share.share:.0f} % of the {on} tiles leave; "
+        f"{found.lost} of {found.groups} groups change more than a tenth of their labels "
+        f"(of all sources at most {100 * found.bound:.1f} %)"
+    )
 
 
 def print_table(manifest: "BundleManifest", folder: Path) -> None:
@@ -264,12 +293,15 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
             _figure(test.balanced_accuracy if test else None),
             _figure(entry.gate.agreement),
             "\n".join(f"{engine} {speed:.0f}" for engine, speed in entry.tiles_per_second.items()),
-            f"{entry.bytes / 1e6:.1f}",
+            f"{(entry.bytes + (entry.early_exit.bytes if entry.early_exit else 0)) / 1e6:.1f}",
             entry.meant_for,
         )
     out().print(table)
     if text := _known(manifest):
         out().print(text)
+    for entry in manifest.variants.values():
+        if entry.early_exit:
+            out().print(early_exit_in_words(entry.early_exit))
     out().print(f"bundle  {folder}\nreport  {folder / REPORT}")
 
 
