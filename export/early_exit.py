@@ -11,6 +11,7 @@ import logging
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from edgelung.evaluation.early_exit import (
     lowest_confidence,
 )
 from edgelung.evaluation.known import fit_known, threshold_of
-from edgelung.evaluation.metrics import Floats, Labels, fit_temperature
+from edgelung.evaluation.metrics import Labels, fit_temperature
 from edgelung.export.candidates import Candidate, SecondStage
 from edgelung.export.graph import quantized_products
 from edgelung.export.graph_stages import ExitHead
@@ -53,12 +54,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Exit:
-    """What a set of tiles looks like at the exit."""
+class ExitTiles:
+    """Tiles at the exit: features (N, D), the labels (N,) that leaving must not change, groups."""
 
-    probabilities: Floats  # (N, classes)
-    scores: npt.NDArray[np.float64]  # (N,)
-    labels: Labels  # (N,), those that the exit must not change
+    features: Features
+    labels: Labels
     groups: list[str]
 
 
@@ -78,23 +78,34 @@ def early_exit_candidate(
         reference: what full precision predicts for the calibration tiles, (N, classes).
         threshold: scores above it are unknown in the INT8 variant.
     """
-    kept = frozenset(kept_in_float)
-    fitted = fit_exit(plan, inputs, kept, reference, threshold)
+    kept, block = frozenset(kept_in_float), exit_block(plan)
+    graph = plan.exit_features(block, kept).SerializeToString()
+    train, calibration = inputs.train.every(FIT_TILES), inputs.calibration
+    fitted = fit_exit(
+        ExitTiles(exit_features(graph, train, inputs.reader), train.labels, train.groups),
+        ExitTiles(
+            exit_features(graph, calibration, inputs.reader),
+            reference.argmax(axis=1),
+            calibration.groups,
+        ),
+        block,
+        threshold,
+    )
     if fitted is None:
         return None
     head, rule = fitted
     first, second = plan.exit_stages(head, temperature, kept)
-    graph = second.SerializeToString()
+    after = second.SerializeToString()
     entry = EarlyExitEntry(
         file=graph_name(Precision.INT8_EARLY_EXIT, stage=2),
-        bytes=len(graph),
+        bytes=len(after),
         block=head.known.block,
         tokens=plan.student.tokens,
         width=plan.student.width,
         confidence=rule.confidence,
         known_up_to=rule.known_up_to,
-        fitted_on=inputs.train.every(FIT_TILES).size,
-        calibrated_on=inputs.calibration.size,
+        fitted_on=train.size,
+        calibrated_on=calibration.size,
         max_changed_labels=MAX_CHANGED,
         max_lost_groups=MAX_LOST,
     )
@@ -104,66 +115,38 @@ def early_exit_candidate(
         quantized_products=quantized_products(first) + quantized_products(second),
         calibration=plan.calibration,
         kept_in_float=kept_in_float,
-        second=SecondStage(graph, entry),
+        second=SecondStage(after, entry),
     )
 
 
 def fit_exit(
-    plan: Plan,
-    inputs: ExportInputs,
-    kept_in_float: frozenset[str],
-    reference: Probabilities,
-    threshold: float,
+    train: ExitTiles, calibration: ExitTiles, block: int, threshold: float
 ) -> tuple[ExitHead, ExitRule] | None:
-    """Fit head and thresholds of the early exit.
+    """Fit the head on training tiles, and the thresholds.
 
     Args:
-        plan, kept_in_float: of the INT8 variant.
-        inputs, reference, threshold: see `early_exit_candidate`.
+        train: the training tiles.
+        calibration: tiles that fitted neither the student nor the head.
+        block: the exit stands after this block.
+        threshold: of the whole model's score. A tile that leaves is never unknown, so its score has
+            to be below that as well.
 
     Returns:
         None if the groups are too few to show that an early exit is safe.
     """
-    block = exit_block(plan)
-    train, calibration = inputs.train.every(FIT_TILES), inputs.calibration
-    graph = plan.exit_features(block, kept_in_float).SerializeToString()
-    x, x_calibration = (_features(graph, tiles, inputs.reader) for tiles in (train, calibration))
-    labels = train.labels
-    known = fit_known(x, labels, block)
-    logits = _cross_fitted(x, labels, train.groups)
-    temperature = fit_temperature(logits, labels)
-    head = fit_head(x, labels).at(temperature)
-    of_train = _Exit(softmax(logits / temperature), known.scores(x), labels, train.groups)
-    of_calibration = _Exit(
-        head.probabilities(x_calibration),
-        known.scores(x_calibration),
-        reference.argmax(axis=1),
-        calibration.groups,
-    )
-    rule = _fit_rule(of_train, of_calibration, threshold)
-    if rule is None:
-        return None
-    return ExitHead(head.weight, head.bias, known), rule
+    known = fit_known(train.features, train.labels, block)
+    logits = _cross_fitted(train)
+    temperature = fit_temperature(logits, train.labels)
+    head = fit_head(train.features, train.labels).at(temperature)
 
-
-def exit_block(plan: Plan) -> int:
-    """The block after which the exit stands, not behind the one that gives the score."""
-    assert plan.student.known is not None
-    return min(max(1, plan.student.depth // BLOCKS_PER_EXIT), plan.student.known.block)
-
-
-def _fit_rule(train: _Exit, calibration: _Exit, threshold: float) -> ExitRule | None:
-    """The thresholds; None if not even an exit that changes nothing could show that it is safe.
-
-    A tile that leaves is never unknown, so its score has to be below that threshold as well.
-    """
-    limit = min(threshold, threshold_of(calibration.scores, calibration.groups, KNOWN))
-    known_up_to = float(np.ceil(limit * 10**DECIMALS) / 10**DECIMALS)
+    limit = threshold_of(known.scores(calibration.features), calibration.groups, KNOWN)
+    known_up_to = ceil(min(limit, threshold) * 10**DECIMALS) / 10**DECIMALS
     confidences, changes = [], []
-    for one in (calibration, train):
-        may_leave = one.scores <= known_up_to
-        confidences.append(one.probabilities.max(axis=1))
-        changes.append((one.probabilities.argmax(axis=1) != one.labels) & may_leave)
+    predicted = (head.probabilities(calibration.features), softmax(logits / temperature))
+    for tiles, probabilities in zip((calibration, train), predicted, strict=True):
+        may_leave = known.scores(tiles.features) <= known_up_to
+        confidences.append(probabilities.max(axis=1))
+        changes.append((probabilities.argmax(axis=1) != tiles.labels) & may_leave)
     by_labels = lowest_confidence(
         confidences[0], changes[0], changed_labels_bound(calibration.groups), MAX_CHANGED
     )
@@ -179,12 +162,20 @@ def _fit_rule(train: _Exit, calibration: _Exit, threshold: float) -> ExitRule | 
         "early exit: confidence %.4f keeps changed labels, %.4f keeps lost groups within its bound",
         *(by_labels, by_groups),
     )
-    return ExitRule(max(by_labels, by_groups), known_up_to)
+    rule = ExitRule(max(by_labels, by_groups), known_up_to)
+    return ExitHead(head.weight, head.bias, known), rule
 
 
-def _cross_fitted(x: Features, labels: Labels, groups: list[str]) -> Features:
+def exit_block(plan: Plan) -> int:
+    """The block after which the exit stands, not behind the one that gives the score."""
+    assert plan.student.known is not None
+    return min(max(1, plan.student.depth // BLOCKS_PER_EXIT), plan.student.known.block)
+
+
+def _cross_fitted(train: ExitTiles) -> Features:
     """Logits (N, classes), of each tile from a head that did not see its group."""
-    names, index = np.unique(groups, return_inverse=True)
+    x, labels = train.features, train.labels
+    names, index = np.unique(train.groups, return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(names))[index] % FOLDS
     classes = int(labels.max()) + 1
     logits = np.zeros((len(x), classes))
@@ -195,8 +186,8 @@ def _cross_fitted(x: Features, labels: Labels, groups: list[str]) -> Features:
     return logits
 
 
-def _features(graph: bytes, tiles: TileSet, reader: TileReader) -> Features:
-    """The features that the INT8 graph computes, float64 (N, D)."""
+def exit_features(graph: bytes, tiles: TileSet, reader: TileReader) -> Features:
+    """What the graph (`Plan.exit_features`) computes for the tiles, float64 (N, D)."""
     load = partial(OnnxRuntimeEngine, threads=available_cores())
     parts = []
     with (

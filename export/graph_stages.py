@@ -67,13 +67,7 @@ def build_exit_stages(
     answers = [float_info("probs", ["N", len(student.classes)]), float_info("ood", ["N"])]
 
     first = ModelWriter(student, Precision.INT8, input_scales, input_means)
-    _up_to(first, block, "tokens")
-    features = first.mean_patch("tokens", "features")
-    first.score(features, head.known)
-    parameters = {"exit.weight": head.weight, "exit.bias": head.bias}
-    constants = [first.constant(n, v.astype(np.float32)) for n, v in parameters.items()]
-    logits = first.op("Gemm", [features, *constants], name="exit")
-    first.op("Softmax", [logits], outputs=["probs"], axis=-1)
+    write_head(first, _up_to(first, block, "tokens"), head)
     pixels = [pixels_info("tiles", student.size)]
 
     second = ModelWriter(student, Precision.INT8, input_scales, input_means)
@@ -88,6 +82,16 @@ def build_exit_stages(
         first.model(f"{student.architecture}, stage 1", pixels, [*answers, tokens]),
         second.model(f"{student.architecture}, stage 2", [tokens], answers),
     )
+
+
+def write_head(writer: ModelWriter, tokens: str, head: ExitHead) -> None:
+    """Tokens (N, T, D) → `probs` (N, classes) and `ood` (N,) of an exit."""
+    features = writer.mean_patch(tokens, "features")
+    writer.score(features, head.known)
+    parameters = {"exit.weight": head.weight, "exit.bias": head.bias}
+    constants = [writer.constant(n, v.astype(np.float32)) for n, v in parameters.items()]
+    logits = writer.op("Gemm", [features, *constants], name="exit")
+    writer.op("Softmax", [logits], outputs=["probs"], axis=-1)
 
 
 def _up_to(writer: ModelWriter, block: int, output: str = "") -> str:

@@ -82,8 +82,8 @@ def _newton_step(z: Floats, truth: Floats, w: Floats, penalty: Floats) -> Floats
             hessian[i, :, j] = hessian[j, :, i] = z.T @ (z * curvature[:, None])
     square = hessian.reshape(count * width, count * width)
     square[np.diag_indices_from(square)] += np.tile(penalty[:, 0], count)
-    step: Floats = np.linalg.solve(square, gradient.T.ravel()).reshape(count, width).T
-    return step
+    step = np.linalg.solve(square, gradient.T.ravel())
+    return np.asarray(step, np.float64).reshape(count, width).T
 
 
 def _log_softmax(logits: Floats) -> Floats:

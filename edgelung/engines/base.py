@@ -39,6 +39,11 @@ class Output(NamedTuple):
     stage: Stages | None = None
 
 
+def output_of(arrays: Sequence[Floats]) -> Output:
+    """The output from all outputs of a graph, in the order of the file."""
+    return Output(arrays[0], arrays[1] if len(arrays) > 1 else None)
+
+
 class OutputRow(NamedTuple):
     """What a model says about one tile: probabilities (classes,), score and stage."""
 

@@ -19,6 +19,7 @@ from edgelung.engines.base import (
     Graph,
     Output,
     Tiles,
+    output_of,
 )
 
 CPU = "CPUExecutionProvider"
@@ -95,7 +96,7 @@ class OnnxRuntimeEngine:
 
     def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
-        return Output(*self.run(tiles))
+        return output_of(self.run(tiles))
 
     def run(self, batch: Tiles | Floats) -> list[Floats]:
         """See `StageEngine.run`."""

@@ -17,6 +17,7 @@ from edgelung.engines.base import (
     Graph,
     Output,
     Tiles,
+    output_of,
 )
 
 Config = dict[str, str | int | bool]
@@ -89,7 +90,7 @@ class OpenVinoEngine:
 
     def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
-        return Output(*self.run(tiles))
+        return output_of(self.run(tiles))
 
     def run(self, batch: Tiles | Floats) -> list[Floats]:
         """See `StageEngine.run`."""

@@ -6,7 +6,7 @@ wrong about whole sources, not about single tiles.
 """
 
 from collections.abc import Callable, Sequence
-from math import comb
+from math import comb, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ def lowest_confidence(
     for index in wrong[np.argsort(-values[wrong], kind="stable")]:
         changed[index] = True
         if bound(changed) > limit:  # this one has to continue, and all that are less sure
-            return float(np.floor(values[index] * 10**DECIMALS) + 1) / 10**DECIMALS
+            return (floor(values[index] * 10**DECIMALS) + 1) / 10**DECIMALS
     return 0.0
 
 
