@@ -195,10 +195,7 @@ def export(
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
 
-    if qat and not int8:
-        raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
-    if early_exit and not int8:
-        raise EdgelungError("--early-exit is made from the INT8 variant; it needs --int8")
+    _check_int8(int8, qat=qat, early_exit=early_exit)
     RunFolder(run).check_one_model()
     if recalibrate_groups and not recalibrate:
         raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
@@ -211,12 +208,8 @@ def export(
         from edgelung.export.build import export_run
         from edgelung.export.recalibrate import SiteTiles
 
-    variants = {
-        Precision.FP16: fp16,
-        Precision.INT8: int8,
-        Precision.FP8: fp8,
-        Precision.INT8_EARLY_EXIT: early_exit,
-    }
+    variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
+    variants[Precision.INT8_EARLY_EXIT] = early_exit
     bundle = export_run(
         run,
         out,
@@ -245,9 +238,19 @@ def export(
     if is_useful and not as_json:
         print_next("infer", "FOLDER", "--model", out)
     missing = early_exit and Precision.INT8_EARLY_EXIT not in bundle.variants
-    failed = missing or any(not variant.passed for variant in bundle.variants.values())
-    if failed and not allow_drop:
+    passed = all(variant.passed for variant in bundle.variants.values())
+    if (missing or not passed) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
+
+
+def _check_int8(int8: bool, *, qat: bool, early_exit: bool) -> None:
+    """Refuse options of the INT8 variant without it."""
+    from edgelung.core.errors import EdgelungError
+
+    if qat and not int8:
+        raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
+    if early_exit and not int8:
+        raise EdgelungError("--early-exit is made from the INT8 variant; it needs --int8")
 
 
 def _report_concerns(manifest: "BundleManifest") -> bool:

@@ -25,7 +25,9 @@ ROWS = (
     Prediction('a,"b"\n.jpg', "ok", "lung_n", 0.75, (0.25, 0.75)),
     Prediction("b.jpg", "truncated", error="cut, off"),
     Prediction("c.jpg", "review", None, 0.5, (0.5, 0.5), "confidence 0.500000 is under 0.6"),
-    Prediction("d.jpg", "unknown", None, 0.75, (0.25, 0.75), "far", 3.5, ("lung, aca", "lung_n")),
+    Prediction(
+        "d.jpg", "unknown", None, 0.75, (0.25, 0.75), "far", 3.5, ("lung, aca", "lung_n"), 2
+    ),
 )
 JSON_ROW = (
     b'{"path": "a", "status": "empty", "label": null, "confidence": null, "p_n": null, '

@@ -184,3 +184,10 @@ class _Measured:
 def test_the_exit_stands_after_a_sixth_of_the_blocks(knowing: Student) -> None:
     plan = SimpleNamespace(student=knowing)
     assert early_exit.exit_block(plan) == 1
+
+
+def test_an_early_exit_without_int8_is_refused(run: Path, tmp_path: Path, cli) -> None:
+    done = cli("export", run, "--out", tmp_path / "bundle", "--early-exit")
+    assert done.returncode == 2
+    assert "--early-exit is made from the INT8 variant; it needs --int8" in done.stderr
+    assert not (tmp_path / "bundle").exists()
