@@ -13,7 +13,7 @@ from edgelung.artifacts.manifest import BundleManifest
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.precision import Precision
 from edgelung.core.typed_json import convert, plain
-from edgelung.engines.base import GraphBytes, Tiles
+from edgelung.engines.base import GraphBytes
 from edgelung.engines.early_exit import load_model
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.export import early_exit
@@ -26,8 +26,8 @@ from edgelung.tiles.reader import read_tile
 EARLY = Precision.INT8_EARLY_EXIT
 
 
-def make_candidate(run: Path) -> tuple[Candidate, Tiles]:
-    """An early exit at which half of the calibration tiles are sure enough, and these tiles."""
+def make_candidate(run: Path, temperature: float, kept_in_float: tuple[str, ...]) -> Candidate:
+    """An early exit at which half of the calibration tiles are sure enough."""
     inputs = read_inputs(RunFolder(run), data=None, eight_bit=True, calibration_tiles=512)
     student = learn_known(inputs.student, inputs.train, inputs.reader)
     inputs = replace(inputs, student=student)
@@ -37,22 +37,25 @@ def make_candidate(run: Path) -> tuple[Candidate, Tiles]:
         patch.setattr(early_exit, "MAX_CHANGED", 1.0)
         patch.setattr(early_exit, "MAX_LOST", 1.0)
         patch.setattr(early_exit, "KNOWN", 1.0)
-        candidate = early_exit.early_exit_candidate(plan, inputs, 1.0, (), reference, np.inf)
+        candidate = early_exit.early_exit_candidate(
+            plan, inputs, temperature, kept_in_float, reference, np.inf
+        )
     assert candidate is not None
     assert candidate.second is not None
     tiles = inputs.reader.read(inputs.calibration)
     early = OnnxRuntimeEngine(GraphBytes(candidate.graph), 1).run(tiles)[0]
     sure = float(np.median(early.max(axis=1)))
     entry = structs.replace(candidate.second.entry, confidence=sure)
-    return replace(candidate, second=SecondStage(candidate.second.graph, entry)), tiles
+    return replace(candidate, second=SecondStage(candidate.second.graph, entry))
 
 
 def add_early_exit(folder: Path, run: Path) -> None:
     """Add it to a bundle of the run, as if it had passed its gate."""
-    candidate, _ = make_candidate(run)
-    assert candidate.second is not None
     bundle = open_bundle(folder)
     int8 = bundle.variants[Precision.INT8].entry
+    kept = tuple(int8.kept_in_float or ())
+    candidate = make_candidate(run, bundle.manifest.temperature, kept)
+    assert candidate.second is not None
     (folder / graph_name(EARLY)).write_bytes(candidate.graph)
     (folder / candidate.second.entry.file).write_bytes(candidate.second.graph)
     entry = structs.replace(
