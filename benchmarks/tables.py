@@ -13,13 +13,15 @@ import re
 import sys
 from pathlib import Path
 
-from figures import accuracy, card, early_exit, install, slides, speed
+from figures import accuracy, card, early_exit, install, slides, speed, unknown
 from figures.table import ROOT, Table
 
 from edgelung import __version__
 from edgelung.artifacts.bundle import SEAL, starter_bundle
 
-TABLES = accuracy.TABLES | speed.TABLES | card.TABLES | install.TABLES | slides.TABLES
+TABLES = (
+    accuracy.TABLES | speed.TABLES | card.TABLES | install.TABLES | slides.TABLES | unknown.TABLES
+)
 TABLES |= early_exit.TABLES
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 

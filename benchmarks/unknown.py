@@ -42,7 +42,7 @@ from edgelung.export.tiles import TileSet, read_split
 from edgelung.tiles.blank import why_blank
 from edgelung.tiles.reader import ReaderSpec, read_tile
 
-PARTS = ("left-out", "foreign", "made", "colour", "time")
+PARTS = ("left-out", "foreign", "test", "made", "colour", "time")
 KNOWN = 0.99
 MOST = 2048  # tiles of a set, evenly from all groups
 Tile = npt.NDArray[np.uint8]
@@ -66,6 +66,7 @@ def main() -> None:
     measure: dict[str, Callable[[], Result]] = {
         "left-out": lambda: left_out(options.left_out, options.tiles),
         "foreign": lambda: foreign(options.run, options.tiles, options.foreign, bundle),
+        "test": lambda: accuracy_of_known(bundle, options.run, options.tiles),
         "made": lambda: made(bundle),
         "colour": lambda: colour(bundle, options.run, options.tiles),
         "time": lambda: cost(bundle, options.run),
@@ -161,6 +162,47 @@ def _variants(
         limits = [bundle.variants[Precision(p)].entry.known.threshold for p in scores]
         rows["same_verdict"] = float(((first > limits[0]) == (second > limits[1])).mean())
     return rows
+
+
+def accuracy_of_known(bundle: Bundle, run: Path, tiles: Path) -> Result:
+    """Balanced accuracy of all test tiles and of the known ones, in full precision, paired."""
+    test = read_split(RunFolder(run), tiles, bundle.classes)["test"]
+    variant = bundle.variants[Precision.FP32]
+    assert variant.entry.known is not None
+    probabilities, scores = _infer(OpenVinoEngine(variant.graph, 2), _pixels(_paths(test)))
+    known = scores <= variant.entry.known.threshold
+    labels, found = test.labels, probabilities.argmax(axis=1)
+    groups = np.array(test.groups)
+    rng = np.random.default_rng(0)
+    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    changes = []
+    for _ in range(2000):
+        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        if len(np.unique(labels[rows])) == len(bundle.classes):
+            changes.append(_change(labels[rows], found[rows], known[rows]))
+    return {
+        "tiles": len(test),
+        "groups": len(members),
+        "unknown": int((~known).sum()),
+        "unknown_and_wrong": int((~known & (found != labels)).sum()),
+        "balanced_accuracy": evaluate(probabilities, labels).balanced_accuracy,
+        "balanced_accuracy_of_known": evaluate(
+            probabilities[known], labels[known]
+        ).balanced_accuracy,
+        "change": _change(labels, found, known),
+        "change_interval": np.quantile(changes, [0.025, 0.975]).tolist(),
+    }
+
+
+def _change(labels: npt.ArrayLike, found: npt.ArrayLike, known: npt.ArrayLike) -> float:
+    """Balanced accuracy of the known tiles minus that of all."""
+    labels, right = np.asarray(labels), np.asarray(found) == np.asarray(labels)
+    known = np.asarray(known)
+    recalls = [
+        right[(labels == label) & known].mean() - right[labels == label].mean()
+        for label in np.unique(labels)
+    ]
+    return float(np.mean(recalls))
 
 
 def made(bundle: Bundle) -> Result:

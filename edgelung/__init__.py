@@ -5,6 +5,7 @@
             print(prediction.label, prediction.confidence)
 
     edgelung.infer_folder("tiles/", out="rows.parquet")
+    edgelung.evaluate("tiles/", groups="groups.csv").everything.figures
     edgelung.open_run("runs/first").predictions
 
 Everything is loaded when it is first used: `import edgelung` imports no runtime. The commands are
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from edgelung.api import (
         Classifier,
         EdgelungError,
+        Evaluation,
         ImageInput,
         Prediction,
         Predictions,
         Run,
         Summary,
+        evaluate,
         infer_folder,
         load,
         open_run,
@@ -33,12 +36,14 @@ __all__ = [
     "RESEARCH_USE_ONLY",
     "Classifier",
     "EdgelungError",
+    "Evaluation",
     "ImageInput",
     "Prediction",
     "Predictions",
     "Run",
     "Summary",
     "__version__",
+    "evaluate",
     "infer_folder",
     "load",
     "open_run",

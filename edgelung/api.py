@@ -5,6 +5,7 @@
             print(prediction.label, prediction.confidence)
 
     edgelung.infer_folder("tiles/", out="rows.parquet")
+    edgelung.evaluate("tiles/", groups="groups.csv").everything.figures
     edgelung.open_run("runs/first").predictions
 
 The commands call the same functions of the rooms below. Nothing is printed; progress, notes and
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
+from edgelung.artifacts.evaluation import Evaluation
 from edgelung.artifacts.opened_run import Run, to_records
 from edgelung.artifacts.predictions import Prediction, Predictions, read_predictions
 from edgelung.artifacts.summary import Summary
@@ -26,18 +28,22 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.choose import open_engine
 from edgelung.engines.names import EngineName
+from edgelung.evaluation.requirements import parse_requirement
 from edgelung.inference import session
 from edgelung.inference.destination import Destination
+from edgelung.inference.evaluate import Site, evaluate_site
 from edgelung.inference.source import Source
 
 __all__ = [
     "Classifier",
     "EdgelungError",
+    "Evaluation",
     "ImageInput",
     "Prediction",
     "Predictions",
     "Run",
     "Summary",
+    "evaluate",
     "infer_folder",
     "load",
     "open_run",
@@ -144,8 +150,7 @@ def infer_folder(
         on_rows: called with the number of rows done since the last call.
 
     Returns:
-        The summary: counts, speed, what ran, metrics if the folders are named after classes, and
-        `exit_code`: 3 if some files failed.
+        The summary: counts, speed, what ran, and `exit_code`: 3 if some files failed.
 
     Raises EdgelungError if the folder, the list, the bundle or the output cannot be used.
     """
@@ -176,6 +181,61 @@ def infer_folder(
         resume=resume,
         on_rows=on_rows,
     )
+
+
+def evaluate(
+    tiles: PathInput,
+    *,
+    model: PathInput | None = None,
+    groups: PathInput | None = None,
+    by: Sequence[str] = (),
+    require: Sequence[str] = (),
+    engine: EngineName | str | None = None,
+    precision: Precision | str | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    follow_links: bool = False,
+    trust: PathInput | None = None,
+    allow_unsigned: bool = False,
+) -> Evaluation:
+    """Measure a bundle on labelled tiles, as `edgelung evaluate` does; nothing is written.
+
+        site = edgelung.evaluate("tiles/", model="bundles/first", groups="groups.csv", by=["site"])
+        site.everything.figures.balanced_accuracy, site.by["site"]["B"].figures
+
+    Args:
+        tiles: folder with a folder of tiles per class.
+        model: bundle that `edgelung export` wrote. None: the starter.
+        groups: CSV with the columns path and group. None: no interval is over groups.
+        by: columns of this CSV, such as 'site'; each of their values gets figures of its own.
+        require: figures to reach, such as 'balanced_accuracy=0.95'; see `exit_code` of the result.
+        engine, precision, threads, trust, allow_unsigned: as for `edgelung.load`.
+        batch_size, follow_links: as for `edgelung.infer_folder`.
+
+    Returns:
+        Figures with intervals over groups; those of the bundle's own test beside them.
+
+    Raises:
+        EdgelungError: if the tiles, the CSV, a column, a requirement or the bundle cannot be used.
+    """
+    check_count("batch_size", batch_size)
+    check_count("threads", threads)
+    try:
+        required = [parse_requirement(text) for text in require]
+    except ValueError as error:
+        raise EdgelungError(f"require: {error}") from error
+    opened = open_bundle(
+        Path(model) if model is not None else starter_bundle(),
+        choose_trust(trust, allow_unsigned),
+    )
+    options = session.Options(
+        engine=_member(EngineName, "engine", engine),
+        precision=_member(Precision, "precision", precision),
+        batch_size=batch_size,
+        threads=threads,
+    )
+    site = Site(Path(tiles), None if groups is None else Path(groups), tuple(by), follow_links)
+    return evaluate_site(site, opened, options, required).result
 
 
 def open_run(path: PathInput) -> Run:

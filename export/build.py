@@ -21,6 +21,7 @@ from edgelung.evaluation.gate import LIMITS, STRICT
 from edgelung.evaluation.metrics import TEMPERATURES, fit_temperature
 from edgelung.export.bundle_folder import write_bundle_folder
 from edgelung.export.calibrate import AUTO, check_method, plan_int8
+from edgelung.export.cross_validation import read_cross_validation
 from edgelung.export.evaluate import MeasuredVariant, describe_proofs
 from edgelung.export.graph import build_graph
 from edgelung.export.inputs import KNOWN, ExportInputs, read_inputs, trained_probabilities
@@ -51,6 +52,7 @@ def export_run(
     tile_um: float | None = None,
     known: float = KNOWN,
     site: SiteTiles | None = None,
+    cross_validation: Path | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
@@ -70,6 +72,7 @@ def export_run(
         known: share of the validation tiles that the model shall know, averaged over groups; the
             others are as far from the training tiles as what it reports as unknown.
         site: labelled tiles that give the temperature in place of the validation tiles.
+        cross_validation: what `edgelung train --folds` wrote, for the model card.
 
     Raises:
         EdgelungError: if the run or its tiles cannot be read, or the graph does not reproduce the
@@ -85,6 +88,11 @@ def export_run(
         tile_um=tile_um,
         known=known,
     )
+    folds = None
+    if cross_validation:
+        folds = read_cross_validation(
+            cross_validation, inputs.student.classes, inputs.config.recipe
+        )
     refine = _training(inputs) if qat else None
     site_tiles = site.read(inputs.student.classes) if site else None
     inputs.reader.keep(inputs.validation, "decode validation tiles")
@@ -97,7 +105,9 @@ def export_run(
     inputs = replace(inputs, student=student)
     maker = prepare_variants(inputs, temperature, STRICT if strict else LIMITS)
     variants, ranking = _make_variants(maker, precisions, calibration, refine)
-    bundle = write_bundle_folder(out, inputs, temperature, variants, ranking, recalibrated)
+    bundle = write_bundle_folder(
+        out, inputs, temperature, variants, ranking, recalibrated=recalibrated, folds=folds
+    )
     logger.info(
         "%d tiles were read %d times. Checked: %s",
         *(inputs.reader.distinct_tiles, inputs.reader.decodes),

@@ -19,6 +19,7 @@ from edgelung.artifacts.bundle import (
 )
 from edgelung.artifacts.manifest import (
     BundleManifest,
+    CrossValidation,
     GoldenEntry,
     KnownTissue,
     Provenance,
@@ -50,11 +51,14 @@ def write_bundle_folder(
     temperature: float,
     variants: Sequence[MeasuredVariant],
     sensitivity: Sensitivity | None,
-    recalibrated: Recalibration | None = None,
+    *,
+    recalibrated: Recalibration | None,
+    folds: CrossValidation | None,
 ) -> Bundle:
     """Write everything into a temporary folder beside `out`, and rename it to `out`.
 
     `variants`: full precision first. `recalibrated`: how the temperature was fitted on a site.
+    `folds`: what a cross-validation says of the recipe.
     """
     indices = choose_golden(inputs.gate.labels, variants[0].probabilities["gate"])
     for variant in variants:
@@ -71,6 +75,7 @@ def write_bundle_folder(
         golden=golden,
         known=_known(inputs, variants[0]),
         recalibrated=recalibrated,
+        cross_validation=folds,
         tile_sizes=frequent(inputs.config.sizes.items()),
         tile_um=inputs.scale.tile_um if inputs.scale else UNSET,
         provenance=_provenance(inputs, variants),

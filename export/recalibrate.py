@@ -27,7 +27,8 @@ from edgelung.export.inputs import ExportInputs
 from edgelung.export.tiles import BATCH
 from edgelung.inference.evaluate import predict_labelled
 from edgelung.inference.labelled import LabelledFiles, labelled_files
-from edgelung.inference.record import LabelRule, printable
+from edgelung.inference.record import LabelRule
+from edgelung.tiles.names import printable
 
 MIN_GROUPS = 10  # five to fit and five to measure; fewer say nothing about other sources
 

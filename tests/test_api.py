@@ -1,5 +1,6 @@
 """The Python API: what goes in, what comes out, and that it is what `edgelung infer` writes."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec import structs
+from msgspec import convert, structs
 from PIL import Image
 
 import edgelung
@@ -269,6 +270,35 @@ def test_infer_folder_takes_a_list_and_a_subset(
     )
     assert summary.statuses == {"review": 18}
     assert sum(done) == 18
+
+
+def test_evaluate_gives_the_figures_of_the_command(
+    bundle_folder: Path, tiles: Path, tmp_path: Path, cli
+) -> None:
+    words = ["--groups", tiles / "groups.csv", "--json", "--require", "accuracy=0.999"]
+    command = cli("evaluate", bundle_folder, tiles, *words)
+    site = edgelung.evaluate(
+        tiles, model=bundle_folder, groups=tiles / "groups.csv", require=["accuracy=0.999"]
+    )
+    expected = convert(json.loads(command.stdout), edgelung.Evaluation)
+    assert structs.replace(site, created=expected.created) == expected
+    assert site.exit_code == command.returncode == 4
+    assert site.everything.figures is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"require": ["speed=1"]}, "require: "),
+        ({"by": ["site"]}, "site"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_a_wrong_option_of_evaluate_is_one_line(
+    bundle_folder: Path, tiles: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(edgelung.EdgelungError, match=message):
+        edgelung.evaluate(tiles, model=bundle_folder, **options)  # type: ignore[arg-type]
 
 
 def test_a_run_is_read_by_its_attributes(run: Path) -> None:

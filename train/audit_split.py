@@ -11,10 +11,9 @@ from edgelung.artifacts.results import Interval
 from edgelung.artifacts.run import SUBSETS
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.shares import interval_of_tiles
-from edgelung.inference.record import printable
 from edgelung.tiles.find import find_files
 from edgelung.tiles.lists import read_rows
-from edgelung.tiles.names import find, lookup, plain_name
+from edgelung.tiles.names import find, lookup, plain_name, printable
 from edgelung.train.groups.grouping import Link
 from edgelung.train.index import IndexedTile
 

@@ -12,11 +12,10 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.progress import SILENT, Advance
 from edgelung.core.workers import Workers
-from edgelung.inference.record import printable
 from edgelung.tiles.find import LEADS_OUT, LEFTOVER_FOLDERS, FoundFile, class_of, find_files
 from edgelung.tiles.groups import NO_GROUP, check_groups
 from edgelung.tiles.lists import is_utf8, read_rows
-from edgelung.tiles.names import find, lookup, plain_name
+from edgelung.tiles.names import find, lookup, plain_name, printable
 from edgelung.tiles.reader import TileError, image_size, looks_like_image, read_found
 from edgelung.tiles.status import Status
 

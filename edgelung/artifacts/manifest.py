@@ -197,6 +197,21 @@ class Recalibration(Struct, frozen=True, kw_only=True):
     change: Estimate
 
 
+class CrossValidation(Struct, frozen=True, kw_only=True):
+    """What a recipe is worth: every tile predicted by a model that saw no tile of its group.
+
+    `recipe`: its description. `same_recipe`: it is that of the bundle's run, but for the seed.
+    """
+
+    recipe: str
+    same_recipe: bool
+    folds: int
+    tiles: int
+    groups: int
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+
+
 class Provenance(Struct, frozen=True, kw_only=True):
     """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`.
 
@@ -231,6 +246,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     `tile_um`: side of a training tile in micrometres, 5 to 5,000; UNSET where nobody stated it.
     `known`: None in bundles of an older edgelung, which know no unknown tissue.
     `recalibrated`: None if the validation tiles gave the temperature.
+    `cross_validation`: None if `edgelung export` was given none.
     `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
     derives them.
     """
@@ -246,6 +262,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     golden: list[GoldenEntry]
     known: KnownTissue | None = None
     recalibrated: Recalibration | None = None
+    cross_validation: CrossValidation | None = None
     tile_sizes: dict[str, int] = {}
     tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | UnsetType = UNSET
     concerns: list[Concern] | UnsetType = UNSET

@@ -40,6 +40,31 @@ class Verification(Struct, frozen=True, kw_only=True):
     passed: bool
 
 
+class Listing(Struct, frozen=True, kw_only=True):
+    """All files of a run, whichever part predicted them.
+
+    `paths`: the sum of the BLAKE2b hashes of their printable paths, modulo 2^256, in hexadecimal.
+    """
+
+    files: int
+    paths: str
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """A part of a run (`--shard`) that `edgelung merge` put together with the others."""
+
+    shard: str
+    out: str
+    out_sha256: str
+    journal_checksum: str | None
+    started: str
+    ended: str
+    seconds: float
+    tiles_per_second: float | None
+    threads: int
+    host: Host
+
+
 class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The record of a run.
 
@@ -68,6 +93,10 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         waiting: files without a row when `--watch` ended; None for other runs.
         concerns: why the bundle's model, or the figures about it, should not be trusted.
         knows_unknown: the bundle can tell tissue that it was not made for.
+        listing: all files that the part of a run (`--shard`) has seen; None for other runs.
+        parts: what `edgelung merge` put together. Such a run has the `seconds` of all parts
+            together, no `tiles_per_second`, no durations and no journal; threads and host are those
+            of the first part.
         signature: who signed the bundle; None in summaries of an older edgelung.
         prebuilt_signature: who signed the engines of `--prebuilt`; None without them.
     """
@@ -110,6 +139,8 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     journal_checksum: str | None = None
     journal_dropped: int = 0
     knows_unknown: bool = False
+    listing: Listing | None = None
+    parts: list[Part] = []
     signature: SignatureCheck | None = None
     prebuilt_signature: SignatureCheck | None = None
 

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from edgelung.core.errors import EdgelungError
 from edgelung.core.progress import SILENT, Advance
 from edgelung.inference.destination import Destination
+from edgelung.inference.pipeline import CPU_BATCH
+from edgelung.inference.session import Options
 from edgelung.inference.source import Source
 
 
 @contextmanager
 def counting(
-    source: Source, destination: Destination, advance: Advance, watch: bool
+    source: Source, destination: Destination, advance: Advance, options: Options, watch: bool
 ) -> Iterator[None]:
     """Count the files of the source in a thread and set the bar's total.
 
@@ -28,6 +30,8 @@ def counting(
     def count() -> None:
         with contextlib.suppress(EdgelungError, OSError):  # the run reports it
             if (total := source.count(destination, stop)) is not None:
+                if options.shard:
+                    total = options.shard.size(total, options.batch_size or CPU_BATCH)
                 advance.set_total(total)
 
     thread = threading.Thread(target=count, daemon=True)

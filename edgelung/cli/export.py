@@ -123,6 +123,16 @@ def export(
             help="With --recalibrate: source of each tile, as --groups of `edgelung evaluate`.",
         ),
     ] = None,
+    cross_validation: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="FOLDER",
+            rich_help_panel=INPUT,
+            help="Cross-validation (`edgelung train --folds`) whose figures the model card shall "
+            "show.",
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -222,6 +232,7 @@ def export(
         strict=strict,
         tile_um=tile_um,
         site=SiteTiles(recalibrate, recalibrate_groups) if recalibrate else None,
+        cross_validation=cross_validation,
     )
     if wsinfer:
         write_wsinfer(wsinfer, run, bundle, data)

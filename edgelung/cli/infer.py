@@ -33,6 +33,7 @@ from edgelung.cli.options import (
     MODEL,
     OUTPUT,
     BatchSizeOption,
+    DeviceOption,
     EngineOption,
     FollowLinksOption,
     MinConfidenceOption,
@@ -87,6 +88,15 @@ def infer(
         ),
     ] = None,
     follow_links: FollowLinksOption = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            rich_help_panel=INPUT,
+            help="Predict only part K of N, such as 3/8; other processes or machines predict the "
+            "others, and `edgelung merge` puts the rows together.",
+        ),
+    ] = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -168,6 +178,7 @@ def infer(
     ] = 1,
     batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """What class is each tile of a folder?
 
@@ -179,15 +190,13 @@ def infer(
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
     from edgelung.core.typed_json import plain
-    from edgelung.inference.destination import STANDARD_OUTPUT, Destination
+    from edgelung.inference.destination import Destination
     from edgelung.inference.session import Options, infer_folder
+    from edgelung.inference.shards import Shard
     from edgelung.inference.source import Source
     from edgelung.inference.watch import watch_folder
 
-    if as_json and out == STANDARD_OUTPUT:
-        raise typer.BadParameter("--json and the rows would share standard output; use --summary")
-    if watch and files:
-        raise typer.BadParameter("--watch finds its files itself; leave --files out")
+    _check_combination(out, files, shard, watch=watch, as_json=as_json)
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -206,9 +215,11 @@ def infer(
         strict_size=bool(defaults.strict_size if strict_size is None else strict_size),
         keep_unknown=unknown is UnknownTiles.KEEP,
         coverage=coverage,
+        shard=Shard.parse(shard) if shard else None,
+        gpu=device,
     )
     warn_of_gate(bundle, options.precision)
-    with progress("infer") as advance, counting(source, destination, advance, watch):
+    with progress("infer") as advance, counting(source, destination, advance, options, watch):
         run = watch_folder if watch else infer_folder
         result = run(
             source,
@@ -229,6 +240,23 @@ def infer(
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
     raise typer.Exit(result.exit_code)
+
+
+def _check_combination(
+    out: Path, files: Path | None, shard: str | None, *, watch: bool, as_json: bool
+) -> None:
+    """Raise a usage error for options that exclude each other."""
+    from edgelung.inference.destination import STANDARD_OUTPUT
+
+    if as_json and out == STANDARD_OUTPUT:
+        raise typer.BadParameter("--json and the rows would share standard output; use --summary")
+    if watch and files:
+        raise typer.BadParameter("--watch finds its files itself; leave --files out")
+    if shard and (watch or out == STANDARD_OUTPUT):
+        raise typer.BadParameter(
+            "--shard writes rows that `edgelung merge` reads with their summary; expected --out "
+            "FILE and no --watch"
+        )
 
 
 def _print_resume_command(rows: int, journal: Path) -> None:
@@ -257,7 +285,7 @@ def print_summary(summary: "Summary") -> None:
         *(concern.text for concern in summary.concerns),
         f"{summary.files} files → {summary.out} ({counts})",
         f"engine    {summary.engine} {summary.precision} on {summary.device} ({summary.choice})",
-        f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s",
+        _speed(summary),
         f"labels    {labels}",
     ]
     if stages := summary.stages:
@@ -289,6 +317,14 @@ def print_summary(summary: "Summary") -> None:
         console.print(visible(line))
     if sys.stdout:  # a service may have closed it
         sys.stdout.flush()
+
+
+def _speed(summary: "Summary") -> str:
+    if summary.parts:
+        return f"parts     {len(summary.parts)}, {summary.seconds} s in all"
+    part = summary.options.get("--shard")
+    of_part = f"; part {part} of {summary.listing.files:,} files" if summary.listing else ""
+    return f"speed     {summary.tiles_per_second} tiles/s, {summary.seconds} s{of_part}"
 
 
 def _unknown(summary: "Summary") -> str:

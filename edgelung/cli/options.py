@@ -141,6 +141,16 @@ MinConfidenceOption = Annotated[
         help="Tiles below this confidence get status `review` and no label.",
     ),
 ]
+DeviceOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        rich_help_panel=SPEED,
+        help="Number of the GPU to use, as nvidia-smi counts.  [default: the first, if there is "
+        "one]",
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(

@@ -24,6 +24,7 @@ from edgelung.cli.options import (
     INPUT,
     OUTPUT,
     BatchSizeOption,
+    DeviceOption,
     EngineOption,
     MinConfidenceOption,
     PrecisionOption,
@@ -109,6 +110,16 @@ def slide(
             help="Table of the tiles: parquet, csv, or wsinfer (CSV with the columns of WSInfer).",
         ),
     ] = TableFormat.PARQUET,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            rich_help_panel=INPUT,
+            help="Predict only part K of N of the slides, such as 3/8; other processes or machines "
+            "predict the others. Parts write no index: run the command once more with --resume and "
+            "without --shard.",
+        ),
+    ] = None,
     zoom: Annotated[
         bool,
         typer.Option(
@@ -134,6 +145,7 @@ def slide(
     ] = False,
     batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """What does each part of a slide show?
 
@@ -145,6 +157,7 @@ def slide(
     from edgelung.core.terminal import progress
     from edgelung.core.typed_json import plain
     from edgelung.inference.session import Options
+    from edgelung.inference.shards import Shard
     from edgelung.report.slide_index import INDEX_PAGE
     from edgelung.slides.run import SlideOptions, exit_code, parse_mask, run_slides
 
@@ -159,6 +172,7 @@ def slide(
         mask=parse_mask(mask),
         table=table,
         zoom=zoom,
+        shard=Shard.parse(shard) if shard else None,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
         resume=resume,
         engines=Options(
@@ -167,6 +181,7 @@ def slide(
             batch_size=batch_size or defaults.batch_size,
             threads=threads or defaults.threads,
             keep_unknown=unknown is UnknownTiles.KEEP,
+            gpu=device,
         ),
     )
     warn_of_gate(bundle, options.engines.precision)
@@ -176,7 +191,10 @@ def slide(
         print(json.dumps([plain(summary) for summary in summaries], indent=2), flush=True)
     else:
         _print_table(summaries)
-    report("open %s in a browser", out / INDEX_PAGE)
+    if shard:
+        report("once all parts have ended, --resume without --shard writes %s", out / INDEX_PAGE)
+    else:
+        report("open %s in a browser", out / INDEX_PAGE)
     report(RESEARCH_USE_ONLY)
     raise typer.Exit(exit_code(summaries))
 

@@ -36,8 +36,9 @@ from edgelung.evaluation.requirements import Required, check_classes, judge
 from edgelung.inference.labelled import LabelledFile, LabelledFiles, labelled_files
 from edgelung.inference.pipeline import predict_batches
 from edgelung.inference.reading import FileReading
-from edgelung.inference.record import LabelRule, printable, record_of
+from edgelung.inference.record import LabelRule, record_of
 from edgelung.inference.session import Options, label_rule, open_engines
+from edgelung.tiles.names import printable
 from edgelung.tiles.reader import ReaderSpec
 
 COVERAGE = 0.99  # of the prediction sets that are evaluated

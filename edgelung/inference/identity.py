@@ -47,6 +47,7 @@ class RunIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
         inputs: the folders, absolute.
         listing: the list of files: its SHA-256, or where it came from; None without a list.
         watch, strict_size, follow_links, keep_unknown: True if asked for, else None.
+        shard: 'K/N' if only a part of the files is predicted.
     """
 
     edgelung: str
@@ -68,3 +69,4 @@ class RunIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
     follow_links: bool | None = field(name="--follow-links", default=None)
     keep_unknown: bool | None = field(name="--unknown keep", default=None)
     coverage: float | None = field(name="--coverage", default=None)
+    shard: str | None = field(name="--shard", default=None)

@@ -34,8 +34,9 @@ from edgelung.core.typed_json import Json
 from edgelung.inference.chain import checksum, count_lines, read_lines, write_line
 from edgelung.inference.identity import Identity, RunIdentity
 from edgelung.inference.reading import Stamp, stamp_of
-from edgelung.inference.record import Record, fault_of, printable
+from edgelung.inference.record import Record, fault_of
 from edgelung.tiles.find import FoundFile
+from edgelung.tiles.names import printable
 
 VERSION = 2
 SYNC_SECONDS = 5.0  # bounds the work lost by a power cut; a kill loses none

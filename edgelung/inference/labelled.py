@@ -11,11 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from edgelung.core.class_names import composed
 from edgelung.core.errors import EdgelungError
-from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile, class_of, find_files
 from edgelung.tiles.groups import NO_GROUP, check_groups
 from edgelung.tiles.lists import is_utf8, read_rows, split_header
-from edgelung.tiles.names import find, lookup, plain_name
+from edgelung.tiles.names import find, lookup, plain_name, printable
 from edgelung.tiles.reader import looks_like_image
 
 CLASS = "class"  # the column of the list that may name the class

@@ -9,7 +9,6 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 from edgelung.core.errors import EdgelungError
-from edgelung.inference.record import printable
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.lists import (
     PATH_COLUMNS,
@@ -19,7 +18,7 @@ from edgelung.tiles.lists import (
     read_rows,
     unknown_columns,
 )
-from edgelung.tiles.names import resolve
+from edgelung.tiles.names import printable, resolve
 
 logger = logging.getLogger(__name__)
 

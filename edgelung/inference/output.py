@@ -12,22 +12,28 @@ from edgelung.core.files import WriteError, replacing
 from edgelung.core.folder import Folder
 
 
-def write_whole(folder: Folder, name: str, write: Callable[[IO[bytes]], None]) -> str:
+def write_hashed(folder: Folder, name: str, write: Callable[[IO[bytes]], None]) -> str:
     """Write a file of an open folder in one step, through a temporary file of a random name.
-
-    What killed runs left is removed first: the journal's lock keeps a second writer away.
 
     Returns:
         The SHA-256 of the bytes that were written, taken before the file has its name.
     """
+    with replacing(folder, name) as descriptor:
+        with open(descriptor, "wb", closefd=False) as file:
+            write(file)
+        with open(descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(folder: Folder, name: str, write: Callable[[IO[bytes]], None]) -> str:
+    """As `write_hashed`, for a run that has a journal.
+
+    What killed runs left is removed first: the journal's lock keeps a second writer away.
+    """
     folder.remove_leftovers(name)
     try:
-        with replacing(folder, name) as descriptor:
-            with open(descriptor, "wb", closefd=False) as file:
-                write(file)
-            with open(descriptor, "rb", closefd=False) as file:
-                file.seek(0)
-                return hashlib.file_digest(file, "sha256").hexdigest()
+        return write_hashed(folder, name, write)
     except WriteError as error:
         raise EdgelungError(
             f"{error.fault}; every row is kept in the journal. {error.remedy}, then run the same "

@@ -46,6 +46,7 @@ Item = TypeVar("Item")
 # Limits on tiles that wait for the resize on the device; larger ones are resized on the CPU.
 MAX_WAITING_PIXELS_PER_TILE = 2 * 2**20
 MAX_WAITING_PIXELS = 2**28  # all of them together
+CPU_BATCH, GPU_BATCH = 16, 32  # tiles, if the user names no number
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def default_batch_size(engine: Engine) -> int:
     On a CPU stream a tile costs the same in batches of 1 to 32. Small batches give the first row
     early and spread the last batches evenly over the cores. A GPU needs larger ones.
     """
-    return 16 if engine.device == "CPU" else 32
+    return CPU_BATCH if engine.device == "CPU" else GPU_BATCH
 
 
 def _decode_threads(engine: Engine, batch_size: int, threads: int) -> int:

@@ -1,6 +1,5 @@
 """The record of one file: a line's worth of JSON in the journal, from which its row is written."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from edgelung.artifacts.predictions import DECIMALS, Prediction
 from edgelung.inference.pipeline import Item, Row
 from edgelung.inference.reading import Stamp
 from edgelung.tiles.find import FoundFile
+from edgelung.tiles.names import printable
 from edgelung.tiles.sizes import TrainedSizes
 from edgelung.tiles.status import PREDICTED, Status
 
@@ -178,11 +178,3 @@ def _decide(row: Row[Item], confidence: float, rule: LabelRule) -> tuple[Status,
         reason = f"confidence {confidence:.{DECIMALS}f} is under {rule.min_confidence:g}"
         return Status.REVIEW, reason
     return Status.OK, ""
-
-
-def printable(path: str) -> str:
-    r"""The path as valid UTF-8, different for different names.
-
-    Bytes that are not UTF-8 are written \xNN; a backslash in the name is doubled.
-    """
-    return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")

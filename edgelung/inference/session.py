@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgelung import __version__
 from edgelung.artifacts.bundle import Bundle, Variant, coverage_key
-from edgelung.artifacts.summary import Summary, write_summary
+from edgelung.artifacts.summary import Listing, Summary, write_summary
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import WriteError
 from edgelung.core.precision import FULL_PRECISION, Precision
@@ -21,11 +21,13 @@ from edgelung.engines.base import Engine
 from edgelung.engines.choose import Chosen, open_engine
 from edgelung.engines.names import EngineName
 from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
+from edgelung.engines.visible_gpu import select_gpu
 from edgelung.inference.destination import Destination
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.pipeline import Row, default_batch_size, predict_batches
 from edgelung.inference.reading import FileReading
 from edgelung.inference.record import LabelRule, Record, record_of
+from edgelung.inference.shards import Shard, ShardFiles
 from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.source import Source
 from edgelung.inference.summary import Measurements, summarize
@@ -52,6 +54,8 @@ class Options:
         keep_unknown: tiles that the model was not made for, or without tissue, keep their label.
         coverage: rows get the set of classes that cannot be excluded, right for this share of
             tiles; one of the bundle's. None: no sets.
+        shard: predict only this part of the files.
+        gpu: number of the GPU that predicts (see `select_gpu`). None: the first, or the CPU.
     """
 
     engine: EngineName | None = None
@@ -65,6 +69,8 @@ class Options:
     strict_size: bool = False
     keep_unknown: bool = False
     coverage: float | None = None
+    shard: Shard | None = None
+    gpu: int | None = None
 
 
 DEFAULTS = Options()
@@ -106,9 +112,13 @@ def infer_folder(
     ) as session:
         if session.earlier_rows:
             on_rows(session.earlier_rows)
+        if options.shard is None:
+            part = None
+        else:
+            files = part = ShardFiles(files, options.shard, session.batch_size)
         for records in session.predict(session.remaining(files)):
             on_rows(len(records))
-        return session.finish()
+        return session.finish(listing=part.seen.listing if part else None)
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,7 @@ class Session:
         self._engines, self._sink, self._identity = engines, sink, identity
         self._measured = Measurements()
         self.earlier_rows = sink.rows
+        self.batch_size = engines.batch_size
 
     def remaining(self, files: Iterable[FoundFile]) -> Iterable[FoundFile]:
         """Those of `files` that have no row from an earlier session."""
@@ -175,10 +186,11 @@ class Session:
                     self._sink.append(records)
                     yield records
 
-    def finish(self, waiting: int | None = None) -> Summary:
+    def finish(self, waiting: int | None = None, listing: Listing | None = None) -> Summary:
         """Write the output and the summary.
 
-        `waiting`: files that a watch leaves without a row; None for other runs.
+        `waiting`: files that a watch leaves without a row; None for other runs. `listing`: all
+        files of a run of which this is a part; None for other runs.
         """
         tally = self._sink.finish()
         summary = summarize(
@@ -192,6 +204,7 @@ class Session:
             ended=_now(),
             threads=self._engines.threads,
             waiting=waiting,
+            listing=listing,
             evidence=self._sink.evidence,
             prebuilt=self._options.prebuilt,
         )
@@ -232,7 +245,13 @@ def open_session(
     check_coverage(bundle, options.coverage)
     started = _now()
     with ExitStack() as stack:
-        sink = open_sink(destination, bundle.classes, resume=resume, live=watch)
+        sink = open_sink(
+            destination,
+            bundle.classes,
+            resume=resume,
+            live=watch,
+            may_be_empty=options.shard is not None,
+        )
         stack.callback(_close, sink, destination, on_stopped)
         engines = stack.enter_context(open_engines(bundle, options, sink.previous))
         identity = _identify(bundle, source, options, engines, watch)
@@ -251,6 +270,8 @@ def open_engines(
     bundle: Bundle, options: Options, previous: RunIdentity | None
 ) -> Iterator[LoadedEngines]:
     """Load the engines. What the options leave open is as in the run that is resumed."""
+    if options.gpu is not None:
+        select_gpu(options.gpu)
     asked_precision = options.precision
     if previous is not None:
         options = replace(
@@ -275,6 +296,11 @@ def open_engines(
             return chosen
 
         chosen = load(options.precision)
+        if options.gpu is not None and chosen.engine.device == "CPU":
+            raise EdgelungError(
+                f"--device {options.gpu} asks for a GPU, and {chosen.engine.name} runs on the CPU; "
+                "see `edgelung doctor`, or leave --device out"
+            )
         if previous is not None and asked_precision is None:  # `open_engine` says it was asked for
             chosen = replace(chosen, reason=_reason_to_resume(chosen))
         yield LoadedEngines(
@@ -316,6 +342,7 @@ def _identify(
         follow_links=source.follow_links or None,
         keep_unknown=options.keep_unknown or None,
         coverage=options.coverage,
+        shard=str(options.shard) if options.shard else None,
     )
 
 

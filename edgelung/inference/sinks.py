@@ -102,7 +102,12 @@ class Sink(Protocol):
 
 
 def open_sink(
-    destination: Destination, classes: Sequence[str], *, resume: bool | None, live: bool
+    destination: Destination,
+    classes: Sequence[str],
+    *,
+    resume: bool | None,
+    live: bool,
+    may_be_empty: bool = False,
 ) -> Sink:
     """The sink for a destination.
 
@@ -111,6 +116,7 @@ def open_sink(
         classes: the classes of the bundle.
         resume: True continues a stopped run, False drops its rows, None refuses to do either.
         live: rows are in the output as soon as they are known, and there may be no tile at all.
+        may_be_empty: a run without a tile is no mistake.
 
     Raises:
         EdgelungError: another run writes there, or a stopped run is there and `resume` is None.
@@ -120,9 +126,12 @@ def open_sink(
         if resume is not None:
             raise EdgelungError("rows on standard output are gone: only a file can be resumed")
         return StreamSink(destination.format, classes, check_tiles=not live)
-    kind = LiveSink if live else JournalSink
     opened = Journal(journal, classes=len(classes), restart=resume is False)
-    return kind(rows, opened, destination.format, classes, resume)
+    if live:
+        return LiveSink(rows, opened, destination.format, classes, resume)
+    return JournalSink(
+        rows, opened, destination.format, classes, resume, check_tiles=not may_be_empty
+    )
 
 
 class StreamSink:
@@ -193,8 +202,11 @@ class JournalSink:
         kind: PredictionsFormat,
         classes: Sequence[str],
         resume: bool | None,
+        *,
+        check_tiles: bool = True,
     ) -> None:
         self._output, self._journal = output, journal
+        self._check_tiles = check_tiles
         self._kind, self._classes = kind, classes
         self._started = self._completed = False
         self._out_sha256: str | None = None
@@ -276,7 +288,7 @@ class JournalSink:
                 "still there, then --resume"
             )
         try:
-            return self._write_output(check_tiles=True)
+            return self._write_output(check_tiles=self._check_tiles)
         except NoTilesError:
             self._completed = True  # nothing worth a resume
             raise

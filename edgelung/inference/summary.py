@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import Bundle
-from edgelung.artifacts.summary import KIND, SCHEMA_VERSION, Summary, Verification
+from edgelung.artifacts.summary import KIND, SCHEMA_VERSION, Listing, Summary, Verification
 from edgelung.core.errors import ExitCode
 from edgelung.core.files import sha256_bytes
 from edgelung.core.system import host
@@ -57,6 +57,7 @@ def summarize(
     ended: str,
     threads: int,
     waiting: int | None,
+    listing: Listing | None,
     evidence: Evidence,
     prebuilt: PrebuiltFolder | None,
 ) -> Summary:
@@ -65,6 +66,7 @@ def summarize(
     Args:
         sessions: when the run was begun and resumed, `ended` when it ended; UTC.
         waiting: files that a watch leaves without a row; None for other runs.
+        listing: all files that a part of a run has seen; None for other runs.
         evidence: hashes of the rows and of the journal.
         prebuilt: the folder of the engine, if it was built ahead of time.
     """
@@ -97,7 +99,7 @@ def summarize(
         out=destination.name,
         out_sha256=evidence.out_sha256,
         options=options,
-        options_sha256=_options_hash(options),
+        options_sha256=options_hash(options),
         seconds=round(seconds, 3),
         tiles_per_second=round(measured.tiles / seconds, 1) if seconds else None,
         milliseconds={
@@ -107,6 +109,7 @@ def summarize(
         threads=threads,
         host=host(),
         waiting=waiting,
+        listing=listing,
         concerns=bundle_concerns(bundle.manifest),
         links_skipped=tally.links,
         stages=dict(sorted(tally.stages.items())),
@@ -124,6 +127,6 @@ def _exit_code(tally: Tally, verification: Verification | None) -> ExitCode:
     return ExitCode.SOME_FAILED if tally.failed else ExitCode.OK
 
 
-def _options_hash(options: Mapping[str, Json]) -> str:
+def options_hash(options: Mapping[str, Json]) -> str:
     """SHA-256 of the options as sorted JSON."""
     return sha256_bytes(json.dumps(options, sort_keys=True).encode())

@@ -1,7 +1,7 @@
 """Counts over the rows of a run: all that its summary says about the predictions."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgelung.artifacts.summary import Verification
 from edgelung.core.errors import EdgelungError
@@ -67,15 +67,7 @@ class Tally:
 
     def check_tiles(self) -> None:
         """Raise NoTilesError if there was no tile: the folder must be a mistake."""
-        if not self.statuses:
-            raise NoTilesError("found no file at all; expected a folder with tiles in it")
-        if self.links and set(self.statuses) == {Status.SKIPPED}:
-            raise NoTilesError(
-                f"found no image, but {self.links} link(s) that lead out of the folder; add "
-                "--follow-links if they are to be followed"
-            )
-        if set(self.statuses) == {Status.SKIPPED}:
-            raise NoTilesError(f"found {self.files} files and no image among them; expected tiles")
+        check_any_tile(self.statuses, self.links)
 
     def verification(self) -> Verification | None:
         """The comparison with full precision; None where it did not run."""
@@ -90,3 +82,21 @@ class Tally:
             min_agreement=LIMITS.min_agreement,
             passed=agreement >= LIMITS.min_agreement,
         )
+
+
+def check_any_tile(statuses: Mapping[str, int], links: int) -> None:
+    """Raise NoTilesError if rows of these statuses hold no tile.
+
+    `links`: how many of them are links that lead out of the folder.
+    """
+    if not statuses:
+        raise NoTilesError("found no file at all; expected a folder with tiles in it")
+    if set(statuses) != {Status.SKIPPED}:
+        return
+    if links:
+        raise NoTilesError(
+            f"found no image, but {links} link(s) that lead out of the folder; add --follow-links "
+            "if they are to be followed"
+        )
+    files = sum(statuses.values())
+    raise NoTilesError(f"found {files} files and no image among them; expected tiles")

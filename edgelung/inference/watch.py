@@ -22,7 +22,6 @@ from edgelung.core.errors import EdgelungError
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import Row
 from edgelung.inference.reading import Stamp, stamp_of
-from edgelung.inference.record import printable
 from edgelung.inference.session import (
     DEFAULTS,
     OnRows,
@@ -33,6 +32,7 @@ from edgelung.inference.session import (
 )
 from edgelung.inference.source import Source
 from edgelung.tiles.find import FoundFile
+from edgelung.tiles.names import printable
 from edgelung.tiles.status import Status
 
 POLL_SECONDS = 0.5

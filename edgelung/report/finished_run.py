@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from edgelung.artifacts.summary import MAX_BYTES, Summary, decode_summary, summa
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.folder import open_below, open_for_reading, read_regular
+from edgelung.tiles.names import from_printable
 
 MAX_ROWS_BYTES = 1 << 31  # about 20 million rows; they are held in memory
 
@@ -142,15 +142,6 @@ def _read(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise EdgelungError(f"{path} has more than {limit:,} bytes; expected a smaller file")
     return data
-
-
-def from_printable(path: str) -> str:
-    """The file name that `edgelung.inference.record.printable` wrote as valid UTF-8."""
-
-    def original(match: re.Match[bytes]) -> bytes:
-        return bytes([int(match[1], 16)]) if match[1] else b"\\"
-
-    return os.fsdecode(re.sub(rb"\\\\|\\x([0-9a-f]{2})", original, path.encode()))
 
 
 def _inputs_of(options: Mapping[str, object]) -> list[str]:

@@ -1,11 +1,10 @@
-"use strict";
 // The picture of a slide: zoom, move, and overlays that can be chosen. One scale and one position
 // place all layers, so that overlays stay on the slide.
 (() => {
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const view = document.getElementById("slide"), layers = document.getElementById("layers");
   const said = document.getElementById("place");
-  const bar = document.getElementById("bar"), LONGEST_BAR = 160; // screen pixels
+  const bar = document.getElementById("bar");
   const WHEEL = 1.0015, STEP = 1.5, MOST = 16; // most: screen pixels per pixel of the picture
   const number = new Intl.NumberFormat("en");
   let scale = 1, left = 0, top = 0, fitted = true;
@@ -21,16 +20,7 @@
     left = inside(left, width, view.clientWidth);
     top = inside(top, height, view.clientHeight);
     layers.style.transform = "translate(" + left + "px," + top + "px) scale(" + scale + ")";
-    measure();
-  }
-
-  // A scale bar of 1, 2 or 5 times a power of ten.
-  function measure() {
-    const micrometres = facts.mpp * facts.downsample / scale; // per screen pixel
-    const most = micrometres * LONGEST_BAR, power = 10 ** Math.floor(Math.log10(most));
-    const length = power * [5, 2, 1].find((times) => times * power <= most);
-    bar.style.width = length / micrometres + "px";
-    bar.textContent = length >= 1000 ? number.format(length / 1000) + " mm" : number.format(length) + " µm";
+    drawScaleBar(bar, facts.mpp * facts.downsample / scale);
   }
 
   function fit() { scale = least(); left = top = 0; fitted = true; place(); }

@@ -80,7 +80,7 @@ def slide_page(
     """
     pixels, downsample = reduced(overview)
     height, width, _ = pixels.shape
-    script = script_text("slide.js")
+    script = script_text("scale_bar.js") + script_text("slide.js")
     layers = slide_layers(tiles, Raster(width, height, downsample), mask, mask_downsample)
     return render(
         "slide.html.j2",

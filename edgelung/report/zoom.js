@@ -1,4 +1,3 @@
-"use strict";
 // The slide at full resolution. The canvas drawer: WebGL refuses pictures from file://.
 (() => {
   const facts = JSON.parse(document.getElementById("facts").textContent);
@@ -66,6 +65,12 @@
   };
   for (const button of document.querySelectorAll("button[data-zoom]"))
     button.addEventListener("click", () => { acts[button.dataset.zoom](); viewer.viewport.applyConstraints(); });
+
+  const bar = document.getElementById("bar");
+  viewer.addHandler("viewport-change", () => {
+    const zoom = viewer.viewport.viewportToImageZoom(viewer.viewport.getZoom(true)); // screen pixels per pixel
+    drawScaleBar(bar, facts.mpp / zoom);
+  });
 
   const number = new Intl.NumberFormat("en"), said = document.getElementById("place");
   new OpenSeadragon.MouseTracker({

@@ -35,7 +35,7 @@ def zoom_page(
     vendor = resources.files("edgelung.report") / "vendor"
     library = (vendor / "openseadragon.min.js").read_text(encoding="utf-8")
     library = library.partition("//# sourceMappingURL")[0]  # the map is not here
-    script = script_text("zoom.js")
+    script = script_text("scale_bar.js") + script_text("zoom.js")
     base = Raster.of_slide(pyramid.width, pyramid.height, overview.downsample)
     layers = slide_layers(tiles, base, mask, mask_downsample)
     damaged = pyramid.damaged
@@ -55,6 +55,7 @@ def zoom_page(
             {
                 "slideWidth": pyramid.width,
                 "slideHeight": pyramid.height,
+                "mpp": summary.mpp,
                 "tile": SIDE,
                 "folder": FOLDER,
                 "layers": [

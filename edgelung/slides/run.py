@@ -17,6 +17,7 @@ from edgelung.core.errors import EdgelungError, ExitCode, one_line
 from edgelung.core.files import JOURNAL_SUFFIX, check_output_file, new_folder, writing
 from edgelung.core.progress import SILENT, Advance
 from edgelung.inference.session import DEFAULTS, LoadedEngines, Options, open_engines
+from edgelung.inference.shards import Shard
 from edgelung.slides.base import Grid, Overview, Slide
 from edgelung.slides.find import OVERVIEWS, find_slides, result_names
 from edgelung.slides.formats import TableFormat
@@ -63,6 +64,8 @@ class SlideOptions:
         resume: True continues a stopped run, False begins it anew, None refuses to do either. With
             True and False, slides that are finished are kept.
         engines: engine, precision, batch size, threads.
+        shard: predict only this part of the slides and write no index; a run with `resume` over all
+            slides writes it once the parts have ended.
     """
 
     out: Path
@@ -75,6 +78,7 @@ class SlideOptions:
     min_confidence: float | None = None
     resume: bool | None = None
     engines: Options = DEFAULTS
+    shard: Shard | None = None
 
 
 def parse_mask(text: str) -> MaskRule | Path:
@@ -118,8 +122,13 @@ def run_slides(
             f"--mask {options.mask} has the outlines of one slide, and {len(names)} slides were "
             "named; run them one by one"
         )
+    own = {
+        path: name
+        for number, (path, name) in enumerate(names.items())
+        if options.shard is None or options.shard.owns(number)
+    }
     if options.resume is None:
-        for name in names.values():
+        for name in own.values():
             new_folder(options.out / name, NEW, KEEPS)
             check_not_stopped(options.out / (name + JOURNAL_SUFFIX))
     with writing(options.out):
@@ -130,10 +139,10 @@ def run_slides(
     try:
         with open_engines(bundle, options.engines, None) as engines:
             run = _Run(bundle, options, engines, advance, on_stopped, frozenset(names.values()))
-            for path, name in names.items():
+            for path, name in own.items():
                 summaries.extend(run.slides_of(path, name))
     finally:  # a run that is stopped has finished slides too
-        if summaries:
+        if summaries and options.shard is None:
             write_index(options.out, summaries)
     return summaries
 

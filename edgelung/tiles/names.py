@@ -129,3 +129,20 @@ def _exists(folder: Path, name: str) -> bool:
         return os.path.lexists(folder / name)
     except ValueError:  # a NUL in the name
         return False
+
+
+def printable(path: str) -> str:
+    r"""The path as valid UTF-8, different for different names.
+
+    Bytes that are not UTF-8 are written \xNN; a backslash in the name is doubled.
+    """
+    return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+
+
+def from_printable(path: str) -> str:
+    """The file name that `printable` wrote as valid UTF-8."""
+
+    def original(match: re.Match[bytes]) -> bytes:
+        return bytes([int(match[1], 16)]) if match[1] else b"\\"
+
+    return os.fsdecode(re.sub(rb"\\\\|\\x([0-9a-f]{2})", original, path.encode()))

@@ -1,12 +1,16 @@
 """The temperature from a site's tiles: fitted on one half of the groups, measured on the other."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edgelung.artifacts.bundle import MODEL_CARD, REPORT
+from edgelung.artifacts.folds import FoldsFolder
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.external import LabelledTiles
 from edgelung.export import recalibrate as module
@@ -70,9 +74,12 @@ def test_few_groups_are_refused_before_the_work(run: Path, tiles: Path, tmp_path
     assert not (tmp_path / "bundle").exists()
 
 
-def test_the_bundle_records_the_site(run: Path, tiles: Path, tmp_path: Path) -> None:
+def test_the_bundle_records_the_site_and_a_cross_validation(
+    run: Path, tiles: Path, tmp_path: Path
+) -> None:
     site = SiteTiles(tiles, tiles / "groups.csv")
-    bundle = export_run(run, tmp_path / "bundle", data=tiles, site=site)
+    folds = as_folds(run, tmp_path / "folds")
+    bundle = export_run(run, tmp_path / "bundle", data=tiles, site=site, cross_validation=folds)
     record = bundle.manifest.recalibrated
     assert record is not None
     assert bundle.manifest.temperature == record.temperature_after
@@ -80,4 +87,20 @@ def test_the_bundle_records_the_site(run: Path, tiles: Path, tmp_path: Path) -> 
     card = (tmp_path / "bundle" / MODEL_CARD).read_text()
     assert "groups of a site" in card
     assert "The validation tiles were used for the gate." in card
-    assert "Recalibrated on a site" in (tmp_path / "bundle" / REPORT).read_text()
+    page = (tmp_path / "bundle" / REPORT).read_text()
+    assert "Recalibrated on a site" in page
+    assert "with 3 folds, each tile" in card
+    assert "Another recipe" in card
+    assert "by one of 3 models" in page
+    assert "The recipe is another" in page
+    assert bundle.manifest.cross_validation is not None
+
+
+def as_folds(run: Path, folder: Path) -> Path:
+    """A run folder that says that it is a cross-validation of another recipe."""
+    shutil.copytree(run, folder)
+    config = RunFolder(folder).read_config()
+    recipe = config.recipe | {"description": "made for a test", "split": {}}
+    RunFolder(folder).write_config(structs.replace(config, folds=3, recipe=recipe))
+    FoldsFolder(folder).write_folds([])
+    return folder

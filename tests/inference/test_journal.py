@@ -13,8 +13,9 @@ from edgelung.inference.chain import checksum, write_line
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.journal import Journal
 from edgelung.inference.reading import stamp_of
-from edgelung.inference.record import Record, printable
+from edgelung.inference.record import Record
 from edgelung.tiles.find import FoundFile, find_files
+from edgelung.tiles.names import printable
 
 # Without its checksum.
 FIRST_LINE = (

@@ -11,10 +11,10 @@ import pytest
 from edgelung.artifacts.predictions import Prediction
 from edgelung.artifacts.results import Concern
 from edgelung.core.errors import EdgelungError
-from edgelung.inference.record import printable
 from edgelung.report import gallery
-from edgelung.report.finished_run import from_printable, open_finished_run
+from edgelung.report.finished_run import open_finished_run
 from edgelung.report.gallery import predictions_page, script_hash, script_json
+from edgelung.tiles.names import from_printable, printable
 
 WriteRun = Callable[..., Path]
 

@@ -24,6 +24,7 @@ from edgelung.engines.choose import Chosen
 from edgelung.engines.names import EngineName
 from edgelung.inference.destination import Destination
 from edgelung.inference.session import LoadedEngines, Options, infer_folder
+from edgelung.inference.shards import Shard
 from edgelung.inference.source import Source
 from edgelung.slides import run
 from edgelung.slides.find import find_slides, result_names
@@ -303,6 +304,22 @@ def test_a_stopped_run_has_an_index_of_what_is_done(
         run_slides([slide, last], bundle, options(tmp_path), Stop(14))
     with (tmp_path / "out" / "slides.csv").open(newline="") as file:
         assert [row["slide"] for row in csv.DictReader(file)] == ["case.svs"]
+
+
+def test_parts_share_a_folder_and_a_last_run_writes_the_index(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    slides = [write_svs(tmp_path / f"{name}.svs", WIDTH, HEIGHT) for name in "abc"]
+    found = [
+        run_slides(slides, bundle, options(tmp_path, shard=Shard(number, 2))) for number in (1, 2)
+    ]
+    assert [[one.slide for one in part] for part in found] == [["a.svs", "c.svs"], ["b.svs"]]
+    assert not (tmp_path / "out" / "index.html").exists()
+    whole = run_slides(slides, bundle, options(tmp_path, resume=True))
+    assert sorted(whole, key=lambda one: one.slide) == sorted(
+        (one for part in found for one in part), key=lambda one: one.slide
+    )
+    assert (tmp_path / "out" / "index.html").is_file()
 
 
 def test_the_overlap_of_the_record_is_that_of_the_tiles(

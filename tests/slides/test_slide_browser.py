@@ -196,6 +196,7 @@ def test_the_zoom_page_reaches_level_0_from_a_file(browser, folder: Path) -> Non
         page.click("button[data-zoom=in]")
     largest = max(int(path.name) for path in (folder / "zoom_files").iterdir())
     wait_for(page, lambda: any(f"/zoom_files/{largest}/" in url for url in window.requests))
+    assert page.inner_text("#bar").endswith("µm")
     assert dict(page.evaluate(OPACITIES))["labels"] == "0.6"
     page.check("input[name=layer][value=class-0]")
     shown = dict(page.evaluate(OPACITIES))

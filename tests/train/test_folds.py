@@ -16,6 +16,7 @@ from edgelung.artifacts.run import RunFolder
 from edgelung.cli.train import _what_is_kept
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.comparison import compare_runs
+from edgelung.export.cross_validation import read_cross_validation
 from edgelung.train import folds as folds_module
 from edgelung.train import progress, trainer
 from edgelung.train.folds import resume_folds, train_folds
@@ -234,3 +235,30 @@ def test_what_does_not_go_together_is_refused(
     refused = cli("train", tiles, "--out", folds.path, *words)
     assert refused.returncode == 2
     assert message in refused.stderr
+
+
+def test_a_bundle_takes_over_the_figures_of_its_student(folds: FoldsFolder) -> None:
+    metrics, config = folds.read_metrics(), folds.read_config()
+    record = read_cross_validation(folds.path, metrics.classes, config.recipe | {"seed": 7})
+    test = metrics.student.test
+    assert (record.folds, record.tiles, record.groups) == (3, test.tiles, test.groups)
+    assert record.balanced_accuracy.value == test.balanced_accuracy
+    assert record.balanced_accuracy.interval == test.intervals.balanced_accuracy
+    assert (record.recipe, record.same_recipe) == (config.recipe["description"], True)
+    other = read_cross_validation(folds.path, metrics.classes, config.recipe | {"split": {}})
+    assert not other.same_recipe
+
+
+def test_another_folder_or_other_classes_are_refused_in_one_line(
+    folds: FoldsFolder, tmp_path: Path
+) -> None:
+    recipe = folds.read_config().recipe
+    for folder in (tmp_path, folds.fold(1).path):
+        with pytest.raises(EdgelungError, match="is no finished cross-validation"):
+            read_cross_validation(folder, folds.read_metrics().classes, recipe)
+    with pytest.raises(EdgelungError, match="expected those of the run: a, b"):
+        read_cross_validation(folds.path, ["a", "b"], recipe)
+    unfinished = copy_of(folds, tmp_path / "unfinished")
+    unfinished.metrics_path.unlink()
+    with pytest.raises(EdgelungError, match="is no finished cross-validation"):
+        read_cross_validation(unfinished.path, folds.read_metrics().classes, recipe)

@@ -1,0 +1,59 @@
+"""What a cross-validation says about the recipe of a bundle, for bundle.json and the model card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import UNSET
+
+from edgelung.artifacts.folds import opened_folds
+from edgelung.artifacts.manifest import CrossValidation
+from edgelung.artifacts.results import Estimate
+from edgelung.core.errors import EdgelungError
+from edgelung.core.typed_json import Json
+
+DESCRIPTIVE = ("description", "seed")  # fields of a recipe that do not change what it is worth
+
+
+def read_cross_validation(
+    folder: Path, classes: Sequence[str], recipe: dict[str, Json]
+) -> CrossValidation:
+    """The figures of the student in a finished cross-validation.
+
+    Args:
+        folder: what `edgelung train --folds` wrote.
+        classes: of the bundle.
+        recipe: of the bundle's run; another one is allowed and said.
+
+    Raises:
+        EdgelungError: if it is no finished cross-validation, or has other classes.
+    """
+    folds = opened_folds(folder)
+    if folds is None or not folds.is_finished:
+        raise EdgelungError(
+            f"--cross-validation {folder} is no finished cross-validation; expected a folder that "
+            "`edgelung train --folds` completed"
+        )
+    config, metrics = folds.read_config(), folds.read_metrics()
+    if tuple(metrics.classes) != tuple(classes):
+        raise EdgelungError(
+            f"--cross-validation {folder} has the classes {', '.join(metrics.classes)}; "
+            f"expected those of the run: {', '.join(classes)}"
+        )
+    if metrics.student is UNSET:
+        raise EdgelungError(f"--cross-validation {folder} has no student; train it again")
+    test = metrics.student.test
+    return CrossValidation(
+        recipe=str(config.recipe.get("description", "")),
+        same_recipe=_content(config.recipe) == _content(recipe),
+        folds=config.folds,
+        tiles=test.tiles,
+        groups=test.groups,
+        accuracy=Estimate(value=test.accuracy, interval=test.intervals.accuracy),
+        balanced_accuracy=Estimate(
+            value=test.balanced_accuracy, interval=test.intervals.balanced_accuracy
+        ),
+    )
+
+
+def _content(recipe: dict[str, Json]) -> dict[str, Json]:
+    return {key: value for key, value in recipe.items() if key not in DESCRIPTIVE}
