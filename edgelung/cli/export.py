@@ -218,12 +218,12 @@ def export(
         from edgelung.export.build import export_run
         from edgelung.export.recalibrate import SiteTiles
 
-    variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
-    variants[Precision.INT8_EARLY_EXIT] = early_exit
+    asked = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
+    asked[Precision.INT8_EARLY_EXIT] = early_exit
     bundle = export_run(
         run,
         out,
-        precisions=frozenset(precision for precision, asked in variants.items() if asked),
+        precisions=frozenset(precision for precision in asked if asked[precision]),
         qat=qat,
         data=data,
         known=known,
@@ -248,9 +248,8 @@ def export(
     is_useful = _report_concerns(bundle.manifest)
     if is_useful and not as_json:
         print_next("infer", "FOLDER", "--model", out)
-    missing = early_exit and Precision.INT8_EARLY_EXIT not in bundle.variants
-    passed = all(variant.passed for variant in bundle.variants.values())
-    if (missing or not passed) and not allow_drop:
+    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
+    if not (as_asked and all(v.passed for v in bundle.variants.values())) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
 
 

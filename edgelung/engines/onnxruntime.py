@@ -89,10 +89,10 @@ class OnnxRuntimeEngine:
                 raise
             reason = _missing_library(ort, provider) or one_line(error)
             raise EngineUnavailableError(f"{provider} does not load: {reason}") from error
-        self._input = self._session.get_inputs()[0].name
         active = self._session.get_providers()
         if active[:1] != [provider] or set(active) - {provider, CPU}:
             raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {active}")
+        self._input = self._session.get_inputs()[0].name
 
     def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
