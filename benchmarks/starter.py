@@ -32,7 +32,10 @@ def main() -> None:
     shutil.copytree(bundle.folder, folder)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in set(manifest["variants"]) - set(KEPT):
-        (folder / manifest["variants"].pop(name)["file"]).unlink()
+        entry = manifest["variants"].pop(name)
+        for part in (entry, entry.get("early_exit")):
+            if part:
+                (folder / part["file"]).unlink()
         for tile in manifest["golden"]:
             del tile["probabilities"][name]
             tile["ood"].pop(name, None)

@@ -17,7 +17,7 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.predictions import Prediction, Predictions
 from edgelung.core.errors import EdgelungError
 from edgelung.core.workers import Task, Workers
-from edgelung.engines.base import NOTHING, Probabilities
+from edgelung.engines.base import NOTHING, OutputRow, output_rows
 from edgelung.engines.choose import Chosen
 from edgelung.engines.names import EngineName
 from edgelung.evaluation.concerns import bundle_concerns
@@ -97,6 +97,8 @@ class Classifier:
             - `ood`: how far the tile is from the training tiles, about 1 for tiles like those;
               None without a prediction, and for bundles that cannot tell.
             - `prediction_set`: the classes that cannot be excluded; None without `coverage`.
+            - `stage`: 1 if the tile left the model at its early exit, 2 if it went through all of
+              it; None for models without one.
             - `path`: the path as given; '' for arrays and PIL images.
             - `error`: the reason for the status, for people; '' for 'ok'.
 
@@ -124,7 +126,7 @@ class Classifier:
         """As `classify`, but all predictions at once, in memory.
 
         For pandas: `pandas.DataFrame(classifier.classify_all(images).to_records())`, with the
-        columns path, status, label, confidence, p_<class>…, ood, set and error.
+        columns path, status, label, confidence, p_<class>…, ood, set, stage and error.
         """
         return Predictions(self.classes, tuple(self.classify(images, batch_size=batch_size)))
 
@@ -204,23 +206,28 @@ class Classifier:
         finally:
             self._running.discard(running)
             running.release()
-        scores = [None] * len(tiles) if output.ood is None else output.ood.tolist()
-        predicted = zip(output.probabilities, scores, strict=True)
+        predicted = output_rows(output)
         return [
             Prediction(_path_of(item), tile.status, error=tile.reason)
             if isinstance(tile, TileError)
-            else self._prediction(_path_of(item), tile, *next(predicted))
+            else self._prediction(_path_of(item), tile, next(predicted))
             for item, tile in zip(items, decoded, strict=True)
         ]
 
-    def _prediction(
-        self, path: str, tile: Tile, probabilities: Probabilities, ood: float | None
-    ) -> Prediction:
+    def _prediction(self, path: str, tile: Tile, predicted: OutputRow) -> Prediction:
+        probabilities, ood, stage = predicted
         if not (np.isfinite(probabilities).all() and (ood is None or np.isfinite(ood))):
             return Prediction(
                 path, Status.FAILED, error=f"{self.engine} gave no finite probabilities"
             )
-        row = Row(path, Status.OK, probabilities=probabilities, ood=ood, blank=why_blank(tile))
+        row = Row(
+            path,
+            Status.OK,
+            probabilities=probabilities,
+            ood=ood,
+            stage=stage,
+            blank=why_blank(tile),
+        )
         return make_record(row, path, self._rule).prediction(self.classes)
 
 

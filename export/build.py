@@ -60,7 +60,7 @@ def export_run(
         run: the run folder.
         out: the bundle folder, which must be new.
         precisions: the variants beside full precision, which is always there. INT8 comes on an FP32
-            and on an FP16 base, whichever of the two is named.
+            and on an FP16 base, whichever of the two is named, and is part of its early exit.
         qat: where INT8 does not pass, train it on the training tiles (`edgelung.export.qat`, which
             needs torch).
         data: the folder of the tiles, if it has moved.
@@ -161,12 +161,14 @@ def _make_variants(
         variants.append(maker.fp16(plan))
     if plan:
         _log_plan(plan)
-        if precisions & {Precision.INT8, Precision.INT8_FP16}:
-            both, ranking = maker.int8(plan, refine)
-            variants += both
+        if precisions & {Precision.INT8, Precision.INT8_FP16, Precision.INT8_EARLY_EXIT}:
+            early_exit = Precision.INT8_EARLY_EXIT in precisions
+            eight_bit, ranking = maker.int8(plan, refine, early_exit=early_exit)
+            variants += eight_bit
         if Precision.FP8 in precisions:
             variants.append(maker.fp8(plan))
-    return variants, ranking
+    order = list(Precision)
+    return sorted(variants, key=lambda variant: order.index(variant.precision)), ranking
 
 
 def _log_plan(plan: Plan) -> None:

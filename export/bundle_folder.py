@@ -41,6 +41,7 @@ from edgelung.report.variants import variant_figures
 from edgelung.tiles.sizes import frequent
 
 GOLDEN_PER_CLASS = 3
+GOLDEN_PER_STAGE = 3  # of a variant with an early exit, at least
 GOLDEN_CANDIDATES = 16  # per class, of which the least certain are taken
 
 
@@ -60,6 +61,8 @@ def write_bundle_folder(
     `folds`: what a cross-validation says of the recipe.
     """
     indices = choose_golden(inputs.gate.labels, variants[0].probabilities["gate"])
+    for variant in variants:
+        indices = _of_both_stages(indices, variant)
     golden = _golden_entries(inputs, variants, indices)
     manifest = BundleManifest(
         name=f"{inputs.student.architecture} of {inputs.run.path.name}",
@@ -88,7 +91,10 @@ def write_bundle_folder(
     )
     with atomic_folder(out) as folder:
         for variant in variants:
-            (folder / variant.entry.file).write_bytes(variant.evaluation.candidate.graph)
+            candidate = variant.evaluation.candidate
+            (folder / variant.entry.file).write_bytes(candidate.graph)
+            if candidate.second is not None:
+                (folder / candidate.second.entry.file).write_bytes(candidate.second.graph)
         (folder / GOLDEN_FOLDER).mkdir()
         for entry, tile in zip(golden, inputs.gate.take(indices).tiles, strict=True):
             (folder / entry.file).write_bytes(read_checked(inputs.gate.data, tile))
@@ -117,6 +123,30 @@ def choose_golden(
         confidence = probabilities[some].max(axis=1)
         indices += some[confidence.argsort()[:GOLDEN_PER_CLASS]].tolist()
     return indices
+
+
+def _of_both_stages(indices: list[int], variant: MeasuredVariant) -> list[int]:
+    """The golden tiles, with some that leave at the variant's early exit and some that do not.
+
+    Without tiles about which two runtimes disagree much: those are at the edge of leaving.
+    """
+    output = variant.outputs["gate"]
+    if output.stage is None:
+        return indices
+    confidence = output.probabilities.max(axis=1)
+    steady = np.ones(len(confidence), bool)
+    if (other := variant.evaluation.in_openvino) is not None:
+        difference = np.abs(output.probabilities - other.probabilities).max(axis=1)
+        steady = difference < variant.precision.about.golden_tolerance / 2
+    kept = [index for index in indices if steady[index]]
+    for stage in (1, 2):
+        own = np.flatnonzero(steady & (output.stage == stage))
+        own = own[confidence[own].argsort(kind="stable")]
+        missing = GOLDEN_PER_STAGE - sum(output.stage[index] == stage for index in kept)
+        # From the middle: the least certain tiles that leave are at the edge of leaving.
+        middle = [int(index) for index in own[len(own) // 2 :] if index not in kept]
+        kept += middle[: max(0, missing)]
+    return kept
 
 
 def _golden_entries(

@@ -5,10 +5,21 @@ from dataclasses import dataclass
 import onnx
 
 from edgelung.artifacts.manifest import Calibration
+from edgelung.artifacts.manifest import EarlyExit as EarlyExitEntry
 from edgelung.core.precision import Precision
+from edgelung.engines.base import GraphBytes
+from edgelung.engines.early_exit import EarlyExit, early_exit_of
 from edgelung.export.graph import build_graph, linear_names, quantized_products
 from edgelung.export.plan import Plan
 from edgelung.export.student import Student
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """The graph behind an early exit, and its record for the bundle."""
+
+    graph: bytes
+    entry: EarlyExitEntry
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class Candidate:
         peak: largest |activation| of full precision; None if the base is FP32, which holds it.
         calibration: of an 8-bit candidate.
         kept_in_float: parts that stay in the base type because INT8 failed with them.
+        second: what follows an early exit; None for a model of one graph.
     """
 
     precision: Precision
@@ -30,6 +42,14 @@ class Candidate:
     peak: float | None = None
     calibration: Calibration | None = None
     kept_in_float: tuple[str, ...] = ()
+    second: SecondStage | None = None
+
+    @property
+    def early_exit(self) -> EarlyExit | None:
+        """What follows the graph; None if nothing does."""
+        if self.second is None:
+            return None
+        return early_exit_of(self.second.entry, GraphBytes(self.second.graph))
 
 
 def float_candidate(

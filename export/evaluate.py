@@ -13,15 +13,25 @@ import numpy as np
 from msgspec import structs
 
 from edgelung.artifacts.bundle import graph_name
-from edgelung.artifacts.manifest import KnownVariant, VariantEntry
-from edgelung.artifacts.results import GateResult, Limits, OpenVinoCheck, VariantTest
+from edgelung.artifacts.manifest import EarlyExit, KnownVariant, VariantEntry
+from edgelung.artifacts.results import (
+    GateResult,
+    Limits,
+    LostGroups,
+    OpenVinoCheck,
+    Share,
+    VariantTest,
+)
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
 from edgelung.engines.base import GraphBytes, Output, Probabilities, join_outputs
+from edgelung.engines.early_exit import load_model
 from edgelung.engines.openvino import OpenVinoEngine
+from edgelung.evaluation.early_exit import lost_groups
 from edgelung.evaluation.gate import LIMITS, gate
 from edgelung.evaluation.intervals import intervals
 from edgelung.evaluation.metrics import agreement, evaluate
+from edgelung.evaluation.shares import share_of
 from edgelung.export.candidates import Candidate
 from edgelung.export.inputs import ExportInputs
 from edgelung.export.known import known_variant, set_rules
@@ -32,6 +42,7 @@ from edgelung.export.tiles import TileReader, TileSet
 FP16_PEAK_LIMIT = 32_000.0
 LEAST_CORRELATION = 0.98  # Spearman's, of the scores with those of full precision
 LEAST_SAME_VERDICT = 0.99  # share of the gate tiles, known or unknown; one tile more may differ
+RUN_BY_OPENVINO = (Precision.INT8, Precision.INT8_EARLY_EXIT)
 SPEED_TILES = 16  # the batch size of `infer` on a CPU
 
 
@@ -73,11 +84,15 @@ class GateSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A candidate, its output for the gate tiles, and the verdict."""
+    """A candidate, its output for the gate tiles, and the verdict.
+
+    `in_openvino`: its output there; None where it was not judged there.
+    """
 
     candidate: Candidate
     output: Output
     gate: GateResult
+    in_openvino: Output | None = None
 
     @property
     def passed(self) -> bool:
@@ -111,24 +126,49 @@ def evaluate_candidate(
     INT8 for CPUs must pass in OpenVINO too, which runs it where there is no GPU. On an FP16 base
     the activations must stay within FP16's range.
     """
-    title = f"{candidate.precision}, gate"
-    output = predict(candidate.graph, gate_set.tiles, reader, title)
+    output = predict_candidate(candidate, gate_set.tiles, reader, "gate")
     result = gate_set.judge(output.probabilities, looks)
-    if candidate.precision is Precision.INT8 and result.verdict == "pass":
-        result = check_in_openvino(result, candidate.graph, output.probabilities, gate_set, reader)
+    if candidate.second is not None:
+        result = check_groups(result, output.probabilities, gate_set)
+    in_openvino = None
+    if candidate.precision in RUN_BY_OPENVINO and result.verdict == "pass":
+        result, in_openvino = check_in_openvino(
+            result, candidate, output.probabilities, gate_set, reader
+        )
     if candidate.peak is not None:
         result = check_fp16_range(result, candidate.peak)
-    return Evaluation(candidate, output, result)
+    return Evaluation(candidate, output, result, in_openvino)
+
+
+def predict_candidate(
+    candidate: Candidate, tiles: TileSet, reader: TileReader, what: str
+) -> Output:
+    """Predict the tiles in the runtime that judges; `what` names the set."""
+    title = f"{candidate.precision}, {what}"
+    return predict(candidate.graph, tiles, reader, title, candidate.early_exit)
+
+
+def check_groups(result: GateResult, probabilities: Probabilities, gate_set: GateSet) -> GateResult:
+    """Fail a result with an early exit if a gate group changes more than a tenth of its labels."""
+    changed = probabilities.argmax(axis=1) != gate_set.reference.argmax(axis=1)
+    found = lost_groups(changed, gate_set.tiles.groups)
+    if not found.lost:
+        return result
+    reason = (
+        f"{found.lost} of {found.groups} groups change more than a tenth of their labels, one "
+        f"{100 * found.largest_loss:.0f} % of them; allowed none"
+    )
+    return structs.replace(result, verdict="fail", reasons=[*result.reasons, reason])
 
 
 def check_in_openvino(
     result: GateResult,
-    graph: bytes,
+    candidate: Candidate,
     probabilities: Probabilities,
     gate_set: GateSet,
     reader: TileReader,
-) -> GateResult:
-    """Judge what OpenVINO computes from an INT8 graph that passed in ONNX Runtime.
+) -> tuple[GateResult, Output | None]:
+    """Judge what OpenVINO computes from an INT8 candidate that passed in ONNX Runtime.
 
     First with BF16 beside INT8, if this CPU has BF16; in FP32 if that does not pass or the CPU has
     no BF16. `infer` uses what passed here. A graph that passes in neither does not pass. Without
@@ -136,22 +176,28 @@ def check_in_openvino(
 
     Args:
         result: the verdict in ONNX Runtime.
-        graph: the ONNX file.
+        candidate: its graphs.
         probabilities: those of ONNX Runtime.
         gate_set: the tiles that judge.
         reader: reads them.
+
+    Returns:
+        The result, and what OpenVINO predicts; None if it does not run here.
     """
+    graph, title = GraphBytes(candidate.graph), f"{candidate.precision}, gate, openvino"
     for bf16 in (True, False):
-        load = partial(OpenVinoEngine, threads=available_cores(), latency=True, bf16=bf16)
+        load = partial(OpenVinoEngine, bf16=bf16)
         try:
-            engine = load(GraphBytes(graph))
+            engine = load_model(load, graph, candidate.early_exit, available_cores(), latency=True)
         except Exception:  # not installed or not able to load the graph; OpenVINO's own types
-            return result
+            return result, None
         with closing(engine):
             float_type = engine.float_type
-            output = predict_with(engine, gate_set.tiles, reader, "int8, gate, openvino")
+            output = predict_with(engine, gate_set.tiles, reader, title)
         ours = output.probabilities
         judged = gate_set.judge(ours, result.looks)
+        if candidate.second is not None:
+            judged = check_groups(judged, ours, gate_set)
         same = agreement(ours, probabilities)
         check = OpenVinoCheck(
             verdict=judged.verdict,
@@ -162,9 +208,10 @@ def check_in_openvino(
         if judged.verdict == "pass" or float_type == "fp32":
             break
     if judged.verdict == "pass":
-        return structs.replace(result, openvino=check)
+        return structs.replace(result, openvino=check), output
     reasons = [*result.reasons, *(f"in OpenVINO: {reason}" for reason in judged.reasons)]
-    return structs.replace(result, openvino=check, verdict=judged.verdict, reasons=reasons)
+    result = structs.replace(result, openvino=check, verdict=judged.verdict, reasons=reasons)
+    return result, output
 
 
 def check_fp16_range(result: GateResult, peak: float) -> GateResult:
@@ -229,7 +276,10 @@ class MeasuredVariant:
 
 
 def measure_variant(
-    evaluation: Evaluation, inputs: ExportInputs, reference: MeasuredVariant | None = None
+    evaluation: Evaluation,
+    inputs: ExportInputs,
+    reference: MeasuredVariant | None = None,
+    threshold: float | None = None,
 ) -> MeasuredVariant:
     """Measure an evaluated candidate: on the test tiles, its limits, its speed on this machine.
 
@@ -239,26 +289,28 @@ def measure_variant(
         evaluation: the candidate, judged by the gate.
         inputs: the tiles.
         reference: full precision, measured; None for full precision itself.
+        threshold: of the scores; None: the validation tiles give it.
     """
     candidate, result = evaluation.candidate, evaluation.gate
     precision, reader, test = candidate.precision, inputs.reader, inputs.test
     bf16 = result.openvino is not None and result.openvino.floating_point == "bf16"
     outputs = {"gate": evaluation.output, "validation": evaluation.output}
     if inputs.eight_bit:  # else all validation tiles are gate tiles
-        title = f"{precision}, calibration"
-        others = predict(candidate.graph, inputs.calibration, reader, title)
+        others = predict_candidate(candidate, inputs.calibration, reader, "calibration")
         outputs["validation"] = join_outputs([others, evaluation.output])
     report = None
     some = reader.read(inputs.gate.every(SPEED_TILES))
-    speeds = tiles_per_second(candidate.graph, some, bf16)
+    speeds = tiles_per_second(candidate.graph, some, bf16, early_exit=candidate.early_exit)
     if len(test) and (reference is None or "test" in reference.outputs):
-        on_test = predict(candidate.graph, test, reader, f"{precision}, test")
+        on_test = predict_candidate(candidate, test, reader, "test")
         if np.isfinite(on_test.probabilities).all():
             outputs["test"] = on_test
             theirs = on_test if reference is None else reference.outputs["test"]
             report = _test_report(on_test.probabilities, theirs.probabilities, test)
     sets = inputs.known_sets
-    known = known_variant(outputs, sets, inputs.known, reference.outputs if reference else None)
+    known = known_variant(
+        outputs, sets, inputs.known, reference.outputs if reference else None, threshold
+    )
     result = check_scores(result, known)
     quantized = candidate.calibration is not None
     entry = VariantEntry(
@@ -275,8 +327,29 @@ def measure_variant(
         test=report,
         known=known,
         sets=set_rules(outputs, sets),
+        early_exit=_early_exit_entry(candidate, outputs, reference, inputs),
     )
     return MeasuredVariant(evaluation, entry, outputs)
+
+
+def _early_exit_entry(
+    candidate: Candidate,
+    outputs: dict[str, Output],
+    reference: MeasuredVariant | None,
+    inputs: ExportInputs,
+) -> EarlyExit | None:
+    """The record of the early exit with what the gate and the test tiles say about it."""
+    if candidate.second is None or reference is None:
+        return None
+    left: dict[str, Share] = {}
+    groups: dict[str, LostGroups] = {}
+    for name, tiles in inputs.judging_sets.items():
+        if name not in outputs or (stage := outputs[name].stage) is None:
+            continue
+        ours, theirs = (o[name].probabilities.argmax(axis=1) for o in (outputs, reference.outputs))
+        left[name] = share_of(stage == 1, tiles.groups)
+        groups[name] = lost_groups(ours != theirs, tiles.groups)
+    return structs.replace(candidate.second.entry, left=left, groups=groups)
 
 
 def _test_report(
@@ -302,8 +375,8 @@ def describe_proofs(variants: Sequence[MeasuredVariant], validation: int) -> str
     looks = sum(v.entry.gate.looks - 1 for v in variants if v.precision is Precision.INT8)
     if looks:
         proofs.append(f"{looks} further int8 candidates on the same gate tiles")
-    if any(v.entry.gate.openvino for v in variants):
-        proofs.append("int8 in OpenVINO on the gate tiles")
+    if in_openvino := ", ".join(v.precision for v in variants if v.entry.gate.openvino):
+        proofs.append(f"{in_openvino} in OpenVINO on the gate tiles")
     if tested:
         proofs.append(f"all {len(tested)} variants on {tested[0]} test tiles")
     return "; ".join(proofs)

@@ -78,7 +78,7 @@ def build_graph(
             writer.mean_patch(tokens, "features")
             outputs.append(float_info("features", ["N", student.width]))
         if student.known and student.known.block == i + 1:
-            writer.score(tokens, student.known)
+            writer.score(writer.mean_patch(tokens, "known.features"), student.known)
             outputs.append(float_info("ood", ["N"]))
     writer.classify(tokens, temperature)
     if statistics:
@@ -177,14 +177,17 @@ class ModelWriter(GraphWriter):
         positions[:, 1] += w["dist_token"][:, 0]
         return self.record_peak(self.op("Add", [x, self.real("positions", positions)]))
 
-    def block(self, index: int, x: str) -> str:
-        """One pre-norm transformer block; the last one returns only the two class tokens."""
+    def block(self, index: int, x: str, output: str = "") -> str:
+        """One pre-norm transformer block; the last one returns only the two class tokens.
+
+        `output`: the name of what it returns; '' for any.
+        """
         name, last = f"blocks.{index}", index == self.student.depth - 1
         y = self.attention(f"{name}.attn", self.layer_norm(f"{name}.norm1", x), last)
         x = self.record_peak(self.op("Add", [self.class_tokens(x) if last else x, y]))
         y = self.linear(f"{name}.mlp.fc1", self.layer_norm(f"{name}.norm2", x))
         y = self.linear(f"{name}.mlp.fc2", self.op("Gelu", [y]))
-        return self.record_peak(self.op("Add", [x, y]))
+        return self.record_peak(self.op("Add", [x, y], outputs=[output] if output else ()))
 
     def attention(self, name: str, x: str, last: bool) -> str:
         """Multi-head self-attention (N, T, D) → (N, T, D), or (N, 2, D) in the last block."""
@@ -221,8 +224,8 @@ class ModelWriter(GraphWriter):
             x = self.cast(x, np.float32)
         return self.op("ReduceMean", [x, self.integers("axis", [1])], outputs=[name], keepdims=0)
 
-    def score(self, x: str, known: KnownTissue) -> None:
-        """Tokens (N, T, D) → `ood` (N,), the distance to the nearest class centre."""
+    def score(self, features: str, known: KnownTissue) -> None:
+        """Features (N, D) → `ood` (N,), the distance to the nearest class centre."""
         classes, width = known.centres.shape
         parameters = {
             "whitening": known.whitening,
@@ -240,7 +243,7 @@ class ModelWriter(GraphWriter):
         def gemm(x: str, name: str) -> str:
             return self.op("Gemm", [x, constants[name], constants[f"{name}.bias"]])
 
-        white = gemm(self.mean_patch(x, "known.features"), "whitening")  # (N, D)
+        white = gemm(features, "whitening")  # (N, D)
         lengths = gemm(self.op("Mul", [white, white]), "ones")  # (N, C), all columns alike
         distances = self.op("Add", [lengths, gemm(white, "centres")])
         self.op("ReduceMin", [distances, self.integers("axis", [1])], outputs=["ood"], keepdims=0)

@@ -1,13 +1,105 @@
-"""The INT8 graph in stages whose 8-bit parts can be switched off, to measure their cost."""
+"""The INT8 graph in stages: cut at an early exit, or with parts that can be switched off."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from edgelung.core.precision import Precision
+from edgelung.evaluation.known import KnownTissue
+from edgelung.export.eight_bit import Array
 from edgelung.export.graph import ModelWriter
 from edgelung.export.graph_writer import float_info, pixels_info, switches_info
 from edgelung.export.student import Student
+
+
+@dataclass(frozen=True)
+class ExitHead:
+    """What answers at an early exit, from the mean patch token x there: softmax(x · weight + bias).
+
+    Attributes:
+        weight: float64 (D, classes), the temperature inside.
+        bias: float64 (classes,).
+        known: what the tokens of training tiles look like there; its block is that of the exit.
+    """
+
+    weight: Array
+    bias: Array
+    known: KnownTissue
+
+
+def build_exit_features(
+    student: Student,
+    block: int,
+    input_scales: Mapping[str, float],
+    input_means: Mapping[str, Array],
+) -> onnx.ModelProto:
+    """Build the INT8 graph `tiles` → `features` float32 [N, D], the mean patch token after `block`.
+
+    `input_scales`, `input_means`: see `graph.build_graph`.
+    """
+    writer = ModelWriter(student, Precision.INT8, input_scales, input_means)
+    writer.mean_patch(_up_to(writer, block), "features")
+    outputs = [float_info("features", ["N", student.width])]
+    return writer.model("features", [pixels_info("tiles", student.size)], outputs)
+
+
+def build_exit_stages(
+    student: Student,
+    head: ExitHead,
+    temperature: float,
+    input_scales: Mapping[str, float],
+    input_means: Mapping[str, Array],
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Build the INT8 graph in two: up to the exit of `head`, and from there to the end.
+
+    The first is `tiles` → `probs`, `ood`, `tokens` float32 [N, T, D], the second `tokens` →
+    `probs`, `ood`. Both have the outputs of `graph.build_graph`, the first from its `head`. The
+    tokens are handed on in the type in which the residual stream is summed: nothing is rounded.
+
+    `temperature`, `input_scales`, `input_means`: see `graph.build_graph`.
+    """
+    known, block = student.known, head.known.block
+    if known is None or known.block < block:
+        raise ValueError(f"an exit after block {block} behind the block of the score")
+    tokens = float_info("tokens", ["N", student.tokens, student.width])
+    answers = [float_info("probs", ["N", len(student.classes)]), float_info("ood", ["N"])]
+
+    first = ModelWriter(student, Precision.INT8, input_scales, input_means)
+    write_head(first, _up_to(first, block, "tokens"), head)
+    pixels = [pixels_info("tiles", student.size)]
+
+    second = ModelWriter(student, Precision.INT8, input_scales, input_means)
+    x = "tokens"
+    for i in range(block, student.depth + 1):
+        if i == known.block:
+            second.score(second.mean_patch(x, "known.features"), known)
+        if i < student.depth:
+            x = second.block(i, x)
+    second.classify(x, temperature)
+    return (
+        first.model(f"{student.architecture}, stage 1", pixels, [*answers, tokens]),
+        second.model(f"{student.architecture}, stage 2", [tokens], answers),
+    )
+
+
+def write_head(writer: ModelWriter, tokens: str, head: ExitHead) -> None:
+    """Tokens (N, T, D) → `probs` (N, classes) and `ood` (N,) of an exit."""
+    features = writer.mean_patch(tokens, "features")
+    writer.score(features, head.known)
+    parameters = {"exit.weight": head.weight, "exit.bias": head.bias}
+    constants = [writer.constant(n, v.astype(np.float32)) for n, v in parameters.items()]
+    logits = writer.op("Gemm", [features, *constants], name="exit")
+    writer.op("Softmax", [logits], outputs=["probs"], axis=-1)
+
+
+def _up_to(writer: ModelWriter, block: int, output: str = "") -> str:
+    """The tokens after `block` blocks (N, T, D), named `output`."""
+    x = writer.embed("tiles")
+    for i in range(block):
+        x = writer.block(i, x, output if i == block - 1 else "")
+    return x
 
 
 def build_switched_stages(

@@ -65,6 +65,7 @@ def known_variant(
     sets: Mapping[str, TileSet],
     known: float,
     reference: Mapping[str, Output] | None,
+    threshold: float | None = None,
 ) -> KnownVariant | None:
     """The threshold of a variant and what it is worth; None if its graph has no score.
 
@@ -73,18 +74,25 @@ def known_variant(
         sets: the tiles of these sets.
         known: share of the validation tiles that shall not be above the threshold.
         reference: the outputs of full precision; None for full precision itself.
+        threshold: of a variant with an early exit, that of the variant without one: the tiles that
+            go through the whole model have the same scores, the others are known already.
     """
     scores = {name: output.ood for name, output in outputs.items() if output.ood is not None}
     if not scores or not all(np.isfinite(values).all() for values in scores.values()):
         return None
-    threshold = _written(threshold_of(scores["validation"], sets["validation"].groups, known))
+    if threshold is None:
+        threshold = _written(threshold_of(scores["validation"], sets["validation"].groups, known))
     test = None
     if "test" in scores:
         test = share_of(scores["test"] <= threshold, sets["test"].groups)
     correlation = same = None
     if reference is not None and (theirs := reference["gate"].ood) is not None:
         limit = threshold_of(_score(reference["validation"]), sets["validation"].groups, known)
-        correlation = rank_correlation(scores["gate"], theirs)
+        # At an early exit the score is another: only its verdict can be compared.
+        stage = outputs["gate"].stage
+        whole = np.ones(len(theirs), bool) if stage is None else stage == 2
+        if whole.sum() > 1:
+            correlation = rank_correlation(scores["gate"][whole], theirs[whole])
         same = float(((scores["gate"] > threshold) == (theirs > limit)).mean())
     return KnownVariant(
         threshold=threshold,

@@ -8,8 +8,10 @@ from edgelung.artifacts.results import Limits
 from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
+from edgelung.evaluation.gate import MORE_GROUPS
 from edgelung.export.calibrate import collect_tile_stats
 from edgelung.export.candidates import Candidate, float_candidate, quantized_candidate
+from edgelung.export.early_exit import early_exit_candidate
 from edgelung.export.evaluate import (
     Evaluation,
     GateSet,
@@ -56,11 +58,12 @@ class VariantMaker:
         return self._judged(candidate)
 
     def int8(
-        self, plan: Plan, refine: Refine | None = None
+        self, plan: Plan, refine: Refine | None = None, *, early_exit: bool = False
     ) -> tuple[list[MeasuredVariant], Sensitivity]:
         """INT8 on an FP32 base and on an FP16 base, and the sensitivity of its parts.
 
-        Both are written from the same plan, with the same linears in floating point.
+        All are written from the same plan, with the same linears in floating point. With
+        `early_exit` there is a third one, if INT8 passed and the groups show that it is safe.
         """
         ranking = rank_parts(plan, self.inputs)
         search = Int8Search(
@@ -77,8 +80,34 @@ class VariantMaker:
             logger.info("INT8 did not pass; `infer` uses the best variant that did")
         kept = choice.evaluation.candidate.kept_in_float
         candidate = quantized_candidate(choice.plan, self.temperature, Precision.INT8_FP16, kept)
-        on_fp16 = self._judged(candidate, choice.evaluation.gate.looks)
-        return [on_fp32, on_fp16], ranking
+        variants = [on_fp32, self._judged(candidate, choice.evaluation.gate.looks)]
+        if early_exit and (made := self._early_exit(choice.plan, on_fp32)):
+            variants.append(made)
+        return variants, ranking
+
+    def _early_exit(self, plan: Plan, int8: MeasuredVariant) -> MeasuredVariant | None:
+        """INT8 with an early exit, the rest like `int8`; None if it would not be safe."""
+        known = int8.entry.known
+        if not int8.evaluation.passed or known is None:
+            logger.info("no early exit: INT8 did not pass its gate, and it is made from INT8")
+            return None
+        reference = self.full_precision.outputs["validation"].probabilities
+        candidate = early_exit_candidate(
+            plan,
+            self.inputs,
+            self.temperature,
+            int8.evaluation.candidate.kept_in_float,
+            reference[: len(self.inputs.calibration)],  # they come first
+            known.threshold,
+        )
+        if candidate is None:
+            logger.info(
+                "no early exit: too few groups to show that it would change few labels; %s",
+                MORE_GROUPS,
+            )
+            return None
+        evaluation = evaluate_candidate(candidate, self.gate_set, self.inputs.reader)
+        return self._measured(evaluation, known.threshold)
 
     def fp8(self, plan: Plan) -> MeasuredVariant:
         """FP8 (E4M3) on an FP16 base, for GPUs that have it (SM 8.9 and later)."""
@@ -88,11 +117,11 @@ class VariantMaker:
         evaluation = evaluate_candidate(candidate, self.gate_set, self.inputs.reader, looks)
         return self._measured(evaluation)
 
-    def _measured(self, evaluation: Evaluation) -> MeasuredVariant:
+    def _measured(self, evaluation: Evaluation, threshold: float | None = None) -> MeasuredVariant:
         gate = evaluation.gate
         text = f"{gate.verdict}: {'; '.join(gate.reasons)}" if gate.reasons else gate.verdict
         logger.info("%s gate: %s", evaluation.candidate.precision, text)
-        return measure_variant(evaluation, self.inputs, self.full_precision)
+        return measure_variant(evaluation, self.inputs, self.full_precision, threshold)
 
 
 def prepare_variants(inputs: ExportInputs, temperature: float, limits: Limits) -> VariantMaker:

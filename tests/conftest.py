@@ -157,6 +157,18 @@ def bundle_folder(run: Path, shared_folder: Path) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def early_exit_bundle(run: Path, bundle_folder: Path, shared_folder: Path) -> Path:
+    """`bundle_folder` with an early exit that some tiles take and others do not."""
+    from early_exits import add_early_exit
+
+    def make(folder: Path) -> None:
+        shutil.copytree(bundle_folder, folder)
+        add_early_exit(folder, run)
+
+    return make_once(shared_folder / "early-exit", make)
+
+
 @pytest.fixture
 def bundle(bundle_folder: Path) -> Bundle:
     return open_bundle(bundle_folder)

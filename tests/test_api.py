@@ -253,7 +253,7 @@ def test_rows_are_those_of_the_command(
 def test_records_have_the_columns_of_the_rows(classifier: Classifier, paths: list[Path]) -> None:
     (record,) = classifier.classify_all(paths[:1]).to_records()
     columns = ["path", "status", "label", "confidence", "p_lung_aca", "p_lung_n", "p_lung_scc"]
-    assert list(record) == [*columns, "ood", "set", "error"]
+    assert list(record) == [*columns, "ood", "set", "stage", "error"]
 
 
 def test_infer_folder_takes_a_list_and_a_subset(

@@ -79,16 +79,16 @@ __all__ = [
 GOLDEN_FOLDER = "golden"
 REPORT = REPORT_PAGE
 MODEL_CARD = "MODEL_CARD.md"
-GRAPH_RULES = 3  # version of the rules of `graph_profile`; part of the key of a cached verdict
+GRAPH_RULES = 4  # version of the rules of `graph_profile`; part of the key of a cached verdict
 STARTER_NOTE = (
     "no --model: the starter bundle predicts, a model for trying the toolkit, trained on LC25000; "
     "for research only, not for diagnosis"
 )
 
 
-def graph_name(precision: Precision) -> str:
-    """File name of a variant's graph in the bundle."""
-    return f"model.{precision}.onnx"
+def graph_name(precision: Precision, stage: int = 1) -> str:
+    """File name of a variant's graph in the bundle, or of its second one."""
+    return f"model.{precision}.onnx" if stage == 1 else f"model.{precision}.{stage}.onnx"
 
 
 def coverage_key(coverage: float) -> str:
@@ -98,11 +98,15 @@ def coverage_key(coverage: float) -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """One ONNX file of the model at one precision, with its evidence."""
+    """The model at one precision, with its evidence.
+
+    `second`: the graph behind the early exit; None for a model of one graph.
+    """
 
     precision: Precision
     graph: BundleFile
     entry: VariantEntry
+    second: BundleFile | None = None
 
     @property
     def gate(self) -> GateResult:
@@ -210,7 +214,12 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
         tuple(manifest.classes),
         reader,
         {
-            precision: Variant(precision, files[entry.file], entry)
+            precision: Variant(
+                precision,
+                files[entry.file],
+                entry,
+                files[entry.early_exit.file] if entry.early_exit else None,
+            )
             for precision, entry in known_variants(manifest).items()
         },
         tuple(
@@ -312,13 +321,10 @@ def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> di
             f"{folder.path / MANIFEST} lists more than {MAX_TOTAL_BYTES:,} bytes; "
             "export the bundle again"
         )
-    sizes = {"size": size, "classes": len(manifest.classes)}
-    graphs = {entry.file for entry in known_variants(manifest).values()}
+    graphs = _graph_ports(manifest, size)
     hashes = " ".join(listed[name].sha256 for name in sorted(graphs))
-    role = "classifier" if manifest.known is None else "scored-classifier"
     rules = {
-        **{name: str(n) for name, n in sizes.items()},
-        "role": role,
+        "ports": " ".join(str(graphs[name]) for name in sorted(graphs)),
         "rules": f"{__version__} {GRAPH_RULES}",
     }
     cache, key = open_cache("profiles"), Key("profile", {"graphs": hashes}, rules)
@@ -336,11 +342,26 @@ def _read_files(folder: BundleFolder, manifest: BundleManifest, size: int) -> di
                 f"{entry.sha256[:12]!a}; copy the bundle or export it again"
             )
         if data is not None:
-            _check_graph(folder.path / name, data, role, sizes)
+            _check_graph(folder.path / name, data, *graphs[name])
         files[name] = BundleFile(folder.path, name, digest, count)
     if not known:
         cache.try_put(key, b"")
     return files
+
+
+def _graph_ports(manifest: BundleManifest, size: int) -> dict[str, tuple[str, dict[str, int]]]:
+    """The role of each graph (`edgelung.artifacts.graph_profile`) and its sizes, by file name."""
+    whole = "classifier" if manifest.known is None else "scored-classifier"
+    sizes = {"size": size, "classes": len(manifest.classes)}
+    ports = {}
+    for entry in known_variants(manifest).values():
+        if early := entry.early_exit:
+            of_both = sizes | {"tokens": early.tokens, "width": early.width}
+            ports[entry.file] = "first-stage", of_both
+            ports[early.file] = "second-stage", of_both
+        else:
+            ports[entry.file] = whole, sizes
+    return ports
 
 
 def _check_graph(path: Path, data: bytes, role: str, sizes: Mapping[str, int]) -> None:

@@ -34,6 +34,8 @@ class Role(StrEnum):
 
     CLASSIFIER = "classifier"
     SCORED_CLASSIFIER = "scored-classifier"  # also tells how far a tile is from training tiles
+    FIRST_STAGE = "first-stage"  # the same up to an early exit, and the tokens there
+    SECOND_STAGE = "second-stage"  # from those tokens to the end
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,13 @@ class Profile:
 
 _TILES = Port("tiles", UINT8, (BATCH, "size", "size", 3))
 _PROBS = Port("probs", FLOAT, (BATCH, "classes"))
+_OOD = Port("ood", FLOAT, (BATCH,))
+_TOKENS = Port("tokens", FLOAT, (BATCH, "tokens", "width"))
 PROFILES: Mapping[Role, Profile] = {
     Role.CLASSIFIER: Profile(inputs=(_TILES,), outputs=(_PROBS,)),
-    Role.SCORED_CLASSIFIER: Profile(
-        inputs=(_TILES,), outputs=(_PROBS, Port("ood", FLOAT, (BATCH,)))
-    ),
+    Role.SCORED_CLASSIFIER: Profile(inputs=(_TILES,), outputs=(_PROBS, _OOD)),
+    Role.FIRST_STAGE: Profile(inputs=(_TILES,), outputs=(_PROBS, _OOD, _TOKENS)),
+    Role.SECOND_STAGE: Profile(inputs=(_TOKENS,), outputs=(_PROBS, _OOD)),
 }
 
 

@@ -11,6 +11,7 @@ from edgelung.artifacts.results import (
     Concern,
     Estimate,
     GateResult,
+    LostGroups,
     SetSize,
     Share,
     VariantTest,
@@ -99,12 +100,41 @@ class SetRule(Struct, frozen=True, kw_only=True):
     mean_size: float | None
 
 
+class EarlyExit(Struct, frozen=True, kw_only=True):
+    """The early exit of a variant whose model is two graphs (`edgelung.engines.early_exit`).
+
+    `file`, `bytes`: the second graph. `block`: the first graph ends after this block, counted from
+    1, and hands on `tokens` tokens of `width` channels. `confidence`, `known_up_to`: a tile leaves
+    if its largest probability there is at least this, and its score there not above this.
+    `fitted_on`: training tiles of the exit. `calibrated_on`: validation tiles that gave both
+    limits. `max_changed_labels`, `max_lost_groups`: the bounds that `confidence` keeps there, on
+    the share of labels that change, and of groups in which more than a tenth do. `left`: share of
+    the tiles that left, by set ('gate', 'test'). `groups`: the groups in which labels changed, by
+    set.
+    """
+
+    file: str
+    bytes: int
+    block: int
+    tokens: int
+    width: int
+    confidence: float
+    known_up_to: float
+    fitted_on: SetSize
+    calibrated_on: SetSize
+    max_changed_labels: float
+    max_lost_groups: float
+    left: dict[str, Share] = {}
+    groups: dict[str, LostGroups] = {}
+
+
 class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One variant: its file, how it was made, and the evidence for it.
 
     `kept_in_float`: parts that stay in floating point because the gate failed with them in INT8.
     `tiles_per_second`: speed of the network alone, by CPU engine, on the exporting machine.
     `known`, `sets`: None and empty in bundles of an older edgelung. `sets` is keyed by coverage.
+    `early_exit`: None for a model of one graph.
     """
 
     file: str
@@ -120,6 +150,7 @@ class VariantEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     test: VariantTest | None = None
     known: KnownVariant | None = None
     sets: dict[str, SetRule] = {}
+    early_exit: EarlyExit | None = None
 
 
 class GoldenEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,8 +10,10 @@ from edgelung.core.errors import visible
 
 DECIMALS = 6
 COLUMNS_BEFORE = ("path", "status", "label", "confidence")
-COLUMNS_AFTER = ("ood", "set", "error")
+COLUMNS_AFTER = ("ood", "set", "stage", "error")
 SEPARATOR = ";"  # between the names in `set`
+
+Cell = str | float | int | None
 
 
 def probability_column(name: str) -> str:
@@ -43,6 +45,8 @@ class Prediction(Struct, frozen=True):
             a prediction, and if the bundle cannot tell.
         prediction_set: classes that cannot be excluded, in the order of the classes; None unless
             asked for (`--coverage`).
+        stage: 1 if the tile left the model at its early exit, 2 if it went through all of it; None
+            without a prediction, and if the model has no early exit.
     """
 
     path: str
@@ -53,6 +57,7 @@ class Prediction(Struct, frozen=True):
     error: str = ""
     ood: float | None = None
     prediction_set: tuple[str, ...] | None = None
+    stage: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,19 +67,19 @@ class Predictions:
     classes: tuple[str, ...]
     rows: tuple[Prediction, ...]
 
-    def to_records(self) -> list[dict[str, str | float | None]]:
+    def to_records(self) -> list[dict[str, Cell]]:
         """One dict per row, keyed by column name, for example for `pandas.DataFrame`."""
         names = columns(self.classes)
         return [dict(zip(names, cells_of(row, self.classes), strict=True)) for row in self.rows]
 
 
-def cells_of(row: Prediction, classes: Sequence[str]) -> list[str | float | None]:
+def cells_of(row: Prediction, classes: Sequence[str]) -> list[Cell]:
     """The cells of a row, in the order of `columns`."""
     numbers = row.probabilities or (None,) * len(classes)
     names = set_cell(row) or None
     return [
         *(row.path, row.status, row.label, row.confidence, *numbers),
-        *(row.ood, names, row.error or None),
+        *(row.ood, names, row.stage, row.error or None),
     ]
 
 

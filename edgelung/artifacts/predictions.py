@@ -1,11 +1,11 @@
 """Predictions: one row per file, as CSV, JSON Lines or Parquet.
 
-    path,status,label,confidence,p_<class>…,ood,set,error
+    path,status,label,confidence,p_<class>…,ood,set,stage,error
 
 `FORMATS` holds one writer and one reader per format. A missing value is an empty cell in CSV and
 null in the other two formats. CSV and JSON Lines hold probabilities with `DECIMALS` decimals,
 Parquet holds the float32 values. `set` holds names of classes with a semicolon between them. Files
-of edgelung 0.1 without the columns `ood` and `set` are read too.
+of an older edgelung without the columns `ood`, `set` and `stage` are read too.
 """
 
 import csv
@@ -23,6 +23,7 @@ from edgelung.artifacts.prediction_rows import (
     DECIMALS,
     SEPARATOR,
     ByteWriter,
+    Cell,
     Prediction,
     Predictions,
     VisibleWriter,
@@ -65,7 +66,7 @@ __all__ = [
 
 ROW_GROUP = 8_192  # rows per Parquet row group; bounds the memory of the writer
 MADE_BY = {"made by": "edgelung infer"}  # Parquet metadata that marks our files
-_OLDER_AFTER = ("error",)  # of edgelung 0.1
+_AFTER = (COLUMNS_AFTER, ("ood", "set", "error"), ("error",))  # newest first
 
 
 class PredictionsWriter(Protocol):
@@ -98,7 +99,8 @@ class CsvWriter:
             texts = (row.path, row.label or "", set_cell(row), row.error)
             path, label, names, error = map(safe_cell, texts)
             ood = "" if row.ood is None else f"{row.ood:.{DECIMALS}f}"
-            lines.append([path, row.status, label, *numbers, ood, names, error])
+            stage = "" if row.stage is None else str(row.stage)
+            lines.append([path, row.status, label, *numbers, ood, names, stage, error])
         self._write_lines(lines)
 
     def close(self) -> None:
@@ -140,11 +142,13 @@ class ParquetWriter:
         self._arrow, parquet = _import_pyarrow()
         self._classes = classes
         text, number = self._arrow.string(), self._arrow.float32()
-        types = [text, text, text, number, *[number] * len(classes), number, text, text]
+        integer = self._arrow.int8()
+        numbers = [number] * (1 + len(classes))
+        types = [text, text, text, *numbers, number, text, integer, text]
         names = columns(classes)
         self._schema = self._arrow.schema(list(zip(names, types, strict=True)), MADE_BY)
         self._writer = parquet.ParquetWriter(file, self._schema)
-        self._buffered: list[list[str | float | None]] = []
+        self._buffered: list[list[Cell]] = []
 
     def write(self, rows: Iterable[Prediction]) -> None:
         """See `PredictionsWriter`."""
@@ -196,7 +200,8 @@ def _read_csv(file: IO[bytes]) -> Predictions:
             numbers = [float(cell) if cell else None for cell in cells[3:end]]
             last = dict(zip(after, map(raw_cell, cells[end:]), strict=True))
             score = float(last["ood"]) if last.get("ood") else None
-            ending = [score, last.get("set"), last["error"]]
+            stage = int(last["stage"]) if last.get("stage") else None
+            ending = [score, last.get("set"), stage, last["error"]]
             rows.append(_prediction([*map(raw_cell, cells[:3]), *numbers, *ending], classes))
     return Predictions(classes, tuple(rows))
 
@@ -246,20 +251,20 @@ def _classes_from(names: Sequence[str]) -> tuple[str, ...]:
 
 def _after(names: Sequence[str]) -> Sequence[str]:
     """The columns behind the probabilities: those of this version or of an older one."""
-    is_new = tuple(names[-len(COLUMNS_AFTER) :]) == COLUMNS_AFTER
-    return COLUMNS_AFTER if is_new else _OLDER_AFTER
+    of_file = (after for after in _AFTER if tuple(names[-len(after) :]) == after)
+    return next(of_file, COLUMNS_AFTER)
 
 
 def _with_all_columns(cells: Iterable[Json], names: Sequence[str]) -> list[Json]:
     """The cells in the order of `columns`; None for the columns that an older file lacks."""
-    before = list(cells)
-    error = before.pop()
-    return [*before, *[None] * (len(COLUMNS_AFTER) - len(_after(names))), error]
+    by_name = dict(zip(names, cells, strict=True))
+    after = [by_name.get(name) for name in COLUMNS_AFTER]
+    return [*list(by_name.values())[: len(names) - len(_after(names))], *after]
 
 
 def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
     """Convert cells, in the order of `columns`, to a row. Raises ValueError for a wrong cell."""
-    path, status, label, *numbers, ood, names, error = cells
+    path, status, label, *numbers, ood, names, stage, error = cells
     if not (isinstance(path, str) and isinstance(status, str) and isinstance(error, str | None)):
         raise ValueError("a row has no path, no status, or an error that is not text")
     if label and label not in classes:
@@ -268,6 +273,8 @@ def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
         return Prediction(path, status, label or None, error=error or "")
     if not isinstance(ood, float | None) or not isinstance(names, str | None):
         raise ValueError(f"the score of {path} is no number, or its set is not text")
+    if stage not in (None, 1, 2):
+        raise ValueError(f"the stage of {path} is {stage}; expected 1 or 2")
     if not all(isinstance(number, float) and 0 <= number <= 1 for number in numbers):
         raise ValueError(f"the probabilities of {path} are not all in 0…1")
     return Prediction(
@@ -279,6 +286,7 @@ def _prediction(cells: Sequence[Json], classes: Sequence[str]) -> Prediction:
         error or "",
         ood,
         _set_from(names, classes) if names else None,
+        stage,
     )
 
 

@@ -28,6 +28,19 @@ class Share(Struct, frozen=True, kw_only=True):
     groups: int
 
 
+class LostGroups(Struct, frozen=True, kw_only=True):
+    """Groups in which a variant changes more than a tenth of the labels of full precision.
+
+    `largest_loss`: the largest share of changed labels in a group. `bound`: exact 95 % upper bound
+    on the share of such groups among all sources.
+    """
+
+    groups: int
+    lost: int
+    largest_loss: float
+    bound: float
+
+
 class Estimate(Struct, frozen=True, kw_only=True):
     """A figure with its 95 % interval over groups.
 

@@ -75,6 +75,8 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         golden_difference: largest |Δ probability| on the bundle's golden tiles.
         files: number of rows. failed: rows without a prediction because of an error.
         labels: class → number of files with this label.
+        stages: '1' → tiles that left the model at its early exit, '2' → tiles that went through all
+            of it; empty for a model without one.
         verify: the comparison with full precision; None without `--verify`.
         exit_code: see `edgelung.core.errors.ExitCode`.
         out, out_sha256: the file of the rows ('-' is standard output) and the hash of what was
@@ -133,6 +135,7 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     waiting: int | None = None
     concerns: list[Concern] = []
     links_skipped: int = 0
+    stages: dict[str, int] = {}
     journal_checksum: str | None = None
     journal_dropped: int = 0
     knows_unknown: bool = False

@@ -18,7 +18,7 @@ from edgelung.cli.options import (
 from edgelung.engines.names import EngineName
 
 if TYPE_CHECKING:
-    from edgelung.artifacts.manifest import BundleManifest, Sensitivity
+    from edgelung.artifacts.manifest import BundleManifest, EarlyExit, Sensitivity
 
 
 VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"
@@ -57,6 +57,15 @@ def export(
             "--qat",
             rich_help_panel=VARIANTS,
             help="If INT8 does not pass its gate, train it on the training tiles.",
+        ),
+    ] = False,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            rich_help_panel=VARIANTS,
+            help="Add INT8 with an early exit, for CPUs: tiles that the first blocks are sure of "
+            "skip the others.",
         ),
     ] = False,
     data: Annotated[
@@ -196,8 +205,7 @@ def export(
     from edgelung.core.precision import Precision
     from edgelung.core.typed_json import plain
 
-    if qat and not int8:
-        raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
+    _check_int8(int8, qat=qat, early_exit=early_exit)
     RunFolder(run).check_one_model()
     if recalibrate_groups and not recalibrate:
         raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
@@ -210,11 +218,12 @@ def export(
         from edgelung.export.build import export_run
         from edgelung.export.recalibrate import SiteTiles
 
-    variants = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
+    asked = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
+    asked[Precision.INT8_EARLY_EXIT] = early_exit
     bundle = export_run(
         run,
         out,
-        precisions=frozenset(precision for precision, asked in variants.items() if asked),
+        precisions=frozenset(precision for precision in asked if asked[precision]),
         qat=qat,
         data=data,
         known=known,
@@ -239,8 +248,19 @@ def export(
     is_useful = _report_concerns(bundle.manifest)
     if is_useful and not as_json:
         print_next("infer", "FOLDER", "--model", out)
-    if any(not variant.passed for variant in bundle.variants.values()) and not allow_drop:
+    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
+    if not (as_asked and all(v.passed for v in bundle.variants.values())) and not allow_drop:
         raise typer.Exit(ExitCode.GATE)
+
+
+def _check_int8(int8: bool, *, qat: bool, early_exit: bool) -> None:
+    """Refuse options of the INT8 variant without it."""
+    from edgelung.core.errors import EdgelungError
+
+    if qat and not int8:
+        raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
+    if early_exit and not int8:
+        raise EdgelungError("--early-exit is made from the INT8 variant; it needs --int8")
 
 
 def _report_concerns(manifest: "BundleManifest") -> bool:
@@ -251,6 +271,17 @@ def _report_concerns(manifest: "BundleManifest") -> bool:
     for concern in concerns:
         report("%s", concern.text)
     return not any(concern.do_not_use for concern in concerns)
+
+
+def early_exit_in_words(early: "EarlyExit") -> str:
+    """How many tiles leave early, and in how many groups that changes labels."""
+    on = "test" if "test" in early.left else "gate"
+    share, found = early.left[on], early.groups[on]
+    return (
+        f"early exit after block {early.block}: {100 * share.share:.0f} % of the {on} tiles leave; "
+        f"{found.lost} of {found.groups} groups change more than a tenth of their labels "
+        f"(of all sources at most {100 * found.bound:.1f} %)"
+    )
 
 
 def print_table(manifest: "BundleManifest", folder: Path) -> None:
@@ -275,12 +306,15 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
             _figure(test.balanced_accuracy if test else None),
             _figure(entry.gate.agreement),
             "\n".join(f"{engine} {speed:.0f}" for engine, speed in entry.tiles_per_second.items()),
-            f"{entry.bytes / 1e6:.1f}",
+            f"{(entry.bytes + (entry.early_exit.bytes if entry.early_exit else 0)) / 1e6:.1f}",
             entry.meant_for,
         )
     out().print(table)
     if text := _known(manifest):
         out().print(text)
+    for entry in manifest.variants.values():
+        if entry.early_exit:
+            out().print(early_exit_in_words(entry.early_exit))
     out().print(f"bundle  {folder}\nreport  {folder / REPORT}")
 
 

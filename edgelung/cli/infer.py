@@ -288,6 +288,9 @@ def print_summary(summary: "Summary") -> None:
         _speed(summary),
         f"labels    {labels}",
     ]
+    if stages := summary.stages:
+        left = stages.get("1", 0)
+        lines.append(f"early exit {_percent(left / sum(stages.values()))} of the tiles left there")
     if text := _unknown(summary):
         lines.append(f"unknown   {text}")
     if summary.links_skipped:

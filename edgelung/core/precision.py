@@ -16,6 +16,7 @@ class Precision(StrEnum):
     INT8 = "int8"
     INT8_FP16 = "int8-fp16"
     FP8 = "fp8"
+    INT8_EARLY_EXIT = "int8-early-exit"
 
     @property
     def about(self) -> "PrecisionInfo":
@@ -54,5 +55,9 @@ PRECISIONS: Mapping[Precision, PrecisionInfo] = {
     Precision.INT8_FP16: PrecisionInfo(Precision.FP16, "int8", "GPU", 1e-1, 0, "--int8"),
     # E4M3 linears between FP16 tensors.
     Precision.FP8: PrecisionInfo(Precision.FP16, "fp8", "GPU", 1e-1, 89, "--fp8"),
+    # INT8 in two graphs: a tile that the first one is sure of needs no second.
+    Precision.INT8_EARLY_EXIT: PrecisionInfo(
+        Precision.FP32, "int8", "CPU", 1e-1, 0, "--int8 --early-exit"
+    ),
 }
 FULL_PRECISION = Precision.FP32

@@ -1,6 +1,6 @@
 """The protocol of an engine: uint8 tiles in, an `Output` out. Every runtime implements it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeGuard
@@ -14,6 +14,8 @@ from edgelung.kernels.resize import Pixels
 Tiles = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB
 Probabilities = npt.NDArray[np.float32]  # (N, classes)
 Scores = npt.NDArray[np.float32]  # (N,)
+Stages = npt.NDArray[np.uint8]  # (N,), 1 or 2
+Floats = npt.NDArray[np.float32]  # any shape, N first
 AS_IN_FILE = "as in the file"  # a `float_type`: each tensor in the type that the graph gives it
 
 
@@ -28,10 +30,34 @@ class Output(NamedTuple):
         probabilities: float32 (N, classes).
         ood: float32 (N,), how far each tile is from the training tiles; None if the graph does not
             compute it.
+        stage: uint8 (N,), 1 for a tile that left at the early exit, 2 for the others; None if the
+            model has no early exit.
     """
 
     probabilities: Probabilities
     ood: Scores | None = None
+    stage: Stages | None = None
+
+
+def output_of(arrays: Sequence[Floats]) -> Output:
+    """The output from all outputs of a graph, in the order of the file."""
+    return Output(arrays[0], arrays[1] if len(arrays) > 1 else None)
+
+
+class OutputRow(NamedTuple):
+    """What a model says about one tile: probabilities (classes,), score and stage."""
+
+    probabilities: Probabilities
+    ood: float | None
+    stage: int | None
+
+
+def output_rows(output: Output) -> Iterator[OutputRow]:
+    """The output tile by tile."""
+    none = [None] * len(output.probabilities)
+    scores = none if output.ood is None else output.ood.tolist()
+    stages = none if output.stage is None else output.stage.tolist()
+    return map(OutputRow, output.probabilities, scores, stages)
 
 
 NOTHING = Output(np.empty((0, 0), np.float32))  # of no tile
@@ -42,9 +68,11 @@ def join_outputs(parts: Sequence[Output]) -> Output:
     if len(parts) == 1:
         return parts[0]
     scores = [part.ood for part in parts if part.ood is not None]
+    stages = [part.stage for part in parts if part.stage is not None]
     return Output(
         np.concatenate([part.probabilities for part in parts]),
         np.concatenate(scores) if scores else None,
+        np.concatenate(stages) if stages else None,
     )
 
 
@@ -123,6 +151,14 @@ class ResizingEngine(Engine, Protocol):
 def resizes(engine: Engine) -> TypeGuard[ResizingEngine]:
     """Return True if the engine can resize decoded tiles, so that the CPU need not."""
     return bool(getattr(engine, "resizes", False))
+
+
+class StageEngine(Engine, Protocol):
+    """An engine that also runs a part of a model, whatever its input and outputs are."""
+
+    def run(self, batch: Tiles | Floats) -> list[Floats]:
+        """All outputs, in the order of the file, of the graph's one input (N, …)."""
+        ...
 
 
 class EngineFactory(Protocol):

@@ -21,6 +21,7 @@ from edgelung.engines.base import (
     join_outputs,
 )
 from edgelung.engines.cuda import Device, gpu_present
+from edgelung.engines.early_exit import early_exit_of, load_model
 from edgelung.engines.names import AUTO_GPU_ENGINES, CPU_ENGINES, GPU_ENGINES, EngineName
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
 from edgelung.engines.openvino import OpenVinoEngine
@@ -37,8 +38,9 @@ ENGINES: Mapping[EngineName, EngineFactory] = {
     EngineName.ONNXRUNTIME_CUDA: onnxruntime_cuda,
     EngineName.ONNXRUNTIME_TENSORRT: onnxruntime_tensorrt,
 }
-# INT8 linears are the fastest on CPUs. CPUs compute FP16 in FP32, so FP16 only saves disk space.
-CPU_PREFERENCE = (Precision.INT8, Precision.FP32, Precision.FP16)
+# INT8 linears are the fastest on CPUs, and an early exit spares most tiles most of them. CPUs
+# compute FP16 in FP32, so FP16 only saves disk space.
+CPU_PREFERENCE = (Precision.INT8_EARLY_EXIT, Precision.INT8, Precision.FP32, Precision.FP16)
 # Used if a named GPU engine cannot time its variants; INT8 is often not faster on a GPU.
 GPU_PREFERENCE = (Precision.FP16, Precision.INT8_FP16, Precision.INT8, Precision.FP32)
 
@@ -125,7 +127,7 @@ def _open_engine(
             failures.append(f"{name}: {reason}")
             continue
         try:
-            loaded = _factory(factories[name], variant)(variant.graph, cores, latency=latency)
+            loaded = load_variant(factories[name], variant, cores, latency=latency)
         except (EngineUnavailableError, EdgelungError) as error:  # written for users
             failures.append(f"{name}: {error}")
         except Exception as error:  # runtimes raise their own exception types
@@ -141,6 +143,17 @@ def _open_engine(
                 "the CPU"
             ]
     raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(failures)}")
+
+
+def load_variant(
+    factory: EngineFactory, variant: Variant, threads: int, *, latency: bool = False
+) -> Engine:
+    """Load a variant of a bundle. Raises EngineUnavailableError as `load_model` does."""
+    entry, second = variant.entry.early_exit, variant.second
+    early_exit = early_exit_of(entry, second) if entry and second else None
+    return load_model(
+        _factory(factory, variant), variant.graph, early_exit, threads, latency=latency
+    )
 
 
 def _factory(factory: EngineFactory, variant: Variant) -> EngineFactory:
@@ -164,11 +177,11 @@ def _fastest(
     from edgelung.core.cache import engine_cache
     from edgelung.engines.fastest import batch_of, fastest
 
-    passed = [variant for variant in bundle.variants.values() if variant.passed]
+    passed = [v for v in bundle.variants.values() if v.passed and v.second is None]
     variants = passed if precision is None else [bundle.variant(precision)]
 
     def load(name: EngineName, variant: Variant) -> tuple[Engine, float]:
-        engine = factories[name](variant.graph, cores, latency=latency)
+        engine = load_variant(factories[name], variant, cores, latency=latency)
         try:
             return engine, check_golden(bundle, engine, variant.precision)
         except BaseException:
@@ -200,7 +213,7 @@ def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
     parts = np.array_split(tiles, min(engine.concurrency, len(tiles)))
     try:
         with Workers(len(parts)) as pool:
-            probabilities, ood = join_outputs(list(pool.map(engine.infer, parts)))
+            probabilities, ood, _ = join_outputs(list(pool.map(engine.infer, parts)))
     except Exception as error:  # runtimes raise their own exception types
         raise EdgelungError(
             f"{engine.name} cannot run the golden tiles at {precision}: {one_line(error)}"

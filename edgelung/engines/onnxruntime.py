@@ -15,11 +15,11 @@ from edgelung.core.errors import one_line
 from edgelung.engines.base import (
     AS_IN_FILE,
     EngineUnavailableError,
+    Floats,
     Graph,
     Output,
-    Probabilities,
-    Scores,
     Tiles,
+    output_of,
 )
 
 CPU = "CPUExecutionProvider"
@@ -35,10 +35,15 @@ SILENT = 4  # log level 'fatal'; every error that is not fatal is raised as an e
 class Session(Protocol):
     """What this module uses of `onnxruntime.InferenceSession`, which has no types."""
 
-    def run(
-        self, outputs: list[str] | None, inputs: dict[str, Tiles]
-    ) -> list[Probabilities | Scores]: ...
+    def run(self, outputs: list[str] | None, inputs: dict[str, Tiles | Floats]) -> list[Floats]: ...
+    def get_inputs(self) -> list["SessionInput"]: ...
     def get_providers(self) -> list[str]: ...
+
+
+class SessionInput(Protocol):
+    """What this module uses of `onnxruntime.NodeArg`."""
+
+    name: str
 
 
 class SessionOptions(Protocol):
@@ -87,11 +92,16 @@ class OnnxRuntimeEngine:
         active = self._session.get_providers()
         if active[:1] != [provider] or set(active) - {provider, CPU}:
             raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {active}")
+        self._input = self._session.get_inputs()[0].name
 
     def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
-        arrays = self._session.run(None, {"tiles": tiles})  # all, in the order of the file
-        return Output(*(np.asarray(array, dtype=np.float32) for array in arrays))
+        return output_of(self.run(tiles))
+
+    def run(self, batch: Tiles | Floats) -> list[Floats]:
+        """See `StageEngine.run`."""
+        arrays = self._session.run(None, {self._input: batch})  # all, in the order of the file
+        return [np.asarray(array, dtype=np.float32) for array in arrays]
 
     def close(self) -> None:
         """See `Engine.close`."""

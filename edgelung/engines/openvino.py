@@ -13,11 +13,11 @@ from edgelung.core.cache import Key, open_cache
 from edgelung.core.errors import one_line
 from edgelung.engines.base import (
     EngineUnavailableError,
+    Floats,
     Graph,
     Output,
-    Probabilities,
-    Scores,
     Tiles,
+    output_of,
 )
 
 Config = dict[str, str | int | bool]
@@ -26,9 +26,7 @@ Config = dict[str, str | int | bool]
 class InferRequest(Protocol):
     """What this module uses of `openvino.InferRequest`, which has no types here."""
 
-    def infer(
-        self, inputs: dict[str, Tiles], *, share_inputs: bool
-    ) -> dict[int, Probabilities | Scores]: ...
+    def infer(self, inputs: list[Tiles | Floats], *, share_inputs: bool) -> dict[int, Floats]: ...
 
 
 class CompiledModel(Protocol):
@@ -92,10 +90,14 @@ class OpenVinoEngine:
 
     def infer(self, tiles: Tiles) -> Output:
         """See `Engine.infer`."""
+        return output_of(self.run(tiles))
+
+    def run(self, batch: Tiles | Floats) -> list[Floats]:
+        """See `StageEngine.run`."""
         request = self._requests.get()
         try:
-            result = request.infer({"tiles": tiles}, share_inputs=True)
-            return Output(*(np.asarray(result[i], np.float32) for i in range(len(result))))
+            result = request.infer([batch], share_inputs=True)
+            return [np.asarray(result[i], np.float32) for i in range(len(result))]
         finally:
             self._requests.put(request)
 

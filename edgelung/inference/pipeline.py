@@ -24,7 +24,16 @@ import numpy as np
 
 from edgelung.core.errors import one_line
 from edgelung.core.workers import Task, Workers
-from edgelung.engines.base import NOTHING, Engine, Output, Probabilities, Tiles, resizes
+from edgelung.engines.base import (
+    NOTHING,
+    Engine,
+    Output,
+    OutputRow,
+    Probabilities,
+    Tiles,
+    output_rows,
+    resizes,
+)
 from edgelung.inference.reading import Reading, Stamp
 from edgelung.kernels.resize import Pixels
 from edgelung.tiles.blank import why_blank
@@ -51,6 +60,7 @@ class Row(Generic[Item]):
         probabilities: float32 (C,); None unless the status is 'ok'.
         reference: the same from full precision; None where it did not run.
         ood: how far it is from the training tiles; None if the model cannot tell.
+        stage: 1 if it left the model at the early exit, 2 if not; None if there is none.
         blank: why it shows no tissue (`edgelung.tiles.blank`); '' if it may.
         stamp: of the item before it was read; None if it could not be looked at.
         size: width and height of the image in pixels; None if it was not decoded.
@@ -64,6 +74,7 @@ class Row(Generic[Item]):
     probabilities: Probabilities | None = None
     reference: Probabilities | None = None
     ood: float | None = None
+    stage: int | None = None
     blank: str = ""
     stamp: Stamp | None = None
     size: Size | None = None
@@ -260,8 +271,7 @@ def _predict_batch(
         seconds = time.perf_counter() - start
         if reference:
             reference_probabilities = _infer(reference, tiles, to_resize).probabilities
-    predicted = iter(output.probabilities)
-    scores = iter(() if output.ood is None else output.ood.tolist())
+    predicted = iter(output_rows(output))
     verified = iter(() if reference_probabilities is None else reference_probabilities)
     return [
         _failed_row(item, one, one.error)
@@ -272,7 +282,6 @@ def _predict_batch(
             engine.name,
             next(predicted),
             next(verified, None),
-            next(scores, None),
             seconds,
         )
         for item, one in zip(items, decoded, strict=True)
@@ -294,12 +303,12 @@ def _predicted_row(
     item: Item,
     one: _Decoded,
     engine: str,
-    probabilities: Probabilities,
+    predicted: OutputRow,
     reference: Probabilities | None,
-    ood: float | None,
     seconds: float,
 ) -> Row[Item]:
-    """The row of a decoded item from its probabilities (C,) and its score."""
+    """The row of a decoded item."""
+    probabilities, ood, stage = predicted
     finite = np.isfinite(probabilities).all() and (ood is None or np.isfinite(ood))
     whose = None if finite else engine
     if reference is not None and not np.isfinite(reference).all():
@@ -313,6 +322,7 @@ def _predicted_row(
         probabilities=probabilities,
         reference=reference,
         ood=ood,
+        stage=stage,
         blank=one.blank,
         stamp=one.stamp,
         size=one.size,

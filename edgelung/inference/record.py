@@ -29,6 +29,7 @@ class Record(NamedTuple):
         other_size: predicted, but of a size in pixels that is far from the training tiles.
         ood: how far it is from the training tiles; None without a prediction or a score.
         prediction_set: indices of the classes that cannot be excluded; None unless asked for.
+        stage: 1 if it left the model at the early exit, 2 if not; None if there is none.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Record(NamedTuple):
     other_size: bool = False
     ood: float | None = None
     prediction_set: list[int] | None = None
+    stage: int | None = None
 
     @property
     def decided(self) -> int | None:
@@ -62,6 +64,7 @@ class Record(NamedTuple):
             self.error,
             self.ood,
             None if self.prediction_set is None else tuple(classes[i] for i in self.prediction_set),
+            self.stage,
         )
 
 
@@ -95,6 +98,8 @@ def fault_of(record: Record, classes: int | None = None) -> str:
         and record.prediction_set[-1] < (classes or len(record.probabilities or ()))
     ):
         return "a set that is empty or names a class that is none"
+    if record.stage not in (None, 1, 2) or (record.stage and record.probabilities is None):
+        return f"a prediction of stage {record.stage}"
     if record.stamp is not None and record.stamp[0] < 0:
         return "a size below 0"
     return ""
@@ -151,6 +156,7 @@ def make_record(row: Row[Item], path: str, rule: LabelRule) -> Record:
         other_size,
         row.ood,
         None if probabilities is None else rule.set_of(probabilities),
+        row.stage,
     )
 
 

@@ -112,6 +112,7 @@ def summarize(
         listing=listing,
         concerns=bundle_concerns(bundle.manifest),
         links_skipped=tally.links,
+        stages=dict(sorted(tally.stages.items())),
         journal_checksum=evidence.journal_checksum,
         journal_dropped=evidence.journal_dropped,
         knows_unknown=chosen.variant.entry.known is not None,

@@ -22,6 +22,7 @@ class Tally:
         statuses: rows by status.
         labels: rows by predicted class, decided ones only.
         links: links that lead out of the folder and were not followed.
+        stages: predicted rows by the stage of the model that answered, if it has an early exit.
         other_sizes: predicted rows whose size in pixels is far from the training tiles.
     """
 
@@ -29,6 +30,7 @@ class Tally:
         self.classes = classes
         self.statuses: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
+        self.stages: Counter[str] = Counter()
         self.other_sizes = self.links = 0
         self._compared = self._same_label = 0
         self._max_difference = 0.0
@@ -37,6 +39,8 @@ class Tally:
         """Count one row."""
         self.statuses[record.status] += 1
         self.other_sizes += record.other_size
+        if record.stage is not None:
+            self.stages[str(record.stage)] += 1
         self.links += record.status == Status.SKIPPED and record.error == LEADS_OUT
         if (label := record.decided) is not None:
             self.labels[self.classes[label]] += 1

@@ -126,7 +126,7 @@ def run_selftest(bundle: Bundle) -> list[EngineTest]:
 
 
 def _run_selftest(bundle: Bundle) -> list[EngineTest]:
-    from edgelung.engines.choose import ENGINES, UNRELIABLE, check_golden
+    from edgelung.engines.choose import ENGINES, UNRELIABLE, check_golden, load_variant
 
     results: list[EngineTest] = []
     for name, factory in ENGINES.items():
@@ -135,7 +135,7 @@ def _run_selftest(bundle: Bundle) -> list[EngineTest]:
                 results.append(EngineTest(name, precision, "unavailable", reason))
                 continue
             try:
-                engine = factory(variant.graph, available_cores())
+                engine = load_variant(factory, variant, available_cores())
             except Exception as error:  # runtimes raise their own exception types
                 lacks_gpu = name in GPU_ENGINES and not gpu_present()
                 reason = "needs an NVIDIA GPU; none is visible" if lacks_gpu else one_line(error)

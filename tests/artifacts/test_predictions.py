@@ -25,7 +25,9 @@ ROWS = (
     Prediction('a,"b"\n.jpg', "ok", "lung_n", 0.75, (0.25, 0.75)),
     Prediction("b.jpg", "truncated", error="cut, off"),
     Prediction("c.jpg", "review", None, 0.5, (0.5, 0.5), "confidence 0.500000 is under 0.6"),
-    Prediction("d.jpg", "unknown", None, 0.75, (0.25, 0.75), "far", 3.5, ("lung, aca", "lung_n")),
+    Prediction(
+        "d.jpg", "unknown", None, 0.75, (0.25, 0.75), "far", 3.5, ("lung, aca", "lung_n"), 2
+    ),
 )
 JSON_ROW = (
     b'{"path": "a", "status": "empty", "label": null, "confidence": null, "p_n": null, '
@@ -75,6 +77,7 @@ def test_records_have_the_columns_of_the_file(suffix: str, tmp_path: Path) -> No
         "p_lung_n": 0.75,
         "ood": None,
         "set": None,
+        "stage": None,
         "error": None,
     }
     assert records[1]["p_lung_n"] is None
@@ -86,11 +89,11 @@ def test_a_file_without_rows_is_read(suffix: str, tmp_path: Path) -> None:
 
 def test_csv_is_rfc_4180_with_six_decimals(tmp_path: Path) -> None:
     assert written(".csv", tmp_path).read_bytes() == (
-        b'path,status,label,confidence,"p_lung, aca",p_lung_n,ood,set,error\r\n'
-        b'"a,""b""\n.jpg",ok,lung_n,0.750000,0.250000,0.750000,,,\r\n'
-        b'b.jpg,truncated,,,,,,,"cut, off"\r\n'
-        b"c.jpg,review,,0.500000,0.500000,0.500000,,,confidence 0.500000 is under 0.6\r\n"
-        b'd.jpg,unknown,,0.750000,0.250000,0.750000,3.500000,"lung, aca;lung_n",far\r\n'
+        b'path,status,label,confidence,"p_lung, aca",p_lung_n,ood,set,stage,error\r\n'
+        b'"a,""b""\n.jpg",ok,lung_n,0.750000,0.250000,0.750000,,,,\r\n'
+        b'b.jpg,truncated,,,,,,,,"cut, off"\r\n'
+        b"c.jpg,review,,0.500000,0.500000,0.500000,,,,confidence 0.500000 is under 0.6\r\n"
+        b'd.jpg,unknown,,0.750000,0.250000,0.750000,3.500000,"lung, aca;lung_n",2,far\r\n'
     )
 
 
@@ -105,6 +108,7 @@ def test_json_lines_hold_null_where_csv_is_empty(tmp_path: Path) -> None:
         "p_lung_n": None,
         "ood": None,
         "set": None,
+        "stage": None,
         "error": "cut, off",
     }
 

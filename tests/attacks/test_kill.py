@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ def many(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(many: Path, bundle: Path, out: Path, *more: str) -> list[str]:
-    words = [EDGELUNG, "infer", many, "--model", bundle, "--out", out, "--precision", "int8", *more]
-    return list(map(str, words))
+def command(many: Path, bundle: Path, out: Path, *more: str, precision: str = "int8") -> list[str]:
+    words = [EDGELUNG, "infer", many, "--model", bundle, "--out", out, "--precision", precision]
+    return list(map(str, [*words, *more]))
 
 
 def finish(words: list[str], code: int = 3) -> subprocess.CompletedProcess[str]:
@@ -55,28 +56,40 @@ def start_and_kill(words: list[str], journal: Path, size: int, number: int) -> i
     return process.wait(60)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "bundle", "precision"),
+    [
+        (3, "bundle_folder", "int8"),
+        pytest.param(30, "bundle_folder", "int8", marks=pytest.mark.slow),
+        pytest.param(30, "early_exit_bundle", "int8-early-exit", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_again_and_again(
-    many: Path, bundle_folder: Path, tmp_path: Path, kills: int
+    many: Path,
+    tmp_path: Path,
+    kills: int,
+    bundle: str,
+    precision: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Bar 3 of 'The folder run'."""
+    bundle_folder = request.getfixturevalue(bundle)
+    run = partial(command, many, bundle_folder, precision=precision)
     whole, out = tmp_path / "whole.csv", tmp_path / "out" / "rows.csv"
     out.parent.mkdir()
-    finish(command(many, bundle_folder, whole))
+    finish(run(whole))
     journal = out.with_name("rows.csv.edgelung-journal")
     rng = random.Random(kills)
     size = 0
     for _ in range(kills):
         # Anywhere from before the first byte to some batches on.
         size += rng.randrange(0, 1298 * 130 // (kills + 1))
-        code = start_and_kill(
-            command(many, bundle_folder, out, "--resume"), journal, size, signal.SIGKILL
-        )
+        code = start_and_kill(run(out, "--resume"), journal, size, signal.SIGKILL)
         assert code == -signal.SIGKILL, "it came to its end before it could be killed"
         assert not out.exists(), "under its final name before it was whole"
         size = journal.stat().st_size if journal.exists() else 0
     kept = journal.exists() and journal.read_bytes().count(b"\n") > 1
-    finish(command(many, bundle_folder, out, "--resume"))
+    finish(run(out, "--resume"))
     assert sorted(out.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
     assert {path.name for path in out.parent.iterdir()} == {"rows.csv", "rows.summary.json"}
     one, other = (json.loads(p.with_suffix(".summary.json").read_text()) for p in (whole, out))

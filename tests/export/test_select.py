@@ -26,6 +26,7 @@ from edgelung.evaluation.gate import LIMITS
 from edgelung.export import calibrate, evaluate, variants
 from edgelung.export.build import export_run
 from edgelung.export.calibrate import plan_int8
+from edgelung.export.candidates import Candidate
 from edgelung.export.evaluate import GateSet, check_fp16_range, check_in_openvino
 from edgelung.export.graph import build_graph, quantizable
 from edgelung.export.inputs import ExportInputs, read_inputs
@@ -143,10 +144,10 @@ def prepared(run: Path) -> tuple[ExportInputs, VariantMaker]:
     return inputs, prepare_variants(inputs, 1.0, WIDE)
 
 
-def passes_in_openvino(result: GateResult, *rest: object) -> GateResult:
+def passes_in_openvino(result: GateResult, *rest: object) -> tuple[GateResult, None]:
     """Instead of `check_in_openvino`, which has its own test: BF16 flips labels of a barely trained
     model."""
-    return result
+    return result, None
 
 
 def test_the_spoilt_linear_is_kept_in_float_and_no_other(
@@ -258,7 +259,8 @@ def test_what_openvino_predicts_must_pass_too(
     passed = gate_set.judge(probabilities)
     assert passed.verdict == "pass"
 
-    right = check_in_openvino(passed, graph, probabilities, gate_set, reader)
+    candidate = Candidate(Precision.INT8, graph, 0)
+    right, output = check_in_openvino(passed, candidate, probabilities, gate_set, reader)
     assert right.verdict == right.openvino.verdict == "pass"
     assert right.openvino.same_label_as_onnxruntime > 0.7  # BF16 flips labels of such a model
 
@@ -268,7 +270,8 @@ def test_what_openvino_predicts_must_pass_too(
             return found._replace(probabilities=np.roll(found.probabilities, 1, axis=1))
 
     monkeypatch.setattr(evaluate, "OpenVinoEngine", Wrong)
-    wrong = check_in_openvino(passed, graph, probabilities, gate_set, reader)
+    assert output.probabilities.shape == probabilities.shape
+    wrong, _ = check_in_openvino(passed, candidate, probabilities, gate_set, reader)
     assert wrong.verdict == "fail"
     assert any(reason.startswith("in OpenVINO: ") for reason in wrong.reasons)
     assert passed.openvino is None, "the verdict that went in is unchanged"

@@ -110,7 +110,9 @@ def planned_builds(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant
         (variant, target)
         for variant in bundle.variants.values()
         for target in targets
-        if variant.passed and int(target.removeprefix("sm_")) >= variant.precision.about.least_sm
+        if variant.passed
+        and variant.second is None  # no engine of a GPU runs an early exit yet
+        and int(target.removeprefix("sm_")) >= variant.precision.about.least_sm
     ]
 
 

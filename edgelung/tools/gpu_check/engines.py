@@ -65,6 +65,7 @@ def parity(bundle: Bundle, tiles: Tiles) -> Figures:
     reference = {
         name: OnnxRuntimeEngine(variant.graph, available_cores(), latency=True)
         for name, variant in bundle.variants.items()
+        if variant.second is None
     }
     full = in_batches(reference[FULL_PRECISION], tiles)
     for precision, engine in reference.items():
