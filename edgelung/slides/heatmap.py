@@ -111,11 +111,12 @@ def hatching(on: TileRaster) -> bytes:
     """PNG of diagonal lines over the tiles that are unlike the training tiles."""
     unknown = on.mean(np.where(on.tiles.unknown, 1.0, 0.0))
     covered = on.picture((np.nan_to_num(unknown) >= 0.5).astype(np.uint8))
-    rows, columns = np.ogrid[: covered.shape[0], : covered.shape[1]]
-    lines = (rows + columns) % HATCH_STEP
-    values = np.where(lines < HATCH_WIDTH, 1, np.where(lines < 2 * HATCH_WIDTH, 2, 0))
+    lines = np.arange(covered.shape[1] + HATCH_STEP) % HATCH_STEP
+    pattern = np.select([lines < HATCH_WIDTH, lines < 2 * HATCH_WIDTH], [1, 2]).astype(np.uint8)
+    for number, row in enumerate(covered):  # in place: the picture may have 16 million pixels
+        row *= pattern[number % HATCH_STEP :][: len(row)]
     colours = np.array([(0, 0, 0), _INK, _PAPER])  # dark and light lines show on any colour
-    return _palette_png((covered * values).astype(np.uint8), colours, HATCH_ALPHA)
+    return _palette_png(covered, colours, HATCH_ALPHA)
 
 
 def mask_picture(mask: npt.NDArray[np.bool_]) -> bytes:
