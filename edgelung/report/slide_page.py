@@ -13,7 +13,6 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
-from PIL import Image
 
 from edgelung.artifacts.slide_summary import FAILED, OK, Blocks, SlideSummary
 from edgelung.artifacts.slide_tiles import SlideTiles
@@ -25,6 +24,7 @@ from edgelung.report.verdicts import Headline, Tone, count
 from edgelung.slides import heatmap
 from edgelung.slides.base import Overview
 from edgelung.slides.colours import NO_LABEL, class_colour, css, probability_colours
+from edgelung.slides.overview import shrink
 from edgelung.slides.tile_raster import Raster, TileRaster
 from edgelung.tiles.resize import Tile
 from edgelung.tiles.status import Status
@@ -126,7 +126,7 @@ def reduced(overview: Overview) -> tuple[Tile, float]:
     factor = round(raster.downsample / overview.downsample)
     if factor == 1:
         return overview.pixels, overview.downsample
-    return np.asarray(Image.fromarray(overview.pixels).reduce(factor)), raster.downsample
+    return shrink(overview.pixels, factor), raster.downsample
 
 
 def slide_layers(

@@ -19,6 +19,7 @@ from edgelung.core.errors import visible
 from edgelung.core.files import atomic_write
 from edgelung.slides.base import Overview
 from edgelung.slides.colours import NO_LABEL, class_colour, probability_colours
+from edgelung.slides.overview import shrink
 from edgelung.slides.tile_raster import Raster, TileRaster
 
 LABELS, LEGEND, MASK, THUMBNAIL = "labels.png", "legend.png", "mask.png", "thumbnail.png"
@@ -135,7 +136,7 @@ def thumbnail(tiles: SlideTiles, overview: Overview) -> bytes:
     raster = Raster(width, height, overview.downsample).reduced(THUMBNAIL_SIDE)
     on = TileRaster(tiles, raster)
     factor = round(raster.downsample / overview.downsample)
-    picture = Image.fromarray(overview.pixels).reduce(factor).convert("RGBA")
+    picture = Image.fromarray(shrink(overview.pixels, factor)).convert("RGBA")
     with Image.open(io.BytesIO(label_map(on))) as labels:
         picture.alpha_composite(labels.convert("RGBA"))
     if tiles.unknown.any():

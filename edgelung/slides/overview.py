@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from edgelung.slides.base import EIGHTHS, Level, Overview
 from edgelung.tiles.resize import Tile
 
 WHITE = 255
 COARSEST = 16
+SHRINK_ROWS = 512  # that `shrink` copies at once
 
 
 @dataclass(frozen=True)
@@ -123,3 +125,13 @@ class Picture:
     def overview(self) -> Overview:
         """The picture, when all of it is finished."""
         return Overview(self._pixels, self._downsample, self._damaged, self._unread)
+
+
+def shrink(pixels: Tile, factor: int) -> Tile:
+    """The mean of `factor` × `factor` pixels, band by band: Pillow copies what it reduces."""
+    rows = max(SHRINK_ROWS // factor, 1) * factor
+    parts = [
+        np.asarray(Image.fromarray(pixels[top : top + rows]).reduce(factor))
+        for top in range(0, len(pixels), rows)
+    ]
+    return np.concatenate(parts)
