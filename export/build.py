@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from edgelung.artifacts.bundle import Bundle
-from edgelung.artifacts.manifest import Sensitivity
+from edgelung.artifacts.manifest import CrossValidation, Sensitivity
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import new_folder
@@ -88,7 +89,7 @@ def export_run(
         tile_um=tile_um,
         known=known,
     )
-    folds = None
+    folds: CrossValidation | UnsetType = UNSET
     if cross_validation:
         folds = read_cross_validation(
             cross_validation, inputs.student.classes, inputs.config.recipe

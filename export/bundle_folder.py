@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import UNSET, structs
+from msgspec import UNSET, UnsetType, structs
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.artifacts.bundle import (
@@ -53,7 +53,7 @@ def write_bundle_folder(
     sensitivity: Sensitivity | None,
     *,
     recalibrated: Recalibration | None,
-    folds: CrossValidation | None,
+    folds: CrossValidation | UnsetType,
 ) -> Bundle:
     """Write everything into a temporary folder beside `out`, and rename it to `out`.
 

@@ -212,7 +212,7 @@ class CrossValidation(Struct, frozen=True, kw_only=True):
     balanced_accuracy: Estimate
 
 
-class Provenance(Struct, frozen=True, kw_only=True):
+class Provenance(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`.
 
     `tile_um_stated_to`: the command that the user stated `tile_um` to, 'train' or 'export'.
@@ -248,7 +248,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     `tile_um`: side of a training tile in micrometres, 5 to 5,000; UNSET where nobody stated it.
     `known`: None in bundles of an older edgelung, which know no unknown tissue.
     `recalibrated`: None if the validation tiles gave the temperature.
-    `cross_validation`: None if `edgelung export` was given none.
+    `cross_validation`: UNSET if `edgelung export` was given none.
     `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
     derives them.
     """
@@ -264,7 +264,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     golden: list[GoldenEntry]
     known: KnownTissue | None = None
     recalibrated: Recalibration | None = None
-    cross_validation: CrossValidation | None = None
+    cross_validation: CrossValidation | UnsetType = UNSET
     tile_sizes: dict[str, int] = {}
     tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | UnsetType = UNSET
     concerns: list[Concern] | UnsetType = UNSET

@@ -44,6 +44,7 @@ CHANGES = {
     "follow_links": ("--follow-links", True),
     "keep_unknown": ("--unknown keep", True),
     "coverage": ("--coverage", 0.99),
+    "shard": ("--shard", "2/3"),
 }
 
 
