@@ -91,9 +91,7 @@ def export_run(
     )
     folds: CrossValidation | UnsetType = UNSET
     if cross_validation:
-        folds = read_cross_validation(
-            cross_validation, inputs.student.classes, inputs.config.recipe
-        )
+        folds = read_cross_validation(cross_validation, inputs.run, inputs.student.classes)
     refine = _training(inputs) if qat else None
     site_tiles = site.read(inputs.student.classes) if site else None
     inputs.reader.keep(inputs.validation, "decode validation tiles")

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgelung.artifacts.manifest import Calibration
-from edgelung.artifacts.manifest import EarlyExit as EarlyExitEntry
+from edgelung.artifacts.manifest import Calibration, EarlyExit
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes
-from edgelung.engines.early_exit import EarlyExit, early_exit_of
+from edgelung.engines.early_exit import ExitPlan, early_exit_of
 from edgelung.export.graph import build_graph, linear_names, quantized_products
 from edgelung.export.plan import Plan
 from edgelung.export.student import Student
@@ -19,7 +18,7 @@ class SecondStage:
     """The graph behind an early exit, and its record for the bundle."""
 
     graph: bytes
-    entry: EarlyExitEntry
+    entry: EarlyExit
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Candidate:
     second: SecondStage | None = None
 
     @property
-    def early_exit(self) -> EarlyExit | None:
+    def early_exit(self) -> ExitPlan | None:
         """What follows the graph; None if nothing does."""
         if self.second is None:
             return None

@@ -8,21 +8,20 @@ from msgspec import UNSET
 from edgelung.artifacts.folds import opened_folds
 from edgelung.artifacts.manifest import CrossValidation
 from edgelung.artifacts.results import Estimate
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.core.typed_json import Json
 
 DESCRIPTIVE = ("description", "seed")  # fields of a recipe that do not change what it is worth
 
 
-def read_cross_validation(
-    folder: Path, classes: Sequence[str], recipe: dict[str, Json]
-) -> CrossValidation:
+def read_cross_validation(folder: Path, run: RunFolder, classes: Sequence[str]) -> CrossValidation:
     """The figures of the student in a finished cross-validation.
 
     Args:
         folder: what `edgelung train --folds` wrote.
+        run: the bundle's run; another recipe or other tiles are allowed and said.
         classes: of the bundle.
-        recipe: of the bundle's run; another one is allowed and said.
 
     Raises:
         EdgelungError: if it is no finished cross-validation, or has other classes.
@@ -44,7 +43,8 @@ def read_cross_validation(
     test = metrics.student.test
     return CrossValidation(
         recipe=str(config.recipe.get("description", "")),
-        same_recipe=_content(config.recipe) == _content(recipe),
+        same_recipe=_content(config.recipe) == _content(run.read_config().recipe),
+        same_tiles=_tiles(folds) == _tiles(run),
         folds=config.folds,
         tiles=test.tiles,
         groups=test.groups,
@@ -53,6 +53,11 @@ def read_cross_validation(
             value=test.balanced_accuracy, interval=test.intervals.balanced_accuracy
         ),
     )
+
+
+def _tiles(run: RunFolder) -> set[str]:
+    """SHA-256 of all tiles of a run."""
+    return {row.sha256 for row in run.read_split()}
 
 
 def _content(recipe: dict[str, Json]) -> dict[str, Json]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung.artifacts.bundle import graph_name
-from edgelung.artifacts.manifest import EarlyExit as EarlyExitEntry
+from edgelung.artifacts.manifest import EarlyExit
 from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
@@ -96,7 +96,7 @@ def early_exit_candidate(
     head, rule = fitted
     first, second = plan.exit_stages(head, temperature, kept)
     after = second.SerializeToString()
-    entry = EarlyExitEntry(
+    entry = EarlyExit(
         file=graph_name(Precision.INT8_EARLY_EXIT, stage=2),
         bytes=len(after),
         block=head.known.block,

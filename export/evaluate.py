@@ -229,15 +229,16 @@ def check_fp16_range(result: GateResult, peak: float) -> GateResult:
 
 def check_scores(result: GateResult, known: KnownVariant | None) -> GateResult:
     """Fail a result if the variant tells unknown tissue otherwise than full precision does."""
-    if known is None or known.rank_correlation is None or known.same_verdict is None:
+    if known is None:
         return result
     reasons = []
-    if known.rank_correlation < LEAST_CORRELATION:
+    if known.rank_correlation is not None and known.rank_correlation < LEAST_CORRELATION:
         reasons.append(
             f"its scores rank the tiles otherwise: correlation {known.rank_correlation:.3f} with "
             f"full precision, at least {LEAST_CORRELATION:g}"
         )
-    differing = round((1 - known.same_verdict) * result.tiles)
+    same = 1.0 if known.same_verdict is None else known.same_verdict
+    differing = round((1 - same) * result.tiles)
     allowed = 1 + int((1 - LEAST_SAME_VERDICT) * result.tiles)
     if differing > allowed:
         reasons.append(

@@ -13,7 +13,7 @@ from edgelung.engines.base import (
     Tiles,
     join_outputs,
 )
-from edgelung.engines.early_exit import EarlyExit, load_model
+from edgelung.engines.early_exit import ExitPlan, load_model
 from edgelung.engines.fastest import seconds_per_batch
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
@@ -26,7 +26,7 @@ def predict(
     tiles: TileSet,
     reader: TileReader,
     title: str,
-    early_exit: EarlyExit | None = None,
+    early_exit: ExitPlan | None = None,
 ) -> Output:
     """Predict the tiles in ONNX Runtime on the CPU, one batch per core at a time.
 
@@ -53,7 +53,7 @@ def tiles_per_second(
     tiles: Tiles,
     bf16: bool,
     repeats: int = 3,
-    early_exit: EarlyExit | None = None,
+    early_exit: ExitPlan | None = None,
 ) -> dict[str, float]:
     """Measure each CPU engine that loads the graph, with all cores on one batch.
 

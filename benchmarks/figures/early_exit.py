@@ -65,7 +65,7 @@ def worth() -> Table:
         for name, row in content[engine].items()
     ]
     header = ["engine", "tiles of", "tiles", "left early", "same label as fp32"]
-    header += ["balanced, points", "groups lost", "of all sources at most", "gate"]
+    header += ["balanced, points", "groups lost", "of all sources at most", "labels at the gate"]
     return Table(header, rows, {RESULT: content})
 
 

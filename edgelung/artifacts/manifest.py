@@ -201,10 +201,12 @@ class CrossValidation(Struct, frozen=True, kw_only=True):
     """What a recipe is worth: every tile predicted by a model that saw no tile of its group.
 
     `recipe`: its description. `same_recipe`: it is that of the bundle's run, but for the seed.
+    `same_tiles`: its tiles are those of the bundle's run.
     """
 
     recipe: str
     same_recipe: bool
+    same_tiles: bool
     folds: int
     tiles: int
     groups: int

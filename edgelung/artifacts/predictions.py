@@ -45,6 +45,7 @@ __all__ = [
     "FORMATS",
     "JSON_LINES",
     "MADE_BY",
+    "MAX_ROWS_BYTES",
     "PARQUET",
     "ROW_GROUP",
     "ByteWriter",
@@ -64,6 +65,7 @@ __all__ = [
     "visible_prediction",
 ]
 
+MAX_ROWS_BYTES = 1 << 31  # of a file that is held in memory: about 20 million rows
 ROW_GROUP = 8_192  # rows per Parquet row group; bounds the memory of the writer
 MADE_BY = {"made by": "edgelung infer"}  # Parquet metadata that marks our files
 _AFTER = (COLUMNS_AFTER, ("ood", "set", "error"), ("error",))  # newest first

@@ -196,7 +196,7 @@ def infer(
     from edgelung.inference.source import Source
     from edgelung.inference.watch import watch_folder
 
-    _check_combination(out, files, shard, watch=watch, as_json=as_json)
+    _check_combination(out, summary, files, shard, watch=watch, as_json=as_json)
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -235,7 +235,10 @@ def infer(
             print(json.dumps(plain(result), indent=2), flush=True)
         else:
             print_summary(result)
-        _print_view_command(destination, summary)
+        if options.shard is None:
+            _print_view_command(destination, summary)
+        else:
+            report("once all %d parts have ended: edgelung merge", options.shard.count)
         report(RESEARCH_USE_ONLY)
     except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
@@ -243,7 +246,13 @@ def infer(
 
 
 def _check_combination(
-    out: Path, files: Path | None, shard: str | None, *, watch: bool, as_json: bool
+    out: Path,
+    summary: Path | None,
+    files: Path | None,
+    shard: str | None,
+    *,
+    watch: bool,
+    as_json: bool,
 ) -> None:
     """Raise a usage error for options that exclude each other."""
     from edgelung.inference.destination import STANDARD_OUTPUT
@@ -252,10 +261,10 @@ def _check_combination(
         raise typer.BadParameter("--json and the rows would share standard output; use --summary")
     if watch and files:
         raise typer.BadParameter("--watch finds its files itself; leave --files out")
-    if shard and (watch or out == STANDARD_OUTPUT):
+    if shard and (watch or summary or out == STANDARD_OUTPUT):
         raise typer.BadParameter(
-            "--shard writes rows that `edgelung merge` reads with their summary; expected --out "
-            "FILE and no --watch"
+            "--shard writes rows that `edgelung merge` reads with the summary beside them; "
+            "expected --out FILE, no --summary and no --watch"
         )
 
 

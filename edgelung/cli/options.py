@@ -147,8 +147,8 @@ DeviceOption = Annotated[
         min=0,
         metavar="N",
         rich_help_panel=SPEED,
-        help="Number of the GPU to use, as nvidia-smi counts.  [default: the first, if there is "
-        "one]",
+        help="Number of the GPU to use, as nvidia-smi counts, or the position in "
+        "CUDA_VISIBLE_DEVICES; stops if no GPU engine works.  [default: the first, else the CPU]",
     ),
 ]
 BatchSizeOption = Annotated[

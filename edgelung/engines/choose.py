@@ -257,7 +257,8 @@ def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> t
     preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
     for candidate in preference:
         if candidate in bundle.variants and bundle.variants[candidate].passed:
-            why = f"auto: first of {', '.join(preference)} that passed the gate"
+            known = [name for name in preference if name in bundle.variants]
+            why = f"auto: first of {', '.join(known)} that passed the gate"
             return bundle.variants[candidate], "; ".join([why, *refused])
     raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
 

@@ -14,7 +14,7 @@ from typing import TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from edgelung.artifacts.manifest import EarlyExit as EarlyExitEntry
+from edgelung.artifacts.manifest import EarlyExit
 from edgelung.engines.base import (
     Engine,
     EngineFactory,
@@ -48,16 +48,16 @@ class ExitRule:
 
 
 @dataclass(frozen=True)
-class EarlyExit:
+class ExitPlan:
     """What follows the first graph: the rule, and the graph for the tiles that continue."""
 
     rule: ExitRule
     graph: Graph
 
 
-def early_exit_of(entry: EarlyExitEntry, graph: Graph) -> EarlyExit:
+def early_exit_of(entry: EarlyExit, graph: Graph) -> ExitPlan:
     """The early exit that a bundle records, with its second graph."""
-    return EarlyExit(ExitRule(entry.confidence, entry.known_up_to), graph)
+    return ExitPlan(ExitRule(entry.confidence, entry.known_up_to), graph)
 
 
 class EarlyExitEngine:
@@ -86,7 +86,7 @@ class EarlyExitEngine:
 def load_model(
     factory: EngineFactory,
     graph: Graph,
-    early_exit: EarlyExit | None,
+    early_exit: ExitPlan | None,
     threads: int,
     *,
     latency: bool = False,

@@ -20,8 +20,8 @@ def select_gpu(number: int) -> None:
         return
     names = [name.strip() for name in named.split(",") if name.strip()]
     if number >= len(names):
+        allowed = f"expected 0 to {len(names) - 1}" if names else "it hides all GPUs"
         raise EdgelungError(
-            f"--device {number}: {VISIBLE} is {named!r}, which names {len(names)}; expected a "
-            "number below that, counted from 0"
+            f"--device {number}: {VISIBLE} is {named!r}, a list of {len(names)}; {allowed}"
         )
     os.environ[VISIBLE] = names[number]

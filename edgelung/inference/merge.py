@@ -13,7 +13,7 @@ from typing import IO
 
 from msgspec import structs
 
-from edgelung.artifacts.predictions import Prediction, decode_predictions
+from edgelung.artifacts.predictions import MAX_ROWS_BYTES, Prediction, decode_predictions
 from edgelung.artifacts.summary import (
     MAX_BYTES,
     Listing,
@@ -35,7 +35,6 @@ from edgelung.inference.summary import options_hash
 from edgelung.inference.tally import check_any_tile
 from edgelung.tiles.names import from_printable
 
-MOST_BYTES = 1 << 31  # of the rows of a part: about 20 million
 WRITE_ROWS = 1024
 # Options that do not affect rows, or that other machines name otherwise: `Listing` covers them.
 _OF_A_PART = ("--shard", "--threads", "inputs")
@@ -105,7 +104,7 @@ def _read(file: Path, destination: Destination) -> _PartOfRun:
         )
     beside = summary_beside(file)
     summary = decode_summary(beside, _content(beside, MAX_BYTES))
-    data = _content(file, MOST_BYTES)
+    data = _content(file, MAX_ROWS_BYTES)
     if os.path.basename(summary.out) != file.name:
         raise EdgelungError(f"{beside} is the summary of {summary.out}, not of {file.name}")
     if sha256_bytes(data) != summary.out_sha256:
@@ -136,8 +135,10 @@ def _check_one_run(parts: Sequence[_PartOfRun]) -> None:
     for part in parts[1:]:
         for key in first.options | part.options:
             if (one := first.options.get(key)) != (other := part.options.get(key)):
+                found = _difference(key, one, other)
                 raise EdgelungError(
-                    f"{first.file} and {part.file} are not of one run: {key} is {one} and {other}"
+                    f"{first.file} and {part.file} are not of one run: {found}; predict one of "
+                    "them again"
                 )
         if part.shard.count != first.shard.count:
             raise EdgelungError(
@@ -150,6 +151,14 @@ def _check_one_run(parts: Sequence[_PartOfRun]) -> None:
                 f"{first.listing.files:,} and {part.listing.files:,}; run the parts again on a "
                 "folder that does not change, with --out outside of it"
             )
+
+
+def _difference(key: str, one: Json, other: Json) -> str:
+    """What differs; of the versions of packages, the first that does."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        name = next(name for name in one | other if one.get(name) != other.get(name))
+        return _difference(f"{key}: {name}", one.get(name), other.get(name))
+    return f"{key} is {one} and {other}"
 
 
 def _check_complete(parts: Sequence[_PartOfRun]) -> None:
@@ -209,6 +218,7 @@ def _summary(parts: Sequence[_PartOfRun], destination: Destination) -> Summary:
         files=sum(one.files for one in all_of),
         failed=failed,
         statuses=_total([one.statuses for one in all_of]),
+        stages=_total([one.stages for one in all_of]),
         labels={name: sum(one.labels[name] for one in all_of) for name in first.labels},
         verify=verify,
         exit_code=int(ExitCode.GATE if verify and not verify.passed else exit_code),
@@ -231,7 +241,7 @@ def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for one in counts:
         total.update(one)
-    return dict(total)
+    return dict(sorted(total.items()))
 
 
 def _verification(parts: Sequence[Verification]) -> Verification | None:

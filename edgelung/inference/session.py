@@ -298,8 +298,8 @@ def open_engines(
         chosen = load(options.precision)
         if options.gpu is not None and chosen.engine.device == "CPU":
             raise EdgelungError(
-                f"--device {options.gpu} asks for a GPU, and {chosen.engine.name} runs on the CPU; "
-                "see `edgelung doctor`, or leave --device out"
+                f"--device {options.gpu}: no GPU engine works here, only {chosen.engine.name} on "
+                "the CPU; see `edgelung doctor`, or leave --device out"
             )
         if previous is not None and asked_precision is None:  # `open_engine` says it was asked for
             chosen = replace(chosen, reason=_reason_to_resume(chosen))

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelung.artifacts.predictions import Prediction, Predictions, decode_predictions, format_of
+from edgelung.artifacts.predictions import (
+    MAX_ROWS_BYTES,
+    Prediction,
+    Predictions,
+    decode_predictions,
+    format_of,
+)
 from edgelung.artifacts.summary import MAX_BYTES, Summary, decode_summary, summary_beside
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import sha256_bytes
 from edgelung.core.folder import open_below, open_for_reading, read_regular
 from edgelung.tiles.names import from_printable
-
-MAX_ROWS_BYTES = 1 << 31  # about 20 million rows; they are held in memory
 
 
 @dataclass(frozen=True)

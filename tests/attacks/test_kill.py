@@ -72,7 +72,7 @@ def test_killed_again_and_again(
     precision: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Bar 3 of 'The folder run'."""
+    """Rows and summary are those of a run that was not disturbed."""
     bundle_folder = request.getfixturevalue(bundle)
     run = partial(command, many, bundle_folder, precision=precision)
     whole, out = tmp_path / "whole.csv", tmp_path / "out" / "rows.csv"

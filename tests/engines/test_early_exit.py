@@ -14,7 +14,7 @@ from edgelung.core.precision import Precision
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError, Floats, GraphBytes, Output, Tiles
 from edgelung.engines.choose import load_variant, open_engine
-from edgelung.engines.early_exit import EarlyExit, EarlyExitEngine, ExitRule, load_model
+from edgelung.engines.early_exit import EarlyExitEngine, ExitPlan, ExitRule, load_model
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.tiles.reader import read_tile
@@ -81,7 +81,7 @@ def test_an_engine_that_runs_no_stages_is_unavailable_and_closed() -> None:
         load_model(
             lambda *words, **options: engine,
             GraphBytes(b""),
-            EarlyExit(RULE, GraphBytes(b"")),
+            ExitPlan(RULE, GraphBytes(b"")),
             1,
         )
     assert closed
@@ -107,7 +107,7 @@ def loaded(factory: type, variant: Variant) -> Engine:
 def test_a_tile_has_the_same_answer_in_any_batch(
     early: Bundle, some: np.ndarray, factory: type
 ) -> None:
-    """Bar 3 of 'Half the work': batch sizes 1, 7, 16, 64."""
+    """Batches of 1, 7, 16 and 64."""
     engine = loaded(factory, early.variants[EARLY])
     alone = [engine.infer(some[i : i + 1]) for i in range(len(some))]
     stages = np.concatenate([output.stage for output in alone])

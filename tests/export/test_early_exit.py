@@ -181,9 +181,10 @@ class _Measured:
         self.evaluation = SimpleNamespace(in_openvino=in_openvino)
 
 
-def test_the_exit_stands_after_a_sixth_of_the_blocks(knowing: Student) -> None:
-    plan = SimpleNamespace(student=knowing)
-    assert early_exit.exit_block(plan) == 1
+@pytest.mark.parametrize(("depth", "block"), [(3, 1), (6, 1), (12, 2), (24, 4)])
+def test_the_exit_stands_after_a_sixth_of_the_blocks(depth: int, block: int) -> None:
+    plan = SimpleNamespace(student=SimpleNamespace(depth=depth))
+    assert early_exit.exit_block(plan) == block
 
 
 def test_an_early_exit_without_int8_is_refused(run: Path, tmp_path: Path, cli) -> None:

@@ -20,7 +20,7 @@ EARLY = Precision.INT8_EARLY_EXIT
 def test_rows_are_the_same_at_every_batch_size_and_say_their_stage(
     early_exit_bundle: Path, tiles: Path, tmp_path: Path
 ) -> None:
-    """Bar 3 of 'Half the work'. One row is of a broken file, which shortens its batch."""
+    """One row is of a broken file, which shortens its batch."""
     folder = tmp_path / "tiles"
     folder.mkdir()
     for number, path in enumerate(sorted(tiles.glob("*/*.jpeg"))[:70]):

@@ -69,7 +69,7 @@ def test_merged_parts_are_the_undivided_run_to_the_last_byte(
     assert merged.read_bytes() == whole.read_bytes()
     assert summary == read_summary(tmp_path / "merged.summary.json")
     assert [part.shard for part in summary.parts] == ["1/3", "2/3", "3/3"]
-    same = ("files", "failed", "statuses", "labels", "verify", "exit_code", "out_sha256")
+    same = ("files", "failed", "statuses", "stages", "labels", "verify", "exit_code", "out_sha256")
     assert {name: getattr(summary, name) for name in same} == {
         name: getattr(before, name) for name in same
     }
@@ -150,6 +150,7 @@ def test_the_command_merges_and_says_what_was_merged(
     for number in (1, 2):
         part = cli(*words, "--shard", f"{number}/2", "--out", f"{number}.csv")
         assert f"; part {number}/2 of 9 files" in part.stdout
+        assert "once all 2 parts have ended: edgelung merge" in part.stderr
     done = cli("merge", "1.csv", "2.csv", "--out", "all.csv")
     assert done.returncode == 3
     assert "9 files → all.csv" in done.stdout
@@ -166,10 +167,10 @@ def test_a_wrong_part_is_one_line(text: str) -> None:
 
 
 def test_a_part_needs_a_file_and_an_end(cli, tmp_path: Path) -> None:
-    for words in (["--out", "-"], ["--watch"]):
+    for words in (["--out", "-"], ["--watch"], ["--summary", "s.json"]):
         result = cli("infer", tmp_path, "--shard", "1/2", *words)
         assert result.returncode == 2
-        assert "expected --out FILE and no --watch" in result.stderr
+        assert "expected --out FILE, no --summary and no --watch" in result.stderr
 
 
 @pytest.mark.parametrize("files", [0, 1, 6, 7, 8, 55, 56, 57, 1_000])
@@ -208,14 +209,17 @@ def test_the_gpu_that_is_named_is_the_only_one_that_is_seen(
         assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
         assert ("CUDA_DEVICE_ORDER" in os.environ) == (named is None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    with pytest.raises(EdgelungError, match="--device 2: CUDA_VISIBLE_DEVICES is '5,7', which"):
+    with pytest.raises(EdgelungError, match="CUDA_VISIBLE_DEVICES is '5,7', a list of 2"):
         select_gpu(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(EdgelungError, match="a list of 0; it hides all GPUs"):
+        select_gpu(0)
 
 
 def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(
     folder: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(EdgelungError, match="--device 0 asks for a GPU, and onnxruntime runs on"):
+    with pytest.raises(EdgelungError, match="--device 0: no GPU engine works here, only"):
         predict(folder, bundle, tmp_path / "rows.csv", options=replace(FAST, gpu=0))
     assert not (tmp_path / "rows.csv").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 import edgelung
 from edgelung.artifacts.folds import FoldsFolder
@@ -240,28 +241,41 @@ def test_what_does_not_go_together_is_refused(
     assert message in refused.stderr
 
 
-def test_a_bundle_takes_over_the_figures_of_its_student(folds: FoldsFolder) -> None:
+def as_run(folds: FoldsFolder, folder: Path, **changes: object) -> RunFolder:
+    """A run over the tiles of all folds whose recipe has these changes."""
+    folder.mkdir()
+    run, config = RunFolder(folder), folds.read_config()
+    run.write_split(folds.read_split())
+    run.write_config(structs.replace(config, recipe=config.recipe | changes, folds=0))
+    return run
+
+
+def test_a_bundle_takes_over_the_figures_of_its_student(folds: FoldsFolder, tmp_path: Path) -> None:
     metrics, config = folds.read_metrics(), folds.read_config()
-    record = read_cross_validation(folds.path, metrics.classes, config.recipe | {"seed": 7})
+    same = as_run(folds, tmp_path / "same", seed=7)
+    record = read_cross_validation(folds.path, same, metrics.classes)
     test = metrics.student.test
     assert (record.folds, record.tiles, record.groups) == (3, test.tiles, test.groups)
     assert record.balanced_accuracy.value == test.balanced_accuracy
     assert record.balanced_accuracy.interval == test.intervals.balanced_accuracy
-    assert (record.recipe, record.same_recipe) == (config.recipe["description"], True)
-    other = read_cross_validation(folds.path, metrics.classes, config.recipe | {"split": {}})
-    assert not other.same_recipe
+    assert record.recipe == config.recipe["description"]
+    assert (record.same_recipe, record.same_tiles) == (True, True)
+    other = as_run(folds, tmp_path / "other", split={})
+    other.write_split(folds.read_split()[1:])
+    record = read_cross_validation(folds.path, other, metrics.classes)
+    assert (record.same_recipe, record.same_tiles) == (False, False)
 
 
 def test_another_folder_or_other_classes_are_refused_in_one_line(
     folds: FoldsFolder, tmp_path: Path
 ) -> None:
-    recipe = folds.read_config().recipe
+    run, classes = as_run(folds, tmp_path / "run"), folds.read_metrics().classes
     for folder in (tmp_path, folds.fold(1).path):
         with pytest.raises(EdgelungError, match="is no finished cross-validation"):
-            read_cross_validation(folder, folds.read_metrics().classes, recipe)
+            read_cross_validation(folder, run, classes)
     with pytest.raises(EdgelungError, match="expected those of the run: a, b"):
-        read_cross_validation(folds.path, ["a", "b"], recipe)
+        read_cross_validation(folds.path, run, ["a", "b"])
     unfinished = copy_of(folds, tmp_path / "unfinished")
     unfinished.metrics_path.unlink()
     with pytest.raises(EdgelungError, match="is no finished cross-validation"):
-        read_cross_validation(unfinished.path, folds.read_metrics().classes, recipe)
+        read_cross_validation(unfinished.path, run, classes)
