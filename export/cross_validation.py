@@ -38,8 +38,10 @@ def read_cross_validation(folder: Path, run: RunFolder, classes: Sequence[str]) 
             f"--cross-validation {folder} has the classes {', '.join(metrics.classes)}; "
             f"expected those of the run: {', '.join(classes)}"
         )
-    if metrics.student is UNSET:
-        raise EdgelungError(f"--cross-validation {folder} has no student; train it again")
+    if config.folds < 2 or metrics.student is UNSET or not metrics.student.test.tiles > 0:
+        raise EdgelungError(
+            f"--cross-validation {folder} has no folds or no student; train it again"
+        )
     test = metrics.student.test
     return CrossValidation(
         recipe=str(config.recipe.get("description", "")),

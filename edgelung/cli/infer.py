@@ -46,6 +46,7 @@ from edgelung.cli.options import (
 if TYPE_CHECKING:
     from edgelung.artifacts.summary import Summary
     from edgelung.inference.destination import Destination
+    from edgelung.inference.session import Options
 
 
 def infer(
@@ -189,7 +190,6 @@ def infer(
     from edgelung.cli.counting import counting
     from edgelung.cli.defaults import read_defaults
     from edgelung.core.terminal import progress
-    from edgelung.core.typed_json import plain
     from edgelung.inference.destination import Destination
     from edgelung.inference.session import Options, infer_folder
     from edgelung.inference.shards import Shard
@@ -215,7 +215,7 @@ def infer(
         strict_size=bool(defaults.strict_size if strict_size is None else strict_size),
         keep_unknown=unknown is UnknownTiles.KEEP,
         coverage=coverage,
-        shard=Shard.parse(shard) if shard else None,
+        shard=None if shard is None else Shard.parse(shard),
         gpu=device,
     )
     warn_of_gate(bundle, options.precision)
@@ -230,18 +230,7 @@ def infer(
             on_rows=advance,
             on_stopped=_print_resume_command,
         )
-    try:
-        if as_json:
-            print(json.dumps(plain(result), indent=2), flush=True)
-        else:
-            print_summary(result)
-        if options.shard is None:
-            _print_view_command(destination, summary)
-        else:
-            report("once all %d parts have ended: edgelung merge", options.shard.count)
-        report(RESEARCH_USE_ONLY)
-    except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
+    _report_end(result, destination, summary, options, as_json=as_json)
     raise typer.Exit(result.exit_code)
 
 
@@ -261,11 +250,36 @@ def _check_combination(
         raise typer.BadParameter("--json and the rows would share standard output; use --summary")
     if watch and files:
         raise typer.BadParameter("--watch finds its files itself; leave --files out")
-    if shard and (watch or summary or out == STANDARD_OUTPUT):
+    if shard is not None and (watch or summary or out == STANDARD_OUTPUT):
         raise typer.BadParameter(
             "--shard writes rows that `edgelung merge` reads with the summary beside them; "
             "expected --out FILE, no --summary and no --watch"
         )
+
+
+def _report_end(
+    result: "Summary",
+    destination: "Destination",
+    summary: Path | None,
+    options: "Options",
+    *,
+    as_json: bool,
+) -> None:
+    """Print the summary, and the command that comes next."""
+    from edgelung.core.typed_json import plain
+
+    try:
+        if as_json:
+            print(json.dumps(plain(result), indent=2), flush=True)
+        else:
+            print_summary(result)
+        if options.shard is None:
+            _print_view_command(destination, summary)
+        else:
+            report("once all %d parts have ended: edgelung merge", options.shard.count)
+        report(RESEARCH_USE_ONLY)
+    except BrokenPipeError:  # `| head`: the rows are complete, and the exit code says so
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (flushed as Python ends)
 
 
 def _print_resume_command(rows: int, journal: Path) -> None:

@@ -172,7 +172,7 @@ def slide(
         mask=parse_mask(mask),
         table=table,
         zoom=zoom,
-        shard=Shard.parse(shard) if shard else None,
+        shard=None if shard is None else Shard.parse(shard),
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
         resume=resume,
         engines=Options(
@@ -191,7 +191,7 @@ def slide(
         print(json.dumps([plain(summary) for summary in summaries], indent=2), flush=True)
     else:
         _print_table(summaries)
-    if shard:
+    if options.shard:
         report("once all parts have ended, --resume without --shard writes %s", out / INDEX_PAGE)
     else:
         report("open %s in a browser", out / INDEX_PAGE)

@@ -34,6 +34,7 @@ from edgelung.inference.shards import PathSum, Shard
 from edgelung.inference.summary import options_hash
 from edgelung.inference.tally import check_any_tile
 from edgelung.tiles.names import from_printable
+from edgelung.tiles.status import NO_FAILURE
 
 WRITE_ROWS = 1024
 # Options that do not affect rows, or that other machines name otherwise: `Listing` covers them.
@@ -52,7 +53,14 @@ class _PartOfRun:
     def options(self) -> dict[str, Json]:
         """What has to be the same in all parts."""
         options = {k: v for k, v in self.summary.options.items() if k not in _OF_A_PART}
-        return options | {"bundle": self.summary.bundle_sha256}
+        folders = self.summary.options.get("inputs")
+        names = [os.path.basename(str(one)) for one in folders] if isinstance(folders, list) else []
+        return options | {
+            "bundle": self.summary.bundle_sha256,
+            "device": self.summary.device,
+            "classes": list(self.summary.labels),
+            "folder": names,
+        }
 
 
 def merge_parts(files: Sequence[Path], destination: Destination) -> Summary:
@@ -80,8 +88,8 @@ def merge_parts(files: Sequence[Path], destination: Destination) -> Summary:
     _check_complete(parts)
     rows = sorted((row for part in parts for row in part.rows), key=lambda row: _place(row.path))
     _check_rows(parts, rows)
-    summary = _summary(parts, destination)
-    check_any_tile(Counter(summary.statuses), summary.links_skipped)
+    summary = _summary(parts, rows, destination)
+    check_any_tile(summary.statuses, summary.links_skipped)
     classes = list(summary.labels)
 
     with Folder(destination.rows.parent) as folder:
@@ -116,8 +124,25 @@ def _read(file: Path, destination: Destination) -> _PartOfRun:
         raise EdgelungError(
             f"{file} is no part of a run; expected rows of `edgelung infer --shard K/N`"
         )
-    rows = decode_predictions(file, data).rows
-    return _PartOfRun(file, summary, summary.listing, Shard.parse(shard), rows)
+    if options_hash(summary.options) != summary.options_sha256:
+        raise EdgelungError(f"{beside} was changed after its run: its options have another hash")
+    found = decode_predictions(file, data)
+    if found.rows and found.classes != tuple(summary.labels):
+        raise EdgelungError(
+            f"{file} has the classes {', '.join(found.classes)}, and its summary "
+            f"{', '.join(summary.labels)}; one of them was changed after the run"
+        )
+    _check_names(file, found.rows)
+    return _PartOfRun(file, summary, summary.listing, Shard.parse(shard), found.rows)
+
+
+def _check_names(file: Path, rows: Sequence[Prediction]) -> None:
+    """Raise EdgelungError for a path that no file can have."""
+    try:
+        for row in rows:
+            row.path.encode()
+    except UnicodeEncodeError as error:
+        raise EdgelungError(f"{file} holds a path that is not valid UTF-8") from error
 
 
 def _content(file: Path, most: int) -> bytes:
@@ -156,8 +181,9 @@ def _check_one_run(parts: Sequence[_PartOfRun]) -> None:
 def _difference(key: str, one: Json, other: Json) -> str:
     """What differs; of the versions of packages, the first that does."""
     if isinstance(one, dict) and isinstance(other, dict):
-        name = next(name for name in one | other if one.get(name) != other.get(name))
-        return _difference(f"{key}: {name}", one.get(name), other.get(name))
+        for name in one | other:
+            if one.get(name) != other.get(name):
+                return _difference(f"{key}: {name}", one.get(name), other.get(name))
     return f"{key} is {one} and {other}"
 
 
@@ -201,12 +227,16 @@ def _write(
     writer.close()
 
 
-def _summary(parts: Sequence[_PartOfRun], destination: Destination) -> Summary:
-    """The summary of the whole run; without the hash of its rows."""
+def _summary(
+    parts: Sequence[_PartOfRun], rows: Sequence[Prediction], destination: Destination
+) -> Summary:
+    """The summary of the whole run; without the hash of its rows. What rows show is counted."""
     all_of = [part.summary for part in parts]
     first = all_of[0]
-    verify = _verification([one.verify for one in all_of if one.verify])
-    failed = sum(one.failed for one in all_of)
+    verify = _verification([one.verify for one in all_of if one.verify and one.verify.tiles > 0])
+    statuses = Counter(row.status for row in rows)
+    labels = Counter(row.label for row in rows if row.label)
+    failed = sum(n for status, n in statuses.items() if status not in NO_FAILURE)
     exit_code = ExitCode.SOME_FAILED if failed else ExitCode.OK
     options = {key: value for key, value in first.options.items() if key != "--shard"}
     return structs.replace(
@@ -215,11 +245,11 @@ def _summary(parts: Sequence[_PartOfRun], destination: Destination) -> Summary:
         resumed=sorted(when for one in all_of for when in one.resumed),
         ended=max(one.ended for one in all_of),
         golden_difference=max(one.golden_difference for one in all_of),
-        files=sum(one.files for one in all_of),
+        files=len(rows),
         failed=failed,
-        statuses=_total([one.statuses for one in all_of]),
+        statuses=dict(statuses),
         stages=_total([one.stages for one in all_of]),
-        labels={name: sum(one.labels[name] for one in all_of) for name in first.labels},
+        labels={name: labels[name] for name in first.labels},
         verify=verify,
         exit_code=int(ExitCode.GATE if verify and not verify.passed else exit_code),
         out=destination.name,

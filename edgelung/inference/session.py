@@ -31,6 +31,7 @@ from edgelung.inference.shards import Shard, ShardFiles
 from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.source import Source
 from edgelung.inference.summary import Measurements, summarize
+from edgelung.inference.tally import check_any_tile
 from edgelung.tiles.find import FoundFile
 
 OnRows = Callable[[int], None]  # rows that are done since the last call
@@ -118,7 +119,10 @@ def infer_folder(
             files = part = ShardFiles(files, options.shard, session.batch_size)
         for records in session.predict(session.remaining(files)):
             on_rows(len(records))
-        return session.finish(listing=part.seen.listing if part else None)
+        listing = part.seen.listing if part else None
+        if listing and not listing.files:
+            check_any_tile({}, 0)
+        return session.finish(listing=listing)
 
 
 @dataclass(frozen=True)

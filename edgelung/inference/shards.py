@@ -29,7 +29,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """Read '3/8'. Raises EdgelungError for anything else."""
-        found = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
         if found:
             number, count = map(int, found.groups())
             if 1 <= number <= count <= MOST:

@@ -71,6 +71,7 @@ def test_infer_writes_one_row_per_file_and_a_summary(
         "p_lung_scc",
         "ood",
         "set",
+        "stage",
         "error",
     ]
     assert len(rows) == summary["files"] == 110

@@ -183,7 +183,8 @@ class _Measured:
 
 @pytest.mark.parametrize(("depth", "block"), [(3, 1), (6, 1), (12, 2), (24, 4)])
 def test_the_exit_stands_after_a_sixth_of_the_blocks(depth: int, block: int) -> None:
-    plan = SimpleNamespace(student=SimpleNamespace(depth=depth))
+    known = SimpleNamespace(block=depth - 1)
+    plan = SimpleNamespace(student=SimpleNamespace(depth=depth, known=known))
     assert early_exit.exit_block(plan) == block
 
 

@@ -111,7 +111,10 @@ def test_what_is_not_the_whole_run_is_refused(
     refused([one, other], "not of one run: --min-confidence is None and 0.9")
     predict(folder, bundle, other)
     refused([one, other], "is no part of a run; expected rows of `edgelung infer --shard K/N`")
-    more = shutil.copytree(folder, tmp_path / "more")
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    predict(elsewhere, bundle, other, "2/2")
+    refused([one, other], r"folder is \['tiles'\] and \['elsewhere'\]")
+    more = shutil.copytree(folder, tmp_path / "copy" / "tiles")
     shutil.copy(more / "z.jpeg", more / "z2.jpeg")
     predict(more, bundle, other, "2/2")
     refused([one, other], "have not seen the same files: 9 and 10")
@@ -143,6 +146,41 @@ def test_rows_that_a_part_should_not_have_are_noticed(
         merge_parts(parts, Destination.parse(tmp_path / "merged.csv"))
 
 
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_edited_summary_does_not_change_what_rows_mean(
+    folder: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    parts = predict_parts(folder, bundle, tmp_path / "part.csv", 2)
+    merged, path = Destination.parse(tmp_path / "merged.csv"), tmp_path / "1-part.summary.json"
+    before = json.loads(path.read_text())
+    swapped = dict(reversed(before["labels"].items()))
+    edit(path, labels=swapped)
+    with pytest.raises(EdgelungError, match="one of them was changed after the run"):
+        merge_parts(parts, merged)
+    edit(path, labels=before["labels"], options=before["options"] | {"--batch-size": 9})
+    with pytest.raises(EdgelungError, match="its options have another hash"):
+        merge_parts(parts, merged)
+    edit(path, options=before["options"], statuses={"ok": 7_000}, files=7_000)
+    summary = merge_parts(parts, merged)  # counts are those of the rows
+    assert summary.files == sum(summary.statuses.values()) == 9
+
+
+def test_an_empty_folder_is_a_mistake_in_every_part(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "tiles").mkdir()
+    with pytest.raises(EdgelungError, match="found no file at all"):
+        predict(tmp_path / "tiles", bundle, tmp_path / "rows.csv", "1/2")
+
+
+def test_a_name_that_is_not_set_is_no_part(folder: Path, bundle_folder: Path, cli) -> None:
+    """A script's unset variable: every task would predict everything."""
+    done = cli("infer", folder, "--model", bundle_folder, "--shard", "", "--out", "rows.csv")
+    assert done.returncode == 2
+    assert "--shard '': expected K/N" in done.stderr
+
+
 def test_the_command_merges_and_says_what_was_merged(
     folder: Path, bundle_folder: Path, tmp_path: Path, cli
 ) -> None:
@@ -160,7 +198,9 @@ def test_the_command_merges_and_says_what_was_merged(
     assert json.loads(again.stdout)["parts"][1]["shard"] == "2/2"
 
 
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1/0", "3", "1/2/3", "-1/3", "a/b", "1/100001", ""])
+@pytest.mark.parametrize(
+    "text", ["0/3", "4/3", "1/0", "3", "1/2/3", "-1/3", "a/b", "1/" + "9" * 5000, "1/100001", ""]
+)
 def test_a_wrong_part_is_one_line(text: str) -> None:
     with pytest.raises(EdgelungError, match="expected K/N, part K of N"):
         Shard.parse(text)

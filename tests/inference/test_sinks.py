@@ -133,7 +133,7 @@ def test_a_watch_may_end_without_a_tile(destination: Destination) -> None:
 def test_standard_output_gets_rows_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     sink = started(Destination.parse(STANDARD_OUTPUT))
     sink.append(FIRST)
-    assert capfd.readouterr().out.splitlines()[1] == "1.jpg,ok,a,0.750000,0.750000,0.250000,,,"
+    assert capfd.readouterr().out.splitlines()[1] == "1.jpg,ok,a,0.750000,0.750000,0.250000,,,,"
     assert sink.finish().files == 1
     assert sink.close() == 0
 
