@@ -104,10 +104,13 @@ def test_an_interrupt_at_any_moment_leaves_no_worker_waiting() -> None:
         for task in [pool.submit(len, "a") for _ in range(50)]:
             task.result()
 
-    with Workers(2) as pool:
+    def seconds(pool: Workers) -> float:
         begin = time.perf_counter()
         work(pool)
-        usual = time.perf_counter() - begin
+        return time.perf_counter() - begin
+
+    with Workers(2) as pool:
+        usual = min(seconds(pool) for _ in range(20))
     interrupted = 0
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
