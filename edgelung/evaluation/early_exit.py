@@ -44,7 +44,8 @@ def lowest_confidence(
     for index in wrong[np.argsort(-values[wrong], kind="stable")]:
         changed[index] = True
         if bound(changed) > limit:  # this one has to continue, and all that are less sure
-            return (floor(values[index] * 10**DECIMALS) + 1) / 10**DECIMALS
+            steps: int = 10**DECIMALS
+            return (floor(values[index] * steps) + 1) / steps
     return 0.0
 
 
