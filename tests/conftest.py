@@ -249,3 +249,21 @@ def real_tiles() -> Path:
     if not (folder / "lc25000_768").is_dir():
         pytest.skip(f"no real tiles in {folder}; set EDGELUNG_DATA")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test with the mark `own_process` as the only one of a new process."""
+    is_marked = pyfuncitem.get_closest_marker("own_process") is not None
+    if not is_marked or os.environ.get("EDGELUNG_OWN_PROCESS"):
+        return None
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid],
+        cwd=pyfuncitem.config.rootpath,
+        env=os.environ | {"EDGELUNG_OWN_PROCESS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    return True

@@ -69,6 +69,7 @@ def test_leaving_drops_what_has_not_begun_and_waits_for_what_runs(release: threa
         pool.submit(len, ())
 
 
+@pytest.mark.own_process
 def test_an_interrupted_wait_leaves_the_task_usable(release: threading.Lock) -> None:
     """The signal arrives while the main thread waits for the result."""
 
@@ -88,6 +89,7 @@ def test_an_interrupted_wait_leaves_the_task_usable(release: threading.Lock) -> 
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.own_process
 def test_an_interrupt_at_any_moment_leaves_no_worker_waiting() -> None:
     """Timers fire again and again while the main thread submits, waits and closes.
 

@@ -97,6 +97,7 @@ def test_an_error_gives_the_bytes_back() -> None:
         decoding.reserve(4 * UNIT)
 
 
+@pytest.mark.own_process
 def test_an_interrupted_wait_leaves_the_queue() -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
