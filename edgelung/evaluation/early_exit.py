@@ -44,8 +44,8 @@ def lowest_confidence(
     for index in wrong[np.argsort(-values[wrong], kind="stable")]:
         changed[index] = True
         if bound(changed) > limit:  # this one has to continue, and all that are less sure
-            steps: int = 10**DECIMALS
-            return (floor(values[index] * steps) + 1) / steps
+            steps = 10.0**DECIMALS
+            return (floor(float(values[index]) * steps) + 1) / steps
     return 0.0
 
 
