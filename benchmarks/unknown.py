@@ -22,9 +22,9 @@ from typing import Any
 import machine
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter
 from rich.console import Console
 from rich.table import Table
+from unknown_pictures import colour_changes, made_pictures
 from unknown_scores import all_scores, read_features, without_score
 
 from edgelung.artifacts.bundle import Bundle, graph_name, open_bundle
@@ -210,47 +210,12 @@ def made(bundle: Bundle) -> Result:
     variant = bundle.variants[Precision.FP32]
     engine, known = OpenVinoEngine(variant.graph, 2), variant.entry.known
     rows: Result = {}
-    for name, pictures in _pictures().items():
+    for name, pictures in made_pictures().items():
         tiles = np.stack(pictures)
         blank = np.array([bool(why_blank(tile)) for tile in tiles])
         far = _ood(engine, tiles) > (known.threshold if known else np.inf)
         rows[name] = {"blank": int(blank.sum()), "told": int((blank | far).sum()), "of": len(tiles)}
     return rows
-
-
-def _pictures(count: int = 20, side: int = 224) -> dict[str, list[Tile]]:
-    rng = np.random.default_rng(0)
-
-    def plain(colour: Sequence[float], spread: float) -> Tile:
-        noise = rng.normal(0, spread, (side, side, 3))
-        return np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-
-    return {
-        "white glass": [plain(rng.uniform(225, 252, 3), rng.uniform(0, 6)) for _ in range(count)],
-        "black": [plain(rng.uniform(0, 30, 3), rng.uniform(0, 6)) for _ in range(count)],
-        "grey": [plain([rng.uniform(60, 190)] * 3, rng.uniform(0, 6)) for _ in range(count)],
-        "noise": [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)],
-        "text": [_text(rng, side) for _ in range(count)],
-        "gradient": [_gradient(rng, side) for _ in range(count)],
-    }
-
-
-def _text(rng: np.random.Generator, side: int) -> Tile:
-    """A photograph of a printed page, more or less."""
-    paper = tuple(int(v) for v in rng.integers(200, 250, 3))
-    image = Image.new("RGB", (2 * side, 2 * side), paper)
-    draw = ImageDraw.Draw(image)
-    for line in range(0, 2 * side, 18):
-        words = "".join(rng.choice(list("abcdefghij klmno pqrst uvwxyz ")) for _ in range(80))
-        draw.text((4, line), words, fill=(20, 20, 30))
-    turned = image.rotate(float(rng.uniform(-8, 8)), fillcolor=paper).filter(ImageFilter.SMOOTH)
-    return np.asarray(turned.crop((side // 2, side // 2, 3 * side // 2, 3 * side // 2)))
-
-
-def _gradient(rng: np.random.Generator, side: int) -> Tile:
-    ramp = np.linspace(0, 1, side)[:, None, None] * np.ones((1, side, 1))
-    first, second = rng.uniform(0, 255, (2, 3))
-    return (first + ramp * (second - first)).astype(np.uint8)
 
 
 def colour(bundle: Bundle, run: Path, tiles: Path) -> Result:
@@ -261,7 +226,7 @@ def colour(bundle: Bundle, run: Path, tiles: Path) -> Result:
     assert known is not None
     pixels = _pixels(_paths(test))
     rows: Result = {}
-    for name, change in _changes().items():
+    for name, change in colour_changes().items():
         changed = np.stack([change(tile) for tile in pixels])
         output = _infer(engine, changed)
         kept = output[1] <= known.threshold
@@ -275,41 +240,6 @@ def colour(bundle: Bundle, run: Path, tiles: Path) -> Result:
             else None,
         }
     return rows
-
-
-def _changes() -> dict[str, Callable[[Tile], Tile]]:
-    def gain(red: float, green: float, blue: float) -> Callable[[Tile], Tile]:
-        return lambda tile: np.clip(tile * np.array([red, green, blue]), 0, 255).astype(np.uint8)
-
-    def blurred(radius: float) -> Callable[[Tile], Tile]:
-        def change(tile: Tile) -> Tile:
-            return np.asarray(Image.fromarray(tile).filter(ImageFilter.GaussianBlur(radius)))
-
-        return change
-
-    def stain(haematoxylin: float, eosin: float) -> Callable[[Tile], Tile]:
-        return lambda tile: _stained(tile, haematoxylin, eosin)
-
-    changes: dict[str, Callable[[Tile], Tile]] = {"none": lambda tile: tile}
-    for step in (0.03, 0.06, 0.1, 0.15, 0.2):
-        changes[f"white balance {step:g}"] = gain(1 + step, 1, 1 - step)
-        changes[f"darker by {step:g}"] = gain(1 - step, 1 - step, 1 - step)
-    for step in (0.1, 0.2, 0.3, 0.5):
-        changes[f"haematoxylin + {step:g}"] = stain(1 + step, 1)
-        changes[f"eosin - {step:g}"] = stain(1, 1 - step)
-    for radius in (1.0, 2.0, 3.0):
-        changes[f"blur {radius:g} px"] = blurred(radius)
-    return changes
-
-
-def _stained(tile: Tile, haematoxylin: float, eosin: float) -> Tile:
-    """The tile with more or less of each stain (Ruifrok and Johnston 2001)."""
-    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    density = -np.log((tile.reshape(-1, 3).astype(np.float64) + 1) / 256)
-    amounts = density @ np.linalg.inv(stains) * np.array([haematoxylin, eosin, 1.0])
-    pixels = 256 * np.exp(-(amounts @ stains)) - 1
-    return np.clip(pixels, 0, 255).astype(np.uint8).reshape(tile.shape)
 
 
 def cost(bundle: Bundle, run: Path, rounds: int = 15) -> Result:
