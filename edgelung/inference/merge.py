@@ -19,7 +19,6 @@ from edgelung.artifacts.summary import (
     Listing,
     Part,
     Summary,
-    Verification,
     decode_summary,
     summary_beside,
     write_summary,
@@ -32,7 +31,7 @@ from edgelung.inference.destination import Destination, check_rows
 from edgelung.inference.output import write_hashed
 from edgelung.inference.shards import PathSum, Shard
 from edgelung.inference.summary import options_hash
-from edgelung.inference.tally import check_any_tile
+from edgelung.inference.tally import check_any_tile, verification
 from edgelung.tiles.names import from_printable
 from edgelung.tiles.status import NO_FAILURE
 
@@ -233,7 +232,12 @@ def _summary(
     """The summary of the whole run; without the hash of its rows. What rows show is counted."""
     all_of = [part.summary for part in parts]
     first = all_of[0]
-    verify = _verification([one.verify for one in all_of if one.verify and one.verify.tiles > 0])
+    compared = [one.verify for one in all_of if one.verify]
+    verify = verification(
+        sum(one.tiles for one in compared),
+        sum(one.differing_labels for one in compared),
+        max((one.max_probability_difference for one in compared), default=0.0),
+    )
     statuses = Counter(row.status for row in rows)
     labels = Counter(row.label for row in rows if row.label)
     failed = sum(n for status, n in statuses.items() if status not in NO_FAILURE)
@@ -272,22 +276,6 @@ def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     for one in counts:
         total.update(one)
     return dict(sorted(total.items()))
-
-
-def _verification(parts: Sequence[Verification]) -> Verification | None:
-    """The comparison with full precision over all tiles."""
-    if not parts:
-        return None
-    tiles, differing = sum(p.tiles for p in parts), sum(p.differing_labels for p in parts)
-    agreement = (tiles - differing) / tiles
-    return Verification(
-        tiles=tiles,
-        agreement=agreement,
-        differing_labels=differing,
-        max_probability_difference=max(p.max_probability_difference for p in parts),
-        min_agreement=parts[0].min_agreement,
-        passed=agreement >= parts[0].min_agreement,
-    )
 
 
 def _record(part: _PartOfRun) -> Part:

@@ -71,17 +71,23 @@ class Tally:
 
     def verification(self) -> Verification | None:
         """The comparison with full precision; None where it did not run."""
-        if not self._compared:
-            return None
-        agreement = self._same_label / self._compared
-        return Verification(
-            tiles=self._compared,
-            agreement=agreement,
-            differing_labels=self._compared - self._same_label,
-            max_probability_difference=self._max_difference,
-            min_agreement=LIMITS.min_agreement,
-            passed=agreement >= LIMITS.min_agreement,
-        )
+        differing = self._compared - self._same_label
+        return verification(self._compared, differing, self._max_difference)
+
+
+def verification(tiles: int, differing: int, max_difference: float) -> Verification | None:
+    """The comparison of so many tiles with full precision; None without one."""
+    if tiles <= 0:  # an edited summary may hold any number
+        return None
+    agreement = (tiles - differing) / tiles
+    return Verification(
+        tiles=tiles,
+        agreement=agreement,
+        differing_labels=differing,
+        max_probability_difference=max_difference,
+        min_agreement=LIMITS.min_agreement,
+        passed=agreement >= LIMITS.min_agreement,
+    )
 
 
 def check_any_tile(statuses: Mapping[str, int], links: int) -> None:
