@@ -55,13 +55,24 @@ def check_content(folder: Path, manifest: BundleManifest, size: int) -> None:
                 f"{folder / MANIFEST}: {precision} has a threshold for a score that the bundle "
                 "does not have; export the bundle again"
             )
+        if (entry.early_exit is not None) != (precision is Precision.INT8_EARLY_EXIT):
+            raise EdgelungError(
+                f"{folder / MANIFEST}: {precision} has an early exit where it should have none, or "
+                "none where it should have one; export the bundle again"
+            )
         if entry.early_exit is not None and (manifest.known is None or entry.known is None):
             raise EdgelungError(
                 f"{folder / MANIFEST}: {precision} has an early exit but no score; export the "
                 "bundle again"
             )
-    used = {entry.file for entry in manifest.variants.values()}
-    used |= {entry.early_exit.file for entry in variants.values() if entry.early_exit}
+    graphs = [entry.file for entry in variants.values()]
+    graphs += [entry.early_exit.file for entry in variants.values() if entry.early_exit]
+    if len(set(graphs)) < len(graphs):
+        raise EdgelungError(
+            f"{folder / MANIFEST}: two graphs are one file, and a file has one role; export the "
+            "bundle again"
+        )
+    used = {*graphs, *(entry.file for entry in manifest.variants.values())}
     used |= {entry.file for entry in manifest.golden}
     if unlisted := sorted(used - set(manifest.files)):
         raise EdgelungError(f"{folder}: {one_line(unlisted[0])} has no hash; export it again")

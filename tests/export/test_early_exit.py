@@ -1,15 +1,22 @@
 """The early exit of an export: its graphs, its head, its thresholds, its evidence."""
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from edgelung.artifacts.bundle import MANIFEST, SEAL, open_bundle
 from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
+from edgelung.artifacts.trust import OWN_WORK
+from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes, Output
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
@@ -193,3 +200,24 @@ def test_an_early_exit_without_int8_is_refused(run: Path, tmp_path: Path, cli) -
     assert done.returncode == 2
     assert "--early-exit is made from the INT8 variant; it needs --int8" in done.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["fp32"].update(early_exit=v["int8-early-exit"]["early_exit"]), "fp32 has an"),
+        (lambda v: v["int8-early-exit"].pop("early_exit"), "int8-early-exit has an early exit wh"),
+        (lambda v: v["int8"].update(file=v["fp32"]["file"]), "two graphs are one file"),
+    ],
+)
+def test_an_exit_belongs_to_its_variant_and_a_file_has_one_role(
+    early_exit_bundle: Path, tmp_path: Path, change: Callable[[dict], object], message: str
+) -> None:
+    folder = Path(shutil.copytree(early_exit_bundle, tmp_path / "bundle"))
+    content = json.loads((folder / MANIFEST).read_text("utf-8"))
+    change(content["variants"])
+    data = json.dumps(content).encode()
+    (folder / MANIFEST).write_bytes(data)
+    (folder / SEAL).write_text(f"{sha256(data).hexdigest()}  {MANIFEST}\n")
+    with pytest.raises(EdgelungError, match=message):
+        open_bundle(folder, OWN_WORK)
