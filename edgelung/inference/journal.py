@@ -140,9 +140,15 @@ class Journal:
 
     def append(self, records: Sequence[Record]) -> None:
         """Add the records of a batch. They survive the end of this process from now on."""
-        self._add(_encode(records))
-        self.batches += 1
-        self.rows += len(records)
+        content = _encode(records)
+        # Counted first: a signal behind the write must not leave a journal that seems empty, which
+        # would be removed.
+        self.batches, self.rows = self.batches + 1, self.rows + len(records)
+        try:
+            self._add(content)
+        except OSError as error:
+            self.batches, self.rows = self.batches - 1, self.rows - len(records)
+            raise self._write_error(error) from error
         if monotonic() - self._last_sync > SYNC_SECONDS:
             try:
                 os.fsync(self._handle)
@@ -184,7 +190,10 @@ class Journal:
         self.close()
 
     def _add_object(self, line: dict[str, Json]) -> None:
-        self._add(json.dumps(line, separators=(",", ":")).encode())
+        try:
+            self._add(json.dumps(line, separators=(",", ":")).encode())
+        except OSError as error:
+            raise self._write_error(error) from error
 
     def _add(self, content: bytes) -> None:
         own = checksum(self._checksum, content)
@@ -193,10 +202,10 @@ class Journal:
         try:
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
-        except OSError as error:
+        except OSError:
             with suppress(OSError):
                 self._cut()  # half a line
-            raise self._write_error(error) from error
+            raise
         self._end, self._checksum = self._end + len(line), own
 
     def _cut(self) -> None:

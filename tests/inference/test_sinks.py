@@ -75,6 +75,26 @@ def test_a_run_without_a_row_leaves_nothing(destination: Destination, tmp_path: 
     assert names(tmp_path) == []
 
 
+def test_a_signal_behind_the_first_write_keeps_its_rows(
+    destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = started(destination)
+    write = os.write
+
+    def interrupted(handle: int, data: bytes) -> int:
+        write(handle, data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgelung.inference.journal.os.write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sink.append(FIRST)
+    monkeypatch.undo()
+    assert sink.close() == 1
+    again = started(destination, resume=True)
+    assert again.rows == 1
+    again.close()
+
+
 def test_a_stopped_run_goes_on_only_if_that_is_said(
     destination: Destination, tmp_path: Path
 ) -> None:
