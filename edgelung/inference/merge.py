@@ -13,7 +13,7 @@ from typing import IO
 
 from msgspec import structs
 
-from edgelung.artifacts.predictions import MAX_ROWS_BYTES, Prediction, decode_predictions
+from edgelung.artifacts.predictions import MAX_ROWS_BYTES, Prediction, decode_predictions, format_of
 from edgelung.artifacts.summary import (
     MAX_BYTES,
     Listing,
@@ -104,7 +104,7 @@ def merge_parts(files: Sequence[Path], destination: Destination) -> Summary:
 
 def _read(file: Path, destination: Destination) -> _PartOfRun:
     """One part. The rows that are merged are those that were hashed, whoever replaces the file."""
-    if file.suffix.lower() != destination.format.suffix:
+    if format_of(file) is not destination.format:
         raise EdgelungError(
             f"{file} and --out {destination.name} are of two formats; expected one, since numbers "
             "are rounded in some"
