@@ -1,10 +1,11 @@
-"""The starter's run folder again, out of the starter: for measurements that need its weights.
+"""The starter's run folder again, out of the starter: to measure its weights or to export it anew.
 
     python benchmarks/starter_run.py TILES RUN [--groups audit/groups.csv]
+    edgelung export RUN --out BUNDLE --int8 --early-exit
 
 TILES: the 12,897 tiles that the starter was trained on. The weights come from the FP32 graph, the
 split from recipe `starter`; both are compared with the starter. The folder holds run.json,
-split.csv and the student: enough for `read_student` and `read_split`, not for `edgelung export`.
+split.csv, the student and what it predicts: all that `edgelung export` reads, but no metrics.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
+from msgspec import structs
 from onnx import numpy_helper
 
 from edgelung.artifacts.bundle import Bundle, open_bundle
@@ -26,6 +28,7 @@ from edgelung.export.student import read_student
 from edgelung.train.models import Model, save_model
 from edgelung.train.prepare import start_run
 from edgelung.train.recipe import load_recipe
+from edgelung.train.results import evaluate_models
 from edgelung.train.stages import timm_model
 
 STARTER = Path(__file__).parents[1] / "edgelung" / "starter"
@@ -43,14 +46,18 @@ def main() -> None:
     recipe = load_recipe("starter")
     run, modules = start_run(options.tiles, options.run, recipe, options.groups)
     folder = RunFolder(options.run)
-    expected = starter.manifest.provenance.split_sha256
-    found = folder.read_config().split_sha256
-    if found != expected:
+    provenance = starter.manifest.provenance
+    config = folder.read_config()
+    if config.split_sha256 == provenance.split_sha256:
+        folder.write_config(structs.replace(config, groups=provenance.groups))
+    else:
+        found, expected = config.split_sha256, provenance.split_sha256
         print(f"the split differs from the starter's: {found}, expected {expected}")
     graph = onnx.load_from_string(starter.variants[Precision.FP32].graph.read())
     student = timm_model(modules["student"])
     take_weights(graph, student, starter.manifest.temperature)
     save_model(student, folder, "student", run.classes, starter.reader.size)
+    evaluate_models(run, {"student": student})  # writes predictions.csv
     print(f"largest difference of a probability: {difference(graph, folder, starter):.1e}")
 
 
