@@ -9,6 +9,7 @@ split.csv, the student and what it predicts: all that `edgelung export` reads, b
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from edgelung.export.graph import PIXEL_OFFSET, PIXEL_STEP, build_graph
 from edgelung.export.student import read_student
 from edgelung.train.models import Model, save_model
 from edgelung.train.prepare import start_run
-from edgelung.train.recipe import load_recipe
+from edgelung.train.recipe import Distill, load_recipe
 from edgelung.train.results import evaluate_models
 from edgelung.train.stages import timm_model
 
@@ -57,7 +58,9 @@ def main() -> None:
     student = timm_model(modules["student"])
     take_weights(graph, student, starter.manifest.temperature)
     save_model(student, folder, "student", run.classes, starter.reader.size)
-    evaluate_models(run, {"student": student})  # writes predictions.csv
+    # Without its teacher, which is gone. Writes predictions.csv.
+    alone = recipe.model_copy(update={"distill": Distill(mode="none")})
+    evaluate_models(replace(run, recipe=alone), {"student": student})
     print(f"largest difference of a probability: {difference(graph, folder, starter):.1e}")
 
 

@@ -27,12 +27,16 @@ def origins(recipe: Recipe) -> list[str]:
                 f"The first weights of {model} ({who}) are of uncertain origin: {doubt}."
             )
     if recipe.learns_from_features:
-        path = Path(recipe.teacher.features)
-        model = described_model(path)
-        made = f"made by {model}, as the file says" if model else "the file does not name the model"
-        sentences.append(
-            f"The teacher's soft labels come from the tile features in {path.name} (SHA-256 "
-            f"{sha256_file(path)[:16]}…; {made}). The licence of the model that made them may hold "
-            "for the student too."
-        )
+        sentences.append(features_origin(Path(recipe.teacher.features)))
     return sentences
+
+
+def features_origin(path: Path) -> str:
+    """The sentence on a file of tile features; it names the file's hash."""
+    model = described_model(path)
+    made = f"made by {model}, as the file says" if model else "the file does not name the model"
+    return (
+        f"The teacher's soft labels come from the tile features in {path.name} (SHA-256 "
+        f"{sha256_file(path)[:16]}…; {made}). The licence of the model that made them may hold "
+        "for the student too."
+    )

@@ -15,6 +15,7 @@ from edgelung.core.files import atomic_write, writing
 from edgelung.train.augment import augment
 from edgelung.train.distributed import run_on_main
 from edgelung.train.models import Model
+from edgelung.train.origins import features_origin
 from edgelung.train.prepare import Run
 from edgelung.train.preprocess import normalise
 from edgelung.train.probe import LinearProbe, fit_probe
@@ -84,8 +85,13 @@ def soft_labels(run: Run) -> Tensor | None:
 def _kept_soft_labels(run: Run) -> npt.NDArray[np.float32]:
     path = run.folder.soft_labels_path
     if not path.is_file():
-        tiles = [row.tile for row in run.split]
-        features = read_tile_features(Path(run.recipe.teacher.features), tiles)
+        source = Path(run.recipe.teacher.features)
+        features = read_tile_features(source, [row.tile for row in run.split])
+        if features_origin(source) not in run.folder.read_config().origins:
+            raise EdgelungError(
+                f"{source} is not the file of tile features that the run was started with; put "
+                "that file back and use --resume, or start anew"
+            )
         probe = _fit(run, "teacher", features[run.tiles.subsets["train"]])
         with writing(path.parent):
             path.parent.mkdir(exist_ok=True)

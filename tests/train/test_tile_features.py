@@ -161,6 +161,24 @@ def test_a_probe_on_training_groups_teaches_and_the_run_resumes_without_the_file
     assert "vit.safetensors" in (out / "report.html").read_text()
 
 
+def test_a_run_is_not_continued_with_other_features(
+    tiles: Path, small: list[str], features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json names the hash of the features; the soft labels must come from no other file."""
+    file = tmp_path / "vit.safetensors"
+    file.write_bytes(features.read_bytes())
+    recipe = load_recipe("demo", [*small, f"teacher.features={file}", "student.epochs=1"])
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("edgelung.train.run.soft_labels", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(tiles, out, recipe, groups=tiles / "groups.csv")
+    save_file({name: row + 1 for name, row in load_file(file).items()}, file)
+    with pytest.raises(EdgelungError, match="not the file of tile features"):
+        train_run(tiles, out, None, resume=True)
+    assert not (out / "teacher" / "soft_labels.safetensors").exists()
+
+
 def _interrupt(*words: Any) -> None:
     raise KeyboardInterrupt
 
