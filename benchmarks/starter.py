@@ -1,9 +1,9 @@
 """The starter bundle of the package out of an exported one.
 
-    edgelung export RUN --out BUNDLE --int8
+    edgelung export RUN --out BUNDLE --int8 --early-exit
     python benchmarks/starter.py BUNDLE
 
-It keeps full precision and the INT8 variant for CPUs: with the one for GPUs it would pass 32 MB.
+It keeps full precision and the INT8 variants for CPUs: with the one for GPUs it would pass 36 MB.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.typed_json import convert
 from edgelung.report.pages import model_card
 
-KEPT = ("fp32", "int8")
+KEPT = ("fp32", "int8", "int8-early-exit")
 STARTER = Path(__file__).parents[1] / "edgelung" / "starter"
-LIMIT = 32_000_000  # bytes
+LIMIT = 36_000_000  # bytes
 
 
 def main() -> None:

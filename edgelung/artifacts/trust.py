@@ -43,7 +43,7 @@ from edgelung.core.ownership import guarded_names, read_guarded
 SECTION = "trust"
 MAX_CONFIG_BYTES = 1 << 20
 # SHA-256 of bundle.json of the starter, which holds the hashes of its other files.
-STARTER_SHA256 = "b6517638b11c7aca25bd0f651a43f355f2327647e620550bb7d679ffa58de3c8"
+STARTER_SHA256 = "8cc4cf541a47e3fcd82b6784b264d5cbe9b106fdaecf024134937f50fccd5f01"
 
 
 class TrustTable(Struct, frozen=True, kw_only=True):
