@@ -12,6 +12,8 @@ from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 
+SHIPPED = [Precision.FP32, Precision.INT8, Precision.INT8_EARLY_EXIT]
+
 
 @pytest.fixture
 def starter(tmp_path: Path) -> Path:
@@ -21,7 +23,7 @@ def starter(tmp_path: Path) -> Path:
 
 def test_the_starter_as_shipped_opens() -> None:
     bundle = open_bundle(starter_bundle())
-    assert list(bundle.variants) == [Precision.FP32, Precision.INT8]
+    assert list(bundle.variants) == SHIPPED
     gate = bundle.variant(Precision.INT8).gate
     assert (gate.verdict, gate.tiles, gate.groups, gate.looks) == ("pass", 1373, 60, 1)
     assert gate.checks is not None
@@ -61,7 +63,7 @@ def test_a_precision_of_a_newer_edgelung_is_passed_over(starter: Path) -> None:
     content = json.loads((starter / MANIFEST).read_text("utf-8"))
     content["variants"]["int4"] = content["variants"]["int8"]
     write_bundle(starter, content)
-    assert list(open_bundle(starter).variants) == [Precision.FP32, Precision.INT8]
+    assert list(open_bundle(starter).variants) == SHIPPED
 
 
 @pytest.mark.parametrize("value", [0, -192, 0.25, 1e9, float("nan"), "192", None])

@@ -37,7 +37,7 @@ def test_the_starter_is_whole_and_small() -> None:
     bundle = open_bundle(folder)  # every hash
     assert bundle.classes == ("lung_aca", "lung_n", "lung_scc")
     assert all(variant.passed for variant in bundle.variants.values())
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 32_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 36_000_000
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Research use only" in card
 
