@@ -216,21 +216,19 @@ def export(
     a finished bundle.
     """
     from edgelung.artifacts.run import RunFolder
-    from edgelung.artifacts.trust import OWN_WORK
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.cli.sign import read_signing_key, sign_folders
     from edgelung.cli.triton import check_run_options, from_finished_bundle, is_bundle, write_triton
     from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
-    from edgelung.core.errors import EdgelungError, ExitCode
+    from edgelung.core.errors import ExitCode
 
     if is_bundle(run):
         from_finished_bundle(context, run, triton, chosen(precision), trust, allow_unsigned)
         return
     out = check_run_options(context, out, triton)
     _check_int8(int8, qat=qat, early_exit=early_exit)
+    _check_site(recalibrate, recalibrate_groups)
     RunFolder(run).check_one_model()
-    if recalibrate_groups and not recalibrate:
-        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
     if wsinfer:
         check_wsinfer(wsinfer, out, run, tile_um)
@@ -263,7 +261,7 @@ def export(
     if key:
         sign_folders([out, *([ahead.folder] if ahead else [])], key)
     if triton:
-        write_triton(triton, out, chosen(precision), OWN_WORK)  # with the signature
+        write_triton(triton, out, chosen(precision))
     _print_bundle(bundle, out, as_json)
     as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
     if not (as_asked and all(v.passed for v in bundle.variants.values())) and not allow_drop:
@@ -292,6 +290,14 @@ def _check_int8(int8: bool, *, qat: bool, early_exit: bool) -> None:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
     if early_exit and not int8:
         raise EdgelungError("--early-exit is made from the INT8 variant; it needs --int8")
+
+
+def _check_site(tiles: Path | None, groups: Path | None) -> None:
+    """Refuse groups of a site's tiles without the tiles."""
+    from edgelung.core.errors import EdgelungError
+
+    if groups and not tiles:
+        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
 
 
 def _report_concerns(manifest: "BundleManifest") -> bool:

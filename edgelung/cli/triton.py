@@ -134,15 +134,19 @@ def check_triton(repository: Path, bundle: Path) -> None:
 
 
 def write_triton(
-    repository: Path, folder: Path, precision: Precision | None, trust: "Trust"
+    repository: Path, folder: Path, precision: Precision | None, trust: "Trust | None" = None
 ) -> None:
-    """Write the model repository of a bundle, and report what its two models run."""
+    """Write the model repository of a bundle, and report what its two models run.
+
+    `folder`: the bundle, signed if it is to be. `trust`: None for one that this command made.
+    """
     from edgelung import RESEARCH_USE_ONLY
     from edgelung.artifacts.bundle import open_bundle
+    from edgelung.artifacts.trust import OWN_WORK
     from edgelung.cli.model import warn_of_gate
     from edgelung.export.triton import FILES_MODEL, TILES_MODEL, write_triton_repository
 
-    bundle = open_bundle(folder, trust)
+    bundle = open_bundle(folder, trust or OWN_WORK)
     warn_of_gate(bundle, precision)
     variant = write_triton_repository(repository, bundle, precision)
     if precision not in (None, variant.precision):
