@@ -111,6 +111,13 @@ def test_a_bundle_that_changes_after_it_was_opened_gives_no_repository(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", [FILES_MODEL, TILES_MODEL])
+def test_the_configs_are_those_that_tritons_schema_has_read(model: str, repository: Path) -> None:
+    """After a change: run the tests below with tritonclient, then copy the new files here."""
+    written = (repository / model / "config.pbtxt").read_text()
+    assert written == (Path(__file__).parent / "triton" / f"{model}.pbtxt").read_text()
+
+
 def test_tritons_schema_reads_the_config_of_the_graph(
     repository: Path, schema: ModuleType, starter: Bundle
 ) -> None:
