@@ -110,7 +110,7 @@ class Classifier:
 
         A large JPEG's path and its decoded array differ a little (probabilities by up to 0.02): the
         reader decodes the file at the smallest scale that covers the tile (libjpeg's M/8). Use
-        paths where results must equal those of `edgelung infer`.
+        paths or bytes where results must equal those of `edgelung infer`.
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
             raise TypeError(f"found one {type(images).__name__}; expected several images: [image]")

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from samples import samples
+from snippets import ROOT, blocks
 
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
 from edgelung.artifacts.predictions import Prediction, read_predictions
@@ -197,6 +199,26 @@ def test_more_images_than_a_batch_are_refused_with_a_reason(
                 ask(client, [images / "00.jpeg"] * 33).get_result()
             answer = ask(client, [images / "00.jpeg"] * 32).get_result()
             assert answer.as_numpy("status").shape == (32, 1)
+
+
+def test_the_client_of_the_documentation_runs(
+    triton: Triton, repository: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tritonclient.http")
+    (block,) = [b for b in blocks(ROOT / "docs/how-to/triton.md") if b.kind == "python"]
+    with triton.serve(repository, tmp_path) as (port, lines):
+        assert port, "".join(lines)
+        code = block.body.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        assert code != block.body
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["adenocarcinoma.jpeg", "ok", "lung_aca"],
+        ["cut.jpeg", "truncated"],
+        ["normal.jpeg", "ok", "lung_n"],
+    ]
 
 
 def test_a_damaged_bundle_is_never_served(triton: Triton, repository: Path, tmp_path: Path) -> None:
