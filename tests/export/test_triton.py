@@ -25,6 +25,7 @@ from msgspec import structs
 import edgelung
 from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
 from edgelung.artifacts.onnx_wire import read_graph
+from edgelung.artifacts.trust import choose_trust
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes
@@ -351,6 +352,18 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     assert "model edgelung for image files (precision auto)" in done.stderr
     assert "Research use only" in done.stderr
     assert {path.name for path in (tmp_path / "models").iterdir()} == {FILES_MODEL, TILES_MODEL}
+
+
+def test_a_run_gives_the_signed_bundle_and_its_repository(run: Path, tmp_path: Path, cli) -> None:
+    assert cli("keygen", tmp_path / "lab").returncode == 0
+    words = ["export", run, "--out", "bundle", "--sign", tmp_path / "lab.key.pem"]
+    done = cli(*words, "--triton", "models")
+    assert done.returncode == 0, done.stderr
+    copied = tmp_path / "models" / FILES_MODEL / "1" / "bundle"
+    signature = (tmp_path / "bundle" / "bundle.sig").read_bytes()
+    assert (copied / "bundle.sig").read_bytes() == signature
+    opened = open_bundle(copied, choose_trust(tmp_path / "lab.pub.pem"))
+    assert opened.sha256 == open_bundle(tmp_path / "bundle").sha256
 
 
 @pytest.mark.parametrize(
