@@ -32,20 +32,13 @@ class TritonPythonModel:
         options = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"] / BUNDLE
         try:
-            self._classifier = edgelung.load(
-                folder,
-                engine=_unless_auto(options["engine"]),
-                precision=_unless_auto(options["precision"]),
-                keep_unknown=options["unknown"] == "keep",
-            )
+            self._classifier = self._load(folder, options)
+        except KeyError as error:
+            raise pb_utils.TritonModelException(
+                f"config.pbtxt has no parameter {error}; run `edgelung export --triton` again"
+            ) from error
         except edgelung.EdgelungError as error:
             raise pb_utils.TritonModelException(str(error)) from error
-        if self._classifier.bundle.sha256 != options["bundle"]:
-            self._classifier.close()
-            raise pb_utils.TritonModelException(
-                f"{folder} is not the bundle that config.pbtxt was written for; expected SHA-256 "
-                f"{options['bundle']} of its bundle.json. Run `edgelung export --triton` again"
-            )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Predict the images of all requests together: the batch that Triton has formed."""
@@ -53,14 +46,32 @@ class TritonPythonModel:
             pb_utils.get_input_tensor_by_name(request, "images").as_numpy().reshape(-1).tolist()
             for request in requests
         ]
-        predictions = iter(
-            self._classifier.classify([image for batch in batches for image in batch])
-        )
+        images = [image for batch in batches for image in batch]
+        predictions = self._classifier.classify(images)
         return [self._response(list(islice(predictions, len(batch)))) for batch in batches]
 
     def finalize(self) -> None:
         """Release the runtime."""
         self._classifier.close()
+
+    def _load(self, folder: Path, options: Mapping[str, str]) -> "edgelung.Classifier":
+        if options["unknown"] not in ("mark", "keep"):
+            raise edgelung.EdgelungError(
+                f"the parameter unknown is {options['unknown']!r}; expected mark or keep"
+            )
+        classifier = edgelung.load(
+            folder,
+            engine=_unless_auto(options["engine"]),
+            precision=_unless_auto(options["precision"]),
+            keep_unknown=options["unknown"] == "keep",
+        )
+        if classifier.bundle.sha256 == options["bundle"]:
+            return classifier
+        classifier.close()
+        raise edgelung.EdgelungError(
+            f"{folder} is not the bundle that config.pbtxt was written for; expected SHA-256 "
+            f"{options['bundle']} of its bundle.json. Run `edgelung export --triton` again"
+        )
 
     def _response(self, predictions: Sequence["edgelung.Prediction"]) -> Any:
         """The tensors of one request, (N, …). Without a prediction: '' and NaN, and stage 0."""

@@ -122,13 +122,13 @@ def _given(context: typer.Context) -> list[str]:
 
 
 def check_triton(repository: Path, bundle: Path) -> None:
-    """Check --triton before the work: a new folder outside of the bundle."""
+    """Check --triton before the work: a new folder, and neither lies in the other."""
     from edgelung.core.files import new_folder
 
-    if repository.absolute().is_relative_to(bundle.absolute()):
+    inner, outer = repository.absolute(), bundle.absolute()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise EdgelungError(
-            f"--triton {repository} lies in the bundle, which may hold nothing else; name another "
-            "folder"
+            f"--triton {repository} and the bundle {bundle} lie in one another; name another folder"
         )
     new_folder(repository, "model repository", option="--triton")
 

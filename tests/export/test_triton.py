@@ -326,6 +326,7 @@ def test_another_bundle_than_that_of_the_config_is_not_served(load: Load) -> Non
         ({"precision": "fp8"}, "holds no fp8 variant"),
         ({"engine": "tensorrt"}, "no engine can run"),
         ({"precision": "best"}, "precision 'best' is unknown"),
+        ({"unknown": "kep"}, "unknown is 'kep'; expected mark or keep"),
     ],
 )
 def test_what_cannot_run_is_an_error_of_the_model_with_its_reason(
@@ -373,7 +374,8 @@ def test_a_run_gives_the_signed_bundle_and_its_repository(run: Path, tmp_path: P
         (["STARTER", "--triton", "m", "--int8"], "--int8 makes a bundle from a run"),
         (["STARTER", "--triton", "m", "--out", "b"], "--out makes a bundle from a run"),
         (["STARTER", "--triton", "m", "--precision", "fp8"], "holds no fp8 variant"),
-        (["STARTER", "--triton", "STARTER/models"], "lies in the bundle"),
+        (["STARTER", "--triton", "STARTER/models"], "lie in one another"),
+        (["run", "--out", "m/bundle", "--triton", "m"], "lie in one another"),
         (["STARTER", "--triton", "full"], "already exists"),
         (["run", "--out", "b", "--precision", "int8"], "--precision is for the models of --triton"),
         (["run", "--out", "b", "--trust", "k"], "--trust is about a finished bundle"),
