@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from types import TracebackType
 
@@ -25,11 +25,11 @@ from edgelung.inference.pipeline import Row, default_batch_size
 from edgelung.inference.record import LabelRule, make_record
 from edgelung.tiles.blank import why_blank
 from edgelung.tiles.images import check_array, tile_from_array, tile_from_image, tile_or_error
-from edgelung.tiles.reader import Tile, TileError, read_tile
+from edgelung.tiles.reader import Tile, TileError, decode_file, read_tile
 from edgelung.tiles.status import Status
 
 PathInput = str | os.PathLike[str]
-ImageInput = PathInput | npt.NDArray[np.uint8] | Image.Image
+ImageInput = PathInput | bytes | npt.NDArray[np.uint8] | Image.Image
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,11 @@ class Classifier:
             images: each one is
 
                 - a path (str or os.PathLike) of a JPEG, PNG, TIFF, BMP or WebP file;
+                - bytes: the content of such a file;
                 - an array, uint8 [H, W, 3]: RGB in 0…255, H rows of W pixels;
                 - a PIL image of any mode that files may have; alpha goes over white.
-            batch_size: images per batch. None: 16, on a GPU 32.
+            batch_size: images per batch. None: 16, or fewer if that spreads a list over more cores;
+                on a GPU 32.
 
         Yields:
             Predictions with
@@ -99,7 +101,7 @@ class Classifier:
             - `prediction_set`: the classes that cannot be excluded; None without `coverage`.
             - `stage`: 1 if the tile left the model at its early exit, 2 if it went through all of
               it; None for models without one.
-            - `path`: the path as given; '' for arrays and PIL images.
+            - `path`: the path as given; '' for bytes, arrays and PIL images.
             - `error`: the reason for the status, for people; '' for 'ok'.
 
         Raises:
@@ -108,9 +110,9 @@ class Classifier:
 
         A large JPEG's path and its decoded array differ a little (probabilities by up to 0.02): the
         reader decodes the file at the smallest scale that covers the tile (libjpeg's M/8). Use
-        paths where results must equal those of `edgelung infer`.
+        paths or bytes where results must equal those of `edgelung infer`.
         """
-        if isinstance(images, str | os.PathLike | Image.Image):
+        if isinstance(images, str | bytes | os.PathLike | Image.Image):
             raise TypeError(f"found one {type(images).__name__}; expected several images: [image]")
         if isinstance(images, np.ndarray) and images.ndim < 4:
             raise TypeError(
@@ -118,7 +120,7 @@ class Classifier:
                 "or an array uint8 [N, H, W, 3]"
             )
         check_count("batch_size", batch_size)
-        return self._classify(images, batch_size or default_batch_size(self._engine))
+        return self._classify(images, batch_size or self._batch_size(images))
 
     def classify_all(
         self, images: Iterable[ImageInput], *, batch_size: int | None = None
@@ -155,6 +157,13 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.bundle.manifest.name!r}, {self.engine} {self.precision})"
 
+    def _batch_size(self, images: Iterable[ImageInput]) -> int:
+        """Images per batch: no core shall be idle while another has several tiles of a list."""
+        largest = default_batch_size(self._engine)
+        if self._engine.device != "CPU" or not isinstance(images, Sized):
+            return largest
+        return max(1, min(largest, -(-len(images) // self._engine.concurrency)))
+
     def _classify(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Prediction]:
         """Each engine thread decodes a batch and predicts it; a few batches are ahead."""
         waiting: deque[Task[list[Prediction]]] = deque()
@@ -167,7 +176,7 @@ class Classifier:
             while waiting:
                 yield from waiting.popleft().result()
 
-    def _take(self, image: ImageInput) -> PathInput | Tile | TileError:
+    def _take(self, image: ImageInput) -> PathInput | bytes | Tile | TileError:
         """Take one input in the caller's thread: a program may reuse the buffer for its next.
 
         Raises EdgelungError or TypeError if it can be no image.
@@ -178,22 +187,18 @@ class Classifier:
             return tile_or_error(lambda: tile_from_array(image, spec))
         if isinstance(image, Image.Image):
             return tile_or_error(lambda: tile_from_image(image, spec))
-        if isinstance(image, str | os.PathLike):
+        if isinstance(image, str | bytes | os.PathLike):
             return image
         raise TypeError(
-            f"found {type(image).__name__}; expected a path, an array uint8 [H, W, 3] or a PIL "
-            "image"
+            f"found {type(image).__name__}; expected a path, bytes of a file, an array uint8 "
+            "[H, W, 3] or a PIL image"
         )
 
-    def _classify_batch(self, items: Sequence[PathInput | Tile | TileError]) -> list[Prediction]:
-        """Decode the paths of a batch and predict it. Items are paths, tiles and failures."""
-        spec = self.bundle.reader
-        decoded = [
-            item
-            if isinstance(item, np.ndarray | TileError)
-            else tile_or_error(partial(read_tile, item, spec))
-            for item in items
-        ]
+    def _classify_batch(
+        self, items: Sequence[PathInput | bytes | Tile | TileError]
+    ) -> list[Prediction]:
+        """Decode the files of a batch and predict it."""
+        decoded = [self._decode(item) for item in items]
         tiles = [tile for tile in decoded if not isinstance(tile, TileError)]
         running = threading.Lock()
         running.acquire()
@@ -214,6 +219,14 @@ class Classifier:
             for item, tile in zip(items, decoded, strict=True)
         ]
 
+    def _decode(self, item: PathInput | bytes | Tile | TileError) -> Tile | TileError:
+        spec = self.bundle.reader
+        if isinstance(item, np.ndarray | TileError):
+            return item
+        if isinstance(item, bytes):
+            return tile_or_error(partial(decode_file, item, spec))
+        return tile_or_error(partial(read_tile, item, spec))
+
     def _prediction(self, path: str, tile: Tile, predicted: OutputRow) -> Prediction:
         probabilities, ood, stage = predicted
         if not (np.isfinite(probabilities).all() and (ood is None or np.isfinite(ood))):
@@ -231,5 +244,5 @@ class Classifier:
         return make_record(row, path, self._rule).prediction(self.classes)
 
 
-def _path_of(item: PathInput | Tile | TileError) -> str:
+def _path_of(item: PathInput | bytes | Tile | TileError) -> str:
     return os.fspath(item) if isinstance(item, str | os.PathLike) else ""

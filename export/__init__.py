@@ -6,4 +6,5 @@ proof      the graph reproduces the trained model
 calibrate  the quantization plan, from `stats`, `ranges` and `smoothquant`
 candidates, evaluate, select   graphs, their verdicts, what is kept
 bundle_folder   write everything, once
+triton      a model repository for Triton, from a finished bundle
 """

@@ -82,6 +82,21 @@ class BundleFile:
         return data
 
 
+def copy_files(source: Path, files: BundleFiles, target: Path) -> None:
+    """Copy an opened bundle into the new folder `target`: the bytes that were verified.
+
+    Raises:
+        EdgelungError: if a file was changed after the bundle was opened.
+    """
+    target.mkdir()
+    for name, digest in files.digests.items():
+        data = BundleFile(source, name, digest, MAX_FILE_BYTES).read()
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    if files.signature is not None:
+        (target / SIGNATURE).write_bytes(files.signature)
+
+
 @dataclass(frozen=True)
 class BundleFolder:
     """An open folder; see `open_folder`. Names are resolved below its descriptor."""

@@ -2,10 +2,16 @@
 
 import os
 import signal
+import sys
+
+from edgelung.core.platforms import refusal
 
 
 def main() -> None:
     """Run the command line. Ctrl-C ends it from the first moment, without a traceback."""
+    if line := refusal(sys.platform):
+        print(line, file=sys.stderr)
+        sys.exit(2)
     earlier = signal.getsignal(signal.SIGINT)
     # While modules are imported, Python's own handler would print a traceback of them.
     silent = os.name != "nt" and earlier is signal.default_int_handler

@@ -11,13 +11,22 @@ from edgelung.cli.options import (
     INPUT,
     OUTPUT,
     TileUmOption,
+    chosen,
     engine_name,
     named_path,
     training_extra,
 )
+from edgelung.cli.triton import (
+    TritonOption,
+    TritonPrecisionOption,
+    TritonTrustOption,
+    TritonUnsignedOption,
+)
+from edgelung.core.precision import Precision
 from edgelung.engines.names import EngineName
 
 if TYPE_CHECKING:
+    from edgelung.artifacts.bundle import Bundle
     from edgelung.artifacts.manifest import BundleManifest, EarlyExit, Sensitivity
 
 
@@ -29,9 +38,9 @@ def export(
         Path, typer.Argument(metavar="RUN", help="Run folder that `edgelung train` wrote.")
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(metavar="BUNDLE", rich_help_panel=OUTPUT, help="New bundle folder to write."),
-    ],
+    ] = None,
     fp16: Annotated[
         bool, typer.Option("--fp16", rich_help_panel=VARIANTS, help="Add an FP16 variant.")
     ] = False,
@@ -190,25 +199,36 @@ def export(
             "--json", rich_help_panel=OUTPUT, help="Print bundle.json on standard output."
         ),
     ] = False,
+    triton: TritonOption = None,
+    precision: TritonPrecisionOption = None,
+    trust: TritonTrustOption = None,
+    allow_unsigned: TritonUnsignedOption = False,
+    *,
+    context: typer.Context,
 ) -> None:
     """Which variants of a run are as good as full precision?
 
     Writes a bundle with the full-precision (FP32) model and the variants that the options add. An
     accuracy gate compares each variant with full precision. Warns if full precision itself should
     not be used. Exit code 4: a variant did not pass its gate.
+
+    With --triton, writes a model repository for Triton Inference Server too, or only that if RUN is
+    a finished bundle.
     """
     from edgelung.artifacts.run import RunFolder
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.cli.sign import read_signing_key, sign_folders
+    from edgelung.cli.triton import check_run_options, from_finished_bundle, is_bundle, write_triton
     from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
-    from edgelung.core.errors import EdgelungError, ExitCode
-    from edgelung.core.precision import Precision
-    from edgelung.core.typed_json import plain
+    from edgelung.core.errors import ExitCode
 
+    if is_bundle(run):
+        from_finished_bundle(context, run, triton, chosen(precision), trust, allow_unsigned)
+        return
+    out = check_run_options(context, out, triton)
     _check_int8(int8, qat=qat, early_exit=early_exit)
+    _check_site(recalibrate, recalibrate_groups)
     RunFolder(run).check_one_model()
-    if recalibrate_groups and not recalibrate:
-        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
     if wsinfer:
         check_wsinfer(wsinfer, out, run, tile_um)
@@ -240,6 +260,18 @@ def export(
         build_engines(ahead, bundle)
     if key:
         sign_folders([out, *([ahead.folder] if ahead else [])], key)
+    if triton:
+        write_triton(triton, out, chosen(precision))
+    _print_bundle(bundle, out, as_json)
+    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
+    if not (as_asked and all(v.passed for v in bundle.variants.values())) and not allow_drop:
+        raise typer.Exit(ExitCode.GATE)
+
+
+def _print_bundle(bundle: "Bundle", out: Path, as_json: bool) -> None:
+    """Print what was made, and why it should not be trusted or what comes next."""
+    from edgelung.core.typed_json import plain
+
     if as_json:
         print(json.dumps(plain(bundle.manifest), indent=2))
     else:
@@ -248,9 +280,6 @@ def export(
     is_useful = _report_concerns(bundle.manifest)
     if is_useful and not as_json:
         print_next("infer", "FOLDER", "--model", out)
-    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
-    if not (as_asked and all(v.passed for v in bundle.variants.values())) and not allow_drop:
-        raise typer.Exit(ExitCode.GATE)
 
 
 def _check_int8(int8: bool, *, qat: bool, early_exit: bool) -> None:
@@ -261,6 +290,14 @@ def _check_int8(int8: bool, *, qat: bool, early_exit: bool) -> None:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
     if early_exit and not int8:
         raise EdgelungError("--early-exit is made from the INT8 variant; it needs --int8")
+
+
+def _check_site(tiles: Path | None, groups: Path | None) -> None:
+    """Refuse groups of a site's tiles without the tiles."""
+    from edgelung.core.errors import EdgelungError
+
+    if groups and not tiles:
+        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
 
 
 def _report_concerns(manifest: "BundleManifest") -> bool:

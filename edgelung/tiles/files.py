@@ -15,6 +15,7 @@ from edgelung.tiles.find import LEADS_OUT, SLIDE_SUFFIXES, FoundFile, open_withi
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
 
 MAX_BYTES = 512 * 2**20
+NO_BYTES = "the file holds no bytes"
 
 
 def read_bytes(
@@ -38,11 +39,7 @@ def read_bytes(
         with os.fdopen(handle, "rb") as file:
             if first < 0:
                 _check_slide(path, file.fileno(), info.st_size)
-                if info.st_size > MAX_BYTES:
-                    raise TileError(
-                        Status.TOO_LARGE, f"{info.st_size} bytes; the limit is {MAX_BYTES}"
-                    )
-                DECODING.reserve_file(info.st_size)
+                check_length(info.st_size)
             data = file.read(first)
             now = os.fstat(file.fileno())
             if first < 0 and (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
@@ -51,8 +48,15 @@ def read_bytes(
         reason = getattr(error, "strerror", None) or one_line(error)
         raise TileError(Status.UNREADABLE, reason) from error
     if not data:
-        raise TileError(Status.EMPTY, "the file holds no bytes")
+        raise TileError(Status.EMPTY, NO_BYTES)
     return data
+
+
+def check_length(length: int) -> None:
+    """Reserve memory for a large file; raises TileError `too-large` for one over MAX_BYTES."""
+    if length > MAX_BYTES:
+        raise TileError(Status.TOO_LARGE, f"{length} bytes; the limit is {MAX_BYTES}")
+    DECODING.reserve_file(length)
 
 
 def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None:

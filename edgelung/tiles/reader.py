@@ -18,7 +18,15 @@ from PIL import Image
 from edgelung.tiles.bmp import decode_bmp, looks_like_bmp
 from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import NOT_A_TILE, Status, TileError
-from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes, read_found
+from edgelung.tiles.files import (
+    MAX_BYTES,
+    NO_BYTES,
+    check_length,
+    looks_like,
+    looks_like_image,
+    read_bytes,
+    read_found,
+)
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.jpeg import MARK as JPEG_MARK
 from edgelung.tiles.jpeg import decode_jpeg, read_header
@@ -38,6 +46,7 @@ __all__ = [
     "ReaderSpec",
     "Tile",
     "TileError",
+    "decode_file",
     "decode_tile",
     "image_size",
     "looks_like",
@@ -110,6 +119,18 @@ def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:
     """Decode and resize encoded bytes as `read_tile` does; raises TileError with a status."""
     with DECODING:
         return resize(_decode(data, spec)[0], spec.size, out)
+
+
+def decode_file(data: bytes, spec: ReaderSpec) -> Tile:
+    """The tile of a file whose content is in memory, by the rules of `read_tile`.
+
+    A name can say that a file is a slide; here only the content can. Raises TileError.
+    """
+    if not data:
+        raise TileError(Status.EMPTY, NO_BYTES)
+    with DECODING:
+        check_length(len(data))
+        return decode_tile(data, spec)
 
 
 def image_size(data: bytes) -> tuple[int, int]:

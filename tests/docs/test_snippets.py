@@ -92,8 +92,9 @@ def test_a_block_that_is_not_run_says_why() -> None:
 
 
 def test_most_blocks_run() -> None:
+    """Those that another test runs count as run."""
     found = [block for page in PAGES for block in blocks(page)]
-    not_run = [block for block in found if block.not_run]
+    not_run = [block for block in found if block.not_run and "; tests/" not in block.not_run]
     assert len(found) >= 50
     assert len(not_run) <= 21, [block.body for block in not_run]
 

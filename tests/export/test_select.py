@@ -17,6 +17,7 @@ from edgelung.artifacts.manifest import Calibration
 from edgelung.artifacts.results import GateResult, Limits
 from edgelung.artifacts.run import RunFolder
 from edgelung.cli import export as command
+from edgelung.cli.app import app
 from edgelung.core.precision import Precision
 from edgelung.engines.base import Output
 from edgelung.engines.choose import open_engine
@@ -100,8 +101,11 @@ def damage(monkeypatch: pytest.MonkeyPatch, names: str, factor: float) -> None:
 
 def exported(run: Path, out: Path, allow_drop: bool = False) -> int:
     """The exit code of `edgelung export RUN --int8`."""
+    context = typer.Context(typer.main.get_command(app).commands["export"])
     try:
-        command.export(run, out, int8=True, calibration="min-max", allow_drop=allow_drop)
+        command.export(
+            run, out, int8=True, calibration="min-max", allow_drop=allow_drop, context=context
+        )
     except typer.Exit as stop:
         return stop.exit_code
     return 0
