@@ -48,8 +48,7 @@ def overview() -> Table:
 def starter() -> Table:
     """The shipped starter, model by model."""
     content = result("starter.json")
-    metrics, int8 = content["metrics"], content["variants"]["int8"]
-    openvino = content["infer_openvino_int8_on_test"]
+    metrics, openvino = content["metrics"], content["infer_openvino_on_test"]
     models = [
         ("teacher tf_efficientnet_lite2", metrics["teacher"], NONE),
         ("student FP32", metrics["student"], NONE),
@@ -64,25 +63,25 @@ def starter() -> Table:
         ]
         for name, model, agreement in models
     ]
-    rows.append(
-        [
-            "student INT8, ONNX Runtime",
-            NONE,
-            *tested(int8["test"]),
-            percent(int8["test"]["accuracy"]),
-            percent(int8["test"]["agreement_with_fp32"], 2),
+    for name, text in (("int8", "student INT8"), ("int8-early-exit", "INT8 with an early exit")):
+        test, infer = content["variants"][name]["test"], openvino[name]
+        rows += [
+            [
+                f"{text}, ONNX Runtime",
+                NONE,
+                *tested(test),
+                percent(test["accuracy"]),
+                percent(test["agreement_with_fp32"], 2),
+            ],
+            [
+                f"{text}, OpenVINO",
+                NONE,
+                percent(infer["labelled"]["balanced_accuracy"]),
+                NONE,
+                percent(infer["labelled"]["accuracy"]),
+                percent(infer["verify"]["agreement"], 2),
+            ],
         ]
-    )
-    rows.append(
-        [
-            "student INT8, OpenVINO",
-            NONE,
-            percent(openvino["labelled"]["balanced_accuracy"]),
-            NONE,
-            percent(openvino["labelled"]["accuracy"]),
-            percent(openvino["verify"]["agreement"], 2),
-        ]
-    )
     header = ["model", "validation, balanced", "test, balanced", "95 % interval", "test, accuracy"]
     return Table([*header, "same label as FP32"], rows, {"starter.json": content})
 
