@@ -27,6 +27,7 @@ def slides() -> Table:
     content = result("slides.json")
     names = {
         "edgelung": "**edgelung**",
+        "edgelung early exit": "**edgelung, early exit**",
         "wsinfer openslide": "WSInfer, OpenSlide",
         "wsinfer tiffslide": "WSInfer, tiffslide",
         "tiatoolbox": "TIAToolbox",
