@@ -88,6 +88,8 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
         level, eighths: which level was read, and at which scale (see `slides.base.Grid`).
         overlap: of neighbouring tiles, 0…1.
         statuses: status → number of tiles. labels: class → number of tiles with this label.
+        stages: '1' → tiles that left the model at its early exit, '2' → tiles that went through all
+            of it; empty without an early exit.
         knows_unknown: the bundle can tell tissue that the model was not made for.
         blocks: what the intervals of `shares` resample; None without tiles.
         signature: who signed the bundle, in words.
@@ -122,6 +124,7 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
     tissue: Tissue | None = None
     tiles: int = 0
     statuses: dict[str, int] = {}
+    stages: dict[str, int] = {}
     knows_unknown: bool = False
     labels: dict[str, int] = {}
     shares: list[ClassShare] = []

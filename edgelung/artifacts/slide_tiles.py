@@ -1,6 +1,6 @@
 """The tiles of a slide with their predictions: one row per tile, columns as arrays.
 
-    x,y,width,height,p_<class>…,label,confidence,ood,status,error
+    x,y,width,height,p_<class>…,label,confidence,ood,stage,status,error
 
 `write_tiles` writes them as Parquet or CSV, `read_tiles` reads both. `write_wsinfer` writes the CSV
 of WSInfer 0.6 for scripts that read it. Positions are pixels of level 0.
@@ -26,7 +26,7 @@ from edgelung.tiles.status import Status
 MADE_BY = {"made by": "edgelung slide"}  # Parquet metadata that marks our files
 SCHEMA_VERSION = 1
 _POSITION = ("x", "y", "width", "height")
-_REST = ("label", "confidence", "ood", "status", "error")
+_REST = ("label", "confidence", "ood", "stage", "status", "error")
 _WSINFER_POSITION = ("minx", "miny", "width", "height")
 REMEDY = "expected the tiles that `edgelung slide` wrote"
 
@@ -46,6 +46,8 @@ class SlideTiles:
         errors: the reasons; '' for 'ok'.
         ood: how far each tile is from the training tiles, float32 (N,); NaN where there is no
             score. None: the bundle has none.
+        stage: 1 for a tile that left the model at its early exit, 2 for one that went through all
+            of it, 0 for one that was not predicted, uint8 (N,). None: the model has no early exit.
     """
 
     classes: Sequence[str]
@@ -57,6 +59,7 @@ class SlideTiles:
     statuses: Sequence[str]
     errors: Sequence[str]
     ood: npt.NDArray[np.float32] | None = None
+    stage: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -86,6 +89,11 @@ class SlideTiles:
     def scores(self) -> npt.NDArray[np.float32]:
         """`ood`, all NaN if there is none."""
         return np.full(len(self), np.nan, np.float32) if self.ood is None else self.ood
+
+    @property
+    def stages(self) -> npt.NDArray[np.uint8]:
+        """`stage`, all 0 if there is no early exit."""
+        return np.zeros(len(self), np.uint8) if self.stage is None else self.stage
 
     def _most_probable(self, where: Sequence[bool]) -> npt.NDArray[np.int64]:
         """Index of the most probable class (N,); -1 where `where` is False."""
@@ -171,6 +179,7 @@ def _cell(value: float) -> str:
 
 def _write_csv(path: Path, tiles: SlideTiles) -> None:
     labels, confidences, scores = tiles.labels.tolist(), tiles.confidences, tiles.scores
+    stages = tiles.stages.tolist()
     names = [*map(safe_cell, tiles.classes), ""]  # -1 is no label
     with atomic_write(path) as file:
         file.write(_lines([list(map(safe_cell, columns(tiles.classes)))]))
@@ -182,6 +191,7 @@ def _write_csv(path: Path, tiles: SlideTiles) -> None:
                     names[labels[index]],
                     _cell(confidence),
                     _cell(float(scores[index])),
+                    stages[index] or "",
                     tiles.statuses[index],
                     safe_cell(tiles.errors[index]),
                 ]
@@ -193,7 +203,7 @@ def _write_parquet(path: Path, tiles: SlideTiles) -> None:
     parquet = load_extra("pyarrow.parquet", "tiles.parquet")
     text, number = arrow.string(), arrow.float32()
     types = [arrow.int64()] * 2 + [arrow.int32()] * 2 + [number] * len(tiles.classes)
-    types += [text, number, number, text, text]
+    types += [text, number, number, arrow.uint8(), text, text]
     metadata = MADE_BY | {
         "schema_version": str(SCHEMA_VERSION),
         "side": str(tiles.side),
@@ -203,6 +213,7 @@ def _write_parquet(path: Path, tiles: SlideTiles) -> None:
     schema = arrow.schema(fields, metadata)
     names: list[str | None] = [*tiles.classes, None]  # -1 is no label
     labels, confidences, scores = tiles.labels, tiles.confidences, tiles.scores
+    stages = tiles.stages
     with atomic_write(path) as file, parquet.ParquetWriter(file, schema) as writer:
         for part in _parts(len(tiles)):
             side = np.full(part.stop - part.start, tiles.side, np.int32)
@@ -212,6 +223,7 @@ def _write_parquet(path: Path, tiles: SlideTiles) -> None:
                 [names[label] for label in labels[part].tolist()],
                 confidences[part],
                 scores[part],
+                [stage or None for stage in stages[part].tolist()],
                 list(map(str, tiles.statuses[part])),
                 [error or None for error in tiles.errors[part]],
             ]
@@ -245,6 +257,7 @@ def _read_parquet(path: Path) -> SlideTiles:
         statuses=table["status"].to_pylist(),
         errors=[error or "" for error in table["error"].to_pylist()],
         ood=_scores(cells["ood"]),
+        stage=_stages([stage or 0 for stage in table["stage"].to_pylist()]),
     )
 
 
@@ -256,13 +269,15 @@ def _read_csv(path: Path) -> SlideTiles:
         positions: list[list[int]] = []
         numbers: list[list[float]] = []
         scores: list[float] = []
+        stages: list[int] = []
         texts: list[tuple[str, str]] = []
         for cells in lines:
             if len(cells) != width:
                 raise ValueError(f"line {lines.line_num} has {len(cells)} cells, expected {width}")
             positions.append([int(cell) for cell in cells[:4]])
             numbers.append([float(cell) if cell else math.nan for cell in cells[4 : -len(_REST)]])
-            scores.append(float(cells[-3]) if cells[-3] else math.nan)
+            scores.append(float(cells[-4]) if cells[-4] else math.nan)
+            stages.append(int(cells[-3] or 0))
             texts.append((cells[-2], raw_cell(cells[-1])))
     corners = np.array(positions, np.int64).reshape(-1, 4)
     side = _side(corners[:, 2])
@@ -277,6 +292,7 @@ def _read_csv(path: Path) -> SlideTiles:
         statuses=[status for status, _ in texts],
         errors=[error for _, error in texts],
         ood=_scores(np.array(scores)),
+        stage=_stages(stages),
     )
 
 
@@ -284,6 +300,13 @@ def _scores(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32] | None:
     """The column of scores; None if it is empty."""
     scores = values.astype(np.float32)
     return scores if np.isfinite(scores).any() else None
+
+
+def _stages(values: Sequence[int]) -> npt.NDArray[np.uint8] | None:
+    """The column of stages; None if it is empty. Raises ValueError for other values."""
+    if not {*values} <= {0, 1, 2}:
+        raise ValueError(f"found the stage {max(values)}; expected 1 or 2")
+    return np.array(values, np.uint8) if any(values) else None
 
 
 def _classes_of(names: Sequence[str]) -> tuple[str, ...]:

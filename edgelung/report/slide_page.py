@@ -292,6 +292,7 @@ def _details(summary: SlideSummary) -> Mapping[str, Mapping[str, str]]:
             "engine": summary.engine,
             "precision": summary.precision,
             "device": summary.device,
+            "early exit": _left_early(summary.stages),
             "time": f"{summary.seconds:,.1f} s" if summary.seconds else "",
             "speed": f"{speed:,.1f} tiles/s" if speed else "",
             "begun": summary.started,
@@ -299,6 +300,12 @@ def _details(summary: SlideSummary) -> Mapping[str, Mapping[str, str]]:
             "ended": summary.ended,
         },
     }
+
+
+def _left_early(stages: Mapping[str, int]) -> str:
+    """How many tiles left the model early; '' without an early exit."""
+    predicted = sum(stages.values())
+    return f"{stages.get('1', 0):,} of {predicted:,} tiles left there" if predicted else ""
 
 
 def _shares(summary: SlideSummary) -> list[dict[str, object]]:

@@ -269,12 +269,14 @@ def _collect(journal: Journal, grid: Grid, classes: Sequence[str]) -> SlideTiles
     """The rows of the journal as columns."""
     probabilities = np.full((len(grid), len(classes)), np.nan, np.float32)
     scores = np.full(len(grid), np.nan, np.float32)
+    stages = np.zeros(len(grid), np.uint8)
     statuses, errors = [], []
     for index, record in enumerate(_checked(journal, grid)):
         if record.probabilities is not None:
             probabilities[index] = record.probabilities
         if record.ood is not None:
             scores[index] = record.ood
+        stages[index] = record.stage or 0
         statuses.append(record.status)
         errors.append(record.error)
     corners = grid.corners0
@@ -288,6 +290,7 @@ def _collect(journal: Journal, grid: Grid, classes: Sequence[str]) -> SlideTiles
         statuses=statuses,
         errors=errors,
         ood=scores if np.isfinite(scores).any() else None,
+        stage=stages if stages.any() else None,
     )
 
 

@@ -151,6 +151,7 @@ def _summarize(
         else None,
         tiles=len(tiles),
         statuses=dict(Counter(map(str, tiles.statuses))),
+        stages=dict(sorted(Counter(map(str, tiles.stages[tiles.stages > 0].tolist())).items())),
         knows_unknown=chosen.variant.entry.known is not None,
         labels=_labels(tiles),
         shares=shares,

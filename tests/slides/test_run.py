@@ -143,13 +143,15 @@ def test_results_are_no_tiles_for_infer(finished: Finished) -> None:
     assert found == {"index.html", "slides.csv"}
 
 
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_EARLY_EXIT])
 def test_predictions_are_those_of_the_tiles_cut_out(
-    real_engine: None, bundle: Bundle, tmp_path: Path
+    real_engine: None, bundle: Bundle, tmp_path: Path, precision: Precision
 ) -> None:
     import openslide
 
-    folder = tmp_path
-    run_slides([write_svs(folder / "case.svs", WIDTH, HEIGHT)], bundle, options(folder))
+    folder, engine = tmp_path, replace(ENGINE, precision=precision)
+    slides = [write_svs(folder / "case.svs", WIDTH, HEIGHT)]
+    (summary,) = run_slides(slides, bundle, options(folder, engines=engine))
     tiles = read_tiles(folder / "out" / "case" / "tiles.parquet")
     (tmp_path / "tiles").mkdir()
     with openslide.OpenSlide(folder / "case.svs") as whole:
@@ -157,9 +159,11 @@ def test_predictions_are_those_of_the_tiles_cut_out(
             pixels = np.asarray(whole.read_region((x, y), 0, (SIDE, SIDE)))[..., :3]
             Image.fromarray(pixels).save(tmp_path / "tiles" / f"{y:05d}-{x:05d}.png")
     rows = tmp_path / "rows.csv"
-    infer_folder(Source((tmp_path / "tiles",)), bundle, Destination.parse(rows), ENGINE)
+    infer_folder(Source((tmp_path / "tiles",)), bundle, Destination.parse(rows), engine)
     predictions = read_predictions(rows)
     assert tiles.statuses == [row.status for row in predictions.rows]
+    assert tiles.stages.tolist() == [row.stage or 0 for row in predictions.rows]
+    assert sum(summary.stages.values()) == (12 if bundle.variant(precision).second else 0)
     np.testing.assert_allclose(tiles.ood, [row.ood for row in predictions.rows], rtol=1e-6)
     expected = np.array([row.probabilities for row in predictions.rows], np.float64)
     assert np.abs(expected - tiles.probabilities).max() <= 1e-6

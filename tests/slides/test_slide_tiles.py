@@ -37,6 +37,9 @@ def tiles_of(
         statuses=statuses,
         errors=errors,
         ood=np.where(np.arange(count) == 3, np.nan, 1.5).astype(np.float32) if scored else None,
+        stage=np.where(np.arange(count) == 3, 0, 1 + np.arange(count) % 2).astype(np.uint8)
+        if scored
+        else None,
     )
 
 
@@ -172,7 +175,7 @@ def test_a_file_that_holds_no_tiles_is_refused_in_one_line(
 
 def test_a_line_of_another_length_is_refused(tmp_path: Path) -> None:
     _short_line(tmp_path / "tiles.csv")
-    with pytest.raises(EdgelungError, match="line 43 has 3 cells, expected 11"):
+    with pytest.raises(EdgelungError, match="line 43 has 3 cells, expected 12"):
         read_tiles(tmp_path / "tiles.csv")
 
 
