@@ -33,11 +33,13 @@ from edgelung.cli.options import (
     MODEL,
     OUTPUT,
     BatchSizeOption,
+    CoverageOption,
     DeviceOption,
     EngineOption,
     FollowLinksOption,
     MinConfidenceOption,
     PrecisionOption,
+    StrictSizeOption,
     ThreadsOption,
     chosen,
     named_path,
@@ -115,28 +117,9 @@ def infer(
         ),
     ] = Path("predictions.csv"),
     min_confidence: MinConfidenceOption = None,
-    strict_size: Annotated[
-        bool | None,
-        typer.Option(
-            "--strict-size/--no-strict-size",
-            rich_help_panel=OUTPUT,
-            help="Tiles whose size in pixels is far from the training tiles get status "
-            "`other-size` and no label.",
-            show_default=False,
-        ),
-    ] = None,
+    strict_size: StrictSizeOption = None,
     unknown: UnknownOption = UnknownTiles.MARK,
-    coverage: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="P",
-            rich_help_panel=OUTPUT,
-            help="Add to each row the classes that cannot be excluded; the true one is among them "
-            "for this share of tiles, such as 0.99.",
-        ),
-    ] = None,
+    coverage: CoverageOption = None,
     resume: Annotated[
         bool | None,
         typer.Option(

@@ -50,9 +50,14 @@ def read_bytes(
     except (OSError, ValueError) as error:  # ValueError: a NUL in a listed name
         reason = getattr(error, "strerror", None) or one_line(error)
         raise TileError(Status.UNREADABLE, reason) from error
+    check_bytes(data)
+    return data
+
+
+def check_bytes(data: bytes) -> None:
+    """Raise TileError `empty` for a file without bytes."""
     if not data:
         raise TileError(Status.EMPTY, "the file holds no bytes")
-    return data
 
 
 def _check_slide(path: str | os.PathLike[str], handle: int, length: int) -> None:

@@ -18,7 +18,14 @@ from PIL import Image
 from edgelung.tiles.bmp import decode_bmp, looks_like_bmp
 from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import NOT_A_TILE, Status, TileError
-from edgelung.tiles.files import MAX_BYTES, looks_like, looks_like_image, read_bytes, read_found
+from edgelung.tiles.files import (
+    MAX_BYTES,
+    check_bytes,
+    looks_like,
+    looks_like_image,
+    read_bytes,
+    read_found,
+)
 from edgelung.tiles.find import FoundFile
 from edgelung.tiles.jpeg import MARK as JPEG_MARK
 from edgelung.tiles.jpeg import decode_jpeg, read_header
@@ -44,6 +51,7 @@ __all__ = [
     "looks_like_image",
     "read_bytes",
     "read_decoded",
+    "read_encoded",
     "read_found",
     "read_pixels",
     "read_tile",
@@ -104,6 +112,14 @@ def read_decoded(file: FoundFile, spec: ReaderSpec) -> tuple[Tile | Image.Image,
     """
     with DECODING:
         return _decode(read_found(file), spec)
+
+
+def read_encoded(data: bytes, spec: ReaderSpec) -> tuple[Tile | Image.Image, Size]:
+    """As `read_decoded`, of a file's bytes that came another way. Raises TileError."""
+    with DECODING:
+        check_bytes(data)
+        DECODING.reserve_file(len(data))
+        return _decode(data, spec)
 
 
 def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:

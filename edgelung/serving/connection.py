@@ -1,0 +1,173 @@
+"""What a client can hold before its request is there, and after its answer: little, not for long.
+
+uvicorn has no deadline for the header of a request, no limit on its bytes, and none for a client
+that does not read its answer. This adds them. A stalled client holds one connection until its
+deadline, and nothing else.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from edgelung.serving.limits import Limits
+
+READ_BYTES = 256 * 1024  # asyncio hands over up to so many bytes at once
+ANSWER = (
+    "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
+    "connection: close\r\n\r\n"
+)
+TOO_LONG = "431 Request Header Fields Too Large"
+SLOW = "408 Request Timeout"
+FULL = "503 Service Unavailable"
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with deadlines and limits. `on_closed` is told why a connection was closed."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: Limits,
+        on_closed: Callable[[str], None],
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits, self._on_closed = limits, on_closed
+        self._deadline: asyncio.TimerHandle | None = None  # of the header, or of a refused body
+        self._write_deadline: asyncio.TimerHandle | None = None
+        self._overhead = 0  # bytes of this request that are no body
+        self._body = 0
+        self._is_whole = True  # no request is half received
+        self._discards = False  # refused: what the client still sends is not looked at
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin the header's deadline; close one connection too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            self._refuse(FULL, "too many connections; send it again later", "connections")
+        else:
+            self._start(self._limits.header_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadlines."""
+        self._cancel()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, then look at what the request holds."""
+        if self._discards:
+            return
+        self._overhead += len(data)  # `on_body` takes away what is body
+        super().data_received(data)
+        if self._discards or self.transport.is_closing():
+            return
+        if self._overhead > self._limits.header_bytes + READ_BYTES + self._body:
+            self._refuse(TOO_LONG, "headers, chunk marks or trailers are too long", "header-bytes")
+        elif self._is_idle() and self._deadline is None:
+            self._start(self._limits.header_seconds)
+
+    def on_message_begin(self) -> None:
+        """A request begins with its first byte."""
+        super().on_message_begin()
+        self._overhead = self._body = 0
+        self._is_whole = False
+
+    def on_headers_complete(self) -> None:
+        """From here on, the request has its own deadline."""
+        length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if length > self._limits.header_bytes:
+            self._refuse(TOO_LONG, f"{length} bytes of headers", "header-bytes")
+        if len(self.pipeline) >= self._limits.pipelined:
+            self._refuse(FULL, "too many requests without waiting for an answer", "pipelined")
+        if self._discards:
+            raise ConnectionAbortedError  # the parser stops here
+        self._cancel()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count what is body; uvicorn keeps it, or drops it once the request is answered."""
+        self._overhead -= len(body)
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is received as a whole."""
+        self._is_whole = True
+        self._cancel()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Give the rest of a refused body, or a client that does not read, a deadline."""
+        super().on_response_complete()
+        if self._is_idle() and (self.transport.is_closing() or not self._is_whole):
+            self._start(self._limits.linger_seconds)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what is no HTTP, unless it has another one already."""
+        self._refuse("400 Bad Request", "this is no HTTP/1.1 request", "bad-http")
+
+    def pause_writing(self) -> None:
+        """The client does not read: wait, but not for ever."""
+        super().pause_writing()
+        self._write_deadline = self.loop.call_later(self._limits.write_seconds, self._abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
+        if self.flow is not None:
+            super().resume_writing()
+
+    def _is_idle(self) -> bool:
+        """True if no request waits for an answer."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _start(self, seconds: float) -> None:
+        self._cancel()
+        self._deadline = self.loop.call_later(seconds, self._expire)
+
+    def _cancel(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        """The deadline has passed."""
+        self._deadline = None
+        if self._discards or self.transport.is_closing() or self.cycle is not None:
+            self._abort()
+        else:  # the first request never came
+            self._refuse(SLOW, "the header of the request did not come in time", "slow-header")
+
+    def _abort(self) -> None:
+        self._on_closed("slow-client")
+        self.transport.abort()
+
+    def _refuse(self, status: str, message: str, reason: str) -> None:
+        """Answer without the app, and close once the client has, or at the deadline.
+
+        To close at once would reset the connection while the client still sends, and it would not
+        see the answer.
+        """
+        if self._discards or self.transport.is_closing():
+            return
+        self._on_closed(reason)
+        self._discards = True
+        if self._is_idle():  # otherwise it would be taken for the answer to another request
+            body = f'{{"error": "{message}"}}'
+            head = ANSWER.format(status=status, length=len(body))
+            self.transport.write(f"{head}{body}".encode())
+        if self._is_idle() and self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:  # TLS
+            self.transport.close()
+        self._start(self._limits.linger_seconds)

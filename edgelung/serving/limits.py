@@ -1,0 +1,96 @@
+"""Limits of the service, the deadline of each request, and the bytes that all of them may hold."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from edgelung.serving.refusal import too_many
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for, and for how long. The pixels are limited by the reader.
+
+    Attributes:
+        tiles: that may wait or run at once, of all requests; beyond them a request is refused.
+        body_bytes: of one request, also after decompression.
+        seconds: for a request, from its header to its answer.
+        json_bytes: of the JSON part of a request; lists of numbers take many times their text.
+        header_bytes: of a request's line and headers.
+        header_seconds: from the connection, or the first byte of a further request, to the last
+            header.
+        linger_seconds: for the rest of a body that is refused, and for answers that wait to be
+            read after the connection was closed.
+        write_seconds: for a client to read an answer that has filled the buffers.
+        connections: open at once.
+        pipelined: requests that wait behind another one in a connection.
+    """
+
+    tiles: int = 256
+    body_bytes: int = 64 * MIB
+    seconds: float = 30.0
+    json_bytes: int = 8 * MIB
+    header_bytes: int = 32 * 1024
+    header_seconds: float = 10.0
+    linger_seconds: float = 5.0
+    write_seconds: float = 30.0
+    connections: int = 512
+    pipelined: int = 16
+
+    @property
+    def held_bytes(self) -> int:
+        """Of all bodies that are being read, wait or run."""
+        return max(4 * self.body_bytes, 256 * MIB)
+
+
+class HeldBytes:
+    """Counts the bytes that all requests hold."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.bytes = 0
+
+    def add(self, count: int) -> None:
+        """Count more bytes of a request. Raises Refusal if there are too many."""
+        if self.bytes + count > self._limit:
+            raise too_many(
+                f"all requests together hold more than {self._limit // MIB} MiB; send it again "
+                "later"
+            )
+        self.bytes += count
+
+    def remove(self, count: int) -> None:
+        """The request no longer holds these bytes."""
+        self.bytes -= count
+
+
+class Deadlines:
+    """One deadline for each request; `stop` moves all of them nearer."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._running: set[asyncio.Timeout] = set()
+        self._latest = math.inf
+
+    @asynccontextmanager
+    async def of_request(self) -> AsyncIterator[None]:
+        """Raise TimeoutError at the deadline of a request that begins now."""
+        now = asyncio.get_running_loop().time()
+        async with asyncio.timeout_at(min(now + self._seconds, self._latest)) as timeout:
+            self._running.add(timeout)
+            try:
+                yield
+            finally:
+                self._running.discard(timeout)
+
+    def stop(self, seconds: float) -> None:
+        """Every request has an answer, if only a refusal, after so many seconds."""
+        self._latest = asyncio.get_running_loop().time() + seconds
+        for timeout in self._running:
+            before = timeout.when()
+            if before is None or before > self._latest:
+                timeout.reschedule(self._latest)
