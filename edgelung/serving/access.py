@@ -25,7 +25,7 @@ class Token:
     value: bytes
 
     def allows(self, authorization: bytes | None) -> bool:
-        """True if the header `Authorization` names this token. Takes the same time for any other."""
+        """True if the header `Authorization` names this token; as slow for any other."""
         kind, _, given = (authorization or b"").partition(b" ")
         return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.value)
 

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 over HTTP: a request's bytes to tensors, and tensors to an answer.
 
-JSON, and the extension for binary tensors that `tritonclient` uses: the JSON part is followed by
-the raw bytes of its tensors, and the header `Inference-Header-Content-Length` says where they begin.
+JSON, and the extension for binary tensors that `tritonclient` uses: the raw bytes of the tensors
+follow the JSON part, and the header `Inference-Header-Content-Length` says where they begin.
 Every size that a client states is checked against the bytes that are there before it is used.
 """
 
@@ -18,7 +18,7 @@ from msgspec import Meta, Raw, Struct
 
 from edgelung.core.errors import one_line
 from edgelung.engines.base import Tiles
-from edgelung.serving.refusal import Refusal, bad_request, too_large
+from edgelung.serving.refusal import bad_request, too_large
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_NAME = 256  # characters of a name or an id that is given back
@@ -215,27 +215,29 @@ def _tiles(given: InputHeader, binary: memoryview | None) -> Tiles:
         if len(binary) != count:
             raise bad_request(f"{given.name} has {len(binary)} bytes; its shape needs {count}")
         return np.frombuffer(binary, np.uint8).reshape(given.shape)
-    if not len(given.data):
+    text = memoryview(given.data)
+    if not text:
         raise bad_request(f"{given.name} has neither data nor binary_data_size")
-    try:
-        levels = _decode(given.data, list[Level], given.name)
-    except Refusal as flat:
-        nested = list[list[list[list[Level]]]]
-        if not bytes(given.data[:64]).replace(b" ", b"").startswith(b"[[[["):
-            raise flat from None
-        try:
-            tiles = np.array(_decode(given.data, nested, given.name), np.uint8)
-        except ValueError:  # lists of several lengths
-            raise bad_request(f"the lists of {given.name} are not of one length") from None
-        if list(tiles.shape) != given.shape:
-            raise bad_request(
-                f"the lists of {given.name} have the shape {list(tiles.shape)}; it says "
-                f"{given.shape}"
-            ) from None
-        return tiles
+    if bytes(text[:64]).translate(None, b" \n\r\t").startswith(b"[["):
+        return _nested(given)
+    levels = _decode(given.data, list[Level], given.name)
     if len(levels) != count:
         raise bad_request(f"{given.name} has {len(levels)} numbers; its shape needs {count}")
     return np.array(levels, np.uint8).reshape(given.shape)
+
+
+def _nested(given: InputHeader) -> Tiles:
+    """The tiles of lists within lists."""
+    lists = _decode(given.data, list[list[list[list[Level]]]], given.name)
+    try:
+        tiles = np.array(lists, np.uint8)
+    except ValueError as error:
+        raise bad_request(f"the lists of {given.name} are not of one length") from error
+    if list(tiles.shape) != given.shape:
+        raise bad_request(
+            f"the lists of {given.name} have the shape {list(tiles.shape)}; it says {given.shape}"
+        )
+    return tiles
 
 
 def _split_bytes(data: memoryview, count: int) -> list[bytes]:
