@@ -69,8 +69,9 @@ def watch_folder(
     Rows are in the output as soon as they are known. The journal stays, so that the next watch,
     with `resume`, knows which files have their row. Folders that disappear are waited for.
 
-    Takes, returns and raises what `infer_folder` does; `on_records` gets the new rows. The output must be a format that rows can be
-    added to, and the source must not be a list.
+    Takes, returns and raises what `infer_folder` does. The output must be a format that rows can be
+    added to, and the source must not be a list. `on_records` gets the rows that are done since the
+    last call.
     """
     if not destination.format.appendable:
         raise EdgelungError(

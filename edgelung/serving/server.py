@@ -30,8 +30,14 @@ class Server(uvicorn.Server):
     """uvicorn's server, for one service and one socket. `stop` may be called by a signal."""
 
     def __init__(
-        self, service: Service, token: Token | None = None, tls: ssl.SSLContext | None = None
+        self,
+        service: Service,
+        token: Token | None = None,
+        tls: ssl.SSLContext | None = None,
+        *,
+        refuse_seconds: float = REFUSE_SECONDS,
     ) -> None:
+        self._refuse_seconds = refuse_seconds
         self._service = service
         self._exchanges = Exchanges(service.limits)
         self._routes = Routes(service, self._exchanges)
@@ -81,7 +87,7 @@ class Server(uvicorn.Server):
         self._exchanges.deadlines.stop(ANSWER_SECONDS)
         for server in self.servers:
             server.close()
-        await asyncio.sleep(REFUSE_SECONDS)
+        await asyncio.sleep(self._refuse_seconds)
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

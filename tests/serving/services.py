@@ -147,6 +147,7 @@ def serving(
     client_tls: ssl.SSLContext | None = None,
     batch_size: int = 16,
     rule: LabelRule | None = None,
+    refuse_seconds: float = 0,
 ) -> Iterator[Running]:
     """A service in a thread, with a fake engine and the real reader."""
     bundle = open_bundle(starter_bundle())
@@ -158,7 +159,7 @@ def serving(
         limits or Limits(),
         ServiceMetrics(),
     )
-    server = Server(service, token, tls)
+    server = Server(service, token, tls, refuse_seconds=refuse_seconds)
     bound = socket.create_server(("127.0.0.1", 0))
     running = Running(bound.getsockname()[1], service, server, client_tls)
 
