@@ -167,7 +167,7 @@ def serve(
     from edgelung.core.extras import load_extra
     from edgelung.inference.session import Options, check_coverage, open_engines
 
-    for module in ("uvicorn", "starlette", "httptools", "prometheus_client"):
+    for module in ("uvicorn", "uvloop", "httptools", "starlette", "prometheus_client"):
         load_extra(module, "edgelung serve", "serve")
     from edgelung.serving import access
     from edgelung.serving.limits import MIB, Limits

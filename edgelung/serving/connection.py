@@ -25,6 +25,32 @@ SLOW = "408 Request Timeout"
 FULL = "503 Service Unavailable"
 
 
+class _Transport:
+    """A connection whose `close` first lets the client finish: see `GuardedProtocol._close`."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport, self._close = transport, close
+        self._is_closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """True once `close` was called."""
+        return self._is_closing or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Send, unless the connection closes."""
+        if not self.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close, now or once the client has."""
+        if not self.is_closing():
+            self._is_closing = True
+            self._close()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with deadlines and limits. `on_closed` is told why a connection was closed."""
 
@@ -50,6 +76,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin the header's deadline; close one connection too many."""
         super().connection_made(transport)
+        self._connection = transport
+        self.transport = _Transport(transport, self._close)  # type: ignore[assignment]
         if len(self.connections) > self._limits.connections:
             self._refuse(FULL, "too many connections; send it again later", "connections")
         else:
@@ -67,7 +95,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._overhead += len(data)  # `on_body` takes away what is body
         super().data_received(data)
-        if self._discards or self.transport.is_closing():
+        if self.transport.is_closing():
             return
         if self._overhead > self._limits.header_bytes + READ_BYTES + self._body:
             self._refuse(TOO_LONG, "headers, chunk marks or trailers are too long", "header-bytes")
@@ -86,8 +114,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if length > self._limits.header_bytes:
             self._refuse(TOO_LONG, f"{length} bytes of headers", "header-bytes")
         if len(self.pipeline) >= self._limits.pipelined:
-            self._refuse(FULL, "too many requests without waiting for an answer", "pipelined")
-        if self._discards:
+            self._take_no_more()
+        if self._discards or self.transport.is_closing():
             raise ConnectionAbortedError  # the parser stops here
         self._cancel()
         super().on_headers_complete()
@@ -105,10 +133,17 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Give the rest of a refused body, or a client that does not read, a deadline."""
+        """Give the rest of a body that was refused a deadline."""
         super().on_response_complete()
-        if self._is_idle() and (self.transport.is_closing() or not self._is_whole):
+        if self._is_idle() and not (self._is_whole or self.transport.is_closing()):
             self._start(self._limits.linger_seconds)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that sends no more may still wait for its answer."""
+        waits = self._is_whole and not self._is_idle() and self._connection.can_write_eof()
+        if waits:
+            self.cycle.keep_alive = False
+        return waits
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP, unless it has another one already."""
@@ -143,31 +178,44 @@ class GuardedProtocol(HttpToolsProtocol):
     def _expire(self) -> None:
         """The deadline has passed."""
         self._deadline = None
-        if self._discards or self.transport.is_closing() or self.cycle is not None:
+        if self.transport.is_closing() or self.cycle is not None:
             self._abort()
         else:  # the first request never came
             self._refuse(SLOW, "the header of the request did not come in time", "slow-header")
 
     def _abort(self) -> None:
         self._on_closed("slow-client")
-        self.transport.abort()
+        self._connection.abort()
 
     def _refuse(self, status: str, message: str, reason: str) -> None:
-        """Answer without the app, and close once the client has, or at the deadline.
-
-        To close at once would reset the connection while the client still sends, and it would not
-        see the answer.
-        """
+        """Answer without the app, and close."""
         if self._discards or self.transport.is_closing():
             return
         self._on_closed(reason)
-        self._discards = True
         if self._is_idle():  # otherwise it would be taken for the answer to another request
             body = f'{{"error": "{message}"}}'
             head = ANSWER.format(status=status, length=len(body))
             self.transport.write(f"{head}{body}".encode())
-        if self._is_idle() and self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:  # TLS
-            self.transport.close()
+        self._is_whole = False
+        self.transport.close()
+
+    def _take_no_more(self) -> None:
+        """Answer the requests that wait in this connection, drop what follows, and close."""
+        self._on_closed("pipelined")
+        self._discards, self._is_whole = True, False
+        newest, _ = self.pipeline[0]
+        newest.keep_alive = False
+
+    def _close(self) -> None:
+        """Close the connection, at the latest at a deadline.
+
+        While the client still sends, closing would reset the connection, and the client would not
+        see its answer. So first only this side is closed, and what still comes is dropped.
+        """
+        if self._is_whole or not self._connection.can_write_eof():  # TLS cannot close one side
+            self._connection.close()
+        else:
+            self._discards = True
+            self.flow.resume_reading()
+            self._connection.write_eof()
         self._start(self._limits.linger_seconds)

@@ -5,12 +5,15 @@ import contextlib
 import logging
 import socket
 import ssl
+from _thread import start_new_thread
 from collections.abc import Iterator
 from functools import partial
 
 import uvicorn
+import uvloop
 
 from edgelung.core.interrupts import stopping_on_signals
+from edgelung.core.workers import Task
 from edgelung.serving.access import Token
 from edgelung.serving.app import Routes, make_app
 from edgelung.serving.connection import GuardedProtocol
@@ -27,7 +30,7 @@ KEEP_ALIVE_SECONDS = 75  # as other servers: a connection that is closed sooner 
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, for one service and one socket. `stop` may be called by a signal."""
+    """uvicorn's server, for one service and one socket. Any thread may call `stop`."""
 
     def __init__(
         self,
@@ -51,7 +54,6 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 make_app(service, self._routes, token),
                 http=protocol,  # type: ignore[arg-type]  # called like a class
-                loop="asyncio",
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -68,13 +70,20 @@ class Server(uvicorn.Server):
     def run_until_signal(self, bound: socket.socket) -> None:
         """Answer requests on a listening socket until SIGINT or SIGTERM, then close the service.
 
-        For the main thread.
+        For the main thread, which waits for signals while another one runs the event loop: so a
+        signal is heard whatever the loop is doing.
         """
+        loop = Task(partial(self.run_loop, bound))
         with stopping_on_signals(self.stop, END_SECONDS):
+            start_new_thread(loop.run, ())
             try:
-                asyncio.run(self.serve([bound]))
+                loop.result()
             finally:
                 self._service.close()
+
+    def run_loop(self, bound: socket.socket) -> None:
+        """Answer requests until `stop` was called."""
+        uvloop.run(self.serve([bound]))
 
     def stop(self) -> None:
         """Answer what was accepted, then end `serve`."""

@@ -1,6 +1,6 @@
 """Services for the tests: in a thread of this process, or started as a user starts them."""
 
-import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -114,14 +114,13 @@ class Running:
         """Send bytes as they are; everything that comes back until the service closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as client:
             received = b""
-            try:
+            with contextlib.suppress(OSError):  # it has closed while this was sending
                 client.sendall(data)
                 if end:
                     client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
                 while part := client.recv(65536):
                     received += part
-            except ConnectionError:  # it has closed while this was sending
-                pass
             return received
 
     def metric(self, line: str) -> float:
@@ -164,7 +163,7 @@ def serving(
     running = Running(bound.getsockname()[1], service, server, client_tls)
 
     def run() -> None:
-        asyncio.run(server.serve([bound]))
+        server.run_loop(bound)
         running.ended.set()
 
     thread = threading.Thread(target=run, daemon=True)
