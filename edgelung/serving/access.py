@@ -108,8 +108,8 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        reason = os.strerror(error.errno) if getattr(error, "errno", 0) else one_line(error)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
         if isinstance(error, socket.gaierror):
             reason = "this is no address of this machine"
         raise EdgelungError(

@@ -159,8 +159,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._write_deadline is not None:
             self._write_deadline.cancel()
             self._write_deadline = None
-        if self.flow is not None:
-            super().resume_writing()
+        super().resume_writing()
 
     def _is_idle(self) -> bool:
         """True if no request waits for an answer."""

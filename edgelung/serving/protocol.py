@@ -242,7 +242,8 @@ def _nested(given: InputHeader) -> Tiles:
 
 def _split_bytes(data: memoryview, count: int) -> list[bytes]:
     """The elements of a BYTES tensor: each one is its length (4 bytes) and its bytes."""
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at < len(data):
         if len(elements) == count or len(data) - at < 4:
             break
@@ -268,7 +269,7 @@ def _outputs(header: InferHeader, model: ModelMetadata) -> list[RequestedOutput]
     all_binary = header.parameters.get("binary_data_output") is True
     if not header.outputs:
         return [RequestedOutput(name, all_binary) for name in names]
-    chosen = []
+    chosen: list[RequestedOutput] = []
     for output in header.outputs:
         if output.name not in names or output.name in (one.name for one in chosen):
             raise bad_request(

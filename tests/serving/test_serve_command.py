@@ -1,6 +1,7 @@
 """`edgelung serve` as a user starts it, with the starter: the answers are those of `infer`."""
 
 import contextlib
+import importlib.util
 import json
 import signal
 import socket
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from services import EXAMPLES, Running, process, read_answer
+from snippets import ROOT, blocks
 
 from edgelung import api
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
@@ -92,6 +95,26 @@ def test_the_probabilities_of_tensors_are_those_of_infer(
         np.float32([row.probabilities for row in rows]),
     )
     assert np.array_equal(np.float32(ood["data"]), np.float32([row.ood for row in rows]))
+
+
+def test_the_examples_of_the_how_to_page_run(service: Running, tmp_path: Path) -> None:
+    page = ROOT / "docs" / "how-to" / "serve.md"
+    curl, python = [one for one in blocks(page) if one.not_run == "needs the service"]
+    (tmp_path / "tiles").mkdir()
+    Image.open(EXAMPLES / WHOLE[0]).save(tmp_path / "tiles" / "a.png")
+
+    def run(words: list[str], text: str) -> str:
+        """Run what a page says, on this service."""
+        here = text.replace(":8000", f":{service.port}").replace('"first"', '"starter"')
+        return subprocess.run(
+            [*words, here], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    (command,) = curl.commands
+    row = json.loads(run(["bash", "-c"], command.text))
+    assert (row["path"], row["label"]) == ("a.png", "lung_aca")
+    if importlib.util.find_spec("tritonclient"):
+        assert run([sys.executable, "-c"], python.body).startswith("[[")
 
 
 def test_tritonclient_works_unchanged(service: Running, exact: Predictions) -> None:
