@@ -175,7 +175,8 @@ def serve(
 
     token = None if token_file is None else access.read_token(token_file)
     tls = access.parse_tls(tls_cert, tls_key, tls_client_ca)
-    access.check_address(host, token, tls)
+    address = access.resolve(host)
+    access.check_address(address, token, tls)
     context = None if tls is None else tls.context()
     defaults = read_defaults(bundle)
     model = bundle or (Path(defaults.model) if defaults.model else None)
@@ -194,10 +195,10 @@ def serve(
     check_coverage(opened, coverage)
     warn_of_gate(opened, options.precision)
     limits = Limits(tiles=max_tiles, body_bytes=max_mb * MIB, seconds=deadline)
-    with access.bind(host, port) as bound, open_engines(opened, options, None) as engines:
+    with access.bind(address, port) as bound, open_engines(opened, options, None) as engines:
         service = _make_service(opened, engines, options, name, limits)
         _report_start(service, engines, access.url_of(bound, tls), as_json=as_json)
-        if token and tls is None and not access.is_loopback(host):
+        if token and tls is None and not access.is_loopback(address):
             report("without TLS, the token can be read on its way: use a network that you trust")
         Server(service, token, context).run_until_signal(bound)
     report("stopped: every request that was accepted has its answer")

@@ -93,28 +93,44 @@ def parse_tls(
     raise EdgelungError("found a part of TLS; expected --tls-cert and --tls-key together")
 
 
-def check_address(host: str, token: Token | None, tls: TlsFiles | None) -> None:
-    """Raise EdgelungError for an address that others reach, without a token or certificates."""
-    if token is not None or (tls is not None and tls.client_ca is not None) or is_loopback(host):
-        return
-    raise EdgelungError(
-        f"--host {host} lets other machines in; expected --token-file, or --tls-cert, --tls-key "
-        "and --tls-client-ca, or the default 127.0.0.1"
-    )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Listen on an address. Raises EdgelungError if that is not possible."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def resolve(host: str) -> str:
+    """The address that a name stands for, one of IPv4 if there is one. Raises EdgelungError."""
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise EdgelungError(
+            f"--host {host} is no address: {one_line(error)}; expected one of this machine"
+        ) from error
+    addresses = [str(entry[4][0]) for entry in sorted(found, key=lambda entry: entry[0])]
+    return addresses[0]
+
+
+def check_address(address: str, token: Token | None, tls: TlsFiles | None) -> None:
+    """Raise EdgelungError for an address that others reach, without a token or certificates."""
+    if token is not None or (tls is not None and tls.client_ca is not None):
+        return
+    if not is_loopback(address):
+        raise EdgelungError(
+            f"--host {address} lets other machines in; expected --token-file, or --tls-cert, "
+            "--tls-key and --tls-client-ca, or the default 127.0.0.1"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """True if only this machine reaches the address."""
+    return ipaddress.ip_address(address).is_loopback
+
+
+def bind(address: str, port: int) -> socket.socket:
+    """Listen on an address. Raises EdgelungError if that is not possible."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=1024)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else one_line(error)
-        if isinstance(error, socket.gaierror):
-            reason = "this is no address of this machine"
         raise EdgelungError(
-            f"cannot listen on {host}, port {port}: {reason}; choose another --port, or 0 for any "
-            "that is free"
+            f"cannot listen on {address}, port {port}: {reason}; choose another --port, or 0 for "
+            "any that is free"
         ) from error
 
 
@@ -123,19 +139,6 @@ def url_of(bound: socket.socket, tls: TlsFiles | None) -> str:
     host, port = bound.getsockname()[:2]
     scheme = "http" if tls is None else "https"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """True if only this machine reaches the address, whatever addresses the name has."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -70,6 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._write_deadline: asyncio.TimerHandle | None = None
         self._overhead = 0  # bytes of this request that are no body
         self._body = 0
+        self._has_header = False  # of the newest request
         self._is_whole = True  # no request is half received
         self._discards = False  # refused: what the client still sends is not looked at
 
@@ -78,7 +79,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._connection = transport
         self.transport = _Transport(transport, self._close)  # type: ignore[assignment]
-        if len(self.connections) > self._limits.connections:
+        if len(self.connections) > self._limits.connections and not self._close_idle():
             self._refuse(FULL, "too many connections; send it again later", "connections")
         else:
             self._start(self._limits.header_seconds)
@@ -106,7 +107,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """A request begins with its first byte."""
         super().on_message_begin()
         self._overhead = self._body = 0
-        self._is_whole = False
+        self._has_header = self._is_whole = False
 
     def on_headers_complete(self) -> None:
         """From here on, the request has its own deadline."""
@@ -117,6 +118,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._take_no_more()
         if self._discards or self.transport.is_closing():
             raise ConnectionAbortedError  # the parser stops here
+        self._has_header = True
         self._cancel()
         super().on_headers_complete()
 
@@ -177,9 +179,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def _expire(self) -> None:
         """The deadline has passed."""
         self._deadline = None
-        if self.transport.is_closing() or self.cycle is not None:
+        if self.transport.is_closing() or self._has_header:
             self._abort()
-        else:  # the first request never came
+        else:
             self._refuse(SLOW, "the header of the request did not come in time", "slow-header")
 
     def _abort(self) -> None:
@@ -197,6 +199,19 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.write(f"{head}{body}".encode())
         self._is_whole = False
         self.transport.close()
+
+    def _close_idle(self) -> bool:
+        """Make room: close a connection that waits for no answer and sends nothing."""
+        for other in self.connections:
+            if isinstance(other, GuardedProtocol) and other._is_idle() and other._is_between():
+                self._on_closed("idle")
+                other.transport.close()
+                return True
+        return False
+
+    def _is_between(self) -> bool:
+        """True after a request and before the next one."""
+        return self._has_header and self._is_whole and not self.transport.is_closing()
 
     def _take_no_more(self) -> None:
         """Answer the requests that wait in this connection, drop what follows, and close."""

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from edgelung.core.errors import one_line
-from edgelung.serving.limits import MIB, Deadlines, HeldBytes, Limits
+from edgelung.serving.limits import FREE_BYTES, MIB, Deadlines, HeldBytes, Holding, Limits
 from edgelung.serving.refusal import Refusal, bad_request, too_large, unavailable
 
 Handler = Callable[[Request, bytes], Awaitable[Response]]
@@ -61,34 +61,40 @@ class Exchanges:
         stated = request.headers.get("content-length", "")
         if stated.isdecimal() and int(stated) > limit:
             raise _too_long(limit)
-        body, held = bytearray(), 0
-        try:
+        with self.held.of_request() as holding:
+            body = bytearray()
             async for chunk in request.stream():
                 if len(body) + len(chunk) > limit:
                     raise _too_long(limit)
-                self.held.add(len(chunk))
-                held += len(chunk)
+                holding.add(len(chunk))
                 body += chunk
             data = bytes(body)
             del body
             if encoding in _WINDOW_BITS:
-                self.held.add(limit)  # before it is known how much it is
-                held += limit
-                data = await asyncio.to_thread(_decompress, data, _WINDOW_BITS[encoding], limit)
+                data = await self._decompressed(data, _WINDOW_BITS[encoding], holding)
             yield data
-        finally:
-            self.held.remove(held)
+
+    async def _decompressed(self, data: bytes, window_bits: int, holding: Holding) -> bytes:
+        """Decompress a body, on another thread."""
+        limit = self._limits.body_bytes
+        for most in (min(FREE_BYTES, limit), limit):
+            if most > FREE_BYTES:
+                holding.add(most)  # before it is known how much it is
+            found = await asyncio.to_thread(_decompress, data, window_bits, most)
+            if found is not None:
+                return found
+        raise _too_long(limit)
 
 
-def _decompress(data: bytes, window_bits: int, limit: int) -> bytes:
-    """Decompress up to `limit` bytes. Raises Refusal for more, and for damaged data."""
+def _decompress(data: bytes, window_bits: int, most: int) -> bytes | None:
+    """Decompress; None for more than `most` bytes. Raises Refusal for damaged data."""
     inflater = zlib.decompressobj(window_bits)
     try:
-        found = inflater.decompress(data, limit + 1)
+        found = inflater.decompress(data, most + 1)
     except zlib.error as error:
         raise bad_request(f"the body cannot be decompressed: {one_line(error)}") from error
-    if len(found) > limit:
-        raise _too_long(limit)
+    if len(found) > most:
+        return None
     if not inflater.eof or inflater.unused_data:
         raise bad_request("the compressed body is cut off, or other bytes follow it")
     return found

@@ -2,13 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from edgelung.serving.refusal import too_many
 
 MIB = 2**20
+# Of each body, so many bytes are not counted: the number of connections bounds them. So clients
+# that stall in the middle of large bodies do not keep out ordinary tiles.
+FREE_BYTES = MIB
 
 
 @dataclass(frozen=True)
@@ -43,29 +46,49 @@ class Limits:
 
     @property
     def held_bytes(self) -> int:
-        """Of all bodies that are being read, wait or run."""
+        """Of what all bodies that are being read, wait or run have beyond `FREE_BYTES`."""
         return max(4 * self.body_bytes, 256 * MIB)
 
 
 class HeldBytes:
-    """Counts the bytes that all requests hold."""
+    """Counts the bytes that all requests hold beyond `FREE_BYTES` each."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.bytes = 0
 
+    @contextmanager
+    def of_request(self) -> Iterator["Holding"]:
+        """What one request holds; it counts until the context ends."""
+        holding = Holding(self)
+        try:
+            yield holding
+        finally:
+            self.bytes -= holding.counted
+
     def add(self, count: int) -> None:
-        """Count more bytes of a request. Raises Refusal if there are too many."""
+        """Count more bytes. Raises Refusal if there are too many."""
         if self.bytes + count > self._limit:
             raise too_many(
-                f"all requests together hold more than {self._limit // MIB} MiB; send it again "
+                f"large requests together hold more than {self._limit // MIB} MiB; send it again "
                 "later"
             )
         self.bytes += count
 
-    def remove(self, count: int) -> None:
-        """The request no longer holds these bytes."""
-        self.bytes -= count
+
+class Holding:
+    """The bytes of one request; `counted` of them are beyond `FREE_BYTES`."""
+
+    def __init__(self, held: HeldBytes) -> None:
+        self._held = held
+        self._bytes = self.counted = 0
+
+    def add(self, count: int) -> None:
+        """The request holds more bytes. Raises Refusal if all together hold too many."""
+        more = max(0, self._bytes + count - FREE_BYTES) - self.counted
+        self._held.add(more)
+        self._bytes += count
+        self.counted += more
 
 
 class Deadlines:
@@ -92,5 +115,5 @@ class Deadlines:
         self._latest = asyncio.get_running_loop().time() + seconds
         for timeout in self._running:
             before = timeout.when()
-            if before is None or before > self._latest:
+            if not timeout.expired() and (before is None or before > self._latest):
                 timeout.reschedule(self._latest)

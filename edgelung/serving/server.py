@@ -21,9 +21,9 @@ from edgelung.serving.exchange import Exchanges
 from edgelung.serving.service import Service
 
 # From the signal on: for half a second, requests on open connections are told that the service
-# stops; after seven, those that still wait are told too; before ten, the process has ended.
+# stops; after six, those that still wait are told too; before ten, the process has ended.
 REFUSE_SECONDS = 0.5
-ANSWER_SECONDS = 7.0
+ANSWER_SECONDS = 6.0
 CLOSE_SECONDS = 1.0
 END_SECONDS = 9.5
 KEEP_ALIVE_SECONDS = 75  # as other servers: a connection that is closed sooner surprises clients

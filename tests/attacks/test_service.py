@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -173,24 +174,29 @@ KINDS: dict[str, Callable[[Draw], bytes]] = {
 }
 
 
-def attack(running: Running, draw: Draw, kind: str) -> str:
-    """Send one hostile request; the status of the answer, or 'closed'."""
-    answer = running.send(KINDS[kind](draw), end=draw.random() < 0.5)
+def attack(running: Running, kind: str, data: bytes, *, end: bool) -> str:
+    """Send one hostile request; the kind, and the status of the answer or 'closed'."""
+    answer = running.send(data, end=end)
     if not answer:
-        return "closed"
+        return f"{kind}: closed"
     found = KNOWN.match(answer)
     assert found, (kind, answer[:100])
-    return found[1].decode()
+    return f"{kind}: {found[1].decode()}"
 
 
 def storm(running: Running, count: int) -> Counter[str]:
-    """So many hostile requests of all kinds in turn; the statuses by kind."""
+    """So many hostile requests of all kinds in turn, eight at once; how often each status came."""
     draw = random.Random(7)
     kinds = list(KINDS)
-    return Counter(
-        f"{kind}: {attack(running, draw, kind)}"
-        for kind in (kinds[number % len(kinds)] for number in range(count))
-    )
+    found: Counter[str] = Counter()
+    with ThreadPoolExecutor(8) as clients:
+        for first in range(0, count, 64):  # what is sent is made just before
+            sent = [
+                clients.submit(attack, running, kind, KINDS[kind](draw), end=draw.random() < 0.5)
+                for kind in (kinds[n % len(kinds)] for n in range(first, min(first + 64, count)))
+            ]
+            found.update(one.result() for one in sent)
+    return found
 
 
 def is_well(running: Running) -> None:
