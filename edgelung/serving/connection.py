@@ -135,10 +135,11 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Give the rest of a body that was refused a deadline."""
+        """Give the rest of a body that was refused a deadline, or of the next header."""
         super().on_response_complete()
         if self._is_idle() and not (self._is_whole or self.transport.is_closing()):
-            self._start(self._limits.linger_seconds)
+            limits = self._limits
+            self._start(limits.linger_seconds if self._has_header else limits.header_seconds)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that sends no more may still wait for its answer."""

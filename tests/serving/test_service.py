@@ -433,6 +433,7 @@ def test_the_end_answers_what_was_accepted_and_refuses_what_comes() -> None:
         late = open_.getresponse()
         assert late.status == 503
         assert late.getheader("connection") == "close"
+        open_.close()
         engine.may_run.set()
         thread.join()
         assert statuses == [200]
