@@ -229,6 +229,17 @@ def test_what_cannot_be_served_is_one_line(cli, tmp_path: Path) -> None:
             assert not done.stdout
 
 
+@pytest.mark.parametrize("library", ["uvicorn", "uvloop", "prometheus_client"])
+def test_a_library_that_is_missing_is_named(
+    library: str, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    done = cli("serve")
+    assert done.returncode == 2
+    assert "pip install 'edgelung[serve]'" in done.stderr
+    assert library in done.stderr
+
+
 def test_the_options_of_infer_decide_about_labels() -> None:
     words = ("--min-confidence", "0.999", "--coverage", "0.99", "--precision", "fp32")
     with process(*words, "--name", "lung") as (running, _):
