@@ -6,7 +6,8 @@ Runs the services in turn on a free port of this machine, each in a process of i
 them with wrk (`apt install wrk`), which needs little of the cores: one thread, 1 to 64 connections,
 each sends its next image as soon as it has its answer. For the latency at half load, connections
 pause between their requests. The folder run gets the same images in the same run; its clock begins
-with its first tile. Also the memory of the service after the first and the last load.
+with its first tile. A client of wrk waits for its answer, so a slow answer also delays its next
+request. Also the memory of the service after each load.
 
 The FastAPI service (`fastapi`, `python-multipart`, `timm`) has random weights: only its speed is
 measured. --shared marks figures from a machine that had other work to do.
@@ -29,12 +30,15 @@ import machine
 from rich.console import Console
 from rich.table import Table
 
+from edgelung.core.system import versions
+
 EDGELUNG = Path(sys.executable).with_name("edgelung")
 HERE = Path(__file__).parent
 LOAD = HERE / "serve_load.lua"
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 DIFFERENT = 200  # images that are sent in turn
 START_SECONDS = 120
+SERVING_PACKAGES = ("uvicorn", "starlette", "httptools", "uvloop", "fastapi", "torchvision")
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
@@ -96,6 +100,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "shared_machine": options.shared,
         "machine": machine.describe(),
+        "packages": versions(SERVING_PACKAGES),
         "wrk": version_of_wrk(),
         "images": len(images),
         "image_bytes": round(sum(path.stat().st_size for path in images) / len(images)),
@@ -165,7 +170,8 @@ def half_load(
     clients = max(options.clients)
     pause = 2 * clients / rate  # seconds between the requests of one client, on average
     url = f"http://127.0.0.1:{port}/v1/classify"
-    return load(url, clients, options.seconds, images, pause=pause) | {"of_capacity": 0.5}
+    found = load(url, clients, options.seconds, images, pause=pause)
+    return found | {"of_capacity": round(float(found["requests_per_second"]) / rate, 2)}
 
 
 def load(

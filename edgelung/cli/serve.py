@@ -47,7 +47,7 @@ def serve(
         Path | None,
         typer.Argument(
             parser=named_path,
-            metavar="[BUNDLE]",
+            metavar="BUNDLE",
             help="Bundle that `edgelung export` wrote.  [default: the starter that comes with "
             "edgelung]",
         ),
@@ -128,7 +128,7 @@ def serve(
     max_mb: Annotated[
         int,
         typer.Option(
-            min=1, max=2048, metavar="MIB", rich_help_panel=LIMITS, help="Size of one request."
+            min=1, max=512, metavar="MIB", rich_help_panel=LIMITS, help="Size of one request."
         ),
     ] = 64,
     deadline: Annotated[
