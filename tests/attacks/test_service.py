@@ -10,7 +10,6 @@ import random
 import re
 import socket
 import struct
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -279,17 +278,16 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_ten_thousand_hostile_requests_do_not_move_a_real_service(cache: Path) -> None:
+    """In the first half, the engine and the decoders still take the memory that they keep."""
     with process("--deadline", "2", "--max-mb", "1") as (running, started):
-        storm(running, 300)
+        found = storm(running, 5_000)
         is_well(running)
         before = resident(started.pid)
-        begin = time.monotonic()
-        found = storm(running, 10_000)
+        found += storm(running, 5_000)
         is_well(running)
         grown = resident(started.pid) - before
-        print(f"{time.monotonic() - begin:.0f} s, {grown / 2**20:.1f} MiB more", found)
         assert started.poll() is None
-    assert grown < 32 * 2**20
+    assert grown < 16 * 2**20
     assert not [line for line in found if line.endswith(" 500")], found
 
 
