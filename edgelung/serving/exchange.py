@@ -77,7 +77,7 @@ class Exchanges:
     async def _decompressed(self, data: bytes, window_bits: int, holding: Holding) -> bytes:
         """Decompress a body, on another thread."""
         limit = self._limits.body_bytes
-        for most in (min(FREE_BYTES, limit), limit):
+        for most in sorted({min(FREE_BYTES, limit), limit}):
             if most > FREE_BYTES:
                 holding.add(most)  # before it is known how much it is
             found = await asyncio.to_thread(_decompress, data, window_bits, most)

@@ -51,18 +51,6 @@ class RowMetrics:
             buckets=SCORE,
             registry=self.registry,
         )
-        self._model = client.Info("edgelung_model", "What predicts.", registry=self.registry)
-
-    def describe(self, bundle: Bundle, chosen: Chosen) -> None:
-        """Say which model runs."""
-        self._model.info(
-            {
-                "edgelung": __version__,
-                "bundle_sha256": bundle.sha256,
-                "precision": str(chosen.variant.precision),
-                "engine": chosen.engine.name,
-            }
-        )
 
     def rows(self, records: Sequence[Record]) -> None:
         """Count rows."""
@@ -87,6 +75,7 @@ class ServiceMetrics(RowMetrics):
     def __init__(self) -> None:
         super().__init__()
         client = load_extra("prometheus_client", "metrics", "serve")
+        self._model = client.Info("edgelung_model", "What predicts.", registry=self.registry)
         self._requests = client.Counter(
             "edgelung_requests",
             "Answered requests by route and HTTP status.",
@@ -114,6 +103,17 @@ class ServiceMetrics(RowMetrics):
         )
         self._in_flight = client.Gauge(
             "edgelung_in_flight_tiles", "Tiles that wait or run.", registry=self.registry
+        )
+
+    def describe(self, bundle: Bundle, chosen: Chosen) -> None:
+        """Say which model runs."""
+        self._model.info(
+            {
+                "edgelung": __version__,
+                "bundle_sha256": bundle.sha256,
+                "precision": str(chosen.variant.precision),
+                "engine": chosen.engine.name,
+            }
         )
 
     def watch_queue(self, waiting: Callable[[], int], in_flight: Callable[[], int]) -> None:

@@ -279,7 +279,11 @@ def test_infer_watch_offers_metrics(tmp_path: Path) -> None:
     assert started.returncode == 0
 
 
-def test_metrics_need_a_watch(cli) -> None:
+def test_metrics_need_a_watch_and_a_port_that_is_free(cli) -> None:
     done = cli("infer", EXAMPLES, "--metrics-port", "0")
     assert done.returncode == 2
     assert "add --watch" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = cli("infer", EXAMPLES, "--watch", "--metrics-port", taken.getsockname()[1])
+    assert done.returncode == 2
+    assert "the metrics cannot be offered" in done.stderr.splitlines()[-1]
