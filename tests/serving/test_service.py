@@ -442,6 +442,22 @@ def test_the_end_answers_what_was_accepted_and_refuses_what_comes() -> None:
             running.ask("GET", "/v2/health/ready")
 
 
+def test_what_has_no_answer_when_the_time_is_up_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgelung.serving.server.ANSWER_SECONDS", 0.2)
+    engine = FakeEngine()
+    with serving(engine) as running:
+        assert running.server is not None
+        engine.may_run.clear()
+        thread, statuses = ask_in_thread(running, jpeg())
+        assert engine.began.acquire(timeout=60)
+        running.server.stop()
+        thread.join()
+        engine.may_run.set()
+    assert statuses == [503]
+
+
 def test_names_of_folders_become_names_in_addresses() -> None:
     assert model_name("first") == "first"
     assert model_name("my bundle/ü") == "my-bundle"
