@@ -18,7 +18,7 @@ LEVELS = [
     {"edgelung.evaluation"},
     {"edgelung.engines"},
     {"edgelung.inference"},
-    {"edgelung.slides", "edgelung.report"},
+    {"edgelung.slides", "edgelung.report", "edgelung.serving"},
     {"edgelung.train", "edgelung.export"},
     {"edgelung.api", "edgelung.classifier", "edgelung.tools"},
     {"edgelung.cli"},

@@ -20,6 +20,7 @@ from edgelung.cli.gpu_check import gpu_check
 from edgelung.cli.infer import infer
 from edgelung.cli.keygen import keygen
 from edgelung.cli.merge import merge
+from edgelung.cli.serve import serve
 from edgelung.cli.sign import sign
 from edgelung.cli.slide import slide
 from edgelung.cli.train import train
@@ -42,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time that --help takes
 )
 for command in (
-    *(audit, train, compare, export, evaluate, infer, merge, slide, view),
+    *(audit, train, compare, export, evaluate, infer, merge, slide, serve, view),
     *(bench, doctor, demo, keygen, sign),
 ):
     app.command(cls=Command)(command)

@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,11 +34,13 @@ from edgelung.cli.options import (
     MODEL,
     OUTPUT,
     BatchSizeOption,
+    CoverageOption,
     DeviceOption,
     EngineOption,
     FollowLinksOption,
     MinConfidenceOption,
     PrecisionOption,
+    StrictSizeOption,
     ThreadsOption,
     chosen,
     named_path,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from edgelung.artifacts.summary import Summary
     from edgelung.inference.destination import Destination
     from edgelung.inference.session import Options
+    from edgelung.inference.watch import OnRecords
 
 
 def infer(
@@ -106,6 +110,17 @@ def infer(
             help="Keep predicting new files in FOLDER until Ctrl-C.",
         ),
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="N",
+            rich_help_panel=INPUT,
+            help="With --watch: offer metrics for Prometheus on this port of this machine; 0: one "
+            "that is free.",
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -115,28 +130,9 @@ def infer(
         ),
     ] = Path("predictions.csv"),
     min_confidence: MinConfidenceOption = None,
-    strict_size: Annotated[
-        bool | None,
-        typer.Option(
-            "--strict-size/--no-strict-size",
-            rich_help_panel=OUTPUT,
-            help="Tiles whose size in pixels is far from the training tiles get status "
-            "`other-size` and no label.",
-            show_default=False,
-        ),
-    ] = None,
+    strict_size: StrictSizeOption = None,
     unknown: UnknownOption = UnknownTiles.MARK,
-    coverage: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="P",
-            rich_help_panel=OUTPUT,
-            help="Add to each row the classes that cannot be excluded; the true one is among them "
-            "for this share of tiles, such as 0.99.",
-        ),
-    ] = None,
+    coverage: CoverageOption = None,
     resume: Annotated[
         bool | None,
         typer.Option(
@@ -197,6 +193,8 @@ def infer(
     from edgelung.inference.watch import watch_folder
 
     _check_combination(out, summary, files, shard, watch=watch, as_json=as_json)
+    if metrics_port is not None and not watch:
+        raise typer.BadParameter("--metrics-port is for a run that goes on; add --watch")
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -219,8 +217,8 @@ def infer(
         gpu=device,
     )
     warn_of_gate(bundle, options.precision)
+    run = partial(watch_folder, on_records=_offer_metrics(metrics_port)) if watch else infer_folder
     with progress("infer") as advance, counting(source, destination, advance, options, watch):
-        run = watch_folder if watch else infer_folder
         result = run(
             source,
             bundle,
@@ -232,6 +230,17 @@ def infer(
         )
     _report_end(result, destination, summary, options, as_json=as_json)
     raise typer.Exit(result.exit_code)
+
+
+def _offer_metrics(port: int | None) -> "OnRecords":
+    """Offer metrics on a port, if one is named; returns what counts rows."""
+    if port is None:
+        return lambda records: None
+    from edgelung.serving.metrics import LOOPBACK, RowMetrics, serve_metrics
+
+    metrics = RowMetrics()
+    report("metrics are at http://%s:%d/metrics", LOOPBACK, serve_metrics(metrics, port))
+    return metrics.rows
 
 
 def _check_combination(

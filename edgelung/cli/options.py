@@ -141,6 +141,27 @@ MinConfidenceOption = Annotated[
         help="Tiles below this confidence get status `review` and no label.",
     ),
 ]
+StrictSizeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict-size/--no-strict-size",
+        rich_help_panel=OUTPUT,
+        help="Tiles whose size in pixels is far from the training tiles get status "
+        "`other-size` and no label.",
+        show_default=False,
+    ),
+]
+CoverageOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="P",
+        rich_help_panel=OUTPUT,
+        help="Add to each row the classes that cannot be excluded; the true one is among them "
+        "for this share of tiles, such as 0.99.",
+    ),
+]
 DeviceOption = Annotated[
     int | None,
     typer.Option(

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from _thread import start_new_thread
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from select import select
 from types import FrameType
@@ -21,6 +21,10 @@ from edgelung.core.errors import visible
 
 GRACE_SECONDS = 1.8  # from the first signal to the end, with a reserve below two seconds
 ONE_SIGNAL_SECONDS = 0.25  # `timeout` and some shells send the same signal twice
+RESUME_NOTE = (
+    "in the middle of its work; what was written is kept. If the command has --resume, it goes on "
+    "from there"
+)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 _first: int | None = None  # the signal that was received
@@ -35,22 +39,48 @@ def ending_on_signals() -> Iterator[None]:
     if os.name == "nt":  # no pipe can be waited for; Ctrl-C is Python's own
         yield
         return
-    earlier = {number: signal.signal(number, _raise) for number in _SIGNALS}
+    with _handling(_raise, GRACE_SECONDS, RESUME_NOTE):
+        try:
+            yield
+        finally:
+            if _first is not None:
+                # The end of Python would restore the default, which ends it without an exit code.
+                for number in _SIGNALS:
+                    signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def stopping_on_signals(stop: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Within the context, SIGINT and SIGTERM call `stop` in the main thread: a service ends itself.
+
+    The watchdog ends the process `seconds` after the first signal, or at the second one. Leaving
+    the context restores what was there before. For the main thread.
+    """
+    if os.name == "nt":
+        yield
+        return
+    with _handling(lambda number, frame: stop(), seconds, "with requests that have no answer"):
+        yield
+
+
+@contextmanager
+def _handling(
+    handler: Callable[[int, FrameType | None], None], seconds: float, note: str
+) -> Iterator[None]:
+    """Handle signals by `handler`, and let a watchdog end the process `seconds` after the first."""
+    earlier = {number: signal.signal(number, handler) for number in _SIGNALS}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     earlier_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    start_new_thread(_watch, (reader,))
+    start_new_thread(_watch, (reader, seconds, note))
     try:
         yield
     finally:
-        if _first is None:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
+        if _first is None:  # after a signal that raised, the watchdog stays
+            for number, before in earlier.items():
+                signal.signal(number, before)
             signal.set_wakeup_fd(earlier_writer)
             os.close(writer)  # ends the watchdog
-        else:  # the end of Python would restore the default, which ends it without an exit code
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -63,25 +93,25 @@ def _raise(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _watch(reader: int) -> None:
-    """Wait for the first signal; end the process at the second, or after GRACE_SECONDS."""
+def _watch(reader: int, seconds: float, note: str) -> None:
+    """Wait for the first signal; end the process at the second, or `seconds` after the first."""
     number = _read_signal(reader)
     if number is None:  # the context was left without a signal
         os.close(reader)
         return
     begin = time.monotonic()
-    while (left := begin + GRACE_SECONDS - time.monotonic()) > 0:
+    while (left := begin + seconds - time.monotonic()) > 0:
         if not select([reader], [], [], left)[0]:
             break
         if (again := _read_signal(reader)) is None:
+            os.close(reader)
             return
         if time.monotonic() - begin > ONE_SIGNAL_SECONDS:
             end_process(128 + again, "ended at the second signal; what was written is kept")
     name = signal.Signals(number).name
     end_process(
         128 + number,
-        f"ended {GRACE_SECONDS:g} s after {name}, in the middle of its work; what was written is "
-        "kept. If the command has --resume, it goes on from there",
+        f"ended {seconds:g} s after {name}, {note}",
     )
 
 

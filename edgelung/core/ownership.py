@@ -49,6 +49,19 @@ def read_guarded(path: Path, what: str, most: int) -> bytes:
         return file.read(most)
 
 
+def read_secret(path: Path, what: str, most: int) -> bytes:
+    """As `read_guarded`, of a file that nobody but its owner (this user or root) may read either.
+
+    Raises EdgelungError for a file that others can read, too.
+    """
+    data = read_guarded(path, what, most)
+    if HAS_FOLDER_CALLS and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+        raise EdgelungError(
+            f"others can read the {what} {path} (mode {mode:o}); run: chmod 600 '{path}'"
+        )
+    return data
+
+
 def guarded_names(path: Path, what: str) -> list[str] | None:
     """The names in a folder that only this user and root can change; None for a file.
 

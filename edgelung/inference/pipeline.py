@@ -106,7 +106,7 @@ def default_batch_size(engine: Engine) -> int:
     return CPU_BATCH if engine.device == "CPU" else GPU_BATCH
 
 
-def _decode_threads(engine: Engine, batch_size: int, threads: int) -> int:
+def decode_threads_of(engine: Engine, batch_size: int, threads: int) -> int:
     """Threads that decode ahead: 0 if the engine's own threads decode (see the module's text)."""
     return 0 if engine.device == "CPU" and batch_size > 1 else threads
 
@@ -137,7 +137,7 @@ def predict_batches(
         first: the number of the first batch, when counting for `reference_every`.
     """
     window: deque[Task[list[Row[Item]]]] = deque()
-    decode_threads = _decode_threads(engine, batch_size, threads)
+    decode_threads = decode_threads_of(engine, batch_size, threads)
     # Decoding ahead: one batch is decoded, one waits, the others are in the engine. Otherwise what
     # waits is rows, not pixels, so a deeper window lets other batches pass one of slow items.
     depth = engine.concurrency + 2 if decode_threads else 4 * engine.concurrency

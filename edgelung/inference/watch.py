@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -22,6 +23,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import Row
 from edgelung.inference.reading import Stamp, stamp_of
+from edgelung.inference.record import Record
 from edgelung.inference.session import (
     DEFAULTS,
     OnRows,
@@ -46,6 +48,8 @@ MAYBE_UNFINISHED = (
     Status.UNREADABLE,
 )
 
+OnRecords = Callable[[Sequence[Record]], None]  # the rows that are done since the last call
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +62,7 @@ def watch_folder(
     resume: bool | None = None,
     on_rows: OnRows = lambda count: None,
     on_stopped: OnStopped = lambda count, journal: None,
+    on_records: OnRecords = lambda records: None,
 ) -> Summary:
     """Predict files as they appear, until interrupted.
 
@@ -65,7 +70,8 @@ def watch_folder(
     with `resume`, knows which files have their row. Folders that disappear are waited for.
 
     Takes, returns and raises what `infer_folder` does. The output must be a format that rows can be
-    added to, and the source must not be a list.
+    added to, and the source must not be a list. `on_records` gets the rows that are done since the
+    last call.
     """
     if not destination.format.appendable:
         raise EdgelungError(
@@ -84,11 +90,11 @@ def watch_folder(
             watcher.mark_done(path)
         on_rows(session.earlier_rows)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            _watch(session, watcher, on_rows)
+            _watch(session, watcher, on_rows, on_records)
         return session.finish(waiting=watcher.waiting)
 
 
-def _watch(session: Session, watcher: "Watcher", on_rows: OnRows) -> None:
+def _watch(session: Session, watcher: "Watcher", on_rows: OnRows, on_records: OnRecords) -> None:
     while True:
         start = time.monotonic()
         new_rows = 0
@@ -98,6 +104,7 @@ def _watch(session: Session, watcher: "Watcher", on_rows: OnRows) -> None:
                 watcher.mark_done(record.path)
             new_rows += len(records)
             on_rows(len(records))
+            on_records(records)
         if not new_rows:
             time.sleep(max(POLL_SECONDS, SLEEP_FACTOR * (time.monotonic() - start)))
 

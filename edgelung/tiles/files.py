@@ -15,7 +15,6 @@ from edgelung.tiles.find import LEADS_OUT, SLIDE_SUFFIXES, FoundFile, open_withi
 from edgelung.tiles.tiff_directory import TIFF_MARKS, directories
 
 MAX_BYTES = 512 * 2**20
-NO_BYTES = "the file holds no bytes"
 
 
 def read_bytes(
@@ -47,9 +46,14 @@ def read_bytes(
     except (OSError, ValueError) as error:  # ValueError: a NUL in a listed name
         reason = getattr(error, "strerror", None) or one_line(error)
         raise TileError(Status.UNREADABLE, reason) from error
-    if not data:
-        raise TileError(Status.EMPTY, NO_BYTES)
+    check_bytes(data)
     return data
+
+
+def check_bytes(data: bytes) -> None:
+    """Raise TileError `empty` for a file without bytes."""
+    if not data:
+        raise TileError(Status.EMPTY, "the file holds no bytes")
 
 
 def check_length(length: int) -> None:

@@ -20,7 +20,7 @@ from edgelung.tiles.budget import DECODING
 from edgelung.tiles.errors import NOT_A_TILE, Status, TileError
 from edgelung.tiles.files import (
     MAX_BYTES,
-    NO_BYTES,
+    check_bytes,
     check_length,
     looks_like,
     looks_like_image,
@@ -53,6 +53,7 @@ __all__ = [
     "looks_like_image",
     "read_bytes",
     "read_decoded",
+    "read_encoded",
     "read_found",
     "read_pixels",
     "read_tile",
@@ -115,6 +116,14 @@ def read_decoded(file: FoundFile, spec: ReaderSpec) -> tuple[Tile | Image.Image,
         return _decode(read_found(file), spec)
 
 
+def read_encoded(data: bytes, spec: ReaderSpec) -> tuple[Tile | Image.Image, Size]:
+    """As `read_decoded`, of a file's bytes that came another way. Raises TileError."""
+    with DECODING:
+        check_bytes(data)
+        check_length(len(data))
+        return _decode(data, spec)
+
+
 def decode_tile(data: bytes, spec: ReaderSpec, out: Tile | None = None) -> Tile:
     """Decode and resize encoded bytes as `read_tile` does; raises TileError with a status."""
     with DECODING:
@@ -126,11 +135,8 @@ def decode_file(data: bytes, spec: ReaderSpec) -> Tile:
 
     A name can say that a file is a slide; here only the content can. Raises TileError.
     """
-    if not data:
-        raise TileError(Status.EMPTY, NO_BYTES)
     with DECODING:
-        check_length(len(data))
-        return decode_tile(data, spec)
+        return resize(read_encoded(data, spec)[0], spec.size)
 
 
 def image_size(data: bytes) -> tuple[int, int]:

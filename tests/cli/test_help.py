@@ -72,7 +72,7 @@ def test_the_options_of_infer_stand_in_groups(cli) -> None:
         (
             ["predict"],
             "no such command 'predict'; expected one of audit, train, compare, export, evaluate, "
-            "infer, merge, slide, view, bench, doctor, demo, keygen, sign, gpu-check; see "
+            "infer, merge, slide, serve, view, bench, doctor, demo, keygen, sign, gpu-check; see "
             "`edgelung --help`",
         ),
         (["infr"], "no such command 'infr'. Did you mean 'infer'? See `edgelung --help`"),

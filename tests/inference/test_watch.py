@@ -195,7 +195,7 @@ def test_a_file_that_never_becomes_an_image_does_not_keep_a_core_busy(
     monkeypatch.setattr(watch.time, "sleep", interrupt)
     watcher = Always()
     with pytest.raises(KeyboardInterrupt):
-        watch._watch(DropsAll(), watcher, lambda rows: None)  # type: ignore[arg-type]
+        watch._watch(DropsAll(), watcher, lambda rows: None, lambda records: None)  # type: ignore[arg-type]
     assert watcher.looks == 1
 
 

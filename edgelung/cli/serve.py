@@ -1,0 +1,265 @@
+"""`edgelung serve`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgelung import RESEARCH_USE_ONLY
+from edgelung.cli.command import report
+from edgelung.cli.model import (
+    AllowUnsignedOption,
+    TrustOption,
+    UnknownOption,
+    UnknownTiles,
+    if_passed,
+    open_model,
+    warn_of_gate,
+)
+from edgelung.cli.options import (
+    MODEL,
+    OUTPUT,
+    BatchSizeOption,
+    CoverageOption,
+    DeviceOption,
+    EngineOption,
+    MinConfidenceOption,
+    PrecisionOption,
+    StrictSizeOption,
+    ThreadsOption,
+    chosen,
+    named_path,
+)
+
+if TYPE_CHECKING:
+    from edgelung.artifacts.bundle import Bundle
+    from edgelung.inference.session import LoadedEngines, Options
+    from edgelung.serving.limits import Limits
+    from edgelung.serving.service import Service
+
+ACCESS, LIMITS = "Access", "Limits"
+PORT = 8000  # where clients of the Open Inference Protocol look
+
+
+def serve(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            parser=named_path,
+            metavar="BUNDLE",
+            help="Bundle that `edgelung export` wrote.  [default: the starter that comes with "
+            "edgelung]",
+        ),
+    ] = None,
+    engine: EngineOption = None,
+    precision: PrecisionOption = None,
+    trust: TrustOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=MODEL,
+            help="Name of the model in addresses.  [default: that of the bundle's folder]",
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            rich_help_panel=ACCESS,
+            help="Address to listen on. Another than this machine's own needs a token or "
+            "certificates of clients.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="N", rich_help_panel=ACCESS, help="Port; 0: one that is free."
+        ),
+    ] = PORT,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="FILE",
+            rich_help_panel=ACCESS,
+            help="Answer only requests that name the token in this file, which only you can read.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="PEM",
+            rich_help_panel=ACCESS,
+            help="Certificate of the service: it then speaks HTTPS alone.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="PEM",
+            rich_help_panel=ACCESS,
+            help="Private key of --tls-cert, without a password.",
+        ),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            parser=named_path,
+            metavar="PEM",
+            rich_help_panel=ACCESS,
+            help="Answer only clients with a certificate that one of these signed.",
+        ),
+    ] = None,
+    max_tiles: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=65536,
+            metavar="N",
+            rich_help_panel=LIMITS,
+            help="Tiles that may wait or run at once; what goes beyond is refused (429).",
+        ),
+    ] = 256,
+    max_mb: Annotated[
+        int,
+        typer.Option(
+            min=1, max=512, metavar="MIB", rich_help_panel=LIMITS, help="Size of one request."
+        ),
+    ] = 64,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            max=3600,
+            metavar="SECONDS",
+            rich_help_panel=LIMITS,
+            help="Time for one request, from its header to its answer.",
+        ),
+    ] = 30,
+    min_confidence: MinConfidenceOption = None,
+    strict_size: StrictSizeOption = None,
+    unknown: UnknownOption = UnknownTiles.MARK,
+    coverage: CoverageOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=OUTPUT,
+            help="Print address and model as one line of JSON on standard output.",
+        ),
+    ] = False,
+    batch_size: BatchSizeOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """How do other programs get predictions over the network?
+
+    Answers encoded images with rows, and tensors by the Open Inference Protocol v2, until Ctrl-C or
+    SIGTERM. Only this machine can reach it, unless you say otherwise. Research use only.
+    """
+    from edgelung.artifacts.trust import choose_trust
+    from edgelung.cli.defaults import read_defaults
+    from edgelung.core.extras import load_extra
+    from edgelung.inference.session import Options, check_coverage, open_engines
+
+    for module in ("uvicorn", "uvloop", "httptools", "starlette", "prometheus_client"):
+        load_extra(module, "edgelung serve", "serve")
+    from edgelung.serving import access
+    from edgelung.serving.limits import MIB, Limits
+    from edgelung.serving.server import Server
+
+    token = None if token_file is None else access.read_token(token_file)
+    tls = access.parse_tls(tls_cert, tls_key, tls_client_ca)
+    address = access.resolve(host)
+    access.check_address(address, token, tls)
+    context = None if tls is None else tls.context()
+    defaults = read_defaults(bundle)
+    model = bundle or (Path(defaults.model) if defaults.model else None)
+    opened = open_model(model, choose_trust(trust, allow_unsigned))
+    options = Options(
+        engine=chosen(engine, defaults.engine),
+        precision=chosen(precision, if_passed(opened, defaults.precision)),
+        batch_size=batch_size or defaults.batch_size,
+        threads=threads or defaults.threads,
+        min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
+        strict_size=bool(defaults.strict_size if strict_size is None else strict_size),
+        keep_unknown=unknown is UnknownTiles.KEEP,
+        coverage=coverage,
+        gpu=device,
+    )
+    check_coverage(opened, coverage)
+    warn_of_gate(opened, options.precision)
+    limits = Limits(tiles=max_tiles, body_bytes=max_mb * MIB, seconds=deadline)
+    with access.bind(address, port) as bound, open_engines(opened, options, None) as engines:
+        service = _make_service(opened, engines, options, name, limits)
+        _report_start(service, engines, access.url_of(bound, tls), as_json=as_json)
+        if token and tls is None and not access.is_loopback(address):
+            report("without TLS, the token can be read on its way: use a network that you trust")
+        Server(service, token, context).run_until_signal(bound)
+    report("stopped: every request that was accepted has its answer")
+
+
+def _make_service(
+    bundle: "Bundle",
+    engines: "LoadedEngines",
+    options: "Options",
+    name: str | None,
+    limits: "Limits",
+) -> "Service":
+    from edgelung.inference.session import label_rule
+    from edgelung.serving.metrics import ServiceMetrics
+    from edgelung.serving.service import Service, model_name
+
+    folder = "starter" if bundle.is_starter else bundle.folder.absolute().name
+    if name is not None and model_name(name) != name:
+        raise typer.BadParameter(
+            f"--name {name} cannot stand in an address; expected up to 64 letters, digits, . _ -"
+        )
+    return Service(
+        bundle,
+        engines,
+        label_rule(bundle, engines.chosen.variant, options),
+        name or model_name(folder),
+        limits,
+        ServiceMetrics(),
+    )
+
+
+def _report_start(service: "Service", engines: "LoadedEngines", url: str, *, as_json: bool) -> None:
+    """Say where the service is and what answers there."""
+    from edgelung.core.errors import visible
+    from edgelung.core.terminal import out
+    from edgelung.evaluation.concerns import bundle_concerns
+
+    engine, variant = engines.chosen.engine, engines.chosen.variant
+    signed = service.bundle.signature.text
+    concerns = [concern.text for concern in bundle_concerns(service.bundle.manifest)]
+    if as_json:
+        started = {
+            "url": url,
+            "models": list(service.models),
+            "bundle_sha256": service.bundle.sha256,
+            "precision": variant.precision,
+            "engine": engine.name,
+            "device": engine.device,
+            "signed": signed,
+            "concerns": concerns,
+            "note": RESEARCH_USE_ONLY,
+        }
+        print(json.dumps(started, ensure_ascii=False), flush=True)
+        return
+    lines = [
+        *concerns,
+        f"serving   {url}",
+        f"models    {', '.join(service.models)}",
+        f"engine    {engine.name} {variant.precision} on {engine.device} ({engines.chosen.reason})",
+        f"signed    {signed}",
+        RESEARCH_USE_ONLY,
+    ]
+    for line in lines:
+        out().print(visible(line))

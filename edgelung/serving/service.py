@@ -1,0 +1,165 @@
+"""What the service answers: an image or tensors in, a row or tensors out. Knows no HTTP routes."""
+
+import asyncio
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.predictions import JSON_LINES
+from edgelung.inference.pipeline import Row
+from edgelung.inference.record import LabelRule, Record, make_record
+from edgelung.inference.session import LoadedEngines
+from edgelung.serving.batcher import Batcher, Job, Read, Request
+from edgelung.serving.limits import Limits
+from edgelung.serving.metrics import ServiceMetrics
+from edgelung.serving.protocol import (
+    Array,
+    InferRequest,
+    ModelMetadata,
+    TensorMetadata,
+    format_infer,
+    parse_infer,
+)
+from edgelung.serving.refusal import Refusal
+from edgelung.tiles.reader import Tile
+from edgelung.tiles.status import NO_FAILURE, Status
+
+VERSION = "1"
+IMAGES_SUFFIX = "-images"
+PLATFORM = "edgelung"
+# The status of the answer to one image, for the rows that count as failures.
+HTTP_STATUS = {Status.TOO_LARGE: 413, Status.FAILED: 500}
+NOT_AN_IMAGE = 422
+
+
+def model_name(folder_name: str) -> str:
+    """A name for URLs from a bundle's folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder_name).strip("-.")[:64] or "model"
+
+
+def http_status(status: str) -> int:
+    """The HTTP status of one image's row: 200, or an error where a folder run counts a failure."""
+    word = Status(status)
+    return 200 if word in NO_FAILURE else HTTP_STATUS.get(word, NOT_AN_IMAGE)
+
+
+class Service:
+    """A bundle's model, ready to answer. `close` it at the end.
+
+    Attributes:
+        models: by name: one of tiles (`tiles` → `probs`, `ood`), one of encoded images (`images` →
+            `rows`).
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: LoadedEngines,
+        rule: LabelRule,
+        name: str,
+        limits: Limits,
+        metrics: ServiceMetrics,
+    ) -> None:
+        self.bundle, self.name, self.limits, self.metrics = bundle, name, limits, metrics
+        self._rule, self._size = rule, bundle.reader.size
+        self._has_score = engines.chosen.variant.entry.known is not None
+        self.batcher = Batcher(engines, bundle.reader, limits.tiles, metrics)
+        metrics.describe(bundle, engines.chosen)
+        metrics.watch_queue(lambda: self.batcher.waiting, lambda: self.batcher.tiles)
+        self.models = {model.name: model for model in self._describe_models()}
+
+    def close(self) -> None:
+        """End the engine threads, once what waits has run."""
+        self.batcher.close()
+
+    async def classify(self, data: bytes, path: str) -> tuple[bytes, int]:
+        """The row of one encoded image as a line of JSON, and the HTTP status that goes with it."""
+        (row,) = await self._run([self.batcher.encoded(data)])
+        record = self._record(row, path)
+        return self._line(record), http_status(record.status)
+
+    async def infer(
+        self, model: ModelMetadata, body: bytes, header_length: str | None
+    ) -> tuple[bytes, dict[str, str]]:
+        """The answer to a request of the Open Inference Protocol: its body and headers.
+
+        Raises:
+            Refusal: for a request that cannot be answered.
+        """
+        request = parse_infer(body, header_length, model, json_bytes=self.limits.json_bytes)
+        if request.tiles is None:
+            arrays = await self._infer_images(request)
+        else:
+            arrays = await self._infer_tiles(request.tiles)
+        return format_infer(request, model, arrays)
+
+    async def _infer_images(self, request: InferRequest) -> dict[str, Array]:
+        self.batcher.check_room(len(request.images))  # before any is decoded
+        rows = await self._run([self.batcher.encoded(data) for data in request.images])
+        return {"rows": [self._line(self._record(row, "")).strip() for row in rows]}
+
+    async def _infer_tiles(
+        self, tiles: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    ) -> dict[str, Array]:
+        rows = await self._run([_given(tile) for tile in tiles])
+        records = [self._record(replace(row, size=None), "") for row in rows]
+        for record in records:
+            if record.probabilities is None:
+                raise Refusal(http_status(record.status), record.error)
+        arrays: dict[str, Array] = {
+            "probs": np.array([record.probabilities for record in records], np.float32)
+        }
+        if self._has_score:
+            arrays["ood"] = np.array([record.ood for record in records], np.float32)
+        return arrays
+
+    async def _run(self, reads: Sequence[Read]) -> Sequence[Row[Job]]:
+        """Predict tiles together with those of other requests."""
+        request = Request(asyncio.get_running_loop(), reads)
+        self.batcher.submit(request)
+        try:
+            return await request.future
+        finally:
+            request.abandoned = True  # does nothing to tiles that have run
+
+    def _record(self, row: Row[Job], path: str) -> Record:
+        record = make_record(row, path, self._rule)
+        self.metrics.rows([record])
+        return record
+
+    def _line(self, record: Record) -> bytes:
+        """The row as `edgelung infer` writes it into JSON Lines."""
+        line = io.BytesIO()
+        JSON_LINES.writer(line, self.bundle.classes).write([record.prediction(self.bundle.classes)])
+        return line.getvalue()
+
+    def _describe_models(self) -> list[ModelMetadata]:
+        size, classes = self._size, len(self.bundle.classes)
+        outputs = [TensorMetadata("probs", "FP32", [-1, classes])]
+        if self._has_score:
+            outputs.append(TensorMetadata("ood", "FP32", [-1]))
+        return [
+            ModelMetadata(
+                name=self.name,
+                versions=[VERSION],
+                platform=PLATFORM,
+                inputs=[TensorMetadata("tiles", "UINT8", [-1, size, size, 3])],
+                outputs=outputs,
+            ),
+            ModelMetadata(
+                name=self.name + IMAGES_SUFFIX,
+                versions=[VERSION],
+                platform=PLATFORM,
+                inputs=[TensorMetadata("images", "BYTES", [-1])],
+                outputs=[TensorMetadata("rows", "BYTES", [-1])],
+            ),
+        ]
+
+
+def _given(tile: Tile) -> Read:
+    height, width, _ = tile.shape
+    return lambda: (tile, (width, height))
