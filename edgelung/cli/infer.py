@@ -9,12 +9,14 @@ import json
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
+from edgelung.cli.cluster import check_ray, on_cluster
 from edgelung.cli.command import report
 from edgelung.cli.model import (
     AllowUnsignedOption,
@@ -38,6 +40,7 @@ from edgelung.cli.options import (
     FollowLinksOption,
     MinConfidenceOption,
     PrecisionOption,
+    RayOption,
     ThreadsOption,
     chosen,
     named_path,
@@ -180,6 +183,7 @@ def infer(
     batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    ray: RayOption = None,
 ) -> None:
     """What class is each tile of a folder?
 
@@ -197,6 +201,8 @@ def infer(
     from edgelung.inference.watch import watch_folder
 
     _check_combination(out, summary, files, shard, watch=watch, as_json=as_json)
+    excluded = {"--watch": watch, "--shard": shard, "--device": device, "--prebuilt": prebuilt}
+    check_ray(ray, excluded)
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -219,8 +225,12 @@ def infer(
         gpu=device,
     )
     warn_of_gate(bundle, options.precision)
-    with progress("infer") as advance, counting(source, destination, advance, options, watch):
-        run = watch_folder if watch else infer_folder
+    with (
+        on_cluster(ray, allow_unsigned=allow_unsigned) as engines,
+        progress("infer") as advance,
+        counting(source, destination, advance, options, watch),
+    ):
+        run = watch_folder if watch else partial(infer_folder, engines=engines)
         result = run(
             source,
             bundle,

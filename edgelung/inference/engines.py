@@ -31,7 +31,8 @@ class Engines(Protocol):
         chosen: engine and variant, the same wherever it runs.
         batch_size: tiles per batch.
         threads: CPU threads, of all machines together.
-        nodes: the other machines that have predicted so far; none if it was this one.
+        nodes: the other machines that predicted in the last call of `predict`; none if it was this
+            one.
     """
 
     @property
@@ -44,9 +45,9 @@ class Engines(Protocol):
     def nodes(self) -> Sequence[NodeRecord]: ...
 
     def predict(
-        self, items: Iterable[Item], reading: Reading[Item], *, first: int, verify_every: int = 1
+        self, items: Iterable[Item], reading: Reading[Item], *, first: int
     ) -> Generator[list[Row[Item]], None, None]:
-        """See `predict_batches`; full precision also predicts every `verify_every`-th batch."""
+        """Predict items in batches, in their order. `first`: the number of the first batch."""
         ...
 
 
@@ -56,16 +57,20 @@ OpenEngines = Callable[[Bundle, Options, RunIdentity | None], AbstractContextMan
 
 @dataclass(frozen=True)
 class LoadedEngines:
-    """The engine that predicts, the one that verifies it, and how they are used. See `Engines`."""
+    """The engine that predicts, the one that verifies it, and how they are used. See `Engines`.
+
+    `verify_every`: the reference predicts every so many batches.
+    """
 
     chosen: Chosen
     reference: Engine | None
     batch_size: int
     threads: int
     nodes: Sequence[NodeRecord] = ()
+    verify_every: int = 1
 
     def predict(
-        self, items: Iterable[Item], reading: Reading[Item], *, first: int, verify_every: int = 1
+        self, items: Iterable[Item], reading: Reading[Item], *, first: int
     ) -> Generator[list[Row[Item]], None, None]:
         """See `Engines`."""
         return predict_batches(
@@ -75,7 +80,7 @@ class LoadedEngines:
             batch_size=self.batch_size,
             threads=self.threads,
             reference=self.reference,
-            reference_every=verify_every,
+            reference_every=self.verify_every,
             first=first,
         )
 
@@ -117,6 +122,7 @@ def open_engines(
             load(FULL_PRECISION).engine if options.verify else None,
             options.batch_size or default_batch_size(chosen.engine),
             threads,
+            verify_every=options.verify_every,
         )
 
 

@@ -152,7 +152,6 @@ class Session:
             files,
             FileReading(self._bundle.reader),
             first=self._sink.batches,
-            verify_every=self._options.verify_every,
         )
         with closing(batches):
             for rows in batches:
