@@ -10,7 +10,8 @@ from dataclasses import replace
 from edgelung.cluster.tasks import Task
 from edgelung.core.errors import EdgelungError
 
-REASON = "reading or predicting it ended the worker process, twice"
+REASON = "reading or predicting it ended the worker process each time"
+ALONE = 3  # ends of a worker that had one item alone: workers end for other reasons too
 _SKIPPED = "left out of this trial"
 MOST_FRUITLESS = 2  # searches of one task that find no item
 
@@ -22,7 +23,7 @@ class Hunt:
         self._task = task
         self.found: dict[int, str] = {}  # positions of items that end their worker → the reason
         self._parts: list[list[int]] = []  # to try; empty: the whole task is tried
-        self._suspected: set[int] = set()  # single items that ended one worker
+        self._ends = 0  # of workers that had the item alone that is tried now
         self._fruitless = 0
         self._before = 0  # how many were found when the last search began
 
@@ -41,6 +42,7 @@ class Hunt:
         if not self._parts:
             return True
         self._parts.pop()
+        self._ends = 0
         return False
 
     def ended(self, reason: str) -> None:
@@ -52,11 +54,12 @@ class Hunt:
         if len(part) > 1:
             half = len(part) // 2
             self._parts[-1:] = [part[half:], part[:half]]
-        elif part[0] in self._suspected:
+            return
+        self._ends += 1
+        if self._ends == ALONE:
             self.found[part[0]] = REASON
             self._parts.pop()
-        else:  # once more: a worker can end for other reasons
-            self._suspected.add(part[0])
+            self._ends = 0
 
     def _begin_search(self, reason: str) -> None:
         self._fruitless = 0 if len(self.found) > self._before else self._fruitless + 1
@@ -68,6 +71,5 @@ class Hunt:
             )
         self._before = len(self.found)
         self._parts = [left]
-        self._suspected.clear()
         if len(left) > 1:
             self.ended(reason)  # the whole has just been tried
