@@ -138,7 +138,7 @@ def test_workers_that_end_whatever_they_do_end_the_run_and_blame_no_file() -> No
         return None
 
     pool = StandIn(answer=answer)
-    with pytest.raises(EdgelungError, match="no single tile is to blame.*out of memory"):
+    with pytest.raises(EdgelungError, match=r"no single tile is to blame.*out of memory"):
         [*schedule(pool, 40)]
     assert ends < 200
 
