@@ -27,7 +27,8 @@ def check_ray(address: str | None, others: dict[str, object]) -> None:
 
     `others`: the name of each such option, and its value.
     """
-    named = [name for name, value in others.items() if value not in (None, False)]
+    # Not by truth: `--device 0` was given too.
+    named = [name for name, value in others.items() if value is not None and value is not False]
     if address is not None and named:
         raise typer.BadParameter(
             f"--ray and {named[0]} exclude each other: the cluster shares out files and GPUs itself"

@@ -3,14 +3,20 @@
 Its clock moves only while the schedule waits. What ends, refuses or lies is told by the test.
 """
 
+import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
+from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.bundle_copy import pack
 from edgelung.cluster.pool import Done, Ended, Event, Node, Opened, Refused, Started
 from edgelung.cluster.tasks import Report, Setup, Task
+from edgelung.cluster.worker import Worker
+from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.core.system import host
 from edgelung.engines.names import EngineName
@@ -18,6 +24,7 @@ from edgelung.inference.pipeline import Row
 from edgelung.inference.reading import Reading
 from edgelung.tiles.status import Status
 
+T = TypeVar("T")
 NODES = (Node("a", "a", 2, 0), Node("b", "b", 2, 0))
 REPORT = Report(
     host=host(),
@@ -126,7 +133,46 @@ class StandIn:
             self._events.append(event)
         else:
             self.predicted += [(node, item) for item in task.items]
-            self._events.append(Done(worker, task.number, rows_of(task)))
+            self._events.append(self._work(worker, task))
+
+    def _work(self, worker: int, task: Task[object]) -> Event:
+        return Done(worker, task.number, rows_of(task))
+
+
+class InProcess(StandIn):
+    """Its workers are real ones, with real engines; what goes to them and back is pickled."""
+
+    def __init__(self, bundle: Bundle, **told: Any) -> None:
+        super().__init__(**told)
+        self._bundle, self._real = pack(bundle), dict[int, Worker]()
+        self._source = 0
+
+    def open(self, worker: int, setup: Setup) -> None:
+        self._real[worker] = Worker()
+        try:
+            report = self._real[worker].open(sent(setup), sent(self._bundle))
+        except EdgelungError as error:
+            self._events.append(Refused(worker, None, str(error)))
+        else:
+            self._events.append(Opened(worker, sent(report)))
+
+    def share(self, reading: Reading[object]) -> int:
+        self._source += 1
+        self._pickled = np.frombuffer(pickle.dumps(reading), np.uint8)
+        return self._source
+
+    def _work(self, worker: int, task: Task[object]) -> Event:
+        try:
+            rows = self._real[worker].predict(sent(task), self._source, self._pickled)
+        except EdgelungError as error:
+            return Refused(worker, task.number, str(error))
+        return Done(worker, task.number, sent(rows))
+
+
+def sent(value: T) -> T:
+    """The value as another process gets it."""
+    copy: T = pickle.loads(pickle.dumps(value))
+    return copy
 
 
 def rows_of(task: Task[object]) -> list[Row[int]]:
