@@ -1,6 +1,6 @@
 """The option `--ray` of `edgelung infer` and `edgelung slide`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ def on_cluster(address: str | None, *, allow_unsigned: bool) -> "Iterator[OpenEn
         yield engines
 
 
-def check_ray(address: str | None, others: dict[str, object]) -> None:
+def check_ray(address: str | None, others: Mapping[str, object]) -> None:
     """Raise a usage error if `--ray` stands with an option that it excludes.
 
     `others`: the name of each such option, and its value.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgelung.cluster.tasks import Report, Setup, Task
+from edgelung.cluster.tasks import Item, Report, Setup, Task
 from edgelung.inference.pipeline import Row
 from edgelung.inference.reading import Reading
 
@@ -82,7 +82,7 @@ class Pool(Protocol):
         """Answer: `Opened` or `Refused`."""
         ...
 
-    def share(self, reading: Reading[object]) -> int:
+    def share(self, reading: Reading[Item]) -> int:
         """Send a reading to the nodes, in place of the one before; returns its number."""
         ...
 

@@ -24,7 +24,7 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.bundle_copy import pack
 from edgelung.cluster.engines import ClusterEngines, open_on
 from edgelung.cluster.pool import Done, Ended, Event, Node, Opened, Refused, Started
-from edgelung.cluster.tasks import Setup, Task
+from edgelung.cluster.tasks import Item, Setup, Task
 from edgelung.cluster.worker import Worker
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.extras import load_extra
@@ -182,7 +182,7 @@ class RayPool:
         answer = self._workers[worker].open.remote(setup, self._bundle)
         self._calls[answer] = _Call(worker, "opened")
 
-    def share(self, reading: Reading[object]) -> int:
+    def share(self, reading: Reading[Item]) -> int:
         """See `Pool`. Bytes in an array: a node keeps one copy for all calls."""
         self._source += 1
         self._reading = self._ray.put(np.frombuffer(pickle.dumps(reading), np.uint8))

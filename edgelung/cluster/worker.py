@@ -114,7 +114,7 @@ class Worker:
         with self._opening:
             if self._reading is None or self._reading[0] != source:
                 # Threads that still read from the earlier one keep it alive.
-                self._reading = source, pickle.loads(reading)
+                self._reading = source, pickle.loads(reading.data)
             return self._reading[1]
 
 

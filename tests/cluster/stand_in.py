@@ -14,7 +14,7 @@ import numpy as np
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.bundle_copy import pack
 from edgelung.cluster.pool import Done, Ended, Event, Node, Opened, Refused, Started
-from edgelung.cluster.tasks import Report, Setup, Task
+from edgelung.cluster.tasks import Item, Report, Setup, Task
 from edgelung.cluster.worker import Worker
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
@@ -90,7 +90,7 @@ class StandIn:
             Refused(worker, None, found) if isinstance(found, str) else Opened(worker, found)
         )
 
-    def share(self, reading: Reading[object]) -> int:
+    def share(self, reading: Reading[Item]) -> int:
         self.reading = reading
         return 1
 
@@ -156,7 +156,7 @@ class InProcess(StandIn):
         else:
             self._events.append(Opened(worker, sent(report)))
 
-    def share(self, reading: Reading[object]) -> int:
+    def share(self, reading: Reading[Item]) -> int:
         self._source += 1
         self._pickled = np.frombuffer(pickle.dumps(reading), np.uint8)
         return self._source
