@@ -9,6 +9,8 @@ import os
 import pickle
 import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,8 +28,9 @@ from edgelung.cluster.engines import ClusterEngines, open_on
 from edgelung.cluster.pool import Done, Ended, Event, Node, Opened, Refused, Started
 from edgelung.cluster.tasks import Item, Setup, Task
 from edgelung.cluster.worker import Worker
-from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.errors import EdgelungError, ExitCode, one_line
 from edgelung.core.extras import load_extra
+from edgelung.core.interrupts import end_process
 from edgelung.core.system import RUNTIME_PACKAGES, SLIDE_PACKAGES, versions
 from edgelung.inference.engines import OpenEngines
 from edgelung.inference.identity import RunIdentity
@@ -35,12 +38,11 @@ from edgelung.inference.options import Options
 from edgelung.inference.reading import Reading
 
 AUTO, ADDRESS_VARIABLE = "auto", "RAY_ADDRESS"
-# Nothing is reported to Ray's maker, and the lines that Ray prints stay in its own log files.
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that asks for no GPU sees none
-}
+# Nothing is reported to Ray's maker.
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
+CONNECT_SECONDS = 5.0  # for a first connection to the head
+# To join. Ray itself would try for many minutes, and print of it from the first one on.
+JOIN_SECONDS = 50.0
 Kind = Literal["started", "opened", "done"]
 
 
@@ -56,6 +58,7 @@ def ray_cluster(address: str, *, allow_unsigned: bool) -> Iterator[OpenEngines]:
     """
     address = parse_address(address)
     ray = load_extra("ray", "--ray", "cluster")
+    _check_reachable(address)
     with _connected(ray, address):
         yield partial(_open, ray, allow_unsigned)
 
@@ -79,16 +82,33 @@ def parse_address(text: str) -> str:
     raise EdgelungError(f"{source} {text!r}: expected auto, or HOST:PORT of the head node{hint}")
 
 
+def _check_reachable(address: str) -> None:
+    """Raise EdgelungError if nothing answers at HOST:PORT."""
+    if address == AUTO:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise EdgelungError(
+            f"--ray {address}: nothing answers there ({error.strerror or one_line(error)}); "
+            "expected the head of a Ray cluster, which `ray start --head` starts"
+        ) from error
+
+
 @contextmanager
 def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # What Ray would print stays in its own log files. It prints ends of workers on standard output,
+    # where rows may go; this switch is the one that Ray's debugger turns.
+    load_extra("ray._private.worker", "--ray", "cluster")._worker_logs_enabled = False
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         # Ray puts the working folder on the import path of its workers, and a folder of tiles may
         # hold a file `numpy.py`.
-        with _in_root():
+        with _in_root(), _ending_if_stuck(address):
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -106,6 +126,22 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _ending_if_stuck(address: str) -> Iterator[None]:
+    """End the process with one line if the context takes too long: Ray's code cannot be stopped."""
+    message = (
+        f"--ray {address}: could not join within {JOIN_SECONDS:g} s; what answers there is no head "
+        "of a Ray cluster, or it is stuck. Nothing was predicted"
+    )
+    timer = threading.Timer(JOIN_SECONDS, end_process, (int(ExitCode.USAGE), message))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -248,6 +284,7 @@ def _node(one: Mapping[str, Any]) -> Node:
 
 
 def _last_line(error: object) -> str:
-    """What Ray says in the end: before it stand the ids of actor, job and process."""
+    """What Ray says in the end: before it stand ids of actor and process, behind it advice."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return one_line(lines[-1] if lines else error)
+    text = lines[-1].rpartition("Worker exit detail: ")[2] if lines else str(error)
+    return one_line(text.partition(" Some common causes")[0])

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from edgelung.artifacts.slide_tiles import read_tiles
 from edgelung.artifacts.summary import Summary
 from edgelung.cluster.engines import ClusterEngines, _seen_otherwise, open_on
 from edgelung.cluster.pool import Ended, Event
-from edgelung.cluster.ray_pool import parse_address
+from edgelung.cluster.ray_pool import _check_reachable, parse_address
 from edgelung.cluster.tasks import Setup, Task
 from edgelung.cluster.worker import Worker
 from edgelung.core.errors import EdgelungError
@@ -264,6 +265,14 @@ def test_the_variable_behind_auto_is_checked_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", "ray://node:10001")
     with pytest.raises(EdgelungError, match=r"RAY_ADDRESS .*has to be a node of the cluster"):
         parse_address("auto")
+
+
+def test_an_address_where_nothing_answers_is_said_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(EdgelungError, match="nothing answers there"):
+        _check_reachable(address)
 
 
 @pytest.fixture
