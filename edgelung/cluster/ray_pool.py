@@ -41,8 +41,7 @@ AUTO, ADDRESS_VARIABLE = "auto", "RAY_ADDRESS"
 # Nothing is reported to Ray's maker.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 CONNECT_SECONDS = 5.0  # for a first connection to the head
-# To join. Ray itself would try for many minutes, and print of it from the first one on.
-JOIN_SECONDS = 50.0
+JOIN_SECONDS = 60.0  # Ray itself would try for many minutes
 Kind = Literal["started", "opened", "done"]
 
 
@@ -108,7 +107,7 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     try:
         # Ray puts the working folder on the import path of its workers, and a folder of tiles may
         # hold a file `numpy.py`.
-        with _in_root(), _ending_if_stuck(address):
+        with _in_root(), _quiet() as stderr, _ending_if_stuck(address, stderr):
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -129,19 +128,38 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _ending_if_stuck(address: str) -> Iterator[None]:
+def _ending_if_stuck(address: str, stderr: int) -> Iterator[None]:
     """End the process with one line if the context takes too long: Ray's code cannot be stopped."""
-    message = (
-        f"--ray {address}: could not join within {JOIN_SECONDS:g} s; what answers there is no head "
-        "of a Ray cluster, or it is stuck. Nothing was predicted"
-    )
-    timer = threading.Timer(JOIN_SECONDS, end_process, (int(ExitCode.USAGE), message))
+
+    def end() -> None:
+        os.dup2(stderr, 2)
+        end_process(
+            ExitCode.USAGE,
+            f"--ray {address}: could not join within {JOIN_SECONDS:g} s; what answers there is no "
+            "head of a Ray cluster, or it is stuck. Nothing was predicted",
+        )
+
+    timer = threading.Timer(JOIN_SECONDS, end)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def _quiet() -> Iterator[int]:
+    """Nothing reaches standard error: before Ray knows where its log files are, its C++ code prints
+    there. Yields a descriptor of what it was."""
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield stderr
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
 
 
 @contextmanager
