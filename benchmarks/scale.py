@@ -15,7 +15,9 @@ The model, for n machines of c cores and N tiles:
 
 t: seconds of a core per tile (one process, one thread). s1, sn: start-up of the plain run and of
 the cluster's. d: CPU seconds per tile of the process that keeps the run (lists, journal, rows).
-It leaves out: network and storage, which all nodes share; a slow last task; nodes that end.
+It leaves out: network and storage, which all nodes share; a slow last task; nodes that end. Where d
+is lost in the noise of the measurement (0 or less), it is given as None: then the cluster's times
+are those of machines that wait for nothing, and the limit is not known. Take more --tiles.
 """
 
 import argparse
@@ -71,7 +73,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of tiles")
-    parser.add_argument("--tiles", type=int, default=2000, help="tiles of the longer runs")
+    parser.add_argument("--tiles", type=int, default=4000, help="tiles of the longer runs")
     parser.add_argument("--few", type=int, default=64, help="tiles of the shorter runs")
     parser.add_argument("--repeats", type=int, default=3)
     default = Path(__file__).parent / "results" / "scale.json"
@@ -171,12 +173,14 @@ def run(folder: Path, more: list[str]) -> tuple[float, float]:
 def model(ways: list[Way]) -> dict[str, object]:
     """What the formula of the module's text gives for these measurements."""
     one, ray = ways[0], ways[3]
-    t, d = one.wall.per_tile, ray.cpu.per_tile
+    t = one.wall.per_tile
+    d = ray.cpu.per_tile if ray.cpu.per_tile > 0 else None
     rows = []
     for machines in MACHINES:
         for tiles in TILES:
             alone = one.wall.start + tiles * t / CORES
-            together = ray.wall.start + tiles * max(t / (machines * CORES), d)
+            share = t / (machines * CORES)
+            together = ray.wall.start + tiles * max(share, d or 0.0)
             rows.append(
                 {
                     "machines": machines,
@@ -184,7 +188,11 @@ def model(ways: list[Way]) -> dict[str, object]:
                     "one_machine_seconds": round(alone, 1),
                     "cluster_seconds": round(together, 1),
                     "speed_up": round(alone / together, 2),
-                    "limit": "machines" if t / (machines * CORES) > d else "the one process",
+                    "limit": "not known"
+                    if d is None
+                    else "machines"
+                    if share > d
+                    else "the one process",
                 }
             )
     return {
@@ -194,7 +202,7 @@ def model(ways: list[Way]) -> dict[str, object]:
         "s1_seconds": one.wall.start,
         "sn_seconds": ray.wall.start,
         "cores_per_machine": CORES,
-        "machines_that_the_one_process_can_feed": round(t / (CORES * d), 1) if d > 0 else None,
+        "machines_that_the_one_process_can_feed": round(t / (CORES * d), 1) if d else None,
         "rows": rows,
     }
 

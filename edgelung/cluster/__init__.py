@@ -8,5 +8,5 @@ ever. Only batches go out, to worker processes that read and predict, and their 
                                   crew.py      ray_pool.py)
                                   hunt.py)
 
-`ray_pool.py` alone speaks to Ray. docs/adr/0007-ray-actors.md says why it is so.
+`ray_join.py` and `ray_pool.py` alone speak to Ray. docs/adr/0007-ray-actors.md says why it is so.
 """

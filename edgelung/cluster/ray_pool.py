@@ -1,16 +1,10 @@
-"""Workers in a Ray cluster. The only module that speaks to Ray, which is imported when it is used.
+"""Workers in a Ray cluster. This module and `ray_join` alone speak to Ray, and import it late.
 
 Ray places one actor for each worker on the node that is named, tells when it ends, and moves bytes.
 It repeats nothing: an actor that ends is not begun again by Ray, and a call is made at most once.
 """
 
-import logging
-import os
 import pickle
-import re
-import signal
-import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,22 +20,19 @@ from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.bundle_copy import pack
 from edgelung.cluster.engines import ClusterEngines, open_on
 from edgelung.cluster.pool import Done, Ended, Event, Node, Opened, Refused, Started
+from edgelung.cluster.ray_join import check_reachable, connect, joined, parse_address
 from edgelung.cluster.tasks import Item, Setup, Task
 from edgelung.cluster.worker import Worker
-from edgelung.core.errors import EdgelungError, ExitCode, one_line
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.extras import load_extra
-from edgelung.core.interrupts import end_process
 from edgelung.core.system import RUNTIME_PACKAGES, SLIDE_PACKAGES, versions
 from edgelung.inference.engines import OpenEngines
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.options import Options
 from edgelung.inference.reading import Reading
 
-AUTO, ADDRESS_VARIABLE = "auto", "RAY_ADDRESS"
-# Nothing is reported to Ray's maker.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
-CONNECT_SECONDS = 5.0  # for a first connection to the head
-JOIN_SECONDS = 60.0  # Ray itself would try for many minutes
+# That the head may be away. After 60 s Ray ends this process without a word of what is kept.
+HEAD_SECONDS = 30.0
 Kind = Literal["started", "opened", "done"]
 
 
@@ -57,120 +48,9 @@ def ray_cluster(address: str, *, allow_unsigned: bool) -> Iterator[OpenEngines]:
     """
     address = parse_address(address)
     ray = load_extra("ray", "--ray", "cluster")
-    _check_reachable(address)
-    with _connected(ray, address):
+    check_reachable(address)
+    with joined(ray, address):
         yield partial(_open, ray, allow_unsigned)
-
-
-def parse_address(text: str) -> str:
-    """'auto' or HOST:PORT; raises EdgelungError for anything else.
-
-    'auto' stands for what RAY_ADDRESS says, as in Ray's own commands.
-    """
-    source = "--ray"
-    if text == AUTO and (named := os.environ.get(ADDRESS_VARIABLE)):
-        source, text = ADDRESS_VARIABLE, named
-    if text == AUTO:
-        return text
-    found = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text)
-    if found and 0 < int(found[2]) < 65536:
-        return text
-    hint = ""
-    if "://" in text:
-        hint = "; a ray:// address is of a client, but this machine has to be a node of the cluster"
-    raise EdgelungError(f"{source} {text!r}: expected auto, or HOST:PORT of the head node{hint}")
-
-
-def _check_reachable(address: str) -> None:
-    """Raise EdgelungError if nothing answers at HOST:PORT."""
-    if address == AUTO:
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise EdgelungError(
-            f"--ray {address}: nothing answers there ({error.strerror or one_line(error)}); "
-            "expected the head of a Ray cluster, which `ray start --head` starts"
-        ) from error
-
-
-@contextmanager
-def _connected(ray: ModuleType, address: str) -> Iterator[None]:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # What Ray would print stays in its own log files. It prints ends of workers on standard output,
-    # where rows may go; this switch is the one that Ray's debugger turns.
-    load_extra("ray._private.worker", "--ray", "cluster")._worker_logs_enabled = False
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        # Ray puts the working folder on the import path of its workers, and a folder of tiles may
-        # hold a file `numpy.py`.
-        with _in_root(), _quiet() as stderr, _ending_if_stuck(address, stderr):
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                configure_logging=False,
-                logging_level=logging.CRITICAL,
-            )
-    except Exception as error:  # Ray raises many types: ConnectionError, RuntimeError, its own
-        raise EdgelungError(
-            f"--ray {address}: cannot join a Ray cluster ({one_line(error)}); this machine has to "
-            "be a node of it: `ray start --address=HOST:PORT`, or `ray start --head` for a new one"
-        ) from error
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set its own
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _ending_if_stuck(address: str, stderr: int) -> Iterator[None]:
-    """End the process with one line if the context takes too long: Ray's code cannot be stopped."""
-
-    def end() -> None:
-        os.dup2(stderr, 2)
-        end_process(
-            ExitCode.USAGE,
-            f"--ray {address}: could not join within {JOIN_SECONDS:g} s; what answers there is no "
-            "head of a Ray cluster, or it is stuck. Nothing was predicted",
-        )
-
-    timer = threading.Timer(JOIN_SECONDS, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextmanager
-def _quiet() -> Iterator[int]:
-    """Nothing reaches standard error: before Ray knows where its log files are, its C++ code prints
-    there. Yields a descriptor of what it was."""
-    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield stderr
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nothing)
-
-
-@contextmanager
-def _in_root() -> Iterator[None]:
-    folder = os.open(".", os.O_RDONLY)
-    os.chdir("/")
-    try:
-        yield
-    finally:
-        os.fchdir(folder)
-        os.close(folder)
 
 
 @contextmanager
@@ -208,10 +88,25 @@ class RayPool:
         self._calls: dict[Any, _Call] = {}  # by the reference to the answer
         self._next_worker = self._source = 0
         self._reading: Any = None
+        self._nodes: Sequence[Node] = []
+        self._head: str = ray.get_runtime_context().gcs_address
+        self._head_seen = time.monotonic()
 
     def nodes(self) -> Sequence[Node]:
-        """See `Pool`."""
-        return [_node(one) for one in self._ray.nodes() if one["Alive"]]
+        """See `Pool`. Raises EdgelungError if the head of the cluster is gone."""
+        try:
+            connect(self._head)  # without a head, `ray.nodes` would not return
+        except OSError as error:
+            if time.monotonic() - self._head_seen > HEAD_SECONDS:
+                raise EdgelungError(
+                    f"the head of the Ray cluster, {self._head}, does not answer any more "
+                    f"({error.strerror or one_line(error)}); start the cluster again, or go on "
+                    "without --ray"
+                ) from error
+            return self._nodes
+        self._head_seen = time.monotonic()
+        self._nodes = [_node(one) for one in self._ray.nodes() if one["Alive"]]
+        return self._nodes
 
     def start(self, node: Node, threads: int, gpu: bool) -> int:
         """See `Pool`."""

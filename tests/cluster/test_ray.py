@@ -21,7 +21,7 @@ from edgelung.cluster.hunt import REASON
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'edgelung[cluster]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-EDGELUNG = [sys.executable, "-m", "edgelung"]
+EDGELUNG = [str(Path(sys.executable).with_name("edgelung"))]
 INFER = [*EDGELUNG, "infer", "--batch-size", "4"]  # 16 tiles in a task
 SECONDS = 600  # that a command may take
 
@@ -51,6 +51,9 @@ class LocalCluster:
         for pid in pids[:1]:
             os.kill(pid, signal.SIGKILL)
         return bool(pids)
+
+    def kill_head(self) -> None:
+        self._cluster.head_node.kill_gcs_server()
 
     def close(self) -> None:
         self._cluster.shutdown()
@@ -143,6 +146,8 @@ def test_rows_of_a_cluster_are_those_of_one_machine_to_the_last_byte(
     cluster: LocalCluster, folder: Path
 ) -> None:
     infer(folder, "plain.csv", "--verify")
+    # Where the command is typed, no file is imported by a worker.
+    (folder.parent / "simplejpeg.py").write_text("raise SystemExit('imported')")
     done = infer(folder, "ray.csv", "--verify", "--ray", cluster.address)
     out = folder.parent
     assert (out / "ray.csv").read_bytes() == (out / "plain.csv").read_bytes()
@@ -174,6 +179,22 @@ def test_ten_killed_workers_and_nodes_lose_nothing_and_double_nothing(
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 3, err
     assert kills == 10, f"the run was over after {kills} kills\n{err}"
+    assert (folder.parent / "ray.csv").read_bytes() == (folder.parent / "plain.csv").read_bytes()
+
+
+def test_a_run_whose_head_ends_keeps_its_rows_and_says_so(
+    cluster: LocalCluster, folder: Path
+) -> None:
+    infer(folder, "plain.csv")
+    journal = folder.parent / "ray.csv.edgelung-journal"
+    process = start(folder, "ray.csv", "--ray", cluster.address)
+    assert wait_for_rows(process, journal, 4_000)
+    cluster.kill_head()
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2, err
+    assert "does not answer any more" in err.splitlines()[-1]
+    assert journal.stat().st_size >= 4_000
+    infer(folder, "ray.csv", "--resume")
     assert (folder.parent / "ray.csv").read_bytes() == (folder.parent / "plain.csv").read_bytes()
 
 

@@ -22,7 +22,7 @@ from edgelung.artifacts.slide_tiles import read_tiles
 from edgelung.artifacts.summary import Summary
 from edgelung.cluster.engines import ClusterEngines, _seen_otherwise, open_on
 from edgelung.cluster.pool import Ended, Event
-from edgelung.cluster.ray_pool import _check_reachable, parse_address
+from edgelung.cluster.ray_join import check_reachable, parse_address
 from edgelung.cluster.tasks import Setup, Task
 from edgelung.cluster.worker import Worker
 from edgelung.core.errors import EdgelungError
@@ -272,7 +272,7 @@ def test_an_address_where_nothing_answers_is_said_at_once() -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(EdgelungError, match="nothing answers there"):
-        _check_reachable(address)
+        check_reachable(address)
 
 
 @pytest.fixture
