@@ -321,6 +321,9 @@ def print_summary(summary: "Summary") -> None:
         _speed(summary),
         f"labels    {labels}",
     ]
+    if summary.nodes:
+        names = ", ".join(sorted({node.host.name for node in summary.nodes}))
+        lines.append(f"cluster   {names}; {summary.threads} threads")
     if stages := summary.stages:
         left = stages.get("1", 0)
         lines.append(f"early exit {_percent(left / sum(stages.values()))} of the tiles left there")
