@@ -200,11 +200,11 @@ class Schedule(Generic[Item]):
                 return
             self._hunted = self._suspects.popleft()
             self._hunt = Hunt(self._hunted.task)
+        ready = self._crew.ready
+        if self._hunter not in ready:  # none yet, or its node was left out
+            self._hunter = min(ready, key=lambda one: one.load, default=None)
         if self._hunter is None:
-            ready = self._crew.ready
-            if not ready:
-                return
-            self._hunter = min(ready, key=lambda one: one.load)
+            return
         if not self._hunter.tasks:
             self._send(self._hunter, self._hunt.trial)
 

@@ -65,7 +65,7 @@ class StandIn:
     began: int = 0
     most_at_once: int = 0
     _events: deque[Event] = field(default_factory=deque)
-    _tasks: dict[int, deque[Task[object]]] = field(default_factory=dict)
+    tasks: dict[int, deque[Task[object]]] = field(default_factory=dict)
 
     def clock(self) -> float:
         return self.now
@@ -75,7 +75,7 @@ class StandIn:
 
     def start(self, node: Node, threads: int, gpu: bool) -> int:
         self.began += 1
-        self.workers[self.began], self._tasks[self.began] = node.id, deque()
+        self.workers[self.began], self.tasks[self.began] = node.id, deque()
         difference = self.starts(node.id)
         if difference is None:
             self.end(self.began, "it does not start")
@@ -95,14 +95,14 @@ class StandIn:
         return 1
 
     def predict(self, worker: int, task: Task[object]) -> None:
-        if worker in self._tasks:  # else it has ended, and that was said
-            self._tasks[worker].append(task)
-            self.most_at_once = max(self.most_at_once, len(self._tasks[worker]))
+        if worker in self.tasks:  # else it has ended, and that was said
+            self.tasks[worker].append(task)
+            self.most_at_once = max(self.most_at_once, len(self.tasks[worker]))
 
     def wait(self, seconds: float) -> Sequence[Event]:
         if not self._events:
             self.now += seconds
-            for worker in [*self._tasks]:
+            for worker in [*self.tasks]:
                 self._step(worker)
         events = [*self._events]
         self._events.clear()
@@ -110,26 +110,26 @@ class StandIn:
 
     def stop(self, worker: int) -> None:
         self.workers.pop(worker, None)
-        self._tasks.pop(worker, None)
+        self.tasks.pop(worker, None)
         self._events = deque(one for one in self._events if one.worker != worker)
 
     def end(self, worker: int, reason: str = "killed") -> None:
         """A worker ends with all that it has to do."""
         self.workers.pop(worker, None)
-        self._tasks.pop(worker, None)
+        self.tasks.pop(worker, None)
         self._events.append(Ended(worker, reason))
 
     def _step(self, worker: int) -> None:
-        tasks = self._tasks.get(worker)
+        tasks = self.tasks.get(worker)
         if not tasks:
             return
-        task = tasks.popleft()
-        node = self.workers[worker]
+        task, node = tasks[0], self.workers[worker]
         event = self.answer(node, task)
         if isinstance(event, Ended):
-            tasks.appendleft(task)
             self.end(worker, event.reason)
-        elif event is not None:
+            return
+        tasks.popleft()
+        if event is not None:
             self._events.append(event)
         else:
             self.predicted += [(node, item) for item in task.items]

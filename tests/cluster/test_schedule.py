@@ -143,6 +143,29 @@ def test_workers_that_end_whatever_they_do_end_the_run_and_blame_no_file() -> No
     assert ends < 200
 
 
+def test_a_search_goes_on_elsewhere_when_its_node_is_left_out() -> None:
+    """The other worker of the node cannot read its tasks, while this one has just had a trial."""
+    nodes = [Node("a", "a", 4, 2), Node("b", "b", 4, 2)]
+    trials: list[int] = []
+
+    def answer(node: str, task: Task[object]) -> Event | None:
+        workers = [n for n, where in pool.workers.items() if where == node]
+        if 5 in task.items and 5 - task.items[0] not in task.without:  # type: ignore[operator]
+            worker = next(n for n in workers if task in pool.tasks[n])
+            return Ended(worker, "segmentation fault")
+        if task.without:
+            trials.append(task.number)
+        elif node == "a" and trials:
+            worker = next(n for n in workers if task in pool.tasks[n])
+            return Refused(worker, task.number, "not mounted")
+        return None
+
+    pool = StandIn(up=nodes, answer=answer)
+    rows = [*schedule(pool, 400)]
+    assert [row.item for row in rows] == list(range(400))
+    assert [row.item for row in rows if row.status != Status.OK] == [5]
+
+
 def test_what_one_node_cannot_read_another_one_reads() -> None:
     def answer(node: str, task: Task[object]) -> Event | None:
         worker = next(n for n, where in pool.workers.items() if where == node)
