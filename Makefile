@@ -29,7 +29,7 @@ PYTHONS ?= $(PYTHON)
 EXTRAS ?=
 GPU ?=
 UPGRADE ?=
-LOCKED := train parquet tiff slides serve gpu rtx docs pages dev
+LOCKED := train parquet tiff slides serve cluster gpu rtx docs pages dev
 
 .PHONY: demo test lint types unit slow docs tables gpu-check gpu-test kernels clean \
 	wheel wheelhouse sbom locks

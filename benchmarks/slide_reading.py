@@ -19,7 +19,7 @@ from edgelung.slides.mask import MIN_SHARE, find_tissue
 from edgelung.slides.open import open_slides
 from edgelung.slides.outline import read_outline
 from edgelung.slides.plan import plan_grid
-from edgelung.slides.prediction import SlideReading
+from edgelung.slides.reading import SlideReading
 from edgelung.slides.run import overview_pixels
 from edgelung.slides.scale import settle_scale
 from edgelung.tiles.budget import DECODING
@@ -49,8 +49,7 @@ def main() -> None:
     grid = replace(grid, cells=grid.cells[mask.shares(grid) >= MIN_SHARE])
     out = np.empty((size, size, 3), np.uint8)
     planned = time.process_time()
-    with closing(slide.open_tiles(grid)) as tiles:
-        reading = SlideReading(tiles, size)
+    with closing(SlideReading(slide, grid, size)) as reading:
         for index in range(len(grid)):
             with DECODING:
                 resize(reading.read(index)[0], size, out)

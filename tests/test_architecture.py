@@ -19,7 +19,7 @@ LEVELS = [
     {"edgelung.engines"},
     {"edgelung.inference"},
     {"edgelung.slides", "edgelung.report", "edgelung.serving"},
-    {"edgelung.train", "edgelung.export"},
+    {"edgelung.train", "edgelung.export", "edgelung.cluster"},
     {"edgelung.api", "edgelung.classifier", "edgelung.tools"},
     {"edgelung.cli"},
 ]

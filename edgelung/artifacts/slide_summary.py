@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.results import Interval
+from edgelung.artifacts.summary import NodeRecord
 from edgelung.core import typed_json
 from edgelung.core.csv_cells import safe_cell
 from edgelung.core.files import atomic_write
@@ -97,6 +98,7 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
         options: all settings that affect the tiles.
         journal_checksum: of the last line of the journal, over all its lines.
         journal_dropped: lines of the journal that were damaged or changed, and dropped.
+        nodes: the machines of the cluster that predicted (`--ray`); none if it was this one.
     """
 
     kind: Literal["edgelung slide"] = KIND  # marks the file
@@ -140,6 +142,7 @@ class SlideSummary(Struct, frozen=True, kw_only=True):
     options: dict[str, Json] = {}
     journal_checksum: str | None = None
     journal_dropped: int = 0
+    nodes: list[NodeRecord] = []
 
     @property
     def failed_whole(self) -> bool:

@@ -65,6 +65,27 @@ class Part(Struct, frozen=True, kw_only=True):
     host: Host
 
 
+class NodeRecord(Struct, frozen=True, kw_only=True):
+    """What a machine of a cluster (`--ray`) predicted in the last session of a run.
+
+    Attributes:
+        host: the machine; rows are equal to the last bit only where processors are alike.
+        engine, device, floating_point, golden_difference: as in the summary, on this machine.
+        threads: CPU threads of its worker.
+        workers: how many worker processes it began; more than one of a device: some ended early.
+        tiles: rows from it, those of broken files included.
+    """
+
+    host: Host
+    engine: str
+    device: str
+    floating_point: str
+    golden_difference: float
+    threads: int
+    workers: int
+    tiles: int
+
+
 class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The record of a run.
 
@@ -97,6 +118,7 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
         parts: what `edgelung merge` put together. Such a run has the `seconds` of all parts
             together, no `tiles_per_second`, no durations and no journal; threads and host are those
             of the first part.
+        nodes: the machines of the cluster that predicted (`--ray`); none if it was `host`.
         signature: who signed the bundle; None in summaries of an older edgelung.
         prebuilt_signature: who signed the engines of `--prebuilt`; None without them.
     """
@@ -143,6 +165,7 @@ class Summary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parts: list[Part] = []
     signature: SignatureCheck | None = None
     prebuilt_signature: SignatureCheck | None = None
+    nodes: list[NodeRecord] = []
 
 
 def summary_bytes(summary: Summary) -> bytes:

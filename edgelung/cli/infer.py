@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
+from edgelung.cli.cluster import check_ray, on_cluster
 from edgelung.cli.command import report
 from edgelung.cli.model import (
     AllowUnsignedOption,
@@ -40,6 +41,7 @@ from edgelung.cli.options import (
     FollowLinksOption,
     MinConfidenceOption,
     PrecisionOption,
+    RayOption,
     StrictSizeOption,
     ThreadsOption,
     chosen,
@@ -176,6 +178,7 @@ def infer(
     batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    ray: RayOption = None,
 ) -> None:
     """What class is each tile of a folder?
 
@@ -193,6 +196,8 @@ def infer(
     from edgelung.inference.watch import watch_folder
 
     _check_combination(out, summary, files, shard, watch=watch, as_json=as_json)
+    excluded = {"--watch": watch, "--shard": shard, "--device": device, "--prebuilt": prebuilt}
+    check_ray(ray, excluded)
     if metrics_port is not None and not watch:
         raise typer.BadParameter("--metrics-port is for a run that goes on; add --watch")
     defaults = read_defaults(model)
@@ -217,8 +222,16 @@ def infer(
         gpu=device,
     )
     warn_of_gate(bundle, options.precision)
-    run = partial(watch_folder, on_records=_offer_metrics(metrics_port)) if watch else infer_folder
-    with progress("infer") as advance, counting(source, destination, advance, options, watch):
+    with (
+        on_cluster(ray, allow_unsigned=allow_unsigned) as engines,
+        progress("infer") as advance,
+        counting(source, destination, advance, options, watch),
+    ):
+        run = (
+            partial(watch_folder, on_records=_offer_metrics(metrics_port))
+            if watch
+            else partial(infer_folder, engines=engines)
+        )
         result = run(
             source,
             bundle,
@@ -320,6 +333,9 @@ def print_summary(summary: "Summary") -> None:
         _speed(summary),
         f"labels    {labels}",
     ]
+    if summary.nodes:
+        names = ", ".join(sorted({node.host.name for node in summary.nodes}))
+        lines.append(f"cluster   {names}; {summary.threads} threads")
     if stages := summary.stages:
         left = stages.get("1", 0)
         lines.append(f"early exit {_percent(left / sum(stages.values()))} of the tiles left there")

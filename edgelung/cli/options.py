@@ -172,6 +172,17 @@ DeviceOption = Annotated[
         "CUDA_VISIBLE_DEVICES; stops if no GPU engine works.  [default: the first, else the CPU]",
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        rich_help_panel=SPEED,
+        help="Predict on all nodes of a Ray cluster that this machine is a node of: auto, or "
+        "HOST:PORT of its head. Needs the extra cluster, and the same files under the same path on "
+        "all nodes. --threads is then the most per node.",
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(

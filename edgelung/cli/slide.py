@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung import RESEARCH_USE_ONLY
+from edgelung.cli.cluster import check_ray, on_cluster
 from edgelung.cli.command import report
 from edgelung.cli.model import (
     AllowUnsignedOption,
@@ -28,6 +29,7 @@ from edgelung.cli.options import (
     EngineOption,
     MinConfidenceOption,
     PrecisionOption,
+    RayOption,
     ThreadsOption,
     chosen,
     named_path,
@@ -146,6 +148,7 @@ def slide(
     batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    ray: RayOption = None,
 ) -> None:
     """What does each part of a slide show?
 
@@ -161,6 +164,7 @@ def slide(
     from edgelung.report.slide_index import INDEX_PAGE
     from edgelung.slides.run import SlideOptions, exit_code, parse_mask, run_slides
 
+    check_ray(ray, {"--shard": shard, "--device": device})
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     bundle = open_model(model, choose_trust(trust, allow_unsigned))
@@ -185,8 +189,11 @@ def slide(
         ),
     )
     warn_of_gate(bundle, options.engines.precision)
-    with progress("slide") as advance:
-        summaries = run_slides(slides, bundle, options, advance, _print_resume_command)
+    with (
+        on_cluster(ray, allow_unsigned=allow_unsigned) as engines,
+        progress("slide") as advance,
+    ):
+        summaries = run_slides(slides, bundle, options, advance, _print_resume_command, engines)
     if as_json:
         print(json.dumps([plain(summary) for summary in summaries], indent=2), flush=True)
     else:

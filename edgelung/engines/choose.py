@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -53,6 +54,30 @@ UNRELIABLE: Mapping[tuple[EngineName, Precision], str] = {
 # Largest relative difference of a golden tile's score between two correct engines: in BF16 and INT8
 # the features differ by a few percent.
 SCORE_TOLERANCE = 0.25
+
+
+class EngineFacts(Protocol):
+    """What the record of a run says of an engine, wherever that runs; see `Engine`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def float_type(self) -> str: ...
+
+
+class Choice(Protocol):
+    """What predicts in a run; see `Chosen`, which is the choice on this machine."""
+
+    @property
+    def engine(self) -> EngineFacts: ...
+    @property
+    def variant(self) -> Variant: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def golden_difference(self) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ source ─► pipeline ─► records ─► sink ─► rows
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,66 +14,46 @@ from edgelung.artifacts.bundle import Bundle, Variant, coverage_key
 from edgelung.artifacts.summary import Listing, Summary, write_summary
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import WriteError
-from edgelung.core.precision import FULL_PRECISION, Precision
-from edgelung.core.system import available_cores, versions
-from edgelung.engines.base import Engine
-from edgelung.engines.choose import Chosen, open_engine
+from edgelung.core.precision import FULL_PRECISION
+from edgelung.core.system import versions
 from edgelung.engines.names import EngineName
-from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
-from edgelung.engines.visible_gpu import select_gpu
 from edgelung.inference.destination import Destination
+from edgelung.inference.engines import (
+    Engines,
+    LoadedEngines,
+    OpenEngines,
+    open_engines,
+)
 from edgelung.inference.identity import RunIdentity
-from edgelung.inference.pipeline import Row, default_batch_size, predict_batches
+from edgelung.inference.options import DEFAULTS, Options
+from edgelung.inference.pipeline import Row
 from edgelung.inference.reading import FileReading
 from edgelung.inference.record import LabelRule, Record, record_of
-from edgelung.inference.shards import Shard, ShardFiles
+from edgelung.inference.shards import ShardFiles
 from edgelung.inference.sinks import Sink, open_sink
 from edgelung.inference.source import Source
 from edgelung.inference.summary import Measurements, summarize
 from edgelung.inference.tally import check_any_tile
 from edgelung.tiles.find import FoundFile
 
+__all__ = [
+    "DEFAULTS",
+    "Engines",
+    "LoadedEngines",
+    "OnRows",
+    "OnStopped",
+    "OpenEngines",
+    "Options",
+    "Session",
+    "check_coverage",
+    "infer_folder",
+    "label_rule",
+    "open_engines",
+    "open_session",
+]
+
 OnRows = Callable[[int], None]  # rows that are done since the last call
 OnStopped = Callable[[int, Path], None]  # rows that are kept, and the journal that keeps them
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to predict.
-
-    Attributes:
-        engine: None takes the fastest on a GPU, else the first CPU engine that works.
-        precision: None takes the preferred variant among those that passed their gate.
-        batch_size: tiles per batch; None: 16, on a GPU 32. 1 is the latency mode.
-        threads: CPU threads; None: all cores that this process may use.
-        prebuilt: opened folder of TensorRT-RTX engines, which are programs.
-        verify: full precision predicts the same tiles, to compare.
-        verify_every: ... on every N-th batch only.
-        min_confidence: 0…1; a less confident prediction is left to people. None: none is.
-        strict_size: tiles of sizes far from the training tiles get no label.
-        keep_unknown: tiles that the model was not made for, or without tissue, keep their label.
-        coverage: rows get the set of classes that cannot be excluded, right for this share of
-            tiles; one of the bundle's. None: no sets.
-        shard: predict only this part of the files.
-        gpu: number of the GPU that predicts (see `select_gpu`). None: the first, or the CPU.
-    """
-
-    engine: EngineName | None = None
-    precision: Precision | None = None
-    batch_size: int | None = None
-    threads: int | None = None
-    prebuilt: PrebuiltFolder | None = None
-    verify: bool = False
-    verify_every: int = 1
-    min_confidence: float | None = None
-    strict_size: bool = False
-    keep_unknown: bool = False
-    coverage: float | None = None
-    shard: Shard | None = None
-    gpu: int | None = None
-
-
-DEFAULTS = Options()
 
 
 def infer_folder(
@@ -86,6 +65,7 @@ def infer_folder(
     resume: bool | None = None,
     on_rows: OnRows = lambda count: None,
     on_stopped: OnStopped = lambda count, journal: None,
+    engines: OpenEngines | None = None,
 ) -> Summary:
     """Predict every file of the source: one row per file.
 
@@ -98,6 +78,7 @@ def infer_folder(
             rows, None refuses to do either.
         on_rows: called with the number of rows that are done since the last call.
         on_stopped: called if the run ends early, with the number of rows in the journal.
+        engines: opens the engines; None: on this machine.
 
     Returns:
         The summary, which is also written. Files that cannot be predicted have a row with the
@@ -109,7 +90,13 @@ def infer_folder(
     """
     files = source.files(destination)
     with open_session(
-        bundle, destination, source, options, resume=resume, on_stopped=on_stopped
+        bundle,
+        destination,
+        source,
+        options,
+        resume=resume,
+        on_stopped=on_stopped,
+        opening=engines,
     ) as session:
         if session.earlier_rows:
             on_rows(session.earlier_rows)
@@ -125,16 +112,6 @@ def infer_folder(
         return session.finish(listing=listing)
 
 
-@dataclass(frozen=True)
-class LoadedEngines:
-    """The engine that predicts, the one that verifies it, and how they are used."""
-
-    chosen: Chosen
-    reference: Engine | None
-    batch_size: int
-    threads: int
-
-
 class Session:
     """One start of the program on a run. Made by `open_session`."""
 
@@ -143,7 +120,7 @@ class Session:
         bundle: Bundle,
         destination: Destination,
         options: Options,
-        engines: LoadedEngines,
+        engines: Engines,
         sink: Sink,
         identity: RunIdentity,
     ) -> None:
@@ -171,14 +148,9 @@ class Session:
         `accept` decides which rows count; the others are dropped.
         """
         rule = label_rule(self._bundle, self._engines.chosen.variant, self._options)
-        batches = predict_batches(
+        batches = self._engines.predict(
             files,
             FileReading(self._bundle.reader),
-            self._engines.chosen.engine,
-            batch_size=self._engines.batch_size,
-            threads=self._engines.threads,
-            reference=self._engines.reference,
-            reference_every=self._options.verify_every,
             first=self._sink.batches,
         )
         with closing(batches):
@@ -211,6 +183,7 @@ class Session:
             listing=listing,
             evidence=self._sink.evidence,
             prebuilt=self._options.prebuilt,
+            nodes=self._engines.nodes,
         )
         self._write_summary(summary)
         self._sink.complete()
@@ -241,8 +214,11 @@ def open_session(
     resume: bool | None,
     on_stopped: OnStopped,
     watch: bool = False,
+    opening: OpenEngines | None = None,
 ) -> Iterator[Session]:
     """Open the sink, then the engines, and check that a stopped run is this one.
+
+    `opening`: opens the engines; None: on this machine.
 
     Raises EdgelungError as `infer_folder` does.
     """
@@ -257,7 +233,8 @@ def open_session(
             may_be_empty=options.shard is not None,
         )
         stack.callback(_close, sink, destination, on_stopped)
-        engines = stack.enter_context(open_engines(bundle, options, sink.previous))
+        opened = (opening or open_engines)(bundle, options, sink.previous)
+        engines = stack.enter_context(opened)
         identity = _identify(bundle, source, options, engines, watch)
         sink.start(identity, started)
         yield Session(bundle, destination, options, engines, sink, identity)
@@ -269,61 +246,8 @@ def _close(sink: Sink, destination: Destination, on_stopped: OnStopped) -> None:
         on_stopped(kept_rows, destination.journal)
 
 
-@contextmanager
-def open_engines(
-    bundle: Bundle, options: Options, previous: RunIdentity | None
-) -> Iterator[LoadedEngines]:
-    """Load the engines. What the options leave open is as in the run that is resumed."""
-    if options.gpu is not None:
-        select_gpu(options.gpu)
-    asked_precision = options.precision
-    if previous is not None:
-        options = replace(
-            options,
-            engine=options.engine or previous.engine,
-            precision=options.precision or previous.precision,
-            batch_size=options.batch_size or previous.batch_size,
-        )
-    threads = options.threads or available_cores()
-    with ExitStack() as stack:
-
-        def load(variant: Precision | None) -> Chosen:
-            chosen = open_engine(
-                bundle,
-                options.engine,
-                variant,
-                threads,
-                options.prebuilt,
-                latency=options.batch_size == 1,
-            )
-            stack.callback(chosen.engine.close)
-            return chosen
-
-        chosen = load(options.precision)
-        if options.gpu is not None and chosen.engine.device == "CPU":
-            raise EdgelungError(
-                f"--device {options.gpu}: no GPU engine works here, only {chosen.engine.name} on "
-                "the CPU; see `edgelung doctor`, or leave --device out"
-            )
-        if previous is not None and asked_precision is None:  # `open_engine` says it was asked for
-            chosen = replace(chosen, reason=_reason_to_resume(chosen))
-        yield LoadedEngines(
-            chosen,
-            load(FULL_PRECISION).engine if options.verify else None,
-            options.batch_size or default_batch_size(chosen.engine),
-            threads,
-        )
-
-
-def _reason_to_resume(chosen: Chosen) -> str:
-    reason = f"as the run began: {chosen.variant.precision} on {chosen.engine.name}"
-    if chosen.variant.passed:
-        return reason
-    return f"{reason}; its gate: {chosen.variant.gate.verdict}"
-
-
 def _identify(
-    bundle: Bundle, source: Source, options: Options, engines: LoadedEngines, watch: bool
+    bundle: Bundle, source: Source, options: Options, engines: Engines, watch: bool
 ) -> RunIdentity:
     chosen = engines.chosen
     return RunIdentity(

@@ -6,12 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.artifacts.bundle import Bundle
-from edgelung.artifacts.summary import KIND, SCHEMA_VERSION, Listing, Summary, Verification
+from edgelung.artifacts.summary import (
+    KIND,
+    SCHEMA_VERSION,
+    Listing,
+    NodeRecord,
+    Summary,
+    Verification,
+)
 from edgelung.core.errors import ExitCode
 from edgelung.core.files import sha256_bytes
 from edgelung.core.system import host
 from edgelung.core.typed_json import Json
-from edgelung.engines.choose import Chosen
+from edgelung.engines.choose import Choice
 from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.evaluation.concerns import bundle_concerns
 from edgelung.inference.destination import Destination
@@ -47,7 +54,7 @@ class Measurements:
 
 def summarize(
     bundle: Bundle,
-    chosen: Chosen,
+    chosen: Choice,
     destination: Destination,
     identity: RunIdentity,
     tally: Tally,
@@ -60,6 +67,7 @@ def summarize(
     listing: Listing | None,
     evidence: Evidence,
     prebuilt: PrebuiltFolder | None,
+    nodes: Sequence[NodeRecord],
 ) -> Summary:
     """The summary of a run whose rows are written.
 
@@ -69,6 +77,7 @@ def summarize(
         listing: all files that a part of a run has seen; None for other runs.
         evidence: hashes of the rows and of the journal.
         prebuilt: the folder of the engine, if it was built ahead of time.
+        nodes: the other machines that predicted; none if it was this one.
     """
     seconds = measured.seconds()
     options = {**identity.to_json(), "--threads": threads}
@@ -118,6 +127,7 @@ def summarize(
         knows_unknown=chosen.variant.entry.known is not None,
         signature=bundle.signature,
         prebuilt_signature=prebuilt.signature if prebuilt else None,
+        nodes=list(nodes),
     )
 
 

@@ -18,20 +18,18 @@ from msgspec import field
 from edgelung import __version__
 from edgelung.artifacts.bundle import Bundle
 from edgelung.artifacts.slide_tiles import SlideTiles
+from edgelung.artifacts.summary import NodeRecord
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.core.system import RUNTIME_PACKAGES, SLIDE_PACKAGES, versions
 from edgelung.engines.names import EngineName
 from edgelung.inference.identity import Identity
 from edgelung.inference.journal import Journal
-from edgelung.inference.pipeline import predict_batches
-from edgelung.inference.reading import Stamp
 from edgelung.inference.record import LabelRule, Record, make_record
-from edgelung.inference.session import LoadedEngines
-from edgelung.slides.base import Grid, Slide, TileReader
+from edgelung.inference.session import Engines
+from edgelung.slides.base import Grid, Slide
 from edgelung.slides.mask import TissueMask
-from edgelung.tiles.reader import Tile
-from edgelung.tiles.sizes import Size
+from edgelung.slides.reading import SlideReading, stamp_of_slide
 
 
 class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,24 +62,6 @@ class SlideIdentity(Identity, frozen=True, kw_only=True, omit_defaults=True):
     mask: str = field(name="--mask")
 
 
-class SlideReading:
-    """The tiles of a grid, for the pipeline: an item is an index of the grid."""
-
-    def __init__(self, tiles: TileReader, size: int) -> None:
-        self._tiles = tiles
-        self.size = size
-
-    def stamp(self, item: int) -> Stamp | None:
-        """A tile has none: the slide has."""
-        return None
-
-    def read(self, item: int) -> tuple[Tile, Size]:
-        """The pixels of a tile; raises TileError."""
-        pixels = self._tiles.read(item)
-        height, width, _ = pixels.shape
-        return pixels, (width, height)
-
-
 @dataclass(frozen=True)
 class Predicted:
     """The tiles of a slide, and how the run went.
@@ -93,6 +73,7 @@ class Predicted:
         dropped: damaged lines of the journal, which were dropped.
         checksum: of the journal.
         seconds: of this session.
+        nodes: the machines of the cluster that predicted; none if it was this one.
     """
 
     tiles: SlideTiles
@@ -101,6 +82,7 @@ class Predicted:
     dropped: int
     checksum: str
     seconds: float
+    nodes: Sequence[NodeRecord] = ()
 
     @property
     def tiles_per_second(self) -> float | None:
@@ -116,7 +98,7 @@ def identify(
     mpp: float,
     tile_um: float,
     bundle: Bundle,
-    engines: LoadedEngines,
+    engines: Engines,
     min_confidence: float | None,
     *,
     keep_unknown: bool = False,
@@ -199,7 +181,7 @@ def predict_slide(
     slide: Slide,
     grid: Grid,
     bundle: Bundle,
-    engines: LoadedEngines,
+    engines: Engines,
     journal: Journal,
     identity: SlideIdentity,
     *,
@@ -221,15 +203,8 @@ def predict_slide(
         marks_unknown=not identity.keep_unknown,
         known_up_to=known.threshold if known else None,
     )
-    with closing(slide.open_tiles(grid)) as tiles:
-        batches = predict_batches(
-            range(resumed, len(grid)),
-            SlideReading(tiles, bundle.reader.size),
-            engines.chosen.engine,
-            batch_size=engines.batch_size,
-            threads=engines.threads,
-            first=journal.batches,
-        )
+    with closing(SlideReading(slide, grid, bundle.reader.size)) as reading:
+        batches = engines.predict(range(resumed, len(grid)), reading, first=journal.batches)
         with closing(batches):
             for rows in batches:
                 journal.append([make_record(row, name_of(grid, row.item), rule) for row in rows])
@@ -245,18 +220,18 @@ def predict_slide(
         journal.dropped,
         journal.checksum,
         time.perf_counter() - start,
+        tuple(engines.nodes),
     )
 
 
 def _stamp(path: Path) -> list[int]:
     """Size in bytes and time of the last change. Raises SlideChangedError if it is gone."""
     try:
-        info = path.stat()
+        return list(stamp_of_slide(path))
     except OSError as error:
         raise SlideChangedError(
             f"{path} was there and is not any more: {error.strerror}; is the drive connected?"
         ) from error
-    return [info.st_size, info.st_mtime_ns]
 
 
 def name_of(grid: Grid, index: int) -> str:

@@ -20,7 +20,7 @@ from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder, atomic_write
 from edgelung.core.folder import is_temporary_folder
 from edgelung.core.own_folders import SLIDE_PAGE, SLIDE_RECORD
-from edgelung.inference.session import LoadedEngines
+from edgelung.inference.session import Engines
 from edgelung.report.slide_index import INDEX_PAGE, index_page
 from edgelung.report.slide_page import ZOOM_PAGE, slide_page
 from edgelung.report.zoom_page import zoom_page
@@ -72,7 +72,7 @@ def write_results(
     predicted: Predicted,
     identity: SlideIdentity,
     bundle: Bundle,
-    engines: LoadedEngines,
+    engines: Engines,
     table: TableFormat,
     *,
     started: str,
@@ -112,7 +112,7 @@ def _summarize(
     predicted: Predicted,
     identity: SlideIdentity,
     bundle: Bundle,
-    engines: LoadedEngines,
+    engines: Engines,
     started: str,
 ) -> SlideSummary:
     tiles, grid, mask = predicted.tiles, read.grid, read.mask
@@ -162,6 +162,7 @@ def _summarize(
         engine=chosen.engine.name,
         precision=chosen.variant.precision,
         device=chosen.engine.device,
+        nodes=list(predicted.nodes),
         seconds=round(predicted.seconds, 3),
         tiles_per_second=predicted.tiles_per_second,
         options=identity.to_json(),

@@ -16,7 +16,7 @@ from edgelung.artifacts.slide_summary import FAILED, SlideSummary
 from edgelung.core.errors import EdgelungError, ExitCode, one_line
 from edgelung.core.files import JOURNAL_SUFFIX, check_output_file, new_folder, writing
 from edgelung.core.progress import SILENT, Advance
-from edgelung.inference.session import DEFAULTS, LoadedEngines, Options, open_engines
+from edgelung.inference.session import DEFAULTS, Engines, OpenEngines, Options, open_engines
 from edgelung.inference.shards import Shard
 from edgelung.slides.base import Grid, Overview, Slide
 from edgelung.slides.find import OVERVIEWS, find_slides, result_names
@@ -97,6 +97,7 @@ def run_slides(
     options: SlideOptions,
     advance: Advance = SILENT,
     on_stopped: OnStopped = lambda count, journal: None,
+    engines: OpenEngines | None = None,
 ) -> list[SlideSummary]:
     """Predict slides one after the other and write their results.
 
@@ -106,6 +107,7 @@ def run_slides(
         options: how.
         advance: moves a progress bar, counted in tiles.
         on_stopped: called if the run ends early, with the number of tiles in the journal.
+        engines: opens the engines; None: on this machine.
 
     Returns:
         The summary of every slide, those that failed included.
@@ -137,8 +139,8 @@ def run_slides(
         check_output_file(options.out / name)
     summaries: list[SlideSummary] = []
     try:
-        with open_engines(bundle, options.engines, None) as engines:
-            run = _Run(bundle, options, engines, advance, on_stopped, frozenset(names.values()))
+        with (engines or open_engines)(bundle, options.engines, None) as opened:
+            run = _Run(bundle, options, opened, advance, on_stopped, frozenset(names.values()))
             for path, name in own.items():
                 summaries.extend(run.slides_of(path, name))
     finally:  # a run that is stopped has finished slides too
@@ -159,7 +161,7 @@ class _Run:
 
     bundle: Bundle
     options: SlideOptions
-    engines: LoadedEngines
+    engines: Engines
     advance: Advance
     on_stopped: OnStopped
     names: frozenset[str]

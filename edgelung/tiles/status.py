@@ -20,7 +20,7 @@ class Status(StrEnum):
     CORRUPT = "corrupt"
     TRUNCATED = "truncated"
     TOO_LARGE = "too-large"
-    FAILED = "failed"  # the engine gave no usable probabilities
+    FAILED = "failed"  # no usable probabilities, or it ended the worker of a cluster
 
 
 # A row with one of these has probabilities; only 'ok' has a label.
