@@ -143,7 +143,8 @@ def test_a_signal_at_any_moment_of_a_run_ends_it(
             process.communicate(timeout=30)
             # A negative code: the signal came before the command began, or after its end.
             assert process.returncode in (0, 128 + number, -number)
-            assert time.monotonic() - begin < LIMIT + 2  # the machine may be busy
+            # The undisturbed run says how busy the machine is.
+            assert time.monotonic() - begin < LIMIT + 2 + undisturbed
     resumed = subprocess.run([*words, "--resume"], capture_output=True, timeout=120, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert len(out.read_text().splitlines()) == 111
