@@ -39,7 +39,7 @@ def read_token(path: Path) -> Token:
     if len(text) < MIN_TOKEN or not _TOKEN.fullmatch(text):
         raise EdgelungError(
             f"{path} holds no token; expected one line of {MIN_TOKEN} characters or more out of "
-            f"A-Z a-z 0-9 . _ ~ + / = -, such as of: openssl rand -hex 32 > '{path}'"
+            f"A-Z a-z 0-9 . _ ~ + / = -, such as: openssl rand -hex 32 > '{path}'"
         )
     return Token(text.encode())
 
@@ -74,7 +74,7 @@ class TlsFiles:
             data = _guarded(self.client_ca, "certificates of clients")
             try:
                 context.load_verify_locations(cadata=data.decode("ascii", "replace"))
-            except (OSError, ssl.SSLError) as error:
+            except (OSError, ValueError) as error:  # ValueError: an empty file
                 raise EdgelungError(
                     f"{self.client_ca} cannot be used ({one_line(error)}); expected certificates "
                     "in PEM"
@@ -90,7 +90,9 @@ def parse_tls(
         return TlsFiles(certificate, key, client_ca)
     if certificate is None and key is None and client_ca is None:
         return None
-    raise EdgelungError("found a part of TLS; expected --tls-cert and --tls-key together")
+    raise EdgelungError(
+        "found a part of the options of TLS; expected both --tls-cert and --tls-key"
+    )
 
 
 def resolve(host: str) -> str:
