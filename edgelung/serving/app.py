@@ -33,6 +33,10 @@ from edgelung.tiles.names import printable
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
 OPEN_ROUTES = (LIVE, READY)  # for whoever starts and restarts the service; they tell nothing else
 MAX_PATH = 1024  # characters of the name that a client gives to an image
+MESSAGES = {  # of starlette's own refusals
+    404: "nothing is at this path; expected /v1/classify, /v2, /v2/models/NAME or /metrics",
+    405: "this path does not take the method; the header Allow names those that it takes",
+}
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 logger = logging.getLogger(__name__)
@@ -117,11 +121,13 @@ def make_app(service: Service, routes: Routes, token: Token | None) -> ASGIApp:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return refused(Refusal(error.status_code, error.detail, error.headers))
+        message = MESSAGES.get(error.status_code, error.detail)
+        return refused(Refusal(error.status_code, message, error.headers))
 
     app = Starlette(
         routes=routes.all(), exception_handlers={Refusal: on_refusal, HTTPException: on_http}
     )
+    app.router.redirect_slashes = False  # an answer that `curl --fail` would take for success
     return _Door(app, service, routes, token)
 
 

@@ -20,6 +20,7 @@ ANSWER = (
     "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
     "connection: close\r\n\r\n"
 )
+WRONG = "400 Bad Request"
 TOO_LONG = "431 Request Header Fields Too Large"
 SLOW = "408 Request Timeout"
 FULL = "503 Service Unavailable"
@@ -114,6 +115,8 @@ class GuardedProtocol(HttpToolsProtocol):
         length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if length > self._limits.header_bytes:
             self._refuse(TOO_LONG, f"{length} bytes of headers", "header-bytes")
+        if self.parser.should_upgrade() and self._has_body():  # httptools would skip the body
+            self._refuse(WRONG, "leave out Upgrade: a body comes with HTTP/1.1 alone", "bad-http")
         if len(self.pipeline) >= self._limits.pipelined:
             self._take_no_more()
         if self._discards or self.transport.is_closing():
@@ -150,7 +153,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP, unless it has another one already."""
-        self._refuse("400 Bad Request", "this is no HTTP/1.1 request", "bad-http")
+        self._refuse(WRONG, "this is no HTTP/1.1 request", "bad-http")
 
     def pause_writing(self) -> None:
         """The client does not read: wait, but not for ever."""
@@ -163,6 +166,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._write_deadline.cancel()
             self._write_deadline = None
         super().resume_writing()
+
+    def _has_body(self) -> bool:
+        """True if the header of the newest request says that a body follows."""
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+            for name, value in self.headers
+        )
 
     def _is_idle(self) -> bool:
         """True if no request waits for an answer."""
