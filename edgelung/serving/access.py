@@ -39,7 +39,7 @@ def read_token(path: Path) -> Token:
     if len(text) < MIN_TOKEN or not _TOKEN.fullmatch(text):
         raise EdgelungError(
             f"{path} holds no token; expected one line of {MIN_TOKEN} characters or more out of "
-            f"A-Z a-z 0-9 . _ ~ + / = -, such as: openssl rand -hex 32 > '{path}'"
+            f"A-Z a-z 0-9 . _ ~ + / = -, such as that of: openssl rand -hex 32 > '{path}'"
         )
     return Token(text.encode())
 
