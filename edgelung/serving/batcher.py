@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 class Measured(Protocol):
-    """What is told how large batches are."""
+    """Records the sizes of batches."""
 
     def batch(self, tiles: int) -> None:
-        """One batch of so many tiles has run."""
+        """Record a batch that has run."""
         ...
 
 
@@ -102,7 +102,7 @@ class Batcher:
         engines: the loaded engine and how it is used.
         spec: the reader's specification.
         limit: tiles that may wait or run at once.
-        measured: is told the size of each batch.
+        measured: records the size of each batch.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self.tiles = 0  # that wait or run
+        self.tiles = 0  # tiles that wait or run
         ahead = decode_threads_of(self._engine, self._batch_size, engines.threads)
         self._decoders = Workers(ahead) if ahead else None
         self._threads = [
@@ -183,7 +183,7 @@ class Batcher:
             with self._changed:
                 self.tiles -= len(jobs)  # before the answers: a client may then ask again
             self._deliver(rows)
-            del jobs, live, rows  # their images may be large, and the next may be long in coming
+            del jobs, live, rows  # not kept while the thread waits for the next batch
 
     def _predict(self, jobs: list[Job]) -> Rows:
         """Predict a batch. If it fails as a whole, its tiles run one by one."""

@@ -1,8 +1,8 @@
-"""What a client can hold before its request is there, and after its answer: little, not for long.
+"""Limits on a connection before its request has arrived and after its answer.
 
-uvicorn has no deadline for the header of a request, no limit on its bytes, and none for a client
-that does not read its answer. This adds them. A stalled client holds one connection until its
-deadline, and nothing else.
+uvicorn has no deadline for the header of a request, no limit on its bytes, and no deadline for a
+client that does not read its answer. This adds them. A stalled client holds one connection until
+its deadline, and nothing else.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from edgelung.serving.limits import Limits
 
+LINGERING = 512  # refused connections that still send; beyond them, no refusal is sent
 READ_BYTES = 256 * 1024  # asyncio hands over up to so many bytes at once
 ANSWER = (
     "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
@@ -76,11 +77,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._discards = False  # refused: what the client still sends is not looked at
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin the header's deadline; close one connection too many."""
+        """Start the deadline of the header; refuse a connection beyond the limit."""
         super().connection_made(transport)
         self._connection = transport
         self.transport = _Transport(transport, self._close)  # type: ignore[assignment]
-        if len(self.connections) > self._limits.connections and not self._close_idle():
+        if len(self.connections) > self._limits.connections + LINGERING:
+            self._on_closed("connections")
+            transport.abort()
+        elif len(self.connections) > self._limits.connections and not self._close_idle():
             self._refuse(FULL, "too many connections; send it again later", "connections")
         else:
             self._start(self._limits.header_seconds)
@@ -212,7 +216,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _close_idle(self) -> bool:
-        """Make room: close a connection that waits for no answer and sends nothing."""
+        """Close one connection that waits for no answer and sends nothing; False if none does."""
         for other in self.connections:
             if isinstance(other, GuardedProtocol) and other._is_idle() and other._is_between():
                 self._on_closed("idle")

@@ -1,5 +1,6 @@
 """The service over HTTP, in a thread with a fake engine: limits, deadlines, access, the end."""
 
+import contextlib
 import gzip
 import json
 import logging
@@ -155,6 +156,19 @@ def test_a_body_with_another_protocol_is_refused_and_not_taken_for_empty() -> No
         assert running.metric('edgelung_rows_total{status="empty"}') == 0
 
 
+def test_a_bug_costs_one_request_and_is_said_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*values: object) -> None:
+        raise LookupError("secret")
+
+    with serving() as running:
+        with monkeypatch.context() as patch:
+            patch.setattr(running.service, "classify", fail)
+            answer = running.ask("POST", "/v1/classify", jpeg())
+        assert (answer.status, answer.json) == (500, {"error": "an internal error"})
+        assert running.metric('edgelung_requests_total{code="500",route="/v1/classify"}') == 1
+        assert running.ask("POST", "/v1/classify", jpeg()).status == 200
+
+
 def test_a_request_beyond_the_limit_is_refused_at_once() -> None:
     engine = FakeEngine()
     with serving(engine, Limits(tiles=2)) as running:
@@ -292,6 +306,21 @@ def test_a_connection_too_many_is_refused_unless_another_is_idle() -> None:
         assert one.recv(1000).startswith(b"HTTP/1.1 200 ")
         assert running.ask("GET", "/v2").status == 200
         assert one.recv(1000) == b""  # closed, since it was idle
+
+
+def test_connections_that_are_refused_and_stay_are_limited_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgelung.serving.connection.LINGERING", 1)
+    with serving(limits=Limits(connections=1)) as running, contextlib.ExitStack() as stack:
+        one, two, three = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
+            for _ in range(3)
+        )
+        assert two.recv(1000).startswith(b"HTTP/1.1 503 ")
+        assert three.recv(1000) == b""
+        one.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert one.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_that_goes_away_is_no_error() -> None:
