@@ -96,8 +96,15 @@ def from_finished_bundle(
     write_triton(repository, folder, precision, choose_trust(trust, allow_unsigned))
 
 
-def check_run_options(context: typer.Context, out: Path | None, repository: Path | None) -> Path:
+def check_run_options(
+    context: typer.Context, run: Path, out: Path | None, repository: Path | None
+) -> Path:
     """Check --out, which a run needs, and the options of --triton. Returns --out."""
+    if out is None and repository is not None:
+        raise EdgelungError(
+            f"{run} is no finished bundle (no bundle.json in it); expected one, or a run folder "
+            "and --out BUNDLE"
+        )
     if out is None:
         raise EdgelungError(
             "missing option '--out' (New bundle folder to write); see `edgelung export --help`"

@@ -120,7 +120,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if length > self._limits.header_bytes:
             self._refuse(TOO_LONG, f"{length} bytes of headers", "header-bytes")
         if self.parser.should_upgrade() and self._has_body():  # httptools would skip the body
-            self._refuse(WRONG, "leave out Upgrade: a body comes with HTTP/1.1 alone", "bad-http")
+            message = "found Upgrade and a body; expected HTTP/1.1 without Upgrade"
+            self._refuse(WRONG, message, "bad-http")
         if len(self.pipeline) >= self._limits.pipelined:
             self._take_no_more()
         if self._discards or self.transport.is_closing():

@@ -388,7 +388,8 @@ def test_a_run_gives_the_signed_bundle_and_its_repository(run: Path, tmp_path: P
         (["STARTER", "--triton", "full"], "already exists"),
         (["run", "--out", "b", "--precision", "int8"], "--precision is for the models of --triton"),
         (["run", "--out", "b", "--trust", "k"], "--trust is about a finished bundle"),
-        (["run", "--triton", "m"], "missing option '--out'"),
+        (["run", "--triton", "m"], "run is no finished bundle"),
+        (["run"], "missing option '--out'"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(
