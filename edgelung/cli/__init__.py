@@ -1,6 +1,5 @@
 """The command line: one file a command, which parses options, calls a room and prints."""
 
-import os
 import signal
 import sys
 
@@ -14,7 +13,7 @@ def main() -> None:
         sys.exit(2)
     earlier = signal.getsignal(signal.SIGINT)
     # While modules are imported, Python's own handler would print a traceback of them.
-    silent = os.name != "nt" and earlier is signal.default_int_handler
+    silent = earlier is signal.default_int_handler
     if silent:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from edgelung.cli import app

@@ -225,7 +225,7 @@ def export(
     if is_bundle(run):
         from_finished_bundle(context, run, triton, chosen(precision), trust, allow_unsigned)
         return
-    out = check_run_options(context, out, triton)
+    out = check_run_options(context, run, out, triton)
     _check_int8(int8, qat=qat, early_exit=early_exit)
     _check_site(recalibrate, recalibrate_groups)
     RunFolder(run).check_one_model()

@@ -61,7 +61,7 @@ def serve(
         typer.Option(
             metavar="NAME",
             rich_help_panel=MODEL,
-            help="Name of the model in addresses.  [default: that of the bundle's folder]",
+            help="Name of the model in URLs.  [default: that of the bundle's folder]",
         ),
     ] = None,
     host: Annotated[
@@ -69,14 +69,14 @@ def serve(
         typer.Option(
             metavar="ADDRESS",
             rich_help_panel=ACCESS,
-            help="Address to listen on. Another than this machine's own needs a token or "
-            "certificates of clients.",
+            help="Address to listen on. One that other machines reach needs --token-file or "
+            "--tls-client-ca.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
         int,
         typer.Option(
-            min=0, max=65535, metavar="N", rich_help_panel=ACCESS, help="Port; 0: one that is free."
+            min=0, max=65535, metavar="N", rich_help_panel=ACCESS, help="Port; 0: any that is free."
         ),
     ] = PORT,
     token_file: Annotated[
@@ -85,7 +85,8 @@ def serve(
             parser=named_path,
             metavar="FILE",
             rich_help_panel=ACCESS,
-            help="Answer only requests that name the token in this file, which only you can read.",
+            help="Answer only requests with the token in this file, as `Authorization: Bearer "
+            "TOKEN`. Only you may be able to read the file.",
         ),
     ] = None,
     tls_cert: Annotated[
@@ -94,7 +95,7 @@ def serve(
             parser=named_path,
             metavar="PEM",
             rich_help_panel=ACCESS,
-            help="Certificate of the service: it then speaks HTTPS alone.",
+            help="Certificate of the service, which then speaks only HTTPS. Needs --tls-key.",
         ),
     ] = None,
     tls_key: Annotated[
@@ -122,13 +123,17 @@ def serve(
             max=65536,
             metavar="N",
             rich_help_panel=LIMITS,
-            help="Tiles that may wait or run at once; what goes beyond is refused (429).",
+            help="Tiles of all requests that may wait or run. A request beyond that gets 429.",
         ),
     ] = 256,
     max_mb: Annotated[
         int,
         typer.Option(
-            min=1, max=512, metavar="MIB", rich_help_panel=LIMITS, help="Size of one request."
+            min=1,
+            max=512,
+            metavar="MIB",
+            rich_help_panel=LIMITS,
+            help="Largest body of a request in MiB, also when decompressed.",
         ),
     ] = 64,
     deadline: Annotated[
@@ -138,7 +143,7 @@ def serve(
             max=3600,
             metavar="SECONDS",
             rich_help_panel=LIMITS,
-            help="Time for one request, from its header to its answer.",
+            help="Seconds for a request, from its header to its answer.",
         ),
     ] = 30,
     min_confidence: MinConfidenceOption = None,
@@ -150,7 +155,7 @@ def serve(
         typer.Option(
             "--json",
             rich_help_panel=OUTPUT,
-            help="Print address and model as one line of JSON on standard output.",
+            help="Print the URL and the models as one line of JSON on standard output.",
         ),
     ] = False,
     batch_size: BatchSizeOption = None,
@@ -173,6 +178,7 @@ def serve(
     from edgelung.serving.limits import MIB, Limits
     from edgelung.serving.server import Server
 
+    _check_name(name)
     token = None if token_file is None else access.read_token(token_file)
     tls = access.parse_tls(tls_cert, tls_key, tls_client_ca)
     address = access.resolve(host)
@@ -199,9 +205,20 @@ def serve(
         service = _make_service(opened, engines, options, name, limits)
         _report_start(service, engines, access.url_of(bound, tls), as_json=as_json)
         if token and tls is None and not access.is_loopback(address):
-            report("without TLS, the token can be read on its way: use a network that you trust")
+            report("without TLS, others on the network can read the token; add --tls-cert")
         Server(service, token, context).run_until_signal(bound)
     report("stopped: every request that was accepted has its answer")
+
+
+def _check_name(name: str | None) -> None:
+    """Refuse a name that a URL cannot hold as it is, before the bundle is loaded."""
+    from edgelung.serving.service import model_name
+
+    if name is not None and model_name(name) != name:
+        raise typer.BadParameter(
+            f"--name {name} cannot stand in a URL; expected up to 64 letters, digits, . _ -, the "
+            "first and the last a letter, a digit or _"
+        )
 
 
 def _make_service(
@@ -216,10 +233,6 @@ def _make_service(
     from edgelung.serving.service import Service, model_name
 
     folder = "starter" if bundle.is_starter else bundle.folder.absolute().name
-    if name is not None and model_name(name) != name:
-        raise typer.BadParameter(
-            f"--name {name} cannot stand in an address; expected up to 64 letters, digits, . _ -"
-        )
     return Service(
         bundle,
         engines,

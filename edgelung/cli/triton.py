@@ -24,8 +24,8 @@ TritonOption = Annotated[
         parser=named_path,
         metavar="FOLDER",
         rich_help_panel=PANEL,
-        help="Write a model repository for Triton Inference Server. RUN may be a finished bundle "
-        "then.",
+        help="Write a model repository for Triton Inference Server into this new folder. RUN may "
+        "then also be a finished bundle.",
     ),
 ]
 TritonPrecisionOption = Annotated[
@@ -34,8 +34,8 @@ TritonPrecisionOption = Annotated[
         parser=choice_parser(Precision),
         metavar="NAME",
         rich_help_panel=PANEL,
-        help="With --triton: variant that its models run.  [default: auto, of those that passed "
-        "their gate]",
+        help="With --triton: variant that both models run.  [default: auto, one of those that "
+        "passed their gate]",
     ),
 ]
 TritonTrustOption = Annotated[
@@ -44,8 +44,8 @@ TritonTrustOption = Annotated[
         parser=named_path,
         metavar="KEY",
         rich_help_panel=PANEL,
-        help="Take a finished bundle only if one of these keys signed it, or the starter: a public "
-        "key (PEM), or a folder of them.  [default: the keys of edgelung.toml]",
+        help="With --triton: take a finished bundle only if one of these keys signed it, or the "
+        "starter: a public key (PEM), or a folder of them.  [default: the keys of edgelung.toml]",
     ),
 ]
 TritonUnsignedOption = Annotated[
@@ -53,7 +53,8 @@ TritonUnsignedOption = Annotated[
     typer.Option(
         "--allow-unsigned",
         rich_help_panel=PANEL,
-        help="Take a finished bundle too that is unsigned or signed by a key that is not trusted.",
+        help="With --triton: also take a finished bundle that is unsigned or signed by a key that "
+        "is not trusted.",
     ),
 ]
 
@@ -95,8 +96,15 @@ def from_finished_bundle(
     write_triton(repository, folder, precision, choose_trust(trust, allow_unsigned))
 
 
-def check_run_options(context: typer.Context, out: Path | None, repository: Path | None) -> Path:
+def check_run_options(
+    context: typer.Context, run: Path, out: Path | None, repository: Path | None
+) -> Path:
     """Check --out, which a run needs, and the options of --triton. Returns --out."""
+    if out is None and repository is not None:
+        raise EdgelungError(
+            f"{run} is no finished bundle (no bundle.json in it); expected one, or a run folder "
+            "and --out BUNDLE"
+        )
     if out is None:
         raise EdgelungError(
             "missing option '--out' (New bundle folder to write); see `edgelung export --help`"
@@ -128,7 +136,8 @@ def check_triton(repository: Path, bundle: Path) -> None:
     inner, outer = repository.absolute(), bundle.absolute()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise EdgelungError(
-            f"--triton {repository} and the bundle {bundle} lie in one another; name another folder"
+            f"--triton {repository} and the bundle {bundle} must not be in each other; name "
+            "another folder for --triton"
         )
     new_folder(repository, "model repository", option="--triton")
 
@@ -150,7 +159,12 @@ def write_triton(
     warn_of_gate(bundle, precision)
     variant = write_triton_repository(repository, bundle, precision)
     if precision not in (None, variant.precision):
-        report("%s is two graphs: %s runs %s instead", precision, TILES_MODEL, variant.precision)
+        report(
+            "%s consists of two graphs: %s runs %s instead",
+            precision,
+            TILES_MODEL,
+            variant.precision,
+        )
     report(
         "%s: model %s for image files (precision %s), model %s for tiles (%s)",
         *(repository, FILES_MODEL, precision or "auto", TILES_MODEL, variant.precision),

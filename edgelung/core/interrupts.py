@@ -36,9 +36,6 @@ def ending_on_signals() -> Iterator[None]:
 
     After a signal, the watchdog stays until the process has ended. For the main thread.
     """
-    if os.name == "nt":  # no pipe can be waited for; Ctrl-C is Python's own
-        yield
-        return
     with _handling(_raise, GRACE_SECONDS, RESUME_NOTE):
         try:
             yield
@@ -56,9 +53,6 @@ def stopping_on_signals(stop: Callable[[], None], seconds: float) -> Iterator[No
     The watchdog ends the process `seconds` after the first signal, or at the second one. Leaving
     the context restores what was there before. For the main thread.
     """
-    if os.name == "nt":
-        yield
-        return
     with _handling(lambda number, frame: stop(), seconds, "with requests that have no answer"):
         yield
 

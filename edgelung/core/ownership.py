@@ -55,11 +55,23 @@ def read_secret(path: Path, what: str, most: int) -> bytes:
     Raises EdgelungError for a file that others can read, too.
     """
     data = read_guarded(path, what, most)
-    if HAS_FOLDER_CALLS and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+    info = path.stat()
+    if HAS_FOLDER_CALLS and others_can_read(info):
         raise EdgelungError(
-            f"others can read the {what} {path} (mode {mode:o}); run: chmod 600 '{path}'"
+            f"others can read the {what} {path} (mode {stat.S_IMODE(info.st_mode):o}); run: "
+            f"chmod 600 '{path}'"
         )
     return data
+
+
+def others_can_read(info: os.stat_result) -> bool:
+    """True if the mode of a secret lets anybody but its owner and root read it.
+
+    The group of a file of root:root is root's. systemd makes its credentials so, with mode 0440:
+    the group's right stands for an access list, which lets in the user of the service.
+    """
+    of_root = info.st_uid == info.st_gid == 0
+    return bool(info.st_mode & (0o007 if of_root else 0o077))
 
 
 def guarded_names(path: Path, what: str) -> list[str] | None:

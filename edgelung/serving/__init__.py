@@ -2,7 +2,8 @@
 
     socket ─► connection ─► app ─► exchange ─► batcher ─► pipeline ─► row or tensors
 
-`connection` limits what a client can hold before a request is there, `exchange` the request, and
-`batcher` the work. `protocol` and `tensors` speak the Open Inference Protocol v2. `server` starts
-and stops it all. Modules that import a library of the extra are imported by `edgelung serve` alone.
+`connection` limits what a client can hold before its request has arrived, `exchange` limits the
+request, and `batcher` the work. `protocol` parses and formats the Open Inference Protocol v2,
+`access` decides who may connect. `server` starts and stops the service. Only `edgelung serve`
+imports modules that need a library of the extra.
 """

@@ -20,12 +20,12 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # what a header may hold (RFC 6750)
 
 @dataclass(frozen=True)
 class Token:
-    """The secret that every request has to name."""
+    """The secret that every request must send."""
 
     value: bytes
 
     def allows(self, authorization: bytes | None) -> bool:
-        """True if the header `Authorization` names this token; as slow for any other."""
+        """True if the header `Authorization` has this token. Compares in constant time."""
         kind, _, given = (authorization or b"").partition(b" ")
         return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.value)
 
@@ -39,7 +39,7 @@ def read_token(path: Path) -> Token:
     if len(text) < MIN_TOKEN or not _TOKEN.fullmatch(text):
         raise EdgelungError(
             f"{path} holds no token; expected one line of {MIN_TOKEN} characters or more out of "
-            f"A-Z a-z 0-9 . _ ~ + / = -, such as of: openssl rand -hex 32 > '{path}'"
+            f"A-Z a-z 0-9 . _ ~ + / = -, such as that of: openssl rand -hex 32 > '{path}'"
         )
     return Token(text.encode())
 
@@ -49,9 +49,9 @@ class TlsFiles:
     """Files of TLS, in PEM.
 
     Attributes:
-        certificate: the service's certificate and those between it and its root.
+        certificate: the service's certificate, followed by intermediate ones.
         key: its private key, without a password.
-        client_ca: certificates of who may sign clients' certificates; None asks clients for none.
+        client_ca: authorities that sign clients' certificates; None: clients need none.
     """
 
     certificate: Path
@@ -74,7 +74,7 @@ class TlsFiles:
             data = _guarded(self.client_ca, "certificates of clients")
             try:
                 context.load_verify_locations(cadata=data.decode("ascii", "replace"))
-            except (OSError, ssl.SSLError) as error:
+            except (OSError, ValueError) as error:  # ValueError: an empty file
                 raise EdgelungError(
                     f"{self.client_ca} cannot be used ({one_line(error)}); expected certificates "
                     "in PEM"
@@ -90,11 +90,13 @@ def parse_tls(
         return TlsFiles(certificate, key, client_ca)
     if certificate is None and key is None and client_ca is None:
         return None
-    raise EdgelungError("found a part of TLS; expected --tls-cert and --tls-key together")
+    raise EdgelungError(
+        "found a part of the options of TLS; expected both --tls-cert and --tls-key"
+    )
 
 
 def resolve(host: str) -> str:
-    """The address that a name stands for, one of IPv4 if there is one. Raises EdgelungError."""
+    """Resolve a host name to an address, IPv4 if there is one. Raises EdgelungError."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -106,7 +108,7 @@ def resolve(host: str) -> str:
 
 
 def check_address(address: str, token: Token | None, tls: TlsFiles | None) -> None:
-    """Raise EdgelungError for an address that others reach, without a token or certificates."""
+    """Raise EdgelungError if other machines reach the address without a token or certificate."""
     if token is not None or (tls is not None and tls.client_ca is not None):
         return
     if not is_loopback(address):

@@ -31,8 +31,12 @@ from edgelung.serving.service import VERSION, Service
 from edgelung.tiles.names import printable
 
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
-OPEN_ROUTES = (LIVE, READY)  # for whoever starts and restarts the service; they tell nothing else
+OPEN_ROUTES = (LIVE, READY)  # need no token: they only say whether the service runs
 MAX_PATH = 1024  # characters of the name that a client gives to an image
+MESSAGES = {  # of starlette's own refusals
+    404: "nothing is at this path; expected /v1/classify, /v2, /v2/models/NAME or /metrics",
+    405: "this path does not take the method; the header Allow names those that it takes",
+}
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 logger = logging.getLogger(__name__)
@@ -102,7 +106,7 @@ class Routes:
         if name not in self._service.models:
             raise Refusal(
                 404,
-                f"the model {one_line(name, 64)!r} is not here; expected one of "
+                f"there is no model {one_line(name, 64)!r}; expected one of "
                 f"{', '.join(self._service.models)}",
             )
         return self._service.models[name]
@@ -117,16 +121,22 @@ def make_app(service: Service, routes: Routes, token: Token | None) -> ASGIApp:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return refused(Refusal(error.status_code, error.detail, error.headers))
+        message = MESSAGES.get(error.status_code, error.detail)
+        return refused(Refusal(error.status_code, message, error.headers))
+
+    async def on_bug(request: Request, error: Exception) -> Response:
+        return refused(Refusal(500, "an internal error"))  # starlette then raises it again
 
     app = Starlette(
-        routes=routes.all(), exception_handlers={Refusal: on_refusal, HTTPException: on_http}
+        routes=routes.all(),
+        exception_handlers={Refusal: on_refusal, HTTPException: on_http, Exception: on_bug},
     )
-    return _Door(app, service, routes, token)
+    app.router.redirect_slashes = False  # an answer that `curl --fail` would take for success
+    return _Middleware(app, service, routes, token)
 
 
-class _Door:
-    """What happens to every request before its route and after its answer."""
+class _Middleware:
+    """Checks who asks and that the service still answers; counts the answer."""
 
     def __init__(self, app: ASGIApp, service: Service, routes: Routes, token: Token | None) -> None:
         self._app, self._metrics = app, service.metrics
@@ -148,13 +158,11 @@ class _Door:
             await refused(refusal)(scope, receive, counted)
         except Exception as error:  # a bug costs one request
             logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
-            if not code:
-                await refused(Refusal(500, "an internal error"))(scope, receive, counted)
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.request(route, code, time.perf_counter() - begin)
 
     def _check(self, scope: Scope) -> None:
-        """Raise Refusal unless the client may ask, and the service still answers."""
+        """Raise Refusal for a client without the token, and once the service stops."""
         if scope["path"] in OPEN_ROUTES:
             return
         headers = dict(scope["headers"])

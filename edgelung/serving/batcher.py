@@ -10,6 +10,7 @@ a neighbour.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -37,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 class Measured(Protocol):
-    """What is told how large batches are."""
+    """Records the sizes of batches."""
 
     def batch(self, tiles: int) -> None:
-        """One batch of so many tiles has run."""
+        """Record a batch that has run."""
         ...
 
 
@@ -59,7 +60,7 @@ class Request:
         self.loop = loop
         self.jobs = [Job(self, read) for read in reads]
         self.future: asyncio.Future[Rows] = loop.create_future()
-        self.abandoned = False  # nobody waits any more: what has not begun is dropped
+        self.ended = False  # nobody waits any more: what has not begun is dropped
         self._rows: dict[int, Row[Job]] = {}
 
     def add(self, rows: Rows) -> None:
@@ -67,6 +68,16 @@ class Request:
         self._rows.update((id(row.item), row) for row in rows)
         if len(self._rows) == len(self.jobs) and not self.future.done():
             self.future.set_result([self._rows[id(job)] for job in self.jobs])
+
+    def end(self) -> None:
+        """Drop the tiles that have not begun, and release the images.
+
+        A request and its tiles refer to each other. Without this, the images would stay in memory
+        until Python's garbage collector runs, beyond the limit on the bytes of all requests.
+        """
+        self.ended = True
+        for job in self.jobs:
+            job.read = _released
 
 
 class _JobReading:
@@ -91,7 +102,7 @@ class Batcher:
         engines: the loaded engine and how it is used.
         spec: the reader's specification.
         limit: tiles that may wait or run at once.
-        measured: is told the size of each batch.
+        measured: records the size of each batch.
     """
 
     def __init__(
@@ -104,7 +115,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self.tiles = 0  # that wait or run
+        self.tiles = 0  # tiles that wait or run
         ahead = decode_threads_of(self._engine, self._batch_size, engines.threads)
         self._decoders = Workers(ahead) if ahead else None
         self._threads = [
@@ -167,36 +178,24 @@ class Batcher:
     def _work(self) -> None:
         """One engine thread."""
         while jobs := self._take():
-            live = [job for job in jobs if not job.request.abandoned]
-            try:
-                self._answer(live)
-            except Exception as error:  # a bug: its requests fail, the thread goes on
-                logger.warning("a batch of %d tiles failed: %s", len(live), one_line(error))
-                self._deliver([_failed(job, error) for job in live])
+            live = [job for job in jobs if not job.request.ended]
+            rows = self._predict(live) if live else []
             with self._changed:
-                self.tiles -= len(jobs)
-            del jobs, live  # their images may be large, and the next may be long in coming
+                self.tiles -= len(jobs)  # before the answers: a client may then ask again
+            self._deliver(rows)
+            del jobs, live, rows  # not kept while the thread waits for the next batch
 
-    def _answer(self, jobs: list[Job]) -> None:
-        if not jobs:
-            return
+    def _predict(self, jobs: list[Job]) -> Rows:
+        """Predict a batch. If it fails as a whole, its tiles run one by one."""
         try:
-            self._deliver(predict_batch(jobs, self._reading, self._engine))
-        except Exception:
+            rows = predict_batch(jobs, self._reading, self._engine)
+        except Exception as error:  # a bug: its requests fail, the thread goes on
+            logger.warning("a batch of %d tiles failed: %s", len(jobs), one_line(error))
             if len(jobs) == 1:
-                raise
-            for job in jobs:  # whichever it was
-                self._answer_alone(job)
-        else:
-            self._measured.batch(len(jobs))
-
-    def _answer_alone(self, job: Job) -> None:
-        try:
-            rows = predict_batch([job], self._reading, self._engine)
-        except Exception as error:
-            logger.warning("a tile failed: %s", one_line(error))
-            rows = [_failed(job, error)]
-        self._deliver(rows)
+                return [_failed(jobs[0], error)]
+            return [row for job in jobs for row in self._predict([job])]
+        self._measured.batch(len(jobs))
+        return rows
 
     def _deliver(self, rows: Rows) -> None:
         """Give each request its rows, in the event loop."""
@@ -204,7 +203,7 @@ class Batcher:
         for row in rows:
             by_request.setdefault(row.item.request, []).append(row)
         for request, own in by_request.items():
-            if not request.loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 request.loop.call_soon_threadsafe(request.add, own)
 
     def _decode(self, data: bytes) -> tuple[Tile, Size]:
@@ -219,6 +218,10 @@ def _result(task: Task[tuple[Tile, Size]]) -> tuple[Tile, Size]:
         return task.result()
     except TileError as error:  # which is kept: its traceback would grow with each time raised
         raise TileError(error.status, error.reason) from None
+
+
+def _released() -> tuple[Tile, Size]:
+    raise TileError(Status.FAILED, "nobody waits for it")
 
 
 def _failed(job: Job, error: Exception) -> Row[Job]:

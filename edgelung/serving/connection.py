@@ -1,8 +1,8 @@
-"""What a client can hold before its request is there, and after its answer: little, not for long.
+"""Limits on a connection before its request has arrived and after its answer.
 
-uvicorn has no deadline for the header of a request, no limit on its bytes, and none for a client
-that does not read its answer. This adds them. A stalled client holds one connection until its
-deadline, and nothing else.
+uvicorn has no deadline for the header of a request, no limit on its bytes, and no deadline for a
+client that does not read its answer. This adds them. A stalled client holds one connection until
+its deadline, and nothing else.
 """
 
 import asyncio
@@ -15,11 +15,13 @@ from uvicorn.server import ServerState
 
 from edgelung.serving.limits import Limits
 
+LINGERING = 512  # refused connections that still send; beyond them, no refusal is sent
 READ_BYTES = 256 * 1024  # asyncio hands over up to so many bytes at once
 ANSWER = (
     "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
     "connection: close\r\n\r\n"
 )
+WRONG = "400 Bad Request"
 TOO_LONG = "431 Request Header Fields Too Large"
 SLOW = "408 Request Timeout"
 FULL = "503 Service Unavailable"
@@ -75,11 +77,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._discards = False  # refused: what the client still sends is not looked at
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin the header's deadline; close one connection too many."""
+        """Start the deadline of the header; refuse a connection beyond the limit."""
         super().connection_made(transport)
         self._connection = transport
         self.transport = _Transport(transport, self._close)  # type: ignore[assignment]
-        if len(self.connections) > self._limits.connections and not self._close_idle():
+        if len(self.connections) > self._limits.connections + LINGERING:
+            self._on_closed("connections")
+            transport.abort()
+        elif len(self.connections) > self._limits.connections and not self._close_idle():
             self._refuse(FULL, "too many connections; send it again later", "connections")
         else:
             self._start(self._limits.header_seconds)
@@ -114,6 +119,9 @@ class GuardedProtocol(HttpToolsProtocol):
         length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if length > self._limits.header_bytes:
             self._refuse(TOO_LONG, f"{length} bytes of headers", "header-bytes")
+        if self.parser.should_upgrade() and self._has_body():  # httptools would skip the body
+            message = "found Upgrade and a body; expected HTTP/1.1 without Upgrade"
+            self._refuse(WRONG, message, "bad-http")
         if len(self.pipeline) >= self._limits.pipelined:
             self._take_no_more()
         if self._discards or self.transport.is_closing():
@@ -150,7 +158,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP, unless it has another one already."""
-        self._refuse("400 Bad Request", "this is no HTTP/1.1 request", "bad-http")
+        self._refuse(WRONG, "this is no HTTP/1.1 request", "bad-http")
 
     def pause_writing(self) -> None:
         """The client does not read: wait, but not for ever."""
@@ -163,6 +171,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._write_deadline.cancel()
             self._write_deadline = None
         super().resume_writing()
+
+    def _has_body(self) -> bool:
+        """True if the header of the newest request says that a body follows."""
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+            for name, value in self.headers
+        )
 
     def _is_idle(self) -> bool:
         """True if no request waits for an answer."""
@@ -202,7 +217,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _close_idle(self) -> bool:
-        """Make room: close a connection that waits for no answer and sends nothing."""
+        """Close one connection that waits for no answer and sends nothing; False if none does."""
         for other in self.connections:
             if isinstance(other, GuardedProtocol) and other._is_idle() and other._is_between():
                 self._on_closed("idle")

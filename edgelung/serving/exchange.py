@@ -79,7 +79,7 @@ class Exchanges:
         limit = self._limits.body_bytes
         for most in sorted({min(FREE_BYTES, limit), limit}):
             if most > FREE_BYTES:
-                holding.add(most)  # before it is known how much it is
+                holding.add(most)  # the size is known only afterwards
             found = await asyncio.to_thread(_decompress, data, window_bits, most)
             if found is not None:
                 return found

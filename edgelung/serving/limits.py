@@ -29,7 +29,7 @@ class Limits:
         linger_seconds: for the rest of a body that is refused, and for answers that wait to be
             read after the connection was closed.
         write_seconds: for a client to read an answer that has filled the buffers.
-        connections: open at once.
+        connections: open at once, without those that are being refused.
         pipelined: requests that wait behind another one in a connection.
     """
 
@@ -92,7 +92,7 @@ class Holding:
 
 
 class Deadlines:
-    """One deadline for each request; `stop` moves all of them nearer."""
+    """One deadline for each request; `stop` moves all of them forward."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds

@@ -27,11 +27,11 @@ LOOPBACK = "127.0.0.1"
 
 
 class RowMetrics:
-    """What the model says: rows by status, their confidence and their score."""
+    """Rows by status, with histograms of confidence and OOD score."""
 
     def __init__(self) -> None:
         client = load_extra("prometheus_client", "metrics", "serve")
-        client.disable_created_metrics()  # a second series for each, which nobody asks for
+        client.disable_created_metrics()  # they double the number of series
         self.registry: CollectorRegistry = client.CollectorRegistry()
         client.ProcessCollector(registry=self.registry)
         self._rows = client.Counter(
@@ -70,7 +70,7 @@ class RowMetrics:
 
 
 class ServiceMetrics(RowMetrics):
-    """... and how the service does: requests, latency, batches and the queue."""
+    """Adds requests, latency, batches and the queue of the service."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ Every size that a client states is checked against the bytes that are there befo
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, TypeVar
@@ -118,7 +118,12 @@ class _InferAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def parse_infer(
-    body: bytes, header_length: str | None, model: ModelMetadata, *, json_bytes: int
+    body: bytes,
+    header_length: str | None,
+    model: ModelMetadata,
+    *,
+    json_bytes: int,
+    check_tiles: Callable[[int], None],
 ) -> InferRequest:
     """Parse and check a request.
 
@@ -127,6 +132,8 @@ def parse_infer(
         header_length: the header `Inference-Header-Content-Length`; None without binary tensors.
         model: which it is for; it has one input.
         json_bytes: limit of the JSON part.
+        check_tiles: raises Refusal if so many tiles cannot be taken. Called before the tensor is
+            read: a body of zeros can hold millions of empty images.
 
     Raises:
         Refusal: for anything that the model cannot answer.
@@ -144,6 +151,7 @@ def parse_infer(
         raise bad_request(f"found the inputs {names}; expected the one input {expected.name}")
     (given,) = header.inputs
     _check(given, expected)
+    check_tiles(given.shape[0])
     binary = _binary_data(given, memoryview(body)[length:])
     outputs = _outputs(header, model)
     if given.datatype == "BYTES":

@@ -78,6 +78,7 @@ class Service:
 
     async def classify(self, data: bytes, path: str) -> tuple[bytes, int]:
         """The row of one encoded image as a line of JSON, and the HTTP status that goes with it."""
+        self.batcher.check_room()  # before it is decoded
         (row,) = await self._run([self.batcher.encoded(data)])
         record = self._record(row, path)
         return self._line(record), http_status(record.status)
@@ -90,7 +91,13 @@ class Service:
         Raises:
             Refusal: for a request that cannot be answered.
         """
-        request = parse_infer(body, header_length, model, json_bytes=self.limits.json_bytes)
+        request = parse_infer(
+            body,
+            header_length,
+            model,
+            json_bytes=self.limits.json_bytes,
+            check_tiles=self.batcher.check_room,
+        )
         if request.tiles is None:
             arrays = await self._infer_images(request)
         else:
@@ -98,7 +105,6 @@ class Service:
         return format_infer(request, model, arrays)
 
     async def _infer_images(self, request: InferRequest) -> dict[str, Array]:
-        self.batcher.check_room(len(request.images))  # before any is decoded
         rows = await self._run([self.batcher.encoded(data) for data in request.images])
         return {"rows": [self._line(self._record(row, "")).strip() for row in rows]}
 
@@ -124,7 +130,7 @@ class Service:
         try:
             return await request.future
         finally:
-            request.abandoned = True  # does nothing to tiles that have run
+            request.end()
 
     def _record(self, row: Row[Job], path: str) -> Record:
         record = make_record(row, path, self._rule)

@@ -21,7 +21,7 @@ from services import EXAMPLES, FakeEngine, Running, jpeg, process, serving
 
 from edgelung.serving.limits import Limits
 
-KNOWN = re.compile(rb"HTTP/1\.1 (200|400|401|404|405|408|411|413|415|422|429|431|500|503) ")
+KNOWN = re.compile(rb"HTTP/1\.1 (200|400|401|404|405|408|413|415|422|429|431|500|503) ")
 Draw = random.Random
 SHORT = Limits(
     seconds=2, header_seconds=1, linger_seconds=0.5, write_seconds=1, body_bytes=2**20, tiles=64
@@ -123,12 +123,7 @@ KINDS: dict[str, Callable[[Draw], bytes]] = {
         "/v2", b"", *(f"A{i}: b" for i in range(draw.randint(1000, 9000)))
     ),
     "a long address": lambda draw: http("/" + "a" * draw.randint(1000, 100_000), b""),
-    "a strange address": lambda draw: http(
-        draw.choice(
-            ["/v1/classify?path=%00%1b", "/v1/classify?" + "a&" * 99, "//v2", "/../v2", "*", "/%ff"]
-        ),
-        jpeg(),
-    ),
+    "a strange address": lambda draw: http(draw.choice(STRANGE_ADDRESSES), jpeg()),
     "another method": lambda draw: http(
         draw.choice(["/v2", "/v1/classify", "/metrics"]),
         b"",
@@ -136,6 +131,15 @@ KINDS: dict[str, Callable[[Draw], bytes]] = {
     ),
     "an upgrade": lambda draw: http(
         "/v2", b"", "Connection: Upgrade", f"Upgrade: {draw.choice(['websocket', 'h2c', 'x'])}"
+    ),
+    "an upgrade with a body": lambda draw: http(
+        "/v1/classify", jpeg(), "Connection: Upgrade", "Upgrade: h2c"
+    ),
+    "hundreds of thousands of empty images": lambda draw: tensors(
+        {"inputs": [IMAGES | {"shape": [200_000], "parameters": {"binary_data_size": 800_000}}]},
+        bytes(800_000),
+        None,
+        "starter-images",
     ),
     "unknown names": lambda draw: http(
         f"/v2/models/{draw.choice(['a', '%1b', 'starter/versions/0'])}/infer", b"{}"
@@ -147,16 +151,7 @@ KINDS: dict[str, Callable[[Draw], bytes]] = {
         draw.choice(["starter", "starter-images"]),
     ),
     "images that lie about their length": lambda draw: tensors(
-        {
-            "inputs": [
-                {
-                    "name": "images",
-                    "datatype": "BYTES",
-                    "shape": [3],
-                    "parameters": {"binary_data_size": 24},
-                }
-            ]
-        },
+        {"inputs": [IMAGES]},
         struct.pack("<I", draw.choice([0, 4, 2**31, 2**32 - 1])) + draw.randbytes(20),
         None,
         "starter-images",

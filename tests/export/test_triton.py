@@ -383,12 +383,13 @@ def test_a_run_gives_the_signed_bundle_and_its_repository(run: Path, tmp_path: P
         (["STARTER", "--triton", "m", "--int8"], "--int8 makes a bundle from a run"),
         (["STARTER", "--triton", "m", "--out", "b"], "--out makes a bundle from a run"),
         (["STARTER", "--triton", "m", "--precision", "fp8"], "holds no fp8 variant"),
-        (["STARTER", "--triton", "STARTER/models"], "lie in one another"),
-        (["run", "--out", "m/bundle", "--triton", "m"], "lie in one another"),
+        (["STARTER", "--triton", "STARTER/models"], "must not be in each other"),
+        (["run", "--out", "m/bundle", "--triton", "m"], "must not be in each other"),
         (["STARTER", "--triton", "full"], "already exists"),
         (["run", "--out", "b", "--precision", "int8"], "--precision is for the models of --triton"),
         (["run", "--out", "b", "--trust", "k"], "--trust is about a finished bundle"),
-        (["run", "--triton", "m"], "missing option '--out'"),
+        (["run", "--triton", "m"], "run is no finished bundle"),
+        (["run"], "missing option '--out'"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(

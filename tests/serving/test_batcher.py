@@ -1,6 +1,8 @@
 """Tiles of several requests share batches, and nothing else."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -125,7 +127,7 @@ def test_what_nobody_waits_for_is_not_run() -> None:
             first = held(engine, queue)
             gone = Request(asyncio.get_running_loop(), [given(2)])
             queue.submit(gone)
-            gone.abandoned = True
+            gone.end()
             last = Request(asyncio.get_running_loop(), [given(3)])
             queue.submit(last)
             engine.may_run.set()
@@ -192,3 +194,54 @@ def test_a_closed_queue_runs_what_waits_and_takes_no_more() -> None:
             return len(await first.future) + len(await second.future)
 
         assert run(work) == 2
+
+
+def test_the_images_of_a_request_are_released_without_the_garbage_collector() -> None:
+    engine = FakeEngine()
+    gc.disable()
+    try:
+        with batcher(engine) as queue:
+
+            async def work() -> "weakref.ref[Read]":
+                read = given(1)
+                request = Request(asyncio.get_running_loop(), [read])
+                queue.submit(request)
+                await request.future
+                request.end()
+                return weakref.ref(read)
+
+            image = run(work)
+        assert image() is None  # the engine threads have ended
+    finally:
+        gc.enable()
+
+
+def test_room_is_free_again_before_the_answer_is_there() -> None:
+    engine = FakeEngine()
+    with batcher(engine, limit=1) as queue:
+
+        async def work() -> int:
+            for value in range(50):
+                request = Request(asyncio.get_running_loop(), [given(value)])
+                queue.submit(request)
+                await request.future
+            return queue.tiles
+
+        assert run(work) == 0
+
+
+def test_an_answer_for_a_loop_that_is_closed_does_not_end_the_engine_thread() -> None:
+    engine = FakeEngine()
+    with batcher(engine) as queue:
+
+        async def leave() -> None:
+            held(engine, queue)
+
+        async def work() -> list[str]:
+            request = Request(asyncio.get_running_loop(), [given(2)])
+            queue.submit(request)
+            return [row.status for row in await request.future]
+
+        run(leave)
+        engine.may_run.set()
+        assert run(work) == [Status.OK]

@@ -221,7 +221,7 @@ def test_what_cannot_be_served_is_one_line(cli, tmp_path: Path) -> None:
             (["--token-file", "none"], "cannot read the token"),
             (["no-bundle"], "no-bundle"),
             (["--coverage", "0.123"], "no prediction sets of coverage"),
-            (["--name", "a/b"], "cannot stand in an address"),
+            (["--name", "a/b"], "cannot stand in a URL"),
         ):
             done = cli("serve", *words)
             assert done.returncode == 2, words

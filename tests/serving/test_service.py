@@ -1,8 +1,10 @@
 """The service over HTTP, in a thread with a fake engine: limits, deadlines, access, the end."""
 
+import contextlib
 import gzip
 import json
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -15,6 +17,7 @@ from certificates import authority, client_files, private_key_with_password, ser
 from services import FakeEngine, Running, jpeg, serving, tile
 
 from edgelung.core.errors import EdgelungError
+from edgelung.core.ownership import others_can_read
 from edgelung.serving.access import (
     TlsFiles,
     Token,
@@ -126,6 +129,7 @@ def test_nothing_that_a_client_sends_is_logged(caplog: pytest.LogCaptureFixture)
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/starter/versions/2", 404),
         ("POST", "/v2/models/other/infer", 404),
+        ("GET", "/v2/", 404),
         ("GET", "/v1/classify", 405),
         ("DELETE", "/v2/models/starter", 405),
         ("POST", "/metrics", 405),
@@ -140,6 +144,29 @@ def test_nothing_that_a_client_sends_is_logged(caplog: pytest.LogCaptureFixture)
 def test_routes(method: str, path: str, status: int) -> None:
     with serving() as running:
         assert running.ask(method, path).status == status
+
+
+def test_a_body_with_another_protocol_is_refused_and_not_taken_for_empty() -> None:
+    upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AA"}
+    with serving() as running:
+        answer = running.ask("POST", "/v1/classify", jpeg(), **upgrade)
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert "Upgrade" in answer.json["error"]
+        assert running.ask("GET", "/v2", **upgrade).status == 200
+        assert running.metric('edgelung_rows_total{status="empty"}') == 0
+
+
+def test_a_bug_costs_one_request_and_is_said_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*values: object) -> None:
+        raise LookupError("secret")
+
+    with serving() as running:
+        with monkeypatch.context() as patch:
+            patch.setattr(running.service, "classify", fail)
+            answer = running.ask("POST", "/v1/classify", jpeg())
+        assert (answer.status, answer.json) == (500, {"error": "an internal error"})
+        assert running.metric('edgelung_requests_total{code="500",route="/v1/classify"}') == 1
+        assert running.ask("POST", "/v1/classify", jpeg()).status == 200
 
 
 def test_a_request_beyond_the_limit_is_refused_at_once() -> None:
@@ -281,6 +308,21 @@ def test_a_connection_too_many_is_refused_unless_another_is_idle() -> None:
         assert one.recv(1000) == b""  # closed, since it was idle
 
 
+def test_connections_that_are_refused_and_stay_are_limited_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgelung.serving.connection.LINGERING", 1)
+    with serving(limits=Limits(connections=1)) as running, contextlib.ExitStack() as stack:
+        one, two, three = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
+            for _ in range(3)
+        )
+        assert two.recv(1000).startswith(b"HTTP/1.1 503 ")
+        assert three.recv(1000) == b""
+        one.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert one.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_client_that_goes_away_is_no_error() -> None:
     engine = FakeEngine()
     with serving(engine) as running:
@@ -334,7 +376,7 @@ def test_the_file_of_a_token_is_for_its_owner_alone(tmp_path: Path) -> None:
     file.chmod(0o600)
     assert read_token(file) == Token(TOKEN.encode())
     assert TOKEN not in repr(read_token(file))
-    file.chmod(0o640)
+    file.chmod(0o604)
     with pytest.raises(EdgelungError, match=r"others can read the token .*chmod 600"):
         read_token(file)
     file.chmod(0o602)
@@ -347,6 +389,22 @@ def test_the_file_of_a_token_is_for_its_owner_alone(tmp_path: Path) -> None:
             read_token(file)
     with pytest.raises(EdgelungError, match="cannot read the token"):
         read_token(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("mode", "user", "group", "can_read"),
+    [
+        (0o600, 1000, 1000, False),
+        (0o440, 0, 0, False),  # as systemd makes credentials
+        (0o440, 1000, 0, True),
+        (0o440, 0, 1000, True),
+        (0o404, 0, 0, True),
+    ],
+)
+def test_a_secret_of_root_may_be_for_the_group_of_root(
+    mode: int, user: int, group: int, can_read: bool
+) -> None:
+    assert others_can_read(os.stat_result((mode, 0, 0, 1, user, group, 0, 0, 0, 0))) is can_read
 
 
 def test_others_are_let_in_only_with_a_token_or_certificates(tmp_path: Path) -> None:
@@ -403,7 +461,7 @@ def test_tls_lets_in_only_clients_with_a_certificate_of_the_authority(tmp_path: 
 
 
 def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    certificate, key, _ = server_files(authority(), tmp_path)
+    certificate, key, ca = server_files(authority(), tmp_path)
     key.chmod(0o644)
     with pytest.raises(EdgelungError, match="others can read the private key"):
         TlsFiles(certificate, key).context()
@@ -413,6 +471,9 @@ def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         TlsFiles(key, certificate).context()
     with pytest.raises(EdgelungError, match="expected certificates in PEM"):
         TlsFiles(certificate, key, key).context()
+    ca.write_bytes(b"")
+    with pytest.raises(EdgelungError, match="expected certificates in PEM"):
+        TlsFiles(certificate, key, ca).context()
     key.write_bytes(private_key_with_password())
     with pytest.raises(EdgelungError, match="without a password"):
         TlsFiles(certificate, key).context()
