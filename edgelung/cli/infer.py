@@ -18,6 +18,7 @@ import typer
 from edgelung import RESEARCH_USE_ONLY
 from edgelung.cli.cluster import check_ray, on_cluster
 from edgelung.cli.command import report
+from edgelung.cli.metrics import offer_metrics
 from edgelung.cli.model import (
     AllowUnsignedOption,
     ModelOption,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from edgelung.artifacts.summary import Summary
     from edgelung.inference.destination import Destination
     from edgelung.inference.session import Options
-    from edgelung.inference.watch import OnRecords
 
 
 def infer(
@@ -195,11 +195,9 @@ def infer(
     from edgelung.inference.source import Source
     from edgelung.inference.watch import watch_folder
 
-    _check_combination(out, summary, files, shard, watch=watch, as_json=as_json)
+    _check_combination(out, summary, files, shard, metrics_port, watch=watch, as_json=as_json)
     excluded = {"--watch": watch, "--shard": shard, "--device": device, "--prebuilt": prebuilt}
     check_ray(ray, excluded)
-    if metrics_port is not None and not watch:
-        raise typer.BadParameter("--metrics-port is for a run that goes on; add --watch")
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -228,7 +226,7 @@ def infer(
         counting(source, destination, advance, options, watch),
     ):
         run = (
-            partial(watch_folder, on_records=_offer_metrics(metrics_port))
+            partial(watch_folder, on_records=offer_metrics(metrics_port))
             if watch
             else partial(infer_folder, engines=engines)
         )
@@ -245,22 +243,12 @@ def infer(
     raise typer.Exit(result.exit_code)
 
 
-def _offer_metrics(port: int | None) -> "OnRecords":
-    """Offer metrics on a port, if one is named; returns what counts rows."""
-    if port is None:
-        return lambda records: None
-    from edgelung.serving.metrics import LOOPBACK, RowMetrics, serve_metrics
-
-    metrics = RowMetrics()
-    report("metrics are at http://%s:%d/metrics", LOOPBACK, serve_metrics(metrics, port))
-    return metrics.rows
-
-
 def _check_combination(
     out: Path,
     summary: Path | None,
     files: Path | None,
     shard: str | None,
+    metrics_port: int | None,
     *,
     watch: bool,
     as_json: bool,
@@ -272,6 +260,8 @@ def _check_combination(
         raise typer.BadParameter("--json and the rows would share standard output; use --summary")
     if watch and files:
         raise typer.BadParameter("--watch finds its files itself; leave --files out")
+    if metrics_port is not None and not watch:
+        raise typer.BadParameter("--metrics-port is for a run that goes on; add --watch")
     if shard is not None and (watch or summary or out == STANDARD_OUTPUT):
         raise typer.BadParameter(
             "--shard writes rows that `edgelung merge` reads with the summary beside them; "

@@ -34,6 +34,7 @@ from edgelung.inference.reading import Reading
 # That the head may be away. After 60 s Ray ends this process without a word of what is kept.
 HEAD_SECONDS = 30.0
 Kind = Literal["started", "opened", "done"]
+_Untyped = Any  # values of Ray, which has no types here
 
 
 @contextmanager
@@ -84,10 +85,10 @@ class RayPool:
         self._bundle = ray.put(pack(bundle))
         self._actor = ray.remote(Worker)
         self._packages = versions((*RUNTIME_PACKAGES, *SLIDE_PACKAGES))
-        self._workers: dict[int, Any] = {}  # handles of actors
-        self._calls: dict[Any, _Call] = {}  # by the reference to the answer
+        self._workers: dict[int, _Untyped] = {}  # handles of actors
+        self._calls: dict[_Untyped, _Call] = {}  # by the reference to the answer
         self._next_worker = self._source = 0
-        self._reading: Any = None
+        self._reading: _Untyped = None
         self._nodes: Sequence[Node] = []
         self._head: str = ray.get_runtime_context().gcs_address
         self._head_seen = time.monotonic()
@@ -169,7 +170,7 @@ class RayPool:
         for worker in [*self._workers]:
             self.stop(worker)
 
-    def _event(self, call: _Call, answer: Any) -> Event:
+    def _event(self, call: _Call, answer: _Untyped) -> Event:
         try:
             result = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
@@ -186,7 +187,7 @@ class RayPool:
         return Done(call.worker, call.task, result)
 
 
-def _node(one: Mapping[str, Any]) -> Node:
+def _node(one: Mapping[str, _Untyped]) -> Node:
     resources = one["Resources"]
     return Node(
         one["NodeID"],

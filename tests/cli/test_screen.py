@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -161,7 +162,8 @@ def test_export_and_train_end_with_the_next_command(
     monkeypatch.setattr(concerns, "bundle_concerns", lambda manifest: found)
     monkeypatch.setattr(concerns, "run_concerns", lambda metrics, counts: found)
     monkeypatch.setattr(build, "export_run", lambda *a, **b: open_bundle(bundle_folder))
-    export.export(run, Path("my bundle"), allow_drop=True)
+    context: Any = SimpleNamespace(command=SimpleNamespace(params=[]))  # no option was given
+    export.export(run, Path("my bundle"), allow_drop=True, context=context)
     monkeypatch.setattr(train_run, "train_run", lambda *a, **b: RunFolder(run).read_metrics())
     train.train(tiles, run)
     last = [line for line in screen.getvalue().splitlines() if line.startswith("next ")]
