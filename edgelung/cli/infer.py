@@ -196,8 +196,7 @@ def infer(
     from edgelung.inference.watch import watch_folder
 
     _check_combination(out, summary, files, shard, metrics_port, watch=watch, as_json=as_json)
-    excluded = {"--watch": watch, "--shard": shard, "--device": device, "--prebuilt": prebuilt}
-    check_ray(ray, excluded)
+    check_ray(ray, {"--watch": watch, "--shard": shard, "--device": device, "--prebuilt": prebuilt})
     defaults = read_defaults(model)
     model = model or (Path(defaults.model) if defaults.model else None)
     policy = choose_trust(trust, allow_unsigned)
@@ -225,11 +224,9 @@ def infer(
         progress("infer") as advance,
         counting(source, destination, advance, options, watch),
     ):
-        run = (
-            partial(watch_folder, on_records=offer_metrics(metrics_port))
-            if watch
-            else partial(infer_folder, engines=engines)
-        )
+        run = partial(infer_folder, engines=engines)
+        if watch:
+            run = partial(watch_folder, on_records=offer_metrics(metrics_port))
         result = run(
             source,
             bundle,
