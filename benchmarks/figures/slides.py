@@ -1,5 +1,7 @@
 """The tables of slides: thresholds for tissue, and speed."""
 
+from dataclasses import replace
+
 from figures.table import Table, percent, result
 
 
@@ -24,7 +26,22 @@ def tissue() -> Table:
 
 def slides() -> Table:
     """Slides by edgelung and by other programs, on one core."""
-    content = result("slides.json")
+    return _programs("slides.json")
+
+
+def early_exit() -> Table:
+    """Slides by edgelung without and with the early exit, on one core."""
+    table = _programs("slides-early-exit.json")
+    left = [
+        f"{percent(case['left_early'], 0)} of the {case['tiles']:,} tiles of {name}"
+        for name, case in table.sources["slides-early-exit.json"]["results"].items()
+    ]
+    return replace(table, note=f"Left early: {', '.join(left)}.")
+
+
+def _programs(file: str) -> Table:
+    """Each program on each slide."""
+    content = result(file)
     names = {
         "edgelung": "**edgelung**",
         "edgelung early exit": "**edgelung, early exit**",
@@ -45,7 +62,7 @@ def slides() -> Table:
         for program, row in case["programs"].items()
     ]
     header = ["tiles", "program", "seconds, start included", "tiles/s", "time", "MB at most"]
-    return Table(header, rows, {"slides.json": content})
+    return Table(header, rows, {file: content})
 
 
-TABLES = {"tissue": tissue, "slides": slides}
+TABLES = {"tissue": tissue, "slides": slides, "slides-early-exit": early_exit}
