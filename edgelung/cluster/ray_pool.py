@@ -88,12 +88,11 @@ class RayPool:
         self._calls: dict[Any, _Call] = {}  # by the reference to the answer
         self._next_worker = self._source = 0
         self._reading: Any = None
-        self._nodes: Sequence[Node] = []
         self._head: str = ray.get_runtime_context().gcs_address
         self._head_seen = time.monotonic()
 
     def nodes(self) -> Sequence[Node]:
-        """See `Pool`. Raises EdgelungError if the head of the cluster is gone."""
+        """See `Pool`; none while the head does not answer. Raises EdgelungError if it is gone."""
         try:
             connect(self._head)  # without a head, `ray.nodes` would not return
         except OSError as error:
@@ -103,10 +102,9 @@ class RayPool:
                     f"({error.strerror or one_line(error)}); start the cluster again, or go on "
                     "without --ray"
                 ) from error
-            return self._nodes
+            return []
         self._head_seen = time.monotonic()
-        self._nodes = [_node(one) for one in self._ray.nodes() if one["Alive"]]
-        return self._nodes
+        return [_node(one) for one in self._ray.nodes() if one["Alive"]]
 
     def start(self, node: Node, threads: int, gpu: bool) -> int:
         """See `Pool`."""
