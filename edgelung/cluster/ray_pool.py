@@ -129,11 +129,10 @@ class RayPool:
         answer = self._workers[worker].open.remote(setup, self._bundle)
         self._calls[answer] = _Call(worker, "opened")
 
-    def share(self, reading: Reading[Item]) -> int:
+    def share(self, reading: Reading[Item]) -> None:
         """See `Pool`. Bytes in an array: a node keeps one copy for all calls."""
         self._source += 1
         self._reading = self._ray.put(np.frombuffer(pickle.dumps(reading), np.uint8))
-        return self._source
 
     def predict(self, worker: int, task: Task[object]) -> None:
         """See `Pool`."""

@@ -180,6 +180,18 @@ def test_what_one_node_cannot_read_another_one_reads() -> None:
     assert {node for node, _ in pool.predicted} == {"b"}
 
 
+def test_the_last_task_goes_to_another_node_than_the_one_that_could_not_read_it() -> None:
+    """Also while that one has less to do."""
+
+    def answer(node: str, task: Task[object]) -> Event | None:
+        worker = next(n for n, where in pool.workers.items() if where == node)
+        return Refused(worker, task.number, "not mounted") if node == "a" else None
+
+    pool = StandIn(answer=answer)
+    assert_rows([*schedule(pool, SIZE)], SIZE)
+    assert {node for node, _ in pool.predicted} == {"b"}
+
+
 def test_what_no_node_can_read_ends_the_run_with_the_reason() -> None:
     def answer(node: str, task: Task[object]) -> Event | None:
         worker = next(n for n, where in pool.workers.items() if where == node)
