@@ -69,7 +69,7 @@ class ClusterEngines:
         self._pool.share(reading)
 
         def check(own: Sequence[Item], rows: Sequence[Row[int]]) -> str:
-            return _seen_otherwise(reading, own, rows)
+            return seen_otherwise(reading, own, rows)
 
         schedule = Schedule(self._pool, self._crew, self._tasks(items, first), check)
         with closing(schedule.run()) as done:
@@ -134,7 +134,7 @@ def _portable(item: object) -> object:
     return item
 
 
-def _seen_otherwise(reading: Reading[Item], items: Sequence[Item], rows: Sequence[Row[int]]) -> str:
+def seen_otherwise(reading: Reading[Item], items: Sequence[Item], rows: Sequence[Row[int]]) -> str:
     """How a node's view of the files differs from this machine's; '' if it does not.
 
     The stamps of one file of each task are compared, and those of all that could not be opened.

@@ -82,8 +82,8 @@ class Pool(Protocol):
         """Answer: `Opened` or `Refused`."""
         ...
 
-    def share(self, reading: Reading[Item]) -> int:
-        """Send a reading to the nodes, in place of the one before; returns its number."""
+    def share(self, reading: Reading[Item]) -> None:
+        """Send a reading to the nodes, in place of the one before."""
         ...
 
     def predict(self, worker: int, task: Task[object]) -> None:

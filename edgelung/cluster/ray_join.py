@@ -66,7 +66,8 @@ def joined(ray: ModuleType, address: str) -> Iterator[None]:
         os.environ.setdefault(name, value)
     # What Ray would print stays in its own log files. It prints ends of workers on standard output,
     # where rows may go; this switch is the one that Ray's debugger turns.
-    vars(load_extra("ray._private.worker", "--ray", "cluster"))["_worker_logs_enabled"] = False
+    printing = load_extra("ray._private.worker", "--ray", "cluster")
+    vars(printing)["_worker_logs_enabled"] = False
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

@@ -89,12 +89,11 @@ class RayPool:
         self._calls: dict[_Untyped, _Call] = {}  # by the reference to the answer
         self._next_worker = self._source = 0
         self._reading: _Untyped = None
-        self._nodes: Sequence[Node] = []
         self._head: str = ray.get_runtime_context().gcs_address
         self._head_seen = time.monotonic()
 
     def nodes(self) -> Sequence[Node]:
-        """See `Pool`. Raises EdgelungError if the head of the cluster is gone."""
+        """See `Pool`; none while the head does not answer. Raises EdgelungError if it is gone."""
         try:
             connect(self._head)  # without a head, `ray.nodes` would not return
         except OSError as error:
@@ -104,10 +103,9 @@ class RayPool:
                     f"({error.strerror or one_line(error)}); start the cluster again, or go on "
                     "without --ray"
                 ) from error
-            return self._nodes
+            return []
         self._head_seen = time.monotonic()
-        self._nodes = [_node(one) for one in self._ray.nodes() if one["Alive"]]
-        return self._nodes
+        return [_node(one) for one in self._ray.nodes() if one["Alive"]]
 
     def start(self, node: Node, threads: int, gpu: bool) -> int:
         """See `Pool`."""
@@ -132,11 +130,10 @@ class RayPool:
         answer = self._workers[worker].open.remote(setup, self._bundle)
         self._calls[answer] = _Call(worker, "opened")
 
-    def share(self, reading: Reading[Item]) -> int:
+    def share(self, reading: Reading[Item]) -> None:
         """See `Pool`. Bytes in an array: a node keeps one copy for all calls."""
         self._source += 1
         self._reading = self._ray.put(np.frombuffer(pickle.dumps(reading), np.uint8))
-        return self._source
 
     def predict(self, worker: int, task: Task[object]) -> None:
         """See `Pool`."""

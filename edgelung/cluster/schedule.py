@@ -96,9 +96,12 @@ class Schedule(Generic[Item]):
         limit = AHEAD * sum(member.slots for member in ready)
         while ready:
             member = min(ready, key=lambda one: one.load)
-            if member.load >= QUEUED or (state := self._next(member, limit)) is None:
+            if member.load >= QUEUED:
                 return
-            self._send(member, state.task)
+            if (state := self._next(member, limit)) is None:
+                ready.remove(member)  # another one may do what this one cannot
+            else:
+                self._send(member, state.task)
 
     def _send(self, member: Member, task: Task[object]) -> None:
         member.tasks[task.number] = task

@@ -90,9 +90,8 @@ class StandIn:
             Refused(worker, None, found) if isinstance(found, str) else Opened(worker, found)
         )
 
-    def share(self, reading: Reading[Item]) -> int:
+    def share(self, reading: Reading[Item]) -> None:
         self.reading = reading
-        return 1
 
     def predict(self, worker: int, task: Task[object]) -> None:
         if worker in self.tasks:  # else it has ended, and that was said
@@ -156,10 +155,9 @@ class InProcess(StandIn):
         else:
             self._events.append(Opened(worker, sent(report)))
 
-    def share(self, reading: Reading[Item]) -> int:
+    def share(self, reading: Reading[Item]) -> None:
         self._source += 1
         self._pickled = np.frombuffer(pickle.dumps(reading), np.uint8)
-        return self._source
 
     def _work(self, worker: int, task: Task[object]) -> Event:
         try:

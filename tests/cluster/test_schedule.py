@@ -143,10 +143,14 @@ def test_workers_that_end_whatever_they_do_end_the_run_and_blame_no_file() -> No
     assert ends < 200
 
 
-def test_a_search_goes_on_elsewhere_when_its_node_is_left_out() -> None:
+def test_a_search_goes_on_elsewhere_when_its_node_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The other worker of the node cannot read its tasks, while this one has just had a trial."""
+    monkeypatch.setattr("edgelung.cluster.schedule.AHEAD", 1000)  # others go on meanwhile
+    monkeypatch.setattr("edgelung.cluster.crew.MOST_REFUSALS", 1)
     nodes = [Node("a", "a", 4, 2), Node("b", "b", 4, 2)]
-    trials: list[int] = []
+    trials: list[str] = []  # their nodes
 
     def answer(node: str, task: Task[object]) -> Event | None:
         workers = [n for n, where in pool.workers.items() if where == node]
@@ -154,15 +158,15 @@ def test_a_search_goes_on_elsewhere_when_its_node_is_left_out() -> None:
             worker = next(n for n in workers if task in pool.tasks[n])
             return Ended(worker, "segmentation fault")
         if task.without:
-            trials.append(task.number)
-        elif node == "a" and trials:
+            trials.append(node)
+        elif trials and node == trials[0]:
             worker = next(n for n in workers if task in pool.tasks[n])
             return Refused(worker, task.number, "not mounted")
         return None
 
     pool = StandIn(up=nodes, answer=answer)
-    rows = [*schedule(pool, 400)]
-    assert [row.item for row in rows] == list(range(400))
+    rows = [*schedule(pool, 4000)]
+    assert [row.item for row in rows] == list(range(4000))
     assert [row.item for row in rows if row.status != Status.OK] == [5]
 
 
@@ -173,6 +177,18 @@ def test_what_one_node_cannot_read_another_one_reads() -> None:
 
     pool = StandIn(answer=answer)
     assert_rows([*schedule(pool, 100)], 100)
+    assert {node for node, _ in pool.predicted} == {"b"}
+
+
+def test_the_last_task_goes_to_another_node_than_the_one_that_could_not_read_it() -> None:
+    """Also while that one has less to do."""
+
+    def answer(node: str, task: Task[object]) -> Event | None:
+        worker = next(n for n, where in pool.workers.items() if where == node)
+        return Refused(worker, task.number, "not mounted") if node == "a" else None
+
+    pool = StandIn(answer=answer)
+    assert_rows([*schedule(pool, SIZE)], SIZE)
     assert {node for node, _ in pool.predicted} == {"b"}
 
 

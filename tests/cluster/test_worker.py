@@ -20,7 +20,7 @@ from edgelung.artifacts.bundle import MANIFEST, Bundle, open_bundle, starter_bun
 from edgelung.artifacts.bundle_copy import BundleCopy, pack, unpack
 from edgelung.artifacts.slide_tiles import read_tiles
 from edgelung.artifacts.summary import Summary
-from edgelung.cluster.engines import ClusterEngines, _seen_otherwise, open_on
+from edgelung.cluster.engines import ClusterEngines, open_on, seen_otherwise
 from edgelung.cluster.pool import Ended, Event
 from edgelung.cluster.ray_join import check_reachable, parse_address
 from edgelung.cluster.tasks import Setup, Task
@@ -234,7 +234,7 @@ def test_a_node_that_sees_other_files_is_found_out(
     folder: Path, starter: Bundle, tmp_path: Path
 ) -> None:
     files = sorted(find_files(folder), key=lambda file: file.path)[:2]
-    seen = partial(_seen_otherwise, FileReading(starter.reader), files)
+    seen = partial(seen_otherwise, FileReading(starter.reader), files)
     missing = {"status": Status.UNREADABLE, "stamp": None, "error": "No such file"}
     assert seen(rows_as_seen(files)) == ""
     assert "is not there" in seen(rows_as_seen(files, **missing))
@@ -245,7 +245,7 @@ def test_a_node_that_sees_other_files_is_found_out(
         [replace(rows_as_seen(files)[0], stamp=(1, 1)), rows_as_seen(files)[1]]
     )
     gone = [files[0], replace(files[1], location=str(tmp_path / "gone"))]  # here neither
-    assert _seen_otherwise(FileReading(starter.reader), gone, rows_as_seen(files, **missing)) == ""
+    assert seen_otherwise(FileReading(starter.reader), gone, rows_as_seen(files, **missing)) == ""
 
 
 @pytest.mark.parametrize("text", ["auto", "node-1:6379", "10.0.0.1:6379", "[::1]:6379"])
