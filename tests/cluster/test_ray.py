@@ -93,10 +93,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCl
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """400 names of golden tiles, with a damaged file and a text among them."""
+    """1,200 names of golden tiles, with a damaged file and a text among them."""
     golden = Path(__file__).parents[2] / "edgelung" / "starter" / "golden"
     tiles = sorted(golden.glob("*.jpeg"))
-    for number in range(400):
+    for number in range(1200):
         name = tmp_path / "tiles" / f"{number % 7}" / f"{number}.jpeg"
         name.parent.mkdir(parents=True, exist_ok=True)
         os.link(tiles[number % len(tiles)], name) if same_disk(tiles[0], tmp_path) else shutil.copy(
