@@ -8,17 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelung.artifacts.bundle import MANIFEST, SEAL, SIGNATURE, Bundle
-from edgelung.artifacts.bundle_files import (
-    MAX_FILE_BYTES,
-    MAX_MANIFEST_BYTES,
-    MAX_SEAL_BYTES,
-    open_folder,
-)
+from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.bundle_files import verified_bytes
 from edgelung.core.errors import EdgelungError
-from edgelung.core.files import sha256_bytes
-
-_LIMITS = {MANIFEST: MAX_MANIFEST_BYTES, SEAL: MAX_SEAL_BYTES}
 
 
 @dataclass(frozen=True)
@@ -30,18 +22,7 @@ class BundleCopy:
 
 def pack(bundle: Bundle) -> BundleCopy:
     """Read an opened bundle. Raises EdgelungError if a file has changed since it was opened."""
-    files = {}
-    with open_folder(bundle.folder) as folder:
-        for name, digest in bundle.files.digests.items():
-            files[name] = folder.read(name, _LIMITS.get(name, MAX_FILE_BYTES))
-            if sha256_bytes(files[name]) != digest:
-                raise EdgelungError(
-                    f"{bundle.folder / name} was changed after the bundle was opened; copy or "
-                    "export the bundle again"
-                )
-    if bundle.files.signature is not None:
-        files[SIGNATURE] = bundle.files.signature
-    return BundleCopy(files)
+    return BundleCopy(dict(verified_bytes(bundle.folder, bundle.files)))
 
 
 def unpack(copy: BundleCopy, folder: Path) -> None:

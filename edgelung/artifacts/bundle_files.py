@@ -82,19 +82,24 @@ class BundleFile:
         return data
 
 
-def copy_files(source: Path, files: BundleFiles, target: Path) -> None:
-    """Copy an opened bundle into the new folder `target`: the bytes that were verified.
+def verified_bytes(source: Path, files: BundleFiles) -> Iterator[tuple[str, bytes]]:
+    """Yield the POSIX path and the content of each file of an opened bundle, as it was verified.
 
     Raises:
         EdgelungError: if a file was changed after the bundle was opened.
     """
-    target.mkdir()
     for name, digest in files.digests.items():
-        data = BundleFile(source, name, digest, MAX_FILE_BYTES).read()
+        yield name, BundleFile(source, name, digest, MAX_FILE_BYTES).read()
+    if files.signature is not None:
+        yield SIGNATURE, files.signature
+
+
+def copy_files(source: Path, files: BundleFiles, target: Path) -> None:
+    """Copy an opened bundle into the new folder `target`. Raises as `verified_bytes`."""
+    target.mkdir()
+    for name, data in verified_bytes(source, files):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_bytes(data)
-    if files.signature is not None:
-        (target / SIGNATURE).write_bytes(files.signature)
 
 
 @dataclass(frozen=True)
