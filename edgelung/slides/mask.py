@@ -59,9 +59,6 @@ class TissueMask:
     def shares(self, grid: Grid) -> npt.NDArray[np.float64]:
         """Share of tissue in each square of the grid, 0…1, (N,)."""
         height, width = self.pixels.shape
-        sums = np.zeros((height + 1, width + 1), np.int32)  # the largest array: summed in place
-        inner = sums[1:, 1:]
-        np.cumsum(np.cumsum(self.pixels, 0, out=inner), 1, out=inner)
         factor = grid.downsample / self.downsample
         first = grid.cells * (grid.step * factor)  # (N, 2) in pixels of the mask
         last = first + grid.side * factor
@@ -69,7 +66,13 @@ class TissueMask:
         x1, y1 = np.maximum(np.ceil(last).astype(np.int64).T, np.stack([x0, y0]) + 1)
         x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
         y0, y1 = np.clip(y0, 0, height), np.clip(y1, 0, height)
-        inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+        inside = np.empty(len(grid), np.int64)
+        # Row by row: sums over the whole mask would take four bytes for each of its pixels.
+        for row in np.unique(grid.cells[:, 1]):
+            cells = np.flatnonzero(grid.cells[:, 1] == row)
+            band = self.pixels[y0[cells[0]] : y1[cells[0]]]
+            sums = np.concatenate([[0], np.cumsum(band.sum(axis=0))])  # (width + 1,)
+            inside[cells] = sums[x1[cells]] - sums[x0[cells]]
         shares: npt.NDArray[np.float64] = inside / np.maximum((x1 - x0) * (y1 - y0), 1)
         return shares
 

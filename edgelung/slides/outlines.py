@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgelung.core.extras import load_extra
 
+BAND = 256  # rows of corners that are found at once: bounds memory
 MAX_CORNERS = 2_000_000  # bounds time and memory; a cleaned mask of a slide has thousands
 Point = tuple[int, int]  # x, y; corners of pixels
 
@@ -37,7 +38,7 @@ def outlines(mask: npt.NDArray[np.bool_]) -> tuple[list[Piece], int]:
         a mask with very many corners was reduced first.
     """
     factor = 1
-    while np.count_nonzero(_corners(mask)) > MAX_CORNERS:
+    while sum(np.count_nonzero(bits) for _, bits in _corners(mask)) > MAX_CORNERS:
         mask, factor = _halved(mask), factor * 2
     cv2 = load_extra("cv2", "the outline of the tissue")
     labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
@@ -60,19 +61,26 @@ def area(ring: list[Point]) -> float:
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
-def _corners(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """The four pixels around each corner (h + 1, w + 1) as bits where the outline turns, else 0.
+def _corners(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """In bands of rows: the four pixels around each corner as bits where the outline turns, else 0.
 
-    1: upper left, 2: upper right, 4: lower left, 8: lower right.
+    1: upper left, 2: upper right, 4: lower left, 8: lower right. Yields the first row of corners,
+    and the bits (rows, w + 1); there are h + 1 rows in all.
     """
-    padded = np.pad(mask, 1).astype(np.uint8)
-    bits = padded[:-1, :-1].copy()
-    for bit, part in ((2, padded[:-1, 1:]), (4, padded[1:, :-1]), (8, padded[1:, 1:])):
-        bits += np.uint8(bit) * part
     turns = np.ones(16, bool)
     turns[[0b0000, 0b1111, 0b0011, 0b1100, 0b0101, 0b1010]] = False
-    bits[~turns[bits]] = 0
-    return bits
+    height, width = mask.shape
+    for top in range(0, height + 1, BAND):
+        rows = min(BAND, height + 1 - top)
+        padded = np.zeros((rows + 1, width + 2), np.uint8)
+        above = max(top - 1, 0)
+        pixels = mask[above : top + rows]
+        padded[above - top + 1 :][: len(pixels), 1:-1] = pixels
+        bits = padded[:-1, :-1].copy()
+        for bit, part in ((2, padded[:-1, 1:]), (4, padded[1:, :-1]), (8, padded[1:, 1:])):
+            bits += np.uint8(bit) * part
+        bits[~turns[bits]] = 0
+        yield top, bits
 
 
 def _rings(mask: npt.NDArray[np.bool_]) -> Iterator[list[Point]]:
@@ -80,9 +88,11 @@ def _rings(mask: npt.NDArray[np.bool_]) -> Iterator[list[Point]]:
 
     Where two pixels touch only at a corner, it stands twice: each pixel has its own.
     """
-    bits = _corners(mask)
-    y, x = np.nonzero(bits)
-    kind = bits[y, x]
+    found = []
+    for top, bits in _corners(mask):
+        rows, columns = np.nonzero(bits)
+        found.append((rows + top, columns, bits[rows, columns]))
+    y, x, kind = map(np.concatenate, zip(*found, strict=True))
     twice = (kind == 0b1001) | (kind == 0b0110)
     y, x, kind = np.repeat(y, 1 + twice), np.repeat(x, 1 + twice), np.repeat(kind, 1 + twice)
     # In a row, the copy that ends the edge from the left comes first; it belongs to the left
