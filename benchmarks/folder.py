@@ -3,14 +3,18 @@
 One run, the same tiles, the same cores, the same model: (a) Pillow, torchvision's transforms and
 PyTorch FP32 behind a DataLoader, as timm's inference script does it; (b), (c) Pillow and ONNX
 Runtime FP32, INT8; (d) `edgelung infer` FP32, INT8; (e) decoding alone, the engine alone, and
-1/(decode + engine). Then how (d) grows with the number of files and of cores.
+1/(decode + engine); (f) `edgelung infer` with the early exit. With --bundle-160, the bundle of a
+student of 160 px, also (g) its INT8 and (h) its early exit. Then how (d) grows with the number of
+files and of cores.
 
-    python benchmarks/folder.py BUNDLE RUN TILES768 TILES224
+    python benchmarks/folder.py BUNDLE RUN TILES768 TILES224 [--bundle-160 BUNDLE]
         --files-768 2000 --files-224 4000 --json benchmarks/results/folder.json
 
-BUNDLE is RUN's export. Every contestant runs in a process of its own; its clock starts with its
-first tile and stops with its last row, once the model is loaded and warm. --shared marks figures
-from a machine that had other work to do: then only compare within one run.
+BUNDLE is RUN's export. Which tiles leave early depends on what they show, so TILES768 and TILES224
+should hold tiles of the kind that the model was trained for. Every contestant runs in a process of
+its own; its clock starts with its first tile and stops with its last row, once the model is loaded
+and warm. --shared marks figures from a machine that had other work to do: then only compare within
+one run.
 """
 
 import argparse
@@ -25,15 +29,23 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import machine
 from rich.console import Console
 from rich.table import Table
 
 EDGELUNG = Path(sys.executable).with_name("edgelung")
+EXIT = "int8-early-exit"
 BATCH = 64  # of (a), (b) and (c): timm's scripts use 64 and more
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+
+
+class Floor(NamedTuple):
+    """What a way of running edgelung cannot do without: two contestants."""
+
+    decode: str
+    engine: str
 
 
 def main() -> None:
@@ -43,6 +55,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run folder that the bundle was exported from")
     parser.add_argument("tiles768", type=Path)
     parser.add_argument("tiles224", type=Path)
+    parser.add_argument("--bundle-160", type=Path, help="the bundle of a student of 160 px")
     parser.add_argument("--files-768", type=int, default=2000)
     parser.add_argument("--files-224", type=int, default=4000)
     parser.add_argument("--memory-files", type=int, default=0, help="also this many hard links")
@@ -53,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.work:
         name, folder, count = options.work
-        print(json.dumps(CONTESTANTS[name](options, Path(folder), int(count))))
+        print(json.dumps((CONTESTANTS | OF_160)[name](options, Path(folder), int(count))))
         return
 
     with tempfile.TemporaryDirectory(dir=options.json.parent if options.json else None) as work:
@@ -77,9 +90,9 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     ):
         folder = work / name
         spread(source, folder, count)
-        found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
+        found: dict[str, list[float]] = {contestant: [] for contestant in contestants(options)}
         # Round by round, so that a slow minute of the machine does not fall on one contestant.
-        for _, contestant in itertools.product(range(options.repeats), CONTESTANTS):
+        for _, contestant in itertools.product(range(options.repeats), found):
             seconds = contend(contestant, folder, count)
             found[contestant].append(seconds)
             console.print(f"{name} px  {contestant:24s} {count / seconds:8.1f} tiles/s")
@@ -95,23 +108,39 @@ def summarize(rounds: dict[str, list[float]], count: int) -> dict[str, Any]:
     """Rates and ratios of the best rounds, and the ratios of every round: how far they scatter."""
     seconds = {name: min(taken) for name, taken in rounds.items()}
     ours = {kind: seconds[f"d edgelung {kind}"] for kind in ("fp32", "int8")}
-    # Every core decodes and predicts: what one tile costs in both adds up.
-    floor = seconds["e decode alone"] + seconds["e engine alone int8"]
     return {
         "files": count,
         "tiles_per_second": {name: round(count / s, 1) for name, s in seconds.items()},
-        "floor_tiles_per_second": round(count / floor, 1),
-        "int8_times_a": round(seconds["a timm-style fp32"] / ours["int8"], 2),
         "int8_times_c": round(seconds["c pillow+ort int8"] / ours["int8"], 2),
         "fp32_times_b": round(seconds["b pillow+ort fp32"] / ours["fp32"], 2),
-        "int8_wall_over_floor": round(ours["int8"] / floor, 3),
-        "rounds": {
-            f"int8_times_{name[0]}": [
-                round(theirs / own, 2)
-                for theirs, own in zip(rounds[name], rounds["d edgelung int8"], strict=True)
-            ]
-            for name in ("a timm-style fp32", "c pillow+ort int8")
+        "rounds_int8_times_c": [
+            round(theirs / own, 2)
+            for theirs, own in zip(
+                rounds["c pillow+ort int8"], rounds["d edgelung int8"], strict=True
+            )
+        ],
+        "ways": {
+            name: way(rounds, seconds, count, name, floor)
+            for name, floor in FLOORS.items()
+            if name in rounds
         },
+    }
+
+
+def way(
+    rounds: dict[str, list[float]], seconds: dict[str, float], count: int, name: str, floor: Floor
+) -> dict[str, Any]:
+    """One way of running edgelung: against (a), and against its floor."""
+    # Every core decodes and predicts: what one tile costs in both adds up.
+    least = seconds[floor.decode] + seconds[floor.engine]
+    a = "a timm-style fp32"
+    return {
+        "times_a": round(seconds[a] / seconds[name], 2),
+        "rounds_times_a": [
+            round(theirs / own, 2) for theirs, own in zip(rounds[a], rounds[name], strict=True)
+        ],
+        "floor_tiles_per_second": round(count / least, 1),
+        "wall_over_floor": round(seconds[name] / least, 3),
     }
 
 
@@ -197,9 +226,16 @@ def write_rows(folder: Path, rows: list[list[float]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def edgelung(options: argparse.Namespace, folder: Path, count: int, precision: str) -> float:
+def edgelung(
+    options: argparse.Namespace,
+    folder: Path,
+    count: int,
+    precision: str,
+    bundle: Path | None = None,
+) -> float:
     """(d): the command itself; its own clock, which starts when the engine has proved itself."""
-    words = ["infer", folder, "--model", options.bundle, "--precision", precision, "--json"]
+    model = bundle or options.bundle
+    words = ["infer", folder, "--model", model, "--precision", precision, "--json"]
     words += ["--engine", "openvino", "--out", folder.parent / "edgelung.csv", "--restart"]
     done = subprocess.run([EDGELUNG, *map(str, words)], capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout)
@@ -207,13 +243,15 @@ def edgelung(options: argparse.Namespace, folder: Path, count: int, precision: s
     return float(summary["seconds"])
 
 
-def decode_alone(options: argparse.Namespace, folder: Path, count: int) -> float:
+def decode_alone(
+    options: argparse.Namespace, folder: Path, count: int, bundle: Path | None = None
+) -> float:
     """(e): the reader on every core, nothing else."""
     from edgelung.artifacts.bundle import open_bundle
     from edgelung.core.system import available_cores
     from edgelung.tiles.reader import read_tile
 
-    reader = open_bundle(options.bundle).reader
+    reader = open_bundle(bundle or options.bundle).reader
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     threads = available_cores()
 
@@ -225,8 +263,14 @@ def decode_alone(options: argparse.Namespace, folder: Path, count: int) -> float
     return together([(lambda k=k: work(paths[k::threads])) for k in range(threads)])
 
 
-def engine_alone(options: argparse.Namespace, folder: Path, count: int, precision: str) -> float:
-    """(e): the engine on every core, tiles in memory."""
+def engine_alone(
+    options: argparse.Namespace,
+    folder: Path,
+    count: int,
+    precision: str,
+    bundle: Path | None = None,
+) -> float:
+    """(e): the engine on every core, tiles in memory; as many different ones as fit into 300 MB."""
     import numpy as np
 
     from edgelung.artifacts.bundle import open_bundle
@@ -237,22 +281,22 @@ def engine_alone(options: argparse.Namespace, folder: Path, count: int, precisio
     from edgelung.inference.pipeline import default_batch_size
     from edgelung.tiles.reader import read_tile
 
-    bundle = open_bundle(options.bundle)
+    opened = open_bundle(bundle or options.bundle)
     threads = available_cores()
-    engine = open_engine(bundle, EngineName.OPENVINO, Precision(precision), threads).engine
+    engine = open_engine(opened, EngineName.OPENVINO, Precision(precision), threads).engine
+    size = default_batch_size(engine)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    tiles = np.stack(
-        [read_tile(path, bundle.reader) for path in paths[: default_batch_size(engine)]]
-    )
-    shares = [len(range(k, count, threads)) for k in range(threads)]
+    step = -(-len(paths) // 2048)
+    tiles = np.stack([read_tile(path, opened.reader) for path in paths[::step]])
+    batches = list(range(0, count, size))  # the first tile of each, in the whole folder
 
-    def work(left: int) -> None:
-        while left > 0:
-            engine.infer(tiles[: min(left, len(tiles))])
-            left -= len(tiles)
+    def work(firsts: list[int]) -> None:
+        for first in firsts:
+            rows = np.arange(first, min(first + size, count)) % len(tiles)
+            engine.infer(tiles[rows])
 
-    together([lambda: work(2 * len(tiles))] * threads)
-    return together([(lambda left=left: work(left)) for left in shares])
+    together([lambda: work(batches[:2])] * threads)
+    return together([(lambda k=k: work(batches[k::threads])) for k in range(threads)])
 
 
 def together(works: list[Callable[[], None]]) -> float:
@@ -266,7 +310,8 @@ def together(works: list[Callable[[], None]]) -> float:
     return time.perf_counter() - start
 
 
-CONTESTANTS: dict[str, Callable[[argparse.Namespace, Path, int], float]] = {
+Contestant = Callable[[argparse.Namespace, Path, int], float]
+CONTESTANTS: dict[str, Contestant] = {
     "a timm-style fp32": timm_style,
     "b pillow+ort fp32": lambda o, f, n: pillow_and_ort(o, f, n, "fp32"),
     "c pillow+ort int8": lambda o, f, n: pillow_and_ort(o, f, n, "int8"),
@@ -275,7 +320,43 @@ CONTESTANTS: dict[str, Callable[[argparse.Namespace, Path, int], float]] = {
     "e decode alone": decode_alone,
     "e engine alone fp32": lambda o, f, n: engine_alone(o, f, n, "fp32"),
     "e engine alone int8": lambda o, f, n: engine_alone(o, f, n, "int8"),
+    "e engine alone early exit": lambda o, f, n: engine_alone(o, f, n, EXIT),
+    "f edgelung early exit": lambda o, f, n: edgelung(o, f, n, EXIT),
 }
+OF_160: dict[str, Contestant] = {
+    "e decode alone 160": lambda o, f, n: decode_alone(o, f, n, o.bundle_160),
+    "e engine alone 160 int8": lambda o, f, n: engine_alone(o, f, n, "int8", o.bundle_160),
+    "e engine alone 160 early exit": lambda o, f, n: engine_alone(o, f, n, EXIT, o.bundle_160),
+    "g edgelung 160 int8": lambda o, f, n: edgelung(o, f, n, "int8", o.bundle_160),
+    "h edgelung 160 early exit": lambda o, f, n: edgelung(o, f, n, EXIT, o.bundle_160),
+}
+
+
+FLOORS = {
+    "d edgelung int8": Floor("e decode alone", "e engine alone int8"),
+    "f edgelung early exit": Floor("e decode alone", "e engine alone early exit"),
+    "g edgelung 160 int8": Floor("e decode alone 160", "e engine alone 160 int8"),
+    "h edgelung 160 early exit": Floor("e decode alone 160", "e engine alone 160 early exit"),
+}
+
+
+def contestants(options: argparse.Namespace) -> dict[str, Contestant]:
+    """Those that the bundles allow: an early exit is left out where a bundle has none."""
+    from edgelung.artifacts.bundle import open_bundle
+
+    found = dict(CONTESTANTS)
+    bundles = {"": options.bundle}
+    if options.bundle_160:
+        found |= OF_160
+        bundles["160"] = options.bundle_160
+    for mark, bundle in bundles.items():
+        if EXIT not in open_bundle(bundle).variants:
+            found = {
+                name: run
+                for name, run in found.items()
+                if not ("early exit" in name and ("160" in name) == bool(mark))
+            }
+    return found
 
 
 def growth(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
@@ -346,17 +427,14 @@ def show(result: dict[str, Any]) -> None:
         " on a SHARED machine: compare within this run only" if result["shared_machine"] else ""
     )
     table = Table("tiles/s", *(f"{n} px" for n in sets), title=f"folder run{machine_note}")
-    for name in CONTESTANTS:
+    first = next(iter(sets.values()))
+    for name in first["tiles_per_second"]:
         table.add_row(name, *(str(s["tiles_per_second"][name]) for s in sets.values()))
-    rows = {
-        "e floor 1/(decode + engine)": "floor_tiles_per_second",
-        "INT8 : (a)": "int8_times_a",
-        "INT8 : (c)": "int8_times_c",
-        "FP32 : (b)": "fp32_times_b",
-        "INT8 wall : floor": "int8_wall_over_floor",
-    }
-    for name, key in rows.items():
-        table.add_row(name, *(str(s[key]) for s in sets.values()))
+    for name in first["ways"]:
+        for key in ("floor_tiles_per_second", "times_a", "wall_over_floor"):
+            table.add_row(f"{name}: {key}", *(str(s["ways"][name][key]) for s in sets.values()))
+    for key in ("int8_times_c", "fp32_times_b"):
+        table.add_row(key, *(str(s[key]) for s in sets.values()))
     console.print(table)
     for key in ("growth_with_files", "growth_with_cores", "memory"):
         if key in result:

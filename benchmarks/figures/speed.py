@@ -1,6 +1,8 @@
 """Tables of tools on a CPU: INT8, folder runs, grouping, reading."""
 
-from figures.table import Table, interval, percent, points, result
+from collections.abc import Sequence
+
+from figures.table import NONE, Table, interval, percent, points, result
 
 QUANTIZED = {
     "edgelung": "**edgelung** (`auto`)",
@@ -47,10 +49,13 @@ FOLDER = {
     "b pillow+ort fp32": "Pillow, ONNX Runtime FP32",
     "c pillow+ort int8": "Pillow, ONNX Runtime INT8",
     "d edgelung fp32": "`edgelung infer` FP32",
-    "d edgelung int8": "**`edgelung infer` INT8**",
+    "d edgelung int8": "`edgelung infer` INT8",
+    "f edgelung early exit": "**`edgelung infer` INT8 with an early exit**",
     "e decode alone": "decoding alone",
     "e engine alone int8": "INT8 engine alone",
+    "e engine alone early exit": "engine with an early exit alone",
 }
+WAYS = {"d edgelung int8": "INT8", "f edgelung early exit": "INT8 with an early exit"}
 
 
 def folder() -> Table:
@@ -61,15 +66,42 @@ def folder() -> Table:
         [name, *(f"{found['tiles_per_second'][key]:,.1f}" for found in sets)]
         for key, name in FOLDER.items()
     ]
-    rows.append(
-        [
-            "floor: 1 / (decoding + engine)",
-            *(f"{found['floor_tiles_per_second']:,.1f}" for found in sets),
-        ]
-    )
+    for key, name in WAYS.items():
+        ways = [found["ways"][key] for found in sets]
+        rows.append(
+            [
+                f"{name}: times the first row (each round)",
+                *(f"{way['times_a']:.1f} × ({written(way['rounds_times_a'])})" for way in ways),
+            ]
+        )
+        rows.append(
+            [
+                f"{name}: time over its floor, decoding + engine",
+                *(f"{way['wall_over_floor']:.2f}" for way in ways),
+            ]
+        )
     header = ["tiles a second, from file to row"]
     header += [f"{found['files']:,} files of {size} px" for size, found in content["sets"].items()]
     return Table(header, rows, {"folder.json": content})
+
+
+def written(ratios: Sequence[float]) -> str:
+    """Ratios of rounds."""
+    return ", ".join(f"{ratio:.1f}" for ratio in ratios)
+
+
+def decoders() -> Table:
+    """JPEG decoders on one core."""
+    content = result("decoders.json")
+    sets = [content["sets"][size]["decoders"] for size in ("768", "224")]
+    rows = []
+    for name in sets[0]:
+        cells = [f"{found[name]['milliseconds']:.2f} ms" for found in sets]
+        difference = sets[0][name].get("largest_difference")
+        ratio = f"{sets[0][name]['times_simplejpeg']:.2f}"
+        rows.append([name, *cells, ratio, NONE if difference is None else str(difference)])
+    header = ["decoder", "file of 768 px", "file of 224 px", "× simplejpeg, 768 px"]
+    return Table([*header, "largest difference, levels"], rows, {"decoders.json": content})
 
 
 def memory() -> Table:
@@ -227,6 +259,7 @@ def pairs() -> Table:
 TABLES = {
     "quantization": quantization,
     "folder": folder,
+    "decoders": decoders,
     "memory": memory,
     "latency": latency,
     "audit": audit,
