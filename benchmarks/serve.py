@@ -139,7 +139,7 @@ def measure_memory(options: argparse.Namespace, images: list[Path]) -> dict[str,
     begin = time.monotonic()
     with edgelung_service(options) as (port, process):
         memory = [{"requests": 0, "resident_mb": resident_mb(process.pid)}]
-        words = ["wrk", "-t1", f"-c{MEMORY_CLIENTS}", "-d1d", "--timeout", "60s", "-s", LOAD]
+        words = ["wrk", "-t1", f"-c{MEMORY_CLIENTS}", "-d24h", "--timeout", "60s", "-s", LOAD]
         words += [f"http://127.0.0.1:{port}/v1/classify", "--", 0, 0, *images]
         with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True) as client:
             for step in range(1, MEMORY_STEPS + 1):
