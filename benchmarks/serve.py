@@ -52,7 +52,7 @@ START_SECONDS, STOP_SECONDS = 120, 20
 MEMORY_CLIENTS, MEMORY_STEPS = 32, 10
 SERVING_PACKAGES = ("uvicorn", "starlette", "httptools", "uvloop", "torchvision")
 PINS = ("fastapi==0.165.0", "python-multipart==0.0.34", "litserve==0.2.19")
-ENVIRONMENT = HERE.parent / "build" / "serve-environment"
+ENVIRONMENT = Path(sys.prefix) / "serve-environment"
 FASTAPI = ("-m", "uvicorn", "serve_fastapi:app", "--log-level", "warning", "--port")
 OTHERS = {  # the words of the command; the port follows
     "FastAPI + PyTorch": FASTAPI,

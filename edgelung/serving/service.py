@@ -181,9 +181,8 @@ def _model(name: str, given: TensorMetadata, outputs: list[TensorMetadata]) -> M
     )
 
 
-def _strings(texts: Iterable[str]) -> npt.NDArray[np.object_]:
-    """BYTES, (N, 1)."""
-    return np.array([[text.encode()] for text in texts], np.object_)
+def _strings(texts: Iterable[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
 
 
 def _scores(values: Iterable[float | None]) -> npt.NDArray[np.float32]:

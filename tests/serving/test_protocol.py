@@ -119,7 +119,7 @@ def test_binary_outputs_for_all_can_be_asked_for_at_once() -> None:
 
 
 ROWS = {
-    "label": np.array([["é".encode()], [b""]], np.object_),
+    "label": ["é".encode(), b""],
     "probs": np.array([[0, 0, 1], [math.nan] * 3], np.float32),
     "stage": np.array([[2], [0]], np.uint8),
 }
