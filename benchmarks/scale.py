@@ -81,6 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 < args.few < args.tiles:
         parser.error("--few is less than --tiles")
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as name, cluster(2) as address, cluster(1) as small:
         work = Path(name)
         sizes = (args.few, args.tiles)
@@ -99,9 +100,11 @@ def main() -> None:
         "ways": [asdict(way) for way in ways],
         "model": model(ways),
         "machine": machine.describe(),
+        "seconds": round(time.perf_counter() - begin, 1),
     }
     args.json.write_text(json.dumps(result, indent=2) + "\n")
     show(ways, result["model"])
+    print(f"took {result['seconds']:.0f} s")
 
 
 @contextmanager

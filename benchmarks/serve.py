@@ -1,6 +1,11 @@
-"""The service under load, beside the folder run and a FastAPI service as people write it.
+"""The service under load, beside the folder run and services as people write them.
 
-    python benchmarks/serve.py TILES768 --json benchmarks/results/serve.json
+    cd benchmarks
+    python serve.py TILES768 --json results/serve.json
+    python serve.py TILES768 --requests 100000 --json results/serve-memory.json
+
+The second command only sends so many requests to `edgelung serve`, 32 at once, and records its
+memory at the start, ten times on the way and at the end.
 
 Runs the services in turn on a free port of this machine, each in a process of its own, and loads
 them with wrk (`apt install wrk`), which needs little of the cores: one thread, 1 to 64 connections,
@@ -9,22 +14,28 @@ pause between their requests. The folder run gets the same images in the same ru
 with its first tile. A client of wrk waits for its answer, so a slow answer also delays its next
 request. Also the memory of the service after each load.
 
-The FastAPI service (`fastapi`, `python-multipart`, `timm`) has random weights: only its speed is
-measured. --shared marks figures from a machine that had other work to do.
+The others are FastAPI with PyTorch and LitServe with PyTorch, with random weights: only their speed
+is measured. They run in an environment that this script makes (PINS, with pip, so it needs a
+registry) and that takes torch and timm from its own. --shared marks figures from a machine that had
+other work to do.
 """
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import machine
 from rich.console import Console
@@ -37,8 +48,16 @@ HERE = Path(__file__).parent
 LOAD = HERE / "serve_load.lua"
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 DIFFERENT = 200  # images that are sent in turn
-START_SECONDS = 120
-SERVING_PACKAGES = ("uvicorn", "starlette", "httptools", "uvloop", "fastapi", "torchvision")
+START_SECONDS, STOP_SECONDS = 120, 20
+MEMORY_CLIENTS, MEMORY_STEPS = 32, 10
+SERVING_PACKAGES = ("uvicorn", "starlette", "httptools", "uvloop", "torchvision")
+PINS = ("fastapi==0.165.0", "python-multipart==0.0.34", "litserve==0.2.19")
+ENVIRONMENT = Path(sys.prefix) / "serve-environment"
+FASTAPI = ("-m", "uvicorn", "serve_fastapi:app", "--log-level", "warning", "--port")
+OTHERS = {  # the words of the command; the port follows
+    "FastAPI + PyTorch": FASTAPI,
+    "LitServe + PyTorch": ("serve_litserve.py",),
+}
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
@@ -50,24 +69,30 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2000, help="of the folder run")
     parser.add_argument("--seconds", type=float, default=20, help="of each load")
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    parser.add_argument("--requests", type=int, help="only measure memory over so many requests")
     parser.add_argument("--shared", action="store_true", help="the machine had other work to do")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("found no wrk; expected it on the path: apt install wrk")
-    with tempfile.TemporaryDirectory() as work:
-        result = measure(options, Path(work))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
-
-
-def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All figures."""
     images = sorted(path for path in options.tiles.rglob("*") if path.suffix in (".jpeg", ".jpg"))
     images = images[:: max(1, len(images) // DIFFERENT)][:DIFFERENT]
     if not images:
         sys.exit(f"{options.tiles} holds no .jpeg file")
+    if options.requests:
+        result = measure_memory(options, images)
+        console.print(json.dumps(result["memory"], indent=2), markup=False)
+    else:
+        with tempfile.TemporaryDirectory() as work:
+            result = measure(options, images, Path(work))
+        show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(options: argparse.Namespace, images: list[Path], work: Path) -> dict[str, Any]:
+    """All figures but those of `measure_memory`."""
+    python = make_environment(ENVIRONMENT)
     folder = work / "tiles"
     folder.mkdir()
     for number in range(options.files):
@@ -76,7 +101,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     folder_rates = [folder_run(options, folder)]
     loads: dict[str, list[dict[str, Any]]] = {}
     memory = []
-    with edgelung_service(options, work) as (port, process):
+    with edgelung_service(options) as (port, process):
         for clients in options.clients:
             loads.setdefault("edgelung serve", []).append(
                 load(f"http://127.0.0.1:{port}/v1/classify", clients, options.seconds, images)
@@ -84,23 +109,19 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             memory.append({"clients": clients, "resident_mb": resident_mb(process.pid)})
         best = max(loads["edgelung serve"], key=lambda one: float(one["requests_per_second"]))
         half = half_load(port, float(best["requests_per_second"]), options, images)
-    with fastapi_service() as port:
-        for clients in options.clients:
-            loads.setdefault("FastAPI + PyTorch", []).append(
-                load(
-                    f"http://127.0.0.1:{port}/predict",
-                    clients,
-                    options.seconds,
-                    images,
-                    multipart=True,
-                )
-            )
+    for name, words in OTHERS.items():
+        with other_service(python, words) as port:
+            url = f"http://127.0.0.1:{port}/predict"
+            loads[name] = [
+                load(url, clients, options.seconds, images, multipart=True)
+                for clients in options.clients
+            ]
     folder_rates.append(folder_run(options, folder))  # before and after: the machine drifts
     one_client = loads["edgelung serve"][0] if options.clients[0] == 1 else None
     return {
         "shared_machine": options.shared,
         "machine": machine.describe(),
-        "packages": versions(SERVING_PACKAGES),
+        "packages": versions(SERVING_PACKAGES) | dict(pin.split("==") for pin in PINS),
         "wrk": version_of_wrk(),
         "images": len(images),
         "image_bytes": round(sum(path.stat().st_size for path in images) / len(images)),
@@ -113,6 +134,41 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
+def measure_memory(options: argparse.Namespace, images: list[Path]) -> dict[str, Any]:
+    """Memory of the service over `--requests` requests."""
+    begin = time.monotonic()
+    with edgelung_service(options) as (port, process):
+        memory = [{"requests": 0, "resident_mb": resident_mb(process.pid)}]
+        words = ["wrk", "-t1", f"-c{MEMORY_CLIENTS}", "-d24h", "--timeout", "60s", "-s", LOAD]
+        words += [f"http://127.0.0.1:{port}/v1/classify", "--", 0, 0, *images]
+        with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True) as client:
+            for step in range(1, MEMORY_STEPS + 1):
+                while (done := answered(port)) < options.requests * step / MEMORY_STEPS:
+                    if client.poll() is not None:
+                        sys.exit(f"wrk ended after {done} requests")
+                    time.sleep(0.5)
+                memory.append({"requests": done, "resident_mb": resident_mb(process.pid)})
+            client.send_signal(signal.SIGINT)  # it then prints its figures
+            text, _ = client.communicate()
+    return {
+        "shared_machine": options.shared,
+        "machine": machine.describe(),
+        "packages": versions(SERVING_PACKAGES),
+        "images": len(images),
+        "seconds": round(time.monotonic() - begin, 1),
+        "load": {"clients": MEMORY_CLIENTS} | json.loads(text.splitlines()[-1]),
+        "memory": memory,
+    }
+
+
+def answered(port: int) -> int:
+    """How many images the service has answered, by its own metrics."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    ours = (line for line in lines if line.startswith("edgelung_requests_total{"))
+    return sum(int(float(line.split()[-1])) for line in ours if "/v1/classify" in line)
+
+
 def folder_run(options: argparse.Namespace, folder: Path) -> float:
     """Tiles per second of `edgelung infer`, by its own clock."""
     words = ["infer", folder, "--out", folder.parent / "rows.csv", "--restart", "--json"]
@@ -123,7 +179,7 @@ def folder_run(options: argparse.Namespace, folder: Path) -> float:
 
 @contextmanager
 def edgelung_service(
-    options: argparse.Namespace, work: Path
+    options: argparse.Namespace,
 ) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
     """`edgelung serve`; yields its port and process."""
     words = ["serve", *([str(options.bundle)] if options.bundle else []), "--port", "0", "--json"]
@@ -136,18 +192,37 @@ def edgelung_service(
             process.terminate()
 
 
+def make_environment(place: Path) -> Path:
+    """The Python of an environment with PINS, made if it is missing. Torch is that of this one."""
+    python, stamp = place / "bin" / "python", place / "pins.json"
+    content = json.dumps([PINS, sys.prefix])
+    if not stamp.exists() or stamp.read_text() != content:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        (site,) = (place / "lib").glob("python3*/site-packages")
+        own = [entry for entry in sys.path if entry.endswith("site-packages")]
+        (site / "own.pth").write_text("\n".join(own or [sysconfig.get_path("purelib")]) + "\n")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PINS], check=True)
+        stamp.write_text(content)
+    return python
+
+
 @contextmanager
-def fastapi_service() -> Iterator[int]:
-    """benchmarks/serve_fastapi.py under uvicorn, as its documentation says; yields its port."""
+def other_service(python: Path, words: Sequence[str]) -> Iterator[int]:
+    """A service of OTHERS; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
-    words = ["-m", "uvicorn", "serve_fastapi:app", "--port", str(port), "--log-level", "warning"]
-    with subprocess.Popen([sys.executable, *words], cwd=HERE) as process:
+    command = [python, *words, str(port)]
+    with subprocess.Popen(command, cwd=HERE, start_new_session=True) as process:
         try:
             wait_for(port, process)
             yield port
-        finally:
-            process.terminate()
+        finally:  # LitServe has processes of its own
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
@@ -160,7 +235,7 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
             time.sleep(0.2)
         else:
             return
-    sys.exit("the FastAPI service did not start; it needs fastapi, python-multipart and timm")
+    sys.exit(f"{process.args!r} did not start; it needs what PINS names, torch and timm")
 
 
 def half_load(

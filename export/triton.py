@@ -27,8 +27,9 @@ from edgelung.export.triton_config import (
     TensorConfig,
     Warmup,
 )
+from edgelung.serving import IMAGES_MODEL, TILES_SUFFIX
 
-FILES_MODEL, TILES_MODEL = "edgelung", "edgelung_tiles"
+FILES_MODEL, TILES_MODEL = IMAGES_MODEL, IMAGES_MODEL + TILES_SUFFIX
 CONFIG, VERSION = "config.pbtxt", "1"
 PROGRAM, GRAPH, LABELS, BUNDLE = "model.py", "model.onnx", "labels.txt", "bundle"
 WARMUP, WARMUP_TILE = "warmup", "golden-tile"  # the folder's name is Triton's

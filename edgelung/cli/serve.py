@@ -31,6 +31,7 @@ from edgelung.cli.options import (
     chosen,
     named_path,
 )
+from edgelung.serving import IMAGES_MODEL
 
 if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle
@@ -57,13 +58,13 @@ def serve(
     trust: TrustOption = None,
     allow_unsigned: AllowUnsignedOption = False,
     name: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="NAME",
             rich_help_panel=MODEL,
-            help="Name of the model in URLs.  [default: that of the bundle's folder]",
+            help="Name of the model for images in URLs; that for tiles is NAME_tiles.",
         ),
-    ] = None,
+    ] = IMAGES_MODEL,
     host: Annotated[
         str,
         typer.Option(
@@ -210,11 +211,11 @@ def serve(
     report("stopped: every request that was accepted has its answer")
 
 
-def _check_name(name: str | None) -> None:
+def _check_name(name: str) -> None:
     """Refuse a name that a URL cannot hold as it is, before the bundle is loaded."""
-    from edgelung.serving.service import model_name
+    from edgelung.serving.service import is_model_name
 
-    if name is not None and model_name(name) != name:
+    if not is_model_name(name):
         raise typer.BadParameter(
             f"--name {name} cannot stand in a URL; expected up to 64 letters, digits, . _ -, the "
             "first and the last a letter, a digit or _"
@@ -225,19 +226,18 @@ def _make_service(
     bundle: "Bundle",
     engines: "LoadedEngines",
     options: "Options",
-    name: str | None,
+    name: str,
     limits: "Limits",
 ) -> "Service":
     from edgelung.inference.session import label_rule
     from edgelung.serving.metrics import ServiceMetrics
-    from edgelung.serving.service import Service, model_name
+    from edgelung.serving.service import Service
 
-    folder = "starter" if bundle.is_starter else bundle.folder.absolute().name
     return Service(
         bundle,
         engines,
         label_rule(bundle, engines.chosen.variant, options),
-        name or model_name(folder),
+        name,
         limits,
         ServiceMetrics(),
     )

@@ -23,10 +23,16 @@ from edgelung.engines.base import (
 Config = dict[str, str | int | bool]
 
 
+class InferResult(Protocol):
+    """What this module uses of what a request gives."""
+
+    def to_tuple(self) -> tuple[Floats, ...]: ...
+
+
 class InferRequest(Protocol):
     """What this module uses of `openvino.InferRequest`, which has no types here."""
 
-    def infer(self, inputs: list[Tiles | Floats], *, share_inputs: bool) -> dict[int, Floats]: ...
+    def infer(self, inputs: Tiles | Floats, *, share_inputs: bool) -> InferResult: ...
 
 
 class CompiledModel(Protocol):
@@ -96,8 +102,9 @@ class OpenVinoEngine:
         """See `StageEngine.run`."""
         request = self._requests.get()
         try:
-            result = request.infer([batch], share_inputs=True)
-            return [np.asarray(result[i], np.float32) for i in range(len(result))]
+            # The array itself and a tuple: a list and look-ups by index take 0.1 ms more.
+            outputs = request.infer(batch, share_inputs=True).to_tuple()
+            return [np.asarray(output, np.float32) for output in outputs]
         finally:
             self._requests.put(request)
 

@@ -15,6 +15,7 @@ from edgelung.core.ownership import read_guarded, read_secret
 MAX_TOKEN_FILE = 4096  # bytes
 MAX_CERTIFICATES = 1 << 20
 MIN_TOKEN = 16  # characters: less can be guessed
+_PORT = re.compile(r":\d*$")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # what a header may hold (RFC 6750)
 
 
@@ -121,6 +122,24 @@ def check_address(address: str, token: Token | None, tls: TlsFiles | None) -> No
 def is_loopback(address: str) -> bool:
     """True if only this machine reaches the address."""
     return ipaddress.ip_address(address).is_loopback
+
+
+def names_this_machine(host: bytes) -> bool:
+    """True if the header `Host` is a name or an address that never means another machine.
+
+    A page in a browser here may ask `http://its-own-name:8000` and let that name resolve to
+    127.0.0.1 (DNS rebinding). The browser then takes our answer for one of the page's own server
+    and lets the page read it. Only `Host` tells such a request from others.
+    """
+    name = host.decode("latin-1").strip().lower()
+    if _PORT.search(name):
+        name = name.rpartition(":")[0]
+    if name == "localhost":
+        return True
+    try:
+        return is_loopback(name.removeprefix("[").removesuffix("]"))
+    except ValueError:  # another name
+        return False
 
 
 def bind(address: str, port: int) -> socket.socket:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgelung import RESEARCH_USE_ONLY, __version__
 from edgelung.core.errors import one_line
-from edgelung.serving.access import Token
+from edgelung.serving.access import Token, names_this_machine
 from edgelung.serving.exchange import Exchanges, refused
 from edgelung.serving.protocol import HEADER_LENGTH, ModelMetadata
 from edgelung.serving.refusal import Refusal, bad_request, unavailable
@@ -112,8 +112,13 @@ class Routes:
         return self._service.models[name]
 
 
-def make_app(service: Service, routes: Routes, token: Token | None) -> ASGIApp:
-    """The routes with their errors, the token and the measurements."""
+def make_app(
+    service: Service, routes: Routes, token: Token | None, *, checks_host: bool
+) -> ASGIApp:
+    """The routes with their errors, the token and the measurements.
+
+    `checks_host`: refuse requests whose header `Host` names another machine.
+    """
 
     async def on_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)
@@ -132,15 +137,22 @@ def make_app(service: Service, routes: Routes, token: Token | None) -> ASGIApp:
         exception_handlers={Refusal: on_refusal, HTTPException: on_http, Exception: on_bug},
     )
     app.router.redirect_slashes = False  # an answer that `curl --fail` would take for success
-    return _Middleware(app, service, routes, token)
+    return _Middleware(app, service, routes, token, checks_host)
 
 
 class _Middleware:
     """Checks who asks and that the service still answers; counts the answer."""
 
-    def __init__(self, app: ASGIApp, service: Service, routes: Routes, token: Token | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        routes: Routes,
+        token: Token | None,
+        checks_host: bool,
+    ) -> None:
         self._app, self._metrics = app, service.metrics
-        self._routes, self._token = routes, token
+        self._routes, self._token, self._checks_host = routes, token, checks_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin, code = time.perf_counter(), 0
@@ -162,10 +174,17 @@ class _Middleware:
         self._metrics.request(route, code, time.perf_counter() - begin)
 
     def _check(self, scope: Scope) -> None:
-        """Raise Refusal for a client without the token, and once the service stops."""
+        """Raise Refusal for a client that may not ask, and once the service stops."""
         if scope["path"] in OPEN_ROUTES:
             return
         headers = dict(scope["headers"])
+        host = headers.get(b"host")  # browsers always send it, some simple clients do not
+        if self._checks_host and host is not None and not names_this_machine(host):
+            raise Refusal(
+                421,
+                f"found Host: {one_line(host.decode('latin-1'), 64)}; expected localhost or "
+                "127.0.0.1. For other names, start the service with --token-file",
+            )
         if self._token is not None and not self._token.allows(headers.get(b"authorization")):
             raise Refusal(
                 401,

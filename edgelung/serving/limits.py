@@ -25,7 +25,7 @@ class Limits:
         json_bytes: of the JSON part of a request; lists of numbers take many times their text.
         header_bytes: of a request's line and headers.
         header_seconds: from the connection, or the first byte of a further request, to the last
-            header.
+            header; before that, as long again for the handshake of TLS.
         linger_seconds: for the rest of a body that is refused, and for answers that wait to be
             read after the connection was closed.
         write_seconds: for a client to read an answer that has filled the buffers.

@@ -22,9 +22,10 @@ from edgelung.serving.refusal import bad_request, too_large
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_NAME = 256  # characters of a name or an id that is given back
-MAX_ENTRIES = 16  # inputs or outputs of one request; a model has one and two
+MAX_ENTRIES = 16  # inputs or outputs of one request; a model has one, and up to seven
 
-Array = npt.NDArray[np.float32] | Sequence[bytes]  # FP32, or BYTES
+# FP32, UINT8, or BYTES of the shape [N, 1]
+Array = npt.NDArray[np.float32] | npt.NDArray[np.uint8] | Sequence[bytes]
 Value = str | int | float | bool | None
 Parameters = dict[str, Value]
 Name = Annotated[str, Meta(max_length=MAX_NAME)]
@@ -107,7 +108,7 @@ class _TensorAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     datatype: str
     shape: list[int]
     parameters: dict[str, int] = {}
-    data: list[float] | list[str] | None = None
+    data: Sequence[float] | Sequence[str] | None = None
 
 
 class _InferAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -300,13 +301,12 @@ def format_infer(
     answers, tails = [], []
     for output in request.outputs:
         array = arrays[output.name]
-        shape = [len(array)] if not isinstance(array, np.ndarray) else list(array.shape)
         tail = _binary(array) if output.binary else b""
         answers.append(
             _TensorAnswer(
                 name=output.name,
                 datatype=types[output.name],
-                shape=shape,
+                shape=list(array.shape) if isinstance(array, np.ndarray) else [len(array), 1],
                 parameters={"binary_data_size": len(tail)} if output.binary else {},
                 data=None if output.binary else _json_data(array),
             )
@@ -328,12 +328,13 @@ def format_infer(
 
 def _binary(array: Array) -> bytes:
     if isinstance(array, np.ndarray):
-        return array.astype("<f4", copy=False).tobytes()
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return b"".join(struct.pack("<I", len(element)) + element for element in array)
 
 
-def _json_data(array: Array) -> list[float] | list[str]:
+def _json_data(array: Array) -> Sequence[float] | Sequence[str]:
+    """The elements; JSON has no NaN, which becomes null."""
     if isinstance(array, np.ndarray):
-        flat: list[float] = array.ravel().tolist()
+        flat: Sequence[float] = array.ravel().tolist()
         return flat
     return [element.decode() for element in array]

@@ -44,16 +44,13 @@ class Server(uvicorn.Server):
         self._service = service
         self._exchanges = Exchanges(service.limits)
         self._routes = Routes(service, self._exchanges)
-        protocol = partial(
-            GuardedProtocol,
-            limits=service.limits,
-            on_closed=service.metrics.connection_closed,
-        )
+        self._tls = tls
+        checks_host = token is None and tls is None  # see `access.names_this_machine`
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # the app reports errors itself
         super().__init__(
             uvicorn.Config(
-                make_app(service, self._routes, token),
-                http=protocol,  # type: ignore[arg-type]  # called like a class
+                make_app(service, self._routes, token, checks_host=checks_host),
+                http=GuardedProtocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -63,7 +60,6 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(ANSWER_SECONDS + CLOSE_SECONDS),
-                ssl_context_factory=None if tls is None else lambda config, default: tls,
             )
         )
 
@@ -89,6 +85,29 @@ class Server(uvicorn.Server):
         """Answer what was accepted, then end `serve`."""
         self._routes.stopping = True
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections. In place of uvicorn's, which gives a TLS handshake 60 seconds."""
+        limits = self._service.limits
+        protocol = partial(
+            GuardedProtocol,
+            self.config,
+            self.server_state,
+            {},
+            limits=limits,
+            on_closed=self._service.metrics.connection_closed,
+        )
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                protocol,
+                sock=bound,
+                backlog=self.config.backlog,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else limits.header_seconds,
+            )
+            for bound in sockets or ()
+        ]
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn once `stop` was called."""

@@ -2,17 +2,21 @@
 
 import asyncio
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.prediction_rows import set_cell
 from edgelung.artifacts.predictions import JSON_LINES
 from edgelung.inference.pipeline import Row
 from edgelung.inference.record import LabelRule, Record, make_record
 from edgelung.inference.session import LoadedEngines
+from edgelung.serving import TILES_SUFFIX
 from edgelung.serving.batcher import Batcher, Job, Read, Request
 from edgelung.serving.limits import Limits
 from edgelung.serving.metrics import ServiceMetrics
@@ -29,16 +33,15 @@ from edgelung.tiles.reader import Tile
 from edgelung.tiles.status import NO_FAILURE, Status
 
 VERSION = "1"
-IMAGES_SUFFIX = "-images"
 PLATFORM = "edgelung"
 # The status of the answer to one image, for the rows that count as failures.
 HTTP_STATUS = {Status.TOO_LARGE: 413, Status.FAILED: 500}
 NOT_AN_IMAGE = 422
 
 
-def model_name(folder_name: str) -> str:
-    """A name for URLs from a bundle's folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder_name).strip("-.")[:64] or "model"
+def is_model_name(name: str) -> bool:
+    """True if a URL can hold the name as it is."""
+    return re.fullmatch(r"\w([\w.-]{0,62}\w)?", name, re.ASCII) is not None
 
 
 def http_status(status: str) -> int:
@@ -51,8 +54,8 @@ class Service:
     """A bundle's model, ready to answer. `close` it at the end.
 
     Attributes:
-        models: by name: one of tiles (`tiles` → `probs`, `ood`), one of encoded images (`images` →
-            `rows`).
+        models: by name: NAME of encoded images (`images` → what is in their rows), NAME_tiles of
+            tiles (`tiles` → `probs`, `ood`). A model repository for Triton has the same two.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Service:
     ) -> None:
         self.bundle, self.name, self.limits, self.metrics = bundle, name, limits, metrics
         self._rule, self._size = rule, bundle.reader.size
+        self._has_sets = rule.set_level is not None
         self._has_score = engines.chosen.variant.entry.known is not None
         self.batcher = Batcher(engines, bundle.reader, limits.tiles, metrics)
         metrics.describe(bundle, engines.chosen)
@@ -105,8 +109,20 @@ class Service:
         return format_infer(request, model, arrays)
 
     async def _infer_images(self, request: InferRequest) -> dict[str, Array]:
+        """What is in the rows, (N, …), as `export.triton_model` gives it."""
         rows = await self._run([self.batcher.encoded(data) for data in request.images])
-        return {"rows": [self._line(self._record(row, "")).strip() for row in rows]}
+        classes = self.bundle.classes
+        given = [self._record(row, "").prediction(classes) for row in rows]
+        none = (math.nan,) * len(classes)
+        return {
+            "label": _strings(one.label or "" for one in given),
+            "status": _strings(one.status for one in given),
+            "error": _strings(one.error for one in given),
+            "probs": np.array([one.probabilities or none for one in given], np.float32),
+            "ood": _scores(one.ood for one in given),
+            "stage": np.array([[one.stage or 0] for one in given], np.uint8),
+            "set": _strings(map(set_cell, given)),
+        }
 
     async def _infer_tiles(
         self, tiles: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -120,7 +136,7 @@ class Service:
             "probs": np.array([record.probabilities for record in records], np.float32)
         }
         if self._has_score:
-            arrays["ood"] = np.array([record.ood for record in records], np.float32)
+            arrays["ood"] = _scores(record.ood for record in records)
         return arrays
 
     async def _run(self, reads: Sequence[Read]) -> Sequence[Row[Job]]:
@@ -144,26 +160,34 @@ class Service:
         return line.getvalue()
 
     def _describe_models(self) -> list[ModelMetadata]:
-        size, classes = self._size, len(self.bundle.classes)
-        outputs = [TensorMetadata("probs", "FP32", [-1, classes])]
-        if self._has_score:
-            outputs.append(TensorMetadata("ood", "FP32", [-1]))
-        return [
-            ModelMetadata(
-                name=self.name,
-                versions=[VERSION],
-                platform=PLATFORM,
-                inputs=[TensorMetadata("tiles", "UINT8", [-1, size, size, 3])],
-                outputs=outputs,
-            ),
-            ModelMetadata(
-                name=self.name + IMAGES_SUFFIX,
-                versions=[VERSION],
-                platform=PLATFORM,
-                inputs=[TensorMetadata("images", "BYTES", [-1])],
-                outputs=[TensorMetadata("rows", "BYTES", [-1])],
-            ),
+        size, probs = self._size, TensorMetadata("probs", "FP32", [-1, len(self.bundle.classes)])
+        ood = TensorMetadata("ood", "FP32", [-1, 1])
+        row = [
+            *(TensorMetadata(name, "BYTES", [-1, 1]) for name in ("label", "status", "error")),
+            *(probs, ood, TensorMetadata("stage", "UINT8", [-1, 1])),
+            *([TensorMetadata("set", "BYTES", [-1, 1])] if self._has_sets else []),
         ]
+        images = TensorMetadata("images", "BYTES", [-1, 1])
+        tiles = TensorMetadata("tiles", "UINT8", [-1, size, size, 3])
+        return [
+            _model(self.name, images, row),
+            _model(self.name + TILES_SUFFIX, tiles, [probs, ood] if self._has_score else [probs]),
+        ]
+
+
+def _model(name: str, given: TensorMetadata, outputs: list[TensorMetadata]) -> ModelMetadata:
+    return ModelMetadata(
+        name=name, versions=[VERSION], platform=PLATFORM, inputs=[given], outputs=outputs
+    )
+
+
+def _strings(texts: Iterable[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
+
+
+def _scores(values: Iterable[float | None]) -> npt.NDArray[np.float32]:
+    """FP32, (N, 1), NaN for none."""
+    return np.array([[math.nan if value is None else value] for value in values], np.float32)
 
 
 def _given(tile: Tile) -> Read:

@@ -34,14 +34,16 @@ def http(
     stated = len(body) if length is None else length
     lines = [
         f"{method} {path} HTTP/1.1",
-        "Host: a",
+        "Host: localhost",
         "Connection: close",
         f"Content-Length: {stated}",
     ]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + body
 
 
-def tensors(header: object, tail: bytes, length: int | None = None, path: str = "starter") -> bytes:
+def tensors(
+    header: object, tail: bytes, length: int | None = None, path: str = "edgelung_tiles"
+) -> bytes:
     text = json.dumps(header).encode()
     return http(
         f"/v2/models/{path}/infer",
@@ -86,13 +88,13 @@ def json_bomb(draw: Draw) -> bytes:
     count = draw.choice([50, 2000, 100_000])
     start = draw.choice(['{"inputs":', "", '{"inputs":[{"data":', '{"id":', '{"a":{"b":'])
     unit = draw.choice(["[", '{"a":', "[[],", "1,", '"', "\\", "NaN,", "1e999,", "-"])
-    return http("/v2/models/starter/infer", (start + unit * count).encode())
+    return http("/v2/models/edgelung_tiles/infer", (start + unit * count).encode())
 
 
 IMAGES = {
     "name": "images",
     "datatype": "BYTES",
-    "shape": [3],
+    "shape": [3, 1],
     "parameters": {"binary_data_size": 24},
 }
 STRANGE_ADDRESSES = (
@@ -136,25 +138,25 @@ KINDS: dict[str, Callable[[Draw], bytes]] = {
         "/v1/classify", jpeg(), "Connection: Upgrade", "Upgrade: h2c"
     ),
     "hundreds of thousands of empty images": lambda draw: tensors(
-        {"inputs": [IMAGES | {"shape": [200_000], "parameters": {"binary_data_size": 800_000}}]},
+        {"inputs": [IMAGES | {"shape": [200_000, 1], "parameters": {"binary_data_size": 800_000}}]},
         bytes(800_000),
         None,
-        "starter-images",
+        "edgelung",
     ),
     "unknown names": lambda draw: http(
-        f"/v2/models/{draw.choice(['a', '%1b', 'starter/versions/0'])}/infer", b"{}"
+        f"/v2/models/{draw.choice(['a', '%1b', 'edgelung/versions/0'])}/infer", b"{}"
     ),
     "tensors that lie": lambda draw: tensors(
         {"inputs": [entry(draw) for _ in range(draw.choice([1, 1, 1, 0, 2, 20]))]},
         bytes(draw.choice([0, 100, 150528, 150529])),
         draw.choice([None, None, 0, -1, 10**12]),
-        draw.choice(["starter", "starter-images"]),
+        draw.choice(["edgelung", "edgelung_tiles"]),
     ),
     "images that lie about their length": lambda draw: tensors(
         {"inputs": [IMAGES]},
         struct.pack("<I", draw.choice([0, 4, 2**31, 2**32 - 1])) + draw.randbytes(20),
         None,
-        "starter-images",
+        "edgelung",
     ),
     "a bomb of bytes": bomb,
     "a bomb of JSON": json_bomb,
@@ -162,7 +164,7 @@ KINDS: dict[str, Callable[[Draw], bytes]] = {
         "/v1/classify", bytes(2**20 + draw.randint(1, 99))
     ),
     "many requests at once": lambda draw: (
-        b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n" * draw.randint(2, 99)
+        b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n" * draw.randint(2, 99)
         + http("/v2", b"", method="GET")
     ),
 }
@@ -221,7 +223,8 @@ def test_stalled_clients_hold_nobody_up() -> None:
     beginnings = (
         b"",
         b"POST /v1/cl",
-        b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n" + body[:100],
+        b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n"
+        + body[:100],
         http("/v1/classify", body).replace(b"Connection: close\r\n", b"") * 3,
     )
     limits = Limits(seconds=600, header_seconds=600, write_seconds=600, tiles=512)
@@ -262,7 +265,7 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(60)
         client.connect(("127.0.0.1", running.port))
-        requests = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 10
+        requests = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10
         with contextlib.suppress(OSError):  # reset, or a broken pipe
             while client.sendall(requests) is None:
                 pass

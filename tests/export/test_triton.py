@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from services import serving
 
 import edgelung
 from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
@@ -169,6 +170,29 @@ def test_tritons_schema_reads_the_config_of_the_python_model(
     length, image = data.read_bytes()[:4], data.read_bytes()[4:]
     assert int.from_bytes(length, "little") == len(image)
     assert decode_tile(image, starter.reader).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("model", [FILES_MODEL, TILES_MODEL])
+def test_edgelung_serve_has_the_same_models(
+    model: str, repository: Path, schema: ModuleType
+) -> None:
+    config = parse(schema, (repository / model / "config.pbtxt").read_text())
+    with serving() as service:
+        described = service.ask("GET", f"/v2/models/{model}").json
+    for declared, tensors in (
+        (config.input, described["inputs"]),
+        (config.output, described["outputs"]),
+    ):
+        assert tensors == [
+            {
+                "name": tensor.name,
+                "datatype": schema.DataType.Name(tensor.data_type)
+                .removeprefix("TYPE_")
+                .replace("STRING", "BYTES"),
+                "shape": [-1, *tensor.dims],
+            }
+            for tensor in declared
+        ]
 
 
 def test_a_variant_for_gpus_is_placed_on_one(starter: Bundle, schema: ModuleType) -> None:

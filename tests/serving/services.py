@@ -22,6 +22,7 @@ from edgelung.engines.base import Engine, Output, Tiles
 from edgelung.engines.choose import Chosen
 from edgelung.inference.record import LabelRule
 from edgelung.inference.session import LoadedEngines
+from edgelung.serving import IMAGES_MODEL
 from edgelung.serving.access import Token
 from edgelung.serving.limits import Limits
 from edgelung.serving.metrics import ServiceMetrics
@@ -154,7 +155,7 @@ def serving(
         bundle,
         loaded(engine or FakeEngine(), bundle, batch_size),
         rule or LabelRule(),
-        "starter",
+        IMAGES_MODEL,
         limits or Limits(),
         ServiceMetrics(),
     )

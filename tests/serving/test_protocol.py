@@ -1,6 +1,7 @@
 """The Open Inference Protocol v2: what a client states is checked against what is there."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,23 @@ TILES = ModelMetadata(
     versions=["1"],
     platform="edgelung",
     inputs=[TensorMetadata("tiles", "UINT8", [-1, SIDE, SIDE, 3])],
-    outputs=[TensorMetadata("probs", "FP32", [-1, 3]), TensorMetadata("ood", "FP32", [-1])],
+    outputs=[TensorMetadata("probs", "FP32", [-1, 3]), TensorMetadata("ood", "FP32", [-1, 1])],
 )
 IMAGES = ModelMetadata(
-    name="m-images",
+    name="m",
     versions=["1"],
     platform="edgelung",
-    inputs=[TensorMetadata("images", "BYTES", [-1])],
-    outputs=[TensorMetadata("rows", "BYTES", [-1])],
+    inputs=[TensorMetadata("images", "BYTES", [-1, 1])],
+    outputs=[
+        TensorMetadata("label", "BYTES", [-1, 1]),
+        TensorMetadata("probs", "FP32", [-1, 3]),
+        TensorMetadata("stage", "UINT8", [-1, 1]),
+    ],
 )
 PIXELS = np.arange(2 * SIDE * SIDE * 3, dtype=np.uint8).reshape(2, SIDE, SIDE, 3)
 ARRAYS = {
     "probs": np.array([[0.1, 0.2, 0.7], [1, 0, 0]], np.float32),
-    "ood": np.array([0.5, 1.5], np.float32),
+    "ood": np.array([[0.5], [1.5]], np.float32),
 }
 
 
@@ -80,7 +85,7 @@ def test_images_are_split_by_their_lengths() -> None:
     parts = [b"first", b"", b"third"]
     tail = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
     content = header(
-        name="images", datatype="BYTES", shape=[3], parameters={"binary_data_size": len(tail)}
+        name="images", datatype="BYTES", shape=[3, 1], parameters={"binary_data_size": len(tail)}
     )
     assert list(parse(content, tail, IMAGES).images) == parts
 
@@ -92,7 +97,7 @@ def test_an_answer_in_json_holds_the_float32_values() -> None:
     assert headers == {"Content-Type": "application/json"}
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("m", "1", "7")
     probs, ood = answer["outputs"]
-    assert (probs["shape"], ood["shape"]) == ([2, 3], [2])
+    assert (probs["shape"], ood["shape"]) == ([2, 3], [2, 1])
     assert np.array_equal(np.float32(probs["data"]), ARRAYS["probs"].ravel())
 
 
@@ -113,7 +118,36 @@ def test_binary_outputs_for_all_can_be_asked_for_at_once() -> None:
     assert all(output.binary for output in request.outputs)
 
 
-BYTES = {"name": "images", "datatype": "BYTES", "shape": [1]}
+ROWS = {
+    "label": ["é".encode(), b""],
+    "probs": np.array([[0, 0, 1], [math.nan] * 3], np.float32),
+    "stage": np.array([[2], [0]], np.uint8),
+}
+
+
+def of_images(**parameters: bool) -> InferRequest:
+    tail = b"\1\0\0\0a" * 2
+    content = header(
+        name="images", datatype="BYTES", shape=[2, 1], parameters={"binary_data_size": len(tail)}
+    )
+    return parse(content | {"parameters": parameters}, tail, IMAGES)
+
+
+def test_rows_in_json_have_null_where_there_is_no_number() -> None:
+    label, probs, stage = json.loads(format_infer(of_images(), IMAGES, ROWS)[0])["outputs"]
+    assert (label["datatype"], label["shape"], label["data"]) == ("BYTES", [2, 1], ["é", ""])
+    assert probs["data"] == [0, 0, 1, None, None, None]
+    assert (stage["datatype"], stage["data"]) == ("UINT8", [2, 0])
+
+
+def test_rows_as_binary_data_have_each_type() -> None:
+    body, headers = format_infer(of_images(binary_data_output=True), IMAGES, ROWS)
+    tail = body[int(headers["Inference-Header-Content-Length"]) :]
+    label = b"\2\0\0\0\xc3\xa9" + b"\0\0\0\0"
+    assert tail == label + ROWS["probs"].tobytes() + b"\2\0"
+
+
+BYTES = {"name": "images", "datatype": "BYTES", "shape": [1, 1]}
 WRONG: dict[str, tuple[Any, bytes, ModelMetadata, str | None]] = {
     "no JSON": (b"\x00\x01", b"", TILES, None),
     "a list": ([], b"", TILES, None),

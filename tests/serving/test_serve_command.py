@@ -65,16 +65,24 @@ def test_the_rows_of_a_batch_of_images_are_those_of_infer(
     for path in sorted(EXAMPLES.iterdir()):
         data = path.read_bytes()
         tail += len(data).to_bytes(4, "little") + data
-    entry = {"name": "images", "datatype": "BYTES", "shape": [3]}
+    entry = {"name": "images", "datatype": "BYTES", "shape": [3, 1]}
     head = json.dumps({"inputs": [entry | {"parameters": {"binary_data_size": len(tail)}}]})
     answer = service.ask(
         "POST",
-        "/v2/models/starter-images/infer",
+        "/v2/models/edgelung/infer",
         head.encode() + tail,
         Inference_Header_Content_Length=str(len(head)),
     )
-    rows = [json.loads(row) for row in answer.json["outputs"][0]["data"]]
-    assert rows == [json.loads(line) | {"path": ""} for line in lines]
+    outputs = {output["name"]: output["data"] for output in answer.json["outputs"]}
+    rows = [json.loads(line) for line in lines]
+    assert outputs["status"] == [row["status"] for row in rows]
+    assert outputs["label"] == [row["label"] or "" for row in rows]
+    assert outputs["error"] == [row["error"] or "" for row in rows]
+    assert outputs["stage"] == [row["stage"] or 0 for row in rows]
+    for number, row in enumerate(rows):
+        ood, probs = outputs["ood"][number], outputs["probs"][3 * number : 3 * number + 3]
+        expected = [value for name, value in row.items() if name.startswith("p_")]
+        assert [value and round(value, 6) for value in (ood, *probs)] == [row["ood"], *expected]
 
 
 def tiles() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -88,7 +96,7 @@ def test_the_probabilities_of_tensors_are_those_of_infer(
     sent = tiles()
     entry = {"name": "tiles", "datatype": "UINT8", "shape": list(sent.shape)}
     body = json.dumps({"inputs": [entry | {"data": sent.ravel().tolist()}]}).encode()
-    probs, ood = service.ask("POST", "/v2/models/starter/infer", body).json["outputs"]
+    probs, ood = service.ask("POST", "/v2/models/edgelung_tiles/infer", body).json["outputs"]
     rows = [row for row in exact.rows if row.path in WHOLE]
     assert np.array_equal(
         np.float32(probs["data"]).reshape(probs["shape"]),
@@ -105,7 +113,7 @@ def test_the_examples_of_the_how_to_page_run(service: Running, tmp_path: Path) -
 
     def run(words: list[str], text: str) -> str:
         """Run what a page says, on this service."""
-        here = text.replace(":8000", f":{service.port}").replace('"first"', '"starter"')
+        here = text.replace(":8000", f":{service.port}")
         return subprocess.run(
             [*words, here], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
         ).stdout
@@ -117,23 +125,42 @@ def test_the_examples_of_the_how_to_page_run(service: Running, tmp_path: Path) -
         assert run([sys.executable, "-c"], python.body).startswith("[[")
 
 
+def test_tritonclient_gets_the_rows_of_images(service: Running, exact: Predictions) -> None:
+    client_module = pytest.importorskip("tritonclient.http")
+    paths = sorted(EXAMPLES.iterdir())
+    files = np.array([[path.read_bytes()] for path in paths], np.object_)
+    given = client_module.InferInput("images", files.shape, "BYTES").set_data_from_numpy(files)
+    client = client_module.InferenceServerClient(f"127.0.0.1:{service.port}")
+    answer = client.infer("edgelung", [given])
+    none = (np.nan,) * len(exact.classes)
+    numbers = np.float32([row.probabilities or none for row in exact.rows])
+    assert np.array_equal(answer.as_numpy("probs"), numbers, equal_nan=True)
+    for name, values in (
+        ("status", [row.status for row in exact.rows]),
+        ("label", [row.label or "" for row in exact.rows]),
+        ("error", [row.error for row in exact.rows]),
+    ):
+        assert [text.decode() for (text,) in answer.as_numpy(name)] == values
+    assert answer.as_numpy("stage").tolist() == [[row.stage or 0] for row in exact.rows]
+
+
 def test_tritonclient_works_unchanged(service: Running, exact: Predictions) -> None:
     client_module = pytest.importorskip("tritonclient.http")
     sent = tiles()
     client = client_module.InferenceServerClient(f"127.0.0.1:{service.port}")
     assert client.is_server_live()
-    assert client.is_model_ready("starter", "1")
-    assert client.get_model_metadata("starter")["inputs"][0]["shape"] == [-1, 224, 224, 3]
+    assert client.is_model_ready("edgelung_tiles", "1")
+    assert client.get_model_metadata("edgelung_tiles")["inputs"][0]["shape"] == [-1, 224, 224, 3]
     rows = [row for row in exact.rows if row.path in WHOLE]
     for binary, compression in ((True, None), (False, None), (True, "gzip"), (True, "deflate")):
         given = client_module.InferInput("tiles", list(sent.shape), "UINT8")
         given.set_data_from_numpy(sent, binary_data=binary)
-        answer = client.infer("starter", [given], request_compression_algorithm=compression)
+        answer = client.infer("edgelung_tiles", [given], request_compression_algorithm=compression)
         assert np.array_equal(
             answer.as_numpy("probs"), np.float32([row.probabilities for row in rows])
         )
-        assert np.array_equal(answer.as_numpy("ood"), np.float32([row.ood for row in rows]))
-    with pytest.raises(Exception, match="expected one of starter, starter-images"):
+        assert np.array_equal(answer.as_numpy("ood"), np.float32([[row.ood] for row in rows]))
+    with pytest.raises(Exception, match="expected one of edgelung, edgelung_tiles"):
         client.infer("other", [given])
 
 
@@ -181,7 +208,7 @@ def test_a_signal_under_load_leaves_no_request_without_its_answer(
     assert answered.count(200) >= 12
 
 
-STALLED = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+STALLED = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
 
 
 def test_a_stalled_client_does_not_hold_up_the_end() -> None:
@@ -245,6 +272,8 @@ def test_the_options_of_infer_decide_about_labels() -> None:
     with process(*words, "--name", "lung") as (running, _):
         row = running.ask("POST", "/v1/classify", (EXAMPLES / WHOLE[0]).read_bytes()).json
         assert (row["status"], row["label"], row["set"]) == ("review", None, "lung_aca")
+        outputs = running.ask("GET", "/v2/models/lung").json["outputs"]
+        assert outputs[-1] == {"name": "set", "datatype": "BYTES", "shape": [-1, 1]}
         assert running.ask("GET", "/v2/models/lung/ready").status == 200
         assert 'precision="fp32"' in running.ask("GET", "/metrics").body.decode()
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from edgelung.serving.access import (
     resolve,
 )
 from edgelung.serving.limits import Limits
-from edgelung.serving.service import http_status, model_name
+from edgelung.serving.service import http_status, is_model_name
 from edgelung.tiles.status import NO_FAILURE, Status
 
 TOKEN = "0123456789abcdef"
@@ -108,7 +109,7 @@ def test_nothing_that_a_client_sends_is_logged(caplog: pytest.LogCaptureFixture)
         running.send(b"GET /\x1bsecret HTTP/9.9\r\n\r\n")
         body, length = infer_body(66)
         answer = running.ask(
-            "POST", "/v2/models/starter/infer", body, Inference_Header_Content_Length=length
+            "POST", "/v2/models/edgelung_tiles/infer", body, Inference_Header_Content_Length=length
         )
         assert (answer.status, answer.json["error"]) == (
             500,
@@ -127,17 +128,17 @@ def test_nothing_that_a_client_sends_is_logged(caplog: pytest.LogCaptureFixture)
     [
         ("GET", "/", 404),
         ("GET", "/v2/models/other", 404),
-        ("GET", "/v2/models/starter/versions/2", 404),
+        ("GET", "/v2/models/edgelung/versions/2", 404),
         ("POST", "/v2/models/other/infer", 404),
         ("GET", "/v2/", 404),
         ("GET", "/v1/classify", 405),
-        ("DELETE", "/v2/models/starter", 405),
+        ("DELETE", "/v2/models/edgelung", 405),
         ("POST", "/metrics", 405),
         ("GET", "/v2", 200),
         ("GET", "/v2/health/live", 200),
         ("GET", "/v2/health/ready", 200),
-        ("GET", "/v2/models/starter", 200),
-        ("GET", "/v2/models/starter-images/versions/1/ready", 200),
+        ("GET", "/v2/models/edgelung", 200),
+        ("GET", "/v2/models/edgelung_tiles/versions/1/ready", 200),
         ("HEAD", "/v2/health/ready", 200),
     ],
 )
@@ -192,7 +193,7 @@ def test_more_tiles_than_may_ever_wait_are_413() -> None:
     with serving(limits=Limits(tiles=2)) as running:
         body, length = infer_body(1, 2, 3)
         answer = running.ask(
-            "POST", "/v2/models/starter/infer", body, Inference_Header_Content_Length=length
+            "POST", "/v2/models/edgelung_tiles/infer", body, Inference_Header_Content_Length=length
         )
     assert answer.status == 413
 
@@ -211,7 +212,9 @@ def test_a_body_that_does_not_come_is_408_and_holds_nobody_up() -> None:
         serving(limits=Limits(seconds=0.5)) as running,
         socket.create_connection(("127.0.0.1", running.port), timeout=60) as stalled,
     ):
-        stalled.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nabc")
+        stalled.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nabc"
+        )
         assert running.ask("POST", "/v1/classify", jpeg()).status == 200
         assert stalled.recv(1000).startswith(b"HTTP/1.1 408 ")
 
@@ -220,7 +223,7 @@ def test_a_header_that_does_not_come_is_408() -> None:
     with serving(limits=Limits(header_seconds=0.2)) as running:
         assert running.send(b"").startswith(b"HTTP/1.1 408 ")
         assert running.send(b"GET / HT").startswith(b"HTTP/1.1 408 ")
-        second = running.send(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\nGET / HT")
+        second = running.send(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT")
         assert second.startswith(b"HTTP/1.1 200 ")
         assert b"HTTP/1.1 408 " in second
         assert running.metric('edgelung_connections_closed_total{reason="slow-header"}') == 3
@@ -302,7 +305,7 @@ def test_a_connection_too_many_is_refused_unless_another_is_idle() -> None:
     ):
         one.sendall(b"GET /v2 HT")
         assert running.send(b"GET /v2 HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
-        one.sendall(b"TP/1.1\r\nHost: a\r\n\r\n")
+        one.sendall(b"TP/1.1\r\nHost: localhost\r\n\r\n")
         assert one.recv(1000).startswith(b"HTTP/1.1 200 ")
         assert running.ask("GET", "/v2").status == 200
         assert one.recv(1000) == b""  # closed, since it was idle
@@ -319,7 +322,7 @@ def test_connections_that_are_refused_and_stay_are_limited_too(
         )
         assert two.recv(1000).startswith(b"HTTP/1.1 503 ")
         assert three.recv(1000) == b""
-        one.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
+        one.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert one.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
@@ -329,8 +332,8 @@ def test_a_client_that_goes_away_is_no_error() -> None:
         engine.may_run.clear()
         body = jpeg()
         with socket.create_connection(("127.0.0.1", running.port)) as client:
-            head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
-            client.sendall(head.encode() + body)
+            head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+            client.sendall(head % len(body) + body)
             assert engine.began.acquire(timeout=60)
         engine.may_run.set()
         assert running.ask("POST", "/v1/classify", body).status == 200
@@ -341,7 +344,7 @@ def test_metrics_count_requests_rows_and_batches() -> None:
         running.ask("POST", "/v1/classify", jpeg())
         body, length = infer_body(1, 2)
         running.ask(
-            "POST", "/v2/models/starter/infer", body, Inference_Header_Content_Length=length
+            "POST", "/v2/models/edgelung_tiles/infer", body, Inference_Header_Content_Length=length
         )
         assert running.metric('edgelung_requests_total{code="200",route="/v1/classify"}') == 1
         assert running.metric('edgelung_rows_total{status="ok"}') == 3
@@ -358,7 +361,7 @@ def test_metrics_count_requests_rows_and_batches() -> None:
 
 def test_a_token_is_asked_for_everywhere_but_for_the_health() -> None:
     with serving(token=Token(TOKEN.encode())) as running:
-        for path in ("/v2", "/metrics", "/v2/models/starter", "/nothing"):
+        for path in ("/v2", "/metrics", "/v2/models/edgelung", "/nothing"):
             answer = running.ask("GET", path)
             assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer"), path
         assert running.ask("POST", "/v1/classify", jpeg()).status == 401
@@ -460,6 +463,66 @@ def test_tls_lets_in_only_clients_with_a_certificate_of_the_authority(tmp_path: 
         assert not running.send(b"GET /v2 HTTP/1.1\r\n\r\n").startswith(b"HTTP/")
 
 
+def test_a_client_that_stays_silent_in_the_handshake_is_cut_off(tmp_path: Path) -> None:
+    certificate, key, ca = server_files(authority(), tmp_path)
+    client_tls = ssl.create_default_context(cafile=str(ca))
+    with (
+        serving(
+            limits=Limits(header_seconds=0.2),
+            tls=TlsFiles(certificate, key).context(),
+            client_tls=client_tls,
+        ) as running,
+        socket.create_connection(("127.0.0.1", running.port), timeout=20) as silent,
+    ):
+        with contextlib.suppress(ConnectionError):
+            assert silent.recv(1) == b""  # the end; without a deadline, a timeout
+        assert running.ask("GET", "/v2/health/live").status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LocalHost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("127.0.1.1", 200),
+        ("[::1]:8000", 200),
+        ("rebound.example:8000", 421),
+        ("127.0.0.1.rebound.example", 421),
+        ("localhost.rebound.example:80", 421),
+        ("0.0.0.0:8000", 421),
+        ("192.0.2.1", 421),
+        ("", 421),
+    ],
+)
+def test_only_names_of_this_machine_are_answered(local: Running, host: str, status: int) -> None:
+    """A page whose own name resolves to 127.0.0.1 could read the answers (DNS rebinding)."""
+    for path in ("/v2", "/v2/models/edgelung", "/metrics"):
+        answer = local.ask("GET", path, Host=host)
+        assert answer.status == status, path
+    assert local.ask("POST", "/v1/classify", jpeg(), Host=host).status == status
+    assert local.ask("GET", "/v2/health/live", Host=host).status == 200
+
+
+def test_a_request_without_a_host_comes_from_no_browser(local: Running) -> None:
+    assert local.send(b"GET /v2 HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_token_lets_a_service_have_any_name() -> None:
+    with serving(token=Token(b"0123456789abcdef")) as running:
+        authorization = "Bearer 0123456789abcdef"
+        host = "service.example"
+        assert running.ask("GET", "/v2", Host=host, Authorization=authorization).status == 200
+        assert running.ask("GET", "/v2", Host=host).status == 401
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Running]:
+    """A service that only this machine reaches."""
+    with serving() as running:
+        yield running
+
+
 def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     certificate, key, ca = server_files(authority(), tmp_path)
     key.chmod(0o644)
@@ -519,7 +582,11 @@ def test_what_has_no_answer_when_the_time_is_up_is_told_so(
     assert statuses == [503]
 
 
-def test_names_of_folders_become_names_in_addresses() -> None:
-    assert model_name("first") == "first"
-    assert model_name("my bundle/ü") == "my-bundle"
-    assert model_name("..") == "model"
+@pytest.mark.parametrize("name", ["first", "a", "9_b.c-d", "x" * 64])
+def test_a_name_that_a_url_can_hold_is_taken(name: str) -> None:
+    assert is_model_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "my bundle", "ü", "a-", ".a", "x" * 65, "a\n"])
+def test_a_name_that_a_url_cannot_hold_is_refused(name: str) -> None:
+    assert not is_model_name(name)
