@@ -31,6 +31,7 @@ from edgelung.export.plan import Plan
 from edgelung.export.predict import predict
 from edgelung.export.recalibrate import SiteTiles, recalibrate
 from edgelung.export.select import Refine
+from edgelung.export.target import Goal, choose_target
 from edgelung.export.variants import VariantMaker, prepare_variants
 
 # Largest difference of a probability between the trained torch model and the exported FP32 graph.
@@ -54,6 +55,7 @@ def export_run(
     known: float = KNOWN,
     site: SiteTiles | None = None,
     cross_validation: Path | None = None,
+    goal: Goal | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
@@ -74,6 +76,7 @@ def export_run(
             others are as far from the training tiles as what it reports as unknown.
         site: labelled tiles that give the temperature in place of the validation tiles.
         cross_validation: what `edgelung train --folds` wrote, for the model card.
+        goal: the speed for which a variant is chosen; see `target.choose_target`.
 
     Raises:
         EdgelungError: if the run or its tiles cannot be read, or the graph does not reproduce the
@@ -105,7 +108,14 @@ def export_run(
     maker = prepare_variants(inputs, temperature, STRICT if strict else LIMITS)
     variants, ranking = _make_variants(maker, precisions, calibration, refine)
     bundle = write_bundle_folder(
-        out, inputs, temperature, variants, ranking, recalibrated=recalibrated, folds=folds
+        out,
+        inputs,
+        temperature,
+        variants,
+        ranking,
+        recalibrated=recalibrated,
+        folds=folds,
+        target=choose_target(goal, variants, inputs) if goal else UNSET,
     )
     logger.info(
         "%d tiles were read %d times. Checked: %s",

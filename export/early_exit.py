@@ -244,7 +244,6 @@ def exit_features(graph: bytes, tiles: TileSet, reader: TileReader) -> list[Feat
         closing(load(GraphBytes(graph))) as engine,
         progress("features at the early exit", len(tiles)) as advance,
     ):
-
         for part in map_in_order(engine.run, reader.batches(tiles), engine.concurrency):
             parts.append(part)
             advance(len(part[0]))

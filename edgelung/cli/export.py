@@ -16,6 +16,7 @@ from edgelung.cli.options import (
     named_path,
     training_extra,
 )
+from edgelung.cli.target import TargetLatencyOption, TargetSpeedOption
 from edgelung.cli.triton import (
     TritonOption,
     TritonPrecisionOption,
@@ -158,6 +159,8 @@ def export(
             help="Exit with code 0 even if a variant did not pass its gate.",
         ),
     ] = False,
+    target_latency: TargetLatencyOption = None,
+    target_speed: TargetSpeedOption = None,
     engine: Annotated[
         EngineName | None,
         typer.Option(
@@ -218,6 +221,7 @@ def export(
     from edgelung.artifacts.run import RunFolder
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.cli.sign import read_signing_key, sign_folders
+    from edgelung.cli.target import goal_of, report_target
     from edgelung.cli.triton import check_run_options, from_finished_bundle, is_bundle, write_triton
     from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
     from edgelung.core.errors import ExitCode
@@ -253,6 +257,7 @@ def export(
         tile_um=tile_um,
         site=SiteTiles(recalibrate, recalibrate_groups) if recalibrate else None,
         cross_validation=cross_validation,
+        goal=goal_of(target_latency, target_speed),
     )
     if wsinfer:
         write_wsinfer(wsinfer, run, bundle, data)
@@ -263,8 +268,10 @@ def export(
     if triton:
         write_triton(triton, out, chosen(precision))
     _print_bundle(bundle, out, as_json)
+    is_fast = report_target(bundle.manifest)
     as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
-    if not (as_asked and all(v.passed for v in bundle.variants.values())) and not allow_drop:
+    passed = as_asked and all(v.passed for v in bundle.variants.values())
+    if not is_fast or not (passed or allow_drop):
         raise typer.Exit(ExitCode.GATE)
 
 

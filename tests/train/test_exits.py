@@ -25,7 +25,9 @@ def with_exits(student: nn.Module, blocks: tuple[int, ...]) -> UnguidedStudent:
     return module
 
 
-def losses(parts, blocks=(3, 6), **options: bool) -> tuple[UnguidedStudent, OutputWithExits, Losses]:
+def losses(
+    parts, blocks=(3, 6), **options: bool
+) -> tuple[UnguidedStudent, OutputWithExits, Losses]:
     """A student with exits, its output, and the losses at weight 0.5 and temperature 2."""
     student, teacher, images, labels = parts
     module = with_exits(student, blocks)
@@ -101,9 +103,7 @@ def test_labels_alone_teach_exits_too(parts) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["student.init=mimetic", "distill.guidance=1"]])
-def test_exits_change_no_first_weights_and_are_not_saved(
-    small: list[str], more: list[str]
-) -> None:
+def test_exits_change_no_first_weights_and_are_not_saved(small: list[str], more: list[str]) -> None:
     plain, exits = (
         create_modules(recipe, 3, fresh=recipe.roles)["student"]
         for blocks in ("[]", "[3, 6]")
