@@ -6,6 +6,7 @@ candidates, write the bundle.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,9 +93,7 @@ def export_run(
         tile_um=tile_um,
         known=known,
     )
-    folds: CrossValidation | UnsetType = UNSET
-    if cross_validation:
-        folds = read_cross_validation(cross_validation, inputs.run, inputs.student.classes)
+    folds = _folds(cross_validation, inputs)
     refine = _training(inputs) if qat else None
     site_tiles = site.read(inputs.student.classes) if site else None
     inputs.reader.keep(inputs.validation, "decode validation tiles")
@@ -117,12 +116,22 @@ def export_run(
         folds=folds,
         target=choose_target(goal, variants, inputs) if goal else UNSET,
     )
+    _log_proofs(inputs, variants)
+    return bundle
+
+
+def _folds(cross_validation: Path | None, inputs: ExportInputs) -> CrossValidation | UnsetType:
+    if cross_validation is None:
+        return UNSET
+    return read_cross_validation(cross_validation, inputs.run, inputs.student.classes)
+
+
+def _log_proofs(inputs: ExportInputs, variants: Sequence[MeasuredVariant]) -> None:
     logger.info(
         "%d tiles were read %d times. Checked: %s",
         *(inputs.reader.distinct_tiles, inputs.reader.decodes),
         describe_proofs(variants, len(inputs.validation)),
     )
-    return bundle
 
 
 def fit_graph_temperature(inputs: ExportInputs) -> float:

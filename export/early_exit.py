@@ -1,11 +1,11 @@
 """The early exit of an INT8 variant: its head and its thresholds, from the engine's own features.
 
 A linear head on the mean patch token, fitted on training groups; the whole model's accuracy comes
-from groups that fitted nothing. Of the blocks that it could stand after, the exit stands after the
-one that spares the calibration tiles most work. Two bounds over groups give the confidence at which a tile leaves:
+from groups that fitted nothing. Two bounds over groups give the confidence at which a tile leaves:
 on the labels that change among the calibration tiles, and on the share of groups that are lost,
 with the training groups among them, each predicted by a head that did not see its group
-(docs/explanation/early-exit.md).
+(docs/explanation/early-exit.md). If several blocks come into question, the exit stands after the
+one that spares the calibration tiles most work.
 """
 
 import logging

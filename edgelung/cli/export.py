@@ -242,12 +242,10 @@ def export(
         from edgelung.export.build import export_run
         from edgelung.export.recalibrate import SiteTiles
 
-    asked = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
-    asked[Precision.INT8_EARLY_EXIT] = early_exit
     bundle = export_run(
         run,
         out,
-        precisions=frozenset(precision for precision in asked if asked[precision]),
+        precisions=_precisions(fp16=fp16, int8=int8, fp8=fp8, int8_early_exit=early_exit),
         qat=qat,
         data=data,
         known=known,
@@ -269,10 +267,19 @@ def export(
         write_triton(triton, out, chosen(precision))
     _print_bundle(bundle, out, as_json)
     is_fast = report_target(bundle.manifest)
-    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
-    passed = as_asked and all(v.passed for v in bundle.variants.values())
-    if not is_fast or not (passed or allow_drop):
+    if not is_fast or not (allow_drop or _passed(bundle, early_exit=early_exit)):
         raise typer.Exit(ExitCode.GATE)
+
+
+def _precisions(**asked: bool) -> frozenset[Precision]:
+    """The variants whose option is given."""
+    return frozenset(Precision[name.upper()] for name, given in asked.items() if given)
+
+
+def _passed(bundle: "Bundle", *, early_exit: bool) -> bool:
+    """True if all variants that were asked for are there and passed their gate."""
+    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
+    return as_asked and all(variant.passed for variant in bundle.variants.values())
 
 
 def _print_bundle(bundle: "Bundle", out: Path, as_json: bool) -> None:
