@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle
     from edgelung.artifacts.manifest import BundleManifest, EarlyExit, Sensitivity
 
-
 VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"
 
 
