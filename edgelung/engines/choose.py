@@ -9,7 +9,6 @@ import numpy as np
 from msgspec import UNSET
 
 from edgelung.artifacts.bundle import Bundle, Variant
-from edgelung.artifacts.manifest import Target
 from edgelung.core.deadlines import loading
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import FULL_PRECISION, Precision
@@ -283,7 +282,7 @@ def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> t
     refused = list(_refused(bundle))
     preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
     target = bundle.manifest.target
-    if not gpu and target is not UNSET and (fast_enough := _for_target(bundle, target)):
+    if not gpu and target is not UNSET and (fast_enough := variant_for_target(bundle)):
         why = f"auto: export chose {target.variant} for {target.asked}"
         return fast_enough, "; ".join([why, *refused])
     for candidate in preference:
@@ -294,9 +293,10 @@ def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> t
     raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
 
 
-def _for_target(bundle: Bundle, target: Target) -> Variant | None:
-    """The variant that export chose for a target on CPUs; None if it cannot be used."""
-    if not target.reached or target.variant not in CPU_PREFERENCE:
+def variant_for_target(bundle: Bundle) -> Variant | None:
+    """The variant that export chose for a target on CPUs; None if none is there and passed."""
+    target = bundle.manifest.target
+    if target is UNSET or not target.reached or target.variant not in CPU_PREFERENCE:
         return None
     variant = bundle.variants.get(Precision(target.variant))
     return variant if variant is not None and variant.passed else None
