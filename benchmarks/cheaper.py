@@ -234,7 +234,7 @@ def decode_row(model: Model, paths: Sequence[Path]) -> Json:
         "scaled": lambda data: decode_tile(data, bundle.reader),
         "full": lambda data: resize(simplejpeg.decode_jpeg(data, "RGB"), size),
     }
-    first = simplejpeg.decode_jpeg(files[0], "RGB", size, size, 1)
+    first = simplejpeg.decode_jpeg(files[0], "RGB", min_height=size, min_width=size, min_factor=1)
     engine, milliseconds, outputs, pixels = load(bundle, Precision.INT8), {}, {}, {}
     for way, decode in ways.items():
         start = time.process_time()

@@ -144,8 +144,8 @@ def cheapest_exit(
             continue
         head, rule = fitted
         x = calibration.features
-        probabilities = LinearHead(head.weight, head.bias).probabilities(x)
-        continues = 1 - float(rule.leaves(probabilities, head.known.scores(x)).mean())
+        answers = LinearHead(head.weight, head.bias).probabilities(x), head.known.scores(x)
+        continues = 1 - float(rule.leaves(*(a.astype(np.float32) for a in answers)).mean())
         work = block + continues * (depth - block)
         logger.info(
             "early exit after block %d: %.0f %% of the calibration tiles continue, %.1f of %d "

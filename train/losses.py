@@ -154,9 +154,8 @@ class ExitLoss(nn.Module):
 
         def of(one: ExitOutput) -> Tensor:
             logits = one.logits.float()
-            known = self.criterion(logits, labels) + soft_distillation(
-                logits, last, self.temperature
-            )
+            known: Tensor = self.criterion(logits, labels)
+            known = known + soft_distillation(logits, last, self.temperature)
             # A weight of 0 keeps every parameter in the graph: DDP waits for all their gradients.
             return float(uses_label_loss) * known + F.mse_loss(one.feature.float(), feature)
 
@@ -168,6 +167,6 @@ def _prediction(answer: object) -> Tensor:
     """The logits that the student predicts by (B, classes): the mean of both heads."""
     logits = answer.logits if isinstance(answer, GuidedOutput) else answer
     if isinstance(logits, StudentLogits):
-        return (logits.class_token + logits.distillation_token) / 2
+        logits = (logits.class_token + logits.distillation_token) / 2
     assert isinstance(logits, Tensor)
     return logits

@@ -148,6 +148,7 @@ def test_groups_that_the_exit_mistakes_keep_all_tiles_like_them_in_the_model() -
 def test_the_exit_stands_where_it_spares_most_work() -> None:
     """After few blocks no tile is sure; after more of them nearly all are."""
     good = tiles_at_exit(300, noise=0.1), tiles_at_exit(90, noise=0.1)
+    fair = tiles_at_exit(300, noise=0.35), tiles_at_exit(90, noise=0.35)
     bad = tiles_at_exit(300, noise=3.0), tiles_at_exit(90, noise=3.0)
 
     def block(**candidates: tuple[ExitTiles, ExitTiles]) -> int:
@@ -157,6 +158,7 @@ def test_the_exit_stands_where_it_spares_most_work() -> None:
 
     assert block(b2=bad, b3=good, b6=good) == 3
     assert block(b2=good, b3=good) == 2
+    assert block(b2=fair, b10=good) == 2, "more tiles continue, but each passes fewer blocks"
     assert block(b2=bad, b3=bad, b6=good) == 6
     few = tiles_at_exit(30, noise=0.1), tiles_at_exit(9, noise=0.1)
     assert cheapest_exit({2: few, 3: few}, 12, np.inf) is None
