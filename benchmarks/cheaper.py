@@ -89,6 +89,12 @@ def main() -> None:
     result: dict[str, Json] = {
         "machine": machine.describe(),
         "accuracy": accuracy_rows(models, options.tiles),
+        "left_out": [
+            f"{model.name} {precision}: not in the bundle of every fold"
+            for model in models
+            for precision in VARIANTS
+            if not model.has(precision)
+        ],
         "speed": speed_rows(models, options.tiles, options.speed_tiles, options.repeats),
     }
     if options.originals:
@@ -279,7 +285,8 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def show(result: Mapping[str, Json]) -> None:
-    """Print each part as a table."""
+    """Print each part as a table, and what is missing in them."""
+    print(written(result["left_out"]))
     for part in ("accuracy", "speed", "scaled_decode"):
         rows = result.get(part)
         if isinstance(rows, list) and rows and isinstance(rows[0], dict):
@@ -293,6 +300,8 @@ def written(value: Json) -> str:
     """A value for the table."""
     if isinstance(value, list):
         return ", ".join(map(written, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {written(one)}" for key, one in value.items())
     return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
