@@ -121,10 +121,10 @@ def make_exit(
     train, calibration = inputs.train.every(early_exit.FIT_TILES), inputs.calibration
     fitted = early_exit.fit_exit(
         early_exit.ExitTiles(
-            early_exit.exit_features(graph, train, inputs.reader), train.labels, train.groups
+            early_exit.exit_features(graph, train, inputs.reader)[0], train.labels, train.groups
         ),
         early_exit.ExitTiles(
-            early_exit.exit_features(graph, calibration, inputs.reader),
+            early_exit.exit_features(graph, calibration, inputs.reader)[0],
             reference.probabilities.argmax(axis=1),
             calibration.groups,
         ),

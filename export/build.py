@@ -6,6 +6,7 @@ candidates, write the bundle.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from edgelung.export.plan import Plan
 from edgelung.export.predict import predict
 from edgelung.export.recalibrate import SiteTiles, recalibrate
 from edgelung.export.select import Refine
+from edgelung.export.target import Goal, choose_target
 from edgelung.export.variants import VariantMaker, prepare_variants
 
 # Largest difference of a probability between the trained torch model and the exported FP32 graph.
@@ -54,6 +56,7 @@ def export_run(
     known: float = KNOWN,
     site: SiteTiles | None = None,
     cross_validation: Path | None = None,
+    goal: Goal | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run; returns it opened and verified.
 
@@ -74,6 +77,7 @@ def export_run(
             others are as far from the training tiles as what it reports as unknown.
         site: labelled tiles that give the temperature in place of the validation tiles.
         cross_validation: what `edgelung train --folds` wrote, for the model card.
+        goal: the speed for which a variant is chosen; see `target.choose_target`.
 
     Raises:
         EdgelungError: if the run or its tiles cannot be read, or the graph does not reproduce the
@@ -89,9 +93,7 @@ def export_run(
         tile_um=tile_um,
         known=known,
     )
-    folds: CrossValidation | UnsetType = UNSET
-    if cross_validation:
-        folds = read_cross_validation(cross_validation, inputs.run, inputs.student.classes)
+    folds = _folds(cross_validation, inputs)
     refine = _training(inputs) if qat else None
     site_tiles = site.read(inputs.student.classes) if site else None
     inputs.reader.keep(inputs.validation, "decode validation tiles")
@@ -105,14 +107,31 @@ def export_run(
     maker = prepare_variants(inputs, temperature, STRICT if strict else LIMITS)
     variants, ranking = _make_variants(maker, precisions, calibration, refine)
     bundle = write_bundle_folder(
-        out, inputs, temperature, variants, ranking, recalibrated=recalibrated, folds=folds
+        out,
+        inputs,
+        temperature,
+        variants,
+        ranking,
+        recalibrated=recalibrated,
+        folds=folds,
+        target=choose_target(goal, variants, inputs) if goal else UNSET,
     )
+    _log_proofs(inputs, variants)
+    return bundle
+
+
+def _folds(cross_validation: Path | None, inputs: ExportInputs) -> CrossValidation | UnsetType:
+    if cross_validation is None:
+        return UNSET
+    return read_cross_validation(cross_validation, inputs.run, inputs.student.classes)
+
+
+def _log_proofs(inputs: ExportInputs, variants: Sequence[MeasuredVariant]) -> None:
     logger.info(
         "%d tiles were read %d times. Checked: %s",
         *(inputs.reader.distinct_tiles, inputs.reader.decodes),
         describe_proofs(variants, len(inputs.validation)),
     )
-    return bundle
 
 
 def fit_graph_temperature(inputs: ExportInputs) -> float:

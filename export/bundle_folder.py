@@ -25,6 +25,7 @@ from edgelung.artifacts.manifest import (
     Provenance,
     Recalibration,
     Sensitivity,
+    Target,
 )
 from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.class_names import composed
@@ -54,11 +55,12 @@ def write_bundle_folder(
     *,
     recalibrated: Recalibration | None,
     folds: CrossValidation | UnsetType,
+    target: Target | UnsetType = UNSET,
 ) -> Bundle:
     """Write everything into a temporary folder beside `out`, and rename it to `out`.
 
     `variants`: full precision first. `recalibrated`: how the temperature was fitted on a site.
-    `folds`: what a cross-validation says of the recipe.
+    `folds`: what a cross-validation says of the recipe. `target`: the variant for a target speed.
     """
     indices = choose_golden(inputs.gate.labels, variants[0].probabilities["gate"])
     for variant in variants:
@@ -76,6 +78,7 @@ def write_bundle_folder(
         known=_known(inputs, variants[0]),
         recalibrated=recalibrated,
         cross_validation=folds,
+        target=target,
         tile_sizes=frequent(inputs.config.sizes.items()),
         tile_um=inputs.scale.tile_um if inputs.scale else UNSET,
         provenance=_provenance(inputs, variants),

@@ -63,4 +63,10 @@ def _tiles(run: RunFolder) -> set[str]:
 
 
 def _content(recipe: dict[str, Json]) -> dict[str, Json]:
-    return {key: value for key, value in recipe.items() if key not in DESCRIPTIVE}
+    content = {key: value for key, value in recipe.items() if key not in DESCRIPTIVE}
+    student = content.get("student")
+    if isinstance(student, dict) and not student.get("exits"):
+        # Runs of an older edgelung do not have these fields.
+        kept = {key: v for key, v in student.items() if key not in ("exits", "exit_weight")}
+        content["student"] = kept
+    return content

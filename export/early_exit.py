@@ -4,10 +4,12 @@ A linear head on the mean patch token, fitted on training groups; the whole mode
 from groups that fitted nothing. Two bounds over groups give the confidence at which a tile leaves:
 on the labels that change among the calibration tiles, and on the share of groups that are lost,
 with the training groups among them, each predicted by a head that did not see its group
-(docs/explanation/early-exit.md).
+(docs/explanation/early-exit.md). If several blocks come into question, the exit stands after the
+one that spares the calibration tiles most work.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +20,11 @@ import numpy.typing as npt
 
 from edgelung.artifacts.bundle import graph_name
 from edgelung.artifacts.manifest import EarlyExit
+from edgelung.artifacts.run import RunConfig
 from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
-from edgelung.engines.base import GraphBytes, Probabilities, Tiles
+from edgelung.engines.base import GraphBytes, Probabilities
 from edgelung.engines.early_exit import ExitRule
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.evaluation.early_exit import (
@@ -36,12 +39,12 @@ from edgelung.export.candidates import Candidate, SecondStage
 from edgelung.export.graph import quantized_products
 from edgelung.export.graph_stages import ExitHead
 from edgelung.export.inputs import ExportInputs
-from edgelung.export.linear_head import fit_head, softmax
+from edgelung.export.linear_head import LinearHead, fit_head, softmax
 from edgelung.export.parallel import map_in_order
 from edgelung.export.plan import Plan
 from edgelung.export.tiles import TileReader, TileSet
 
-BLOCKS_PER_EXIT = 6  # the exit stands after a sixth of the blocks: 2 of 12
+BLOCKS_PER_EXIT = 6  # an exit that was not trained stands after a sixth of the blocks: 2 of 12
 FIT_TILES = 16_384  # of the training tiles, evenly from all groups
 FOLDS = 5  # of the training groups, each predicted by a head of the others
 KNOWN = 0.95  # share of the calibration tiles that the score lets leave; the others continue
@@ -78,19 +81,20 @@ def early_exit_candidate(
         reference: what full precision predicts for the calibration tiles, (N, classes).
         threshold: scores above it are unknown in the INT8 variant.
     """
-    kept, block = frozenset(kept_in_float), exit_block(plan)
-    graph = plan.exit_features(block, kept).SerializeToString()
+    kept, blocks = frozenset(kept_in_float), exit_blocks(plan, trained_exits(inputs.config))
+    graph = plan.exit_features(blocks, kept).SerializeToString()
     train, calibration = inputs.train.every(FIT_TILES), inputs.calibration
-    fitted = fit_exit(
-        ExitTiles(exit_features(graph, train, inputs.reader), train.labels, train.groups),
-        ExitTiles(
-            exit_features(graph, calibration, inputs.reader),
-            reference.argmax(axis=1),
-            calibration.groups,
-        ),
-        block,
-        threshold,
-    )
+    at_train = exit_features(graph, train, inputs.reader)
+    at_calibration = exit_features(graph, calibration, inputs.reader)
+    predicted = reference.argmax(axis=1)
+    candidates = {
+        block: (
+            ExitTiles(at_train[i], train.labels, train.groups),
+            ExitTiles(at_calibration[i], predicted, calibration.groups),
+        )
+        for i, block in enumerate(blocks)
+    }
+    fitted = cheapest_exit(candidates, plan.student.depth, threshold)
     if fitted is None:
         return None
     head, rule = fitted
@@ -117,6 +121,40 @@ def early_exit_candidate(
         kept_in_float=kept_in_float,
         second=SecondStage(after, entry),
     )
+
+
+def cheapest_exit(
+    candidates: Mapping[int, tuple[ExitTiles, ExitTiles]], depth: int, threshold: float
+) -> tuple[ExitHead, ExitRule] | None:
+    """The exit that spares most work, of those that the groups show to be safe.
+
+    Every exit keeps the same bounds, so they differ in work alone: the blocks that a calibration
+    tile passes on average. These tiles gave the thresholds too, so the gate, which judges the one
+    exit that is chosen, is what proves it.
+
+    Args:
+        candidates: by block, training and calibration tiles as for `fit_exit`.
+        depth: number of blocks.
+        threshold: see `fit_exit`.
+    """
+    best, least = None, float("inf")
+    for block, (train, calibration) in candidates.items():
+        fitted = fit_exit(train, calibration, block, threshold)
+        if fitted is None:
+            continue
+        head, rule = fitted
+        x = calibration.features
+        answers = LinearHead(head.weight, head.bias).probabilities(x), head.known.scores(x)
+        continues = 1 - float(rule.leaves(*(a.astype(np.float32) for a in answers)).mean())
+        work = block + continues * (depth - block)
+        logger.info(
+            "early exit after block %d: %.0f %% of the calibration tiles continue, %.1f of %d "
+            "blocks for a tile",
+            *(block, 100 * continues, work, depth),
+        )
+        if work < least:
+            best, least = fitted, work
+    return best
 
 
 def fit_exit(
@@ -166,10 +204,22 @@ def fit_exit(
     return ExitHead(head.weight, head.bias, known), rule
 
 
-def exit_block(plan: Plan) -> int:
-    """The block after which the exit stands, not behind the one that gives the score."""
-    assert plan.student.known is not None
-    return min(max(1, plan.student.depth // BLOCKS_PER_EXIT), plan.student.known.block)
+def exit_blocks(plan: Plan, trained: Sequence[int] = ()) -> list[int]:
+    """The blocks after which the exit may stand, ascending, none behind that of the score.
+
+    A sixth of the blocks, and those with exits that were trained.
+    """
+    student = plan.student
+    assert student.known is not None
+    usual = min(max(1, student.depth // BLOCKS_PER_EXIT), student.known.block)
+    return sorted({usual, *(block for block in trained if 1 <= block <= student.known.block)})
+
+
+def trained_exits(config: RunConfig) -> list[int]:
+    """The blocks after which the recipe of a run trained an exit."""
+    student = config.recipe.get("student")
+    blocks = student.get("exits") if isinstance(student, dict) else None
+    return [b for b in blocks if isinstance(b, int)] if isinstance(blocks, list) else []
 
 
 def _cross_fitted(train: ExitTiles) -> Features:
@@ -186,19 +236,15 @@ def _cross_fitted(train: ExitTiles) -> Features:
     return logits
 
 
-def exit_features(graph: bytes, tiles: TileSet, reader: TileReader) -> Features:
-    """What the graph (`Plan.exit_features`) computes for the tiles, float64 (N, D)."""
+def exit_features(graph: bytes, tiles: TileSet, reader: TileReader) -> list[Features]:
+    """What the graph (`Plan.exit_features`) computes for the tiles, float64 (N, D) each."""
     load = partial(OnnxRuntimeEngine, threads=available_cores())
     parts = []
     with (
         closing(load(GraphBytes(graph))) as engine,
         progress("features at the early exit", len(tiles)) as advance,
     ):
-
-        def run(batch: Tiles) -> npt.NDArray[np.float32]:
-            return engine.run(batch)[0]
-
-        for part in map_in_order(run, reader.batches(tiles), engine.concurrency):
+        for part in map_in_order(engine.run, reader.batches(tiles), engine.concurrency):
             parts.append(part)
-            advance(len(part))
-    return np.concatenate(parts).astype(np.float64)
+            advance(len(part[0]))
+    return [np.concatenate(of_one).astype(np.float64) for of_one in zip(*parts, strict=True)]

@@ -1,6 +1,6 @@
 """The INT8 graph in stages: cut at an early exit, or with parts that can be switched off."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,17 +31,22 @@ class ExitHead:
 
 def build_exit_features(
     student: Student,
-    block: int,
+    blocks: Sequence[int],
     input_scales: Mapping[str, float],
     input_means: Mapping[str, Array],
 ) -> onnx.ModelProto:
-    """Build the INT8 graph `tiles` → `features` float32 [N, D], the mean patch token after `block`.
+    """Build the INT8 graph from `tiles` to the mean patch token after each of some blocks.
 
-    `input_scales`, `input_means`: see `graph.build_graph`.
+    The outputs are float32 [N, D], in the order of `blocks`, which is ascending. `input_scales`,
+    `input_means`: see `graph.build_graph`.
     """
     writer = ModelWriter(student, Precision.INT8, input_scales, input_means)
-    writer.mean_patch(_up_to(writer, block), "features")
-    outputs = [float_info("features", ["N", student.width])]
+    x, outputs = writer.embed("tiles"), []
+    for i in range(blocks[-1]):
+        x = writer.block(i, x)
+        if i + 1 in blocks:
+            writer.mean_patch(x, name := f"features.{i + 1}")
+            outputs.append(float_info(name, ["N", student.width]))
     return writer.model("features", [pixels_info("tiles", student.size)], outputs)
 
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,9 +66,11 @@ class Plan:
             input_means=self.means,
         )
 
-    def exit_features(self, block: int, kept_in_float: frozenset[str]) -> onnx.ModelProto:
+    def exit_features(
+        self, blocks: Sequence[int], kept_in_float: frozenset[str]
+    ) -> onnx.ModelProto:
         """See `graph_stages.build_exit_features`."""
-        return build_exit_features(self.student, block, self._scales(kept_in_float), self.means)
+        return build_exit_features(self.student, blocks, self._scales(kept_in_float), self.means)
 
     def exit_stages(
         self, head: ExitHead, temperature: float, kept_in_float: frozenset[str]

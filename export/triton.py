@@ -18,7 +18,7 @@ from edgelung.artifacts.onnx_wire import Value, read_graph
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder
 from edgelung.core.precision import Precision
-from edgelung.engines.choose import CPU_PREFERENCE
+from edgelung.engines.choose import CPU_PREFERENCE, variant_for_target
 from edgelung.export.triton_config import (
     MAX_BATCH,
     DataType,
@@ -61,8 +61,8 @@ def write_triton_repository(out: Path, bundle: Bundle, precision: Precision | No
 
 def _one_graph(bundle: Bundle) -> Variant:
     """The preferred variant for CPUs that passed its gate and is one graph."""
-    for precision in CPU_PREFERENCE:
-        variant = bundle.variants.get(precision)
+    preferred = (bundle.variants.get(precision) for precision in CPU_PREFERENCE)
+    for variant in (variant_for_target(bundle), *preferred):
         if variant is not None and variant.passed and variant.second is None:
             return variant
     raise EdgelungError(f"bundle {bundle.folder} has no full-precision variant; export it again")

@@ -76,9 +76,8 @@ class GuidedStudent(StudentModule):
         self.to_maps = nn.ModuleList(_projection(width, layer.channels) for layer in layers)
         self.to_view = _projection(width, sum(self._view_channels))
 
-    def forward(self, images: Tensor) -> GuidedOutput:
-        """Predict logits and features from normalised images (B, 3, H, W)."""
-        outputs = self.block_outputs(images)  # (B, 2 + patches, D) each
+    def answer(self, outputs: Sequence[Tensor], images: Tensor) -> GuidedOutput:
+        """Predict logits and features from the tokens (B, 2 + patches, D) after each block."""
         logits = StudentLogits(*self.logits(outputs[-1]))
         maps = iter(
             to_map(outputs[block][:, 2:])

@@ -1,12 +1,14 @@
 """Losses of a stage: cross entropy on the labels, or distillation from a teacher (Eq. 8)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgelung.train.guidance import GuidedOutput, guidance_loss
+from edgelung.train.exits import ExitOutput, OutputWithExits
+from edgelung.train.guidance import GuidedOutput, guidance_loss, standardise
 from edgelung.train.recipe import Distill
 from edgelung.train.student import StudentLogits
 from edgelung.train.teachers import FrozenTeacher
@@ -20,6 +22,7 @@ class Losses:
     task_loss: Tensor | None = None
     distill_loss: Tensor | None = None
     guidance_loss: Tensor | None = None
+    exit_loss: Tensor | None = None
 
     def values(self) -> dict[str, float]:
         """The parts that the stage has, as numbers."""
@@ -108,8 +111,62 @@ class DistillationLoss(nn.Module):
         """KL divergence at the recipe's temperature (soft), or cross entropy on argmax (hard)."""
         if self.recipe.mode == "hard":
             return F.cross_entropy(student, teacher.argmax(dim=-1))
-        temperature = self.recipe.temperature
-        log_student = F.log_softmax(student / temperature, dim=-1)
-        log_teacher = F.log_softmax(teacher / temperature, dim=-1)
-        divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-        return divergence * temperature**2
+        return soft_distillation(student, teacher, self.recipe.temperature)
+
+
+def soft_distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of softened probabilities, from logits (B, classes)."""
+    log_student = F.log_softmax(student / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=-1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
+
+
+class ExitLoss(nn.Module):
+    """The loss of a student, plus `weight` · the mean loss of its exits (`exits.py`).
+
+    An exit learns the labels, the student's own probabilities after the last block, and the feature
+    there (Zhang et al., 'Be Your Own Teacher', ICCV 2019; Xu et al., 'LGViT', ACM MM 2023). The
+    last block's are targets without a gradient: it does not learn from the exits. In epochs without
+    label loss the feature alone teaches.
+    """
+
+    def __init__(
+        self, loss: StageLoss, criterion: nn.Module, *, weight: float, temperature: float
+    ) -> None:
+        super().__init__()
+        self.loss, self.criterion = loss, criterion
+        self.weight, self.temperature = weight, temperature
+
+    def forward(
+        self,
+        output: OutputWithExits,
+        images: Tensor,
+        labels: Tensor,
+        tiles: Tensor,
+        *,
+        uses_label_loss: bool = True,
+    ) -> Losses:
+        """See StageLoss."""
+        losses = self.loss(output.answer, images, labels, tiles, uses_label_loss=uses_label_loss)
+        last = _prediction(output.answer).detach().float()  # (B, classes)
+        feature = standardise(output.feature.detach().float())  # (B, D)
+
+        def of(one: ExitOutput) -> Tensor:
+            logits = one.logits.float()
+            known: Tensor = self.criterion(logits, labels)
+            known = known + soft_distillation(logits, last, self.temperature)
+            # A weight of 0 keeps every parameter in the graph: DDP waits for all their gradients.
+            return float(uses_label_loss) * known + F.mse_loss(one.feature.float(), feature)
+
+        exits = torch.stack([of(one) for one in output.exits]).mean()
+        return replace(losses, loss=losses.loss + self.weight * exits, exit_loss=exits)
+
+
+def _prediction(answer: object) -> Tensor:
+    """The logits that the student predicts by (B, classes): the mean of both heads."""
+    logits = answer.logits if isinstance(answer, GuidedOutput) else answer
+    if isinstance(logits, StudentLogits):
+        logits = (logits.class_token + logits.distillation_token) / 2
+    assert isinstance(logits, Tensor)
+    return logits

@@ -1,6 +1,7 @@
 """Recipes: every setting of a run, typed, validated, overridable.
 
-A recipe is a TOML file, in `recipes/` or elsewhere. `--set student.lr=1e-4` overrides a field.
+A recipe is a TOML file, in `recipes/` or elsewhere. With `extends = "quick"` it holds only what
+differs from that shipped recipe. `--set student.lr=1e-4` overrides a field.
 """
 
 from collections.abc import Sequence
@@ -173,6 +174,8 @@ class Student(Schedule):
     init: Literal["timm", "mimetic", "select"] = "timm"
     source: str = "vit_small_patch14_dinov2"  # init select: the ViT; `weights` are then its own
     drop_path: Fraction = 0.0
+    exits: tuple[int, ...] = ()  # blocks after which a classifier is trained too (`exits.py`)
+    exit_weight: float = Field(0.3, gt=0)  # of their loss
 
     @model_validator(mode="after")
     def _phases(self) -> "Student":
@@ -180,6 +183,15 @@ class Student(Schedule):
             raise ValueError("low_epochs cannot exceed epochs")
         if self.low_epochs and self.low_size > self.size:
             raise ValueError(f"low_size is {self.low_size}; expected at most size, {self.size}")
+        return self
+
+    @model_validator(mode="after")
+    def _exits(self) -> "Student":
+        if list(self.exits) != sorted(set(self.exits)) or any(block < 1 for block in self.exits):
+            raise ValueError(
+                f"exits is {list(self.exits)}; expected numbers of blocks from 1 on, in ascending "
+                "order"
+            )
         return self
 
     @model_validator(mode="after")
@@ -335,9 +347,27 @@ def _read(name: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise EdgelungError(f"cannot read the recipe {name}: {error}") from error
     try:
-        return parse_toml(text)
+        values = parse_toml(text)
     except ValueError as error:
         raise EdgelungError(f"recipe {name} is not valid TOML: {error}") from error
+    if "extends" not in values:
+        return values
+    if (base := values.pop("extends")) not in shipped_recipes():
+        raise EdgelungError(
+            f"recipe {name} extends {base!r}; expected one of {', '.join(shipped_recipes())}"
+        )
+    return _merged(_read(base), values)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values of `base` with those of `changes`, field by field in their sections."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        merged[key] = value
+    return merged
 
 
 def _parse(text: str) -> Any:

@@ -11,8 +11,9 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.train.exits import ExitHeads
 from edgelung.train.guidance import FeatureModules, GuidedStudent, feature_modules
-from edgelung.train.losses import DistillationLoss, LabelLoss, StageLoss
+from edgelung.train.losses import DistillationLoss, ExitLoss, LabelLoss, StageLoss
 from edgelung.train.lr_schedule import WarmRestart
 from edgelung.train.models import Model, create_classifier, create_student
 from edgelung.train.recipe import Augment, Recipe, Schedule
@@ -119,11 +120,14 @@ def _check_model(schedule: Schedule, model: Model) -> None:
 def _trainable_student(
     model: Model, recipe: Recipe, guides: Mapping[str, FeatureModules]
 ) -> StudentModule:
-    """The module that trains the student; draws the weights of the projections, if it has any."""
-    if recipe.distill.mode == "none":
-        return UnguidedStudent(model)
-    model.set_distilled_training(True)  # in training it returns the logits of both heads
-    return GuidedStudent(model, list(guides.values())) if guides else UnguidedStudent(model)
+    """The module that trains the student; draws the weights of projections and exits, if any."""
+    if recipe.distill.mode != "none":
+        model.set_distilled_training(True)  # in training it returns the logits of both heads
+    module = GuidedStudent(model, list(guides.values())) if guides else UnguidedStudent(model)
+    if blocks := recipe.student.exits:
+        width, depth = model.embed_dim, len(model.blocks)
+        module.exits = ExitHeads(blocks, width=width, depth=depth, classes=model.num_classes)
+    return module
 
 
 def create_stage(
@@ -160,6 +164,9 @@ def create_stage(
             for role, member in recipe.teachers.items()
         ]
         loss = DistillationLoss(FrozenTeacher(frozen, soft_labels), distill, criterion)
+    if student.exits:
+        temperature = 1.0 if distill.mode == "none" else distill.temperature
+        loss = ExitLoss(loss, criterion, weight=student.exit_weight, temperature=temperature)
     # One view for the student and all models of the teacher: for the largest input.
     full_view = max([student.size, *(member.size for member in recipe.teachers.values())])
     restarts = distill.features_epochs and student.restart_lr

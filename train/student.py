@@ -1,10 +1,12 @@
 """The student while it is trained: a DeiT that can be shown windows of a tile."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from edgelung.train.exits import ExitHeads
 from edgelung.train.models import Model
 
 
@@ -21,11 +23,23 @@ class StudentModule(nn.Module):
     The window's patches get the position embeddings of a random place in the tile's grid. So every
     position is trained, and nothing has to be learnt again when whole tiles follow: a patch shows
     as much tissue as before, at the same place. For training only; `model` is what is evaluated.
+    With `exits` its output is an `exits.OutputWithExits`.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        self.exits: ExitHeads | None = None
+
+    def forward(self, images: Tensor) -> object:
+        """Answer for normalised images (B, 3, H, W)."""
+        outputs = self.block_outputs(images)  # (B, 2 + patches, D) each
+        answer = self.answer(outputs, images)
+        return answer if self.exits is None else self.exits(answer, outputs)
+
+    def answer(self, outputs: Sequence[Tensor], images: Tensor) -> object:
+        """The output without exits, from the tokens after each block."""
+        raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that timm's optimizers must not decay."""
@@ -67,7 +81,7 @@ class StudentModule(nn.Module):
 class UnguidedStudent(StudentModule):
     """A student that learns from labels, or from labels and a teacher's logits."""
 
-    def forward(self, images: Tensor) -> StudentLogits | Tensor:
+    def answer(self, outputs: Sequence[Tensor], images: Tensor) -> StudentLogits | Tensor:
         """Logits of both heads in distillation, else their mean (B, classes)."""
-        logits = self.logits(self.block_outputs(images)[-1])
+        logits = self.logits(outputs[-1])
         return StudentLogits(*logits) if isinstance(logits, tuple) else logits

@@ -214,6 +214,41 @@ class CrossValidation(Struct, frozen=True, kw_only=True):
     balanced_accuracy: Estimate
 
 
+class VariantSpeed(Struct, frozen=True, kw_only=True):
+    """Speed of a variant in one CPU engine on the exporting machine, with all cores.
+
+    `tiles_per_second`: of the network alone, in batches. `latency_ms`: 90th percentile for a single
+    tile; None if no latency was asked for.
+    """
+
+    engine: str
+    tiles_per_second: float
+    latency_ms: float | None = None
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """The speed that was asked for at export, and the variant that was chosen for it.
+
+    `variant`: what `--precision auto` takes on CPUs if the target was `reached`; else the fastest.
+    `latency_ms`, `tiles_per_second`: the target; None if not asked for. `measured`: by variant.
+    """
+
+    variant: str
+    reached: bool
+    latency_ms: float | None
+    tiles_per_second: float | None
+    measured: dict[str, VariantSpeed]
+
+    @property
+    def asked(self) -> str:
+        """The target in words."""
+        latency, speed = self.latency_ms, self.tiles_per_second
+        parts = [f"at most {latency:g} ms for a single tile"] if latency is not None else []
+        return " and ".join(
+            [*parts, *([f"at least {speed:g} tiles/s"] if speed is not None else [])]
+        )
+
+
 class Provenance(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Origin of the model. `recipe` is the recipe as resolved by `edgelung train`.
 
@@ -251,6 +286,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     `known`: None in bundles of an older edgelung, which know no unknown tissue.
     `recalibrated`: None if the validation tiles gave the temperature.
     `cross_validation`: UNSET if `edgelung export` was given none.
+    `target`: UNSET if none was asked for; an older edgelung does not know it and chooses without.
     `concerns`: UNSET in bundles of an older edgelung; `evaluation.concerns.bundle_concerns` then
     derives them.
     """
@@ -267,6 +303,7 @@ class BundleManifest(Struct, frozen=True, kw_only=True):
     known: KnownTissue | None = None
     recalibrated: Recalibration | None = None
     cross_validation: CrossValidation | UnsetType = UNSET
+    target: Target | UnsetType = UNSET
     tile_sizes: dict[str, int] = {}
     tile_um: Annotated[float, Meta(ge=MIN_TILE_UM, le=MAX_TILE_UM)] | UnsetType = UNSET
     concerns: list[Concern] | UnsetType = UNSET

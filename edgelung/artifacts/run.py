@@ -106,6 +106,7 @@ class EpochRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     task_loss: float | None = None
     distill_loss: float | None = None
     guidance_loss: float | None = None
+    exit_loss: float | None = None
     seconds: float
     val_loss: float | None = None  # nats
     val_accuracy: float | None = None

@@ -16,6 +16,7 @@ from edgelung.cli.options import (
     named_path,
     training_extra,
 )
+from edgelung.cli.target import TargetLatencyOption, TargetSpeedOption
 from edgelung.cli.triton import (
     TritonOption,
     TritonPrecisionOption,
@@ -28,7 +29,6 @@ from edgelung.engines.names import EngineName
 if TYPE_CHECKING:
     from edgelung.artifacts.bundle import Bundle
     from edgelung.artifacts.manifest import BundleManifest, EarlyExit, Sensitivity
-
 
 VARIANTS, JUDGING, AHEAD = "Variants", "Calibration and gate", "Engines ahead of time"
 
@@ -158,6 +158,8 @@ def export(
             help="Exit with code 0 even if a variant did not pass its gate.",
         ),
     ] = False,
+    target_latency: TargetLatencyOption = None,
+    target_speed: TargetSpeedOption = None,
     engine: Annotated[
         EngineName | None,
         typer.Option(
@@ -210,7 +212,7 @@ def export(
 
     Writes a bundle with the full-precision (FP32) model and the variants that the options add. An
     accuracy gate compares each variant with full precision. Warns if full precision itself should
-    not be used. Exit code 4: a variant did not pass its gate.
+    not be used. Exit code 4: a variant did not pass its gate, or none reaches the target speed.
 
     With --triton, writes a model repository for Triton Inference Server too, or only that if RUN is
     a finished bundle.
@@ -218,6 +220,7 @@ def export(
     from edgelung.artifacts.run import RunFolder
     from edgelung.cli.ahead import build_engines, plan_engines
     from edgelung.cli.sign import read_signing_key, sign_folders
+    from edgelung.cli.target import goal_of, report_target
     from edgelung.cli.triton import check_run_options, from_finished_bundle, is_bundle, write_triton
     from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
     from edgelung.core.errors import ExitCode
@@ -238,12 +241,10 @@ def export(
         from edgelung.export.build import export_run
         from edgelung.export.recalibrate import SiteTiles
 
-    asked = {Precision.FP16: fp16, Precision.INT8: int8, Precision.FP8: fp8}
-    asked[Precision.INT8_EARLY_EXIT] = early_exit
     bundle = export_run(
         run,
         out,
-        precisions=frozenset(precision for precision in asked if asked[precision]),
+        precisions=_precisions(fp16=fp16, int8=int8, fp8=fp8, int8_early_exit=early_exit),
         qat=qat,
         data=data,
         known=known,
@@ -253,6 +254,7 @@ def export(
         tile_um=tile_um,
         site=SiteTiles(recalibrate, recalibrate_groups) if recalibrate else None,
         cross_validation=cross_validation,
+        goal=goal_of(target_latency, target_speed),
     )
     if wsinfer:
         write_wsinfer(wsinfer, run, bundle, data)
@@ -263,9 +265,20 @@ def export(
     if triton:
         write_triton(triton, out, chosen(precision))
     _print_bundle(bundle, out, as_json)
-    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
-    if not (as_asked and all(v.passed for v in bundle.variants.values())) and not allow_drop:
+    is_fast = report_target(bundle.manifest)
+    if not is_fast or not (allow_drop or _passed(bundle, early_exit=early_exit)):
         raise typer.Exit(ExitCode.GATE)
+
+
+def _precisions(**asked: bool) -> frozenset[Precision]:
+    """The variants whose option is given."""
+    return frozenset(Precision[name.upper()] for name, given in asked.items() if given)
+
+
+def _passed(bundle: "Bundle", *, early_exit: bool) -> bool:
+    """True if all variants that were asked for are there and passed their gate."""
+    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
+    return as_asked and all(variant.passed for variant in bundle.variants.values())
 
 
 def _print_bundle(bundle: "Bundle", out: Path, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+from msgspec import UNSET
 
 from edgelung.artifacts.bundle import Bundle, Variant
 from edgelung.core.deadlines import loading
@@ -280,12 +281,25 @@ def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> t
         return variant, f"{precision} asked for; its gate: {variant.gate.verdict}"
     refused = list(_refused(bundle))
     preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
+    target = bundle.manifest.target
+    if not gpu and target is not UNSET and (fast_enough := variant_for_target(bundle)):
+        why = f"auto: export chose {target.variant} for {target.asked}"
+        return fast_enough, "; ".join([why, *refused])
     for candidate in preference:
         if candidate in bundle.variants and bundle.variants[candidate].passed:
             known = [name for name in preference if name in bundle.variants]
             why = f"auto: first of {', '.join(known)} that passed the gate"
             return bundle.variants[candidate], "; ".join([why, *refused])
     raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
+
+
+def variant_for_target(bundle: Bundle) -> Variant | None:
+    """The variant that export chose for a target on CPUs; None if none is there and passed."""
+    target = bundle.manifest.target
+    if target is UNSET or not target.reached or target.variant not in CPU_PREFERENCE:
+        return None
+    variant = bundle.variants.get(Precision(target.variant))
+    return variant if variant is not None and variant.passed else None
 
 
 def _refused(bundle: Bundle) -> Iterator[str]:

@@ -10,20 +10,27 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edgelung.artifacts.bundle import MANIFEST, SEAL, open_bundle
 from edgelung.artifacts.graph_profile import Role, check_graph
 from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
+from edgelung.artifacts.run import RunFolder
 from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes, Output
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.evaluation.known import fit_known
-from edgelung.export import early_exit
 from edgelung.export.bundle_folder import _of_both_stages
-from edgelung.export.early_exit import ExitTiles, fit_exit
+from edgelung.export.early_exit import (
+    ExitTiles,
+    cheapest_exit,
+    exit_blocks,
+    fit_exit,
+    trained_exits,
+)
 from edgelung.export.evaluate import GateSet, check_groups
 from edgelung.export.graph import build_graph, quantizable
 from edgelung.export.graph_stages import ExitHead, build_exit_features, build_exit_stages
@@ -79,8 +86,9 @@ def test_the_exit_answers_from_the_mean_patch_token(
         probabilities, logits / logits.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-5
     )
     np.testing.assert_allclose(scores, head.known.scores(features), rtol=1e-3)
-    (alone,) = run(build_exit_features(knowing, 1, scales, {}), pixels)
+    alone, later = run(build_exit_features(knowing, [1, 2], scales, {}), pixels)
     np.testing.assert_allclose(alone, features, rtol=1e-4, atol=1e-5)
+    assert np.abs(later - features).max() > 0.01
 
 
 def test_an_exit_behind_the_score_is_refused(knowing: Student, head: ExitHead) -> None:
@@ -135,6 +143,25 @@ def test_groups_that_the_exit_mistakes_keep_all_tiles_like_them_in_the_model() -
     _, right = fit_exit(tiles_at_exit(300, noise=0.1), calibration, 1, np.inf)
     _, wary = fit_exit(tiles_at_exit(300, noise=0.1, wrong_groups=9), calibration, 1, np.inf)
     assert right.confidence < 0.9 < wary.confidence
+
+
+def test_the_exit_stands_where_it_spares_most_work() -> None:
+    """After few blocks no tile is sure; after more of them nearly all are."""
+    good = tiles_at_exit(300, noise=0.1), tiles_at_exit(90, noise=0.1)
+    fair = tiles_at_exit(300, noise=0.35), tiles_at_exit(90, noise=0.35)
+    bad = tiles_at_exit(300, noise=3.0), tiles_at_exit(90, noise=3.0)
+
+    def block(**candidates: tuple[ExitTiles, ExitTiles]) -> int:
+        by_number = {int(name[1:]): tiles for name, tiles in candidates.items()}
+        head, _ = cheapest_exit(by_number, 12, np.inf)
+        return head.known.block
+
+    assert block(b2=bad, b3=good, b6=good) == 3
+    assert block(b2=good, b3=good) == 2
+    assert block(b2=fair, b10=good) == 2, "more tiles continue, but each passes fewer blocks"
+    assert block(b2=bad, b3=bad, b6=good) == 6
+    few = tiles_at_exit(30, noise=0.1), tiles_at_exit(9, noise=0.1)
+    assert cheapest_exit({2: few, 3: few}, 12, np.inf) is None
 
 
 def test_what_leaves_is_never_above_the_threshold_of_the_whole_model() -> None:
@@ -192,7 +219,17 @@ class _Measured:
 def test_the_exit_stands_after_a_sixth_of_the_blocks(depth: int, block: int) -> None:
     known = SimpleNamespace(block=depth - 1)
     plan = SimpleNamespace(student=SimpleNamespace(depth=depth, known=known))
-    assert early_exit.exit_block(plan) == block
+    assert exit_blocks(plan) == [block]
+
+
+def test_an_exit_may_stand_where_one_was_trained_but_not_behind_the_score(run: Path) -> None:
+    plan = SimpleNamespace(student=SimpleNamespace(depth=12, known=SimpleNamespace(block=8)))
+    assert exit_blocks(plan, [3, 8, 9]) == [2, 3, 8]
+    config = RunFolder(run).read_config()
+    assert trained_exits(config) == []
+    student = config.recipe["student"] | {"exits": [3, 6]}
+    changed = structs.replace(config, recipe=config.recipe | {"student": student})
+    assert trained_exits(changed) == [3, 6]
 
 
 def test_an_early_exit_without_int8_is_refused(run: Path, tmp_path: Path, cli) -> None:

@@ -27,6 +27,7 @@ SETTINGS = [
     "augment.stain=0.2",
     "augment.light=0.1",
     "distill.guidance=0.5",
+    "student.exits=[2, 5]",
 ]
 OWN_FILES = (  # every file or folder that takes its final name below the run, with the rank
     "import os, sys\n"

@@ -266,6 +266,19 @@ def test_a_bundle_takes_over_the_figures_of_its_student(folds: FoldsFolder, tmp_
     assert (record.same_recipe, record.same_tiles) == (False, False)
 
 
+def test_the_recipe_of_an_older_edgelung_is_the_same_without_exits(
+    folds: FoldsFolder, tmp_path: Path
+) -> None:
+    student, classes = folds.read_config().recipe["student"], folds.read_metrics().classes
+    new = ("exits", "exit_weight")
+    older = {key: value for key, value in student.items() if key not in new}
+    assert len(older) == len(student) - len(new)
+    run = as_run(folds, tmp_path / "older", student=older)
+    assert read_cross_validation(folds.path, run, classes).same_recipe
+    run = as_run(folds, tmp_path / "exits", student=student | {"exits": [3]})
+    assert not read_cross_validation(folds.path, run, classes).same_recipe
+
+
 def test_another_folder_or_other_classes_are_refused_in_one_line(
     folds: FoldsFolder, tmp_path: Path
 ) -> None:

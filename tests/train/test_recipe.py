@@ -18,8 +18,20 @@ def test_shipped_recipes_are_valid_and_name_real_models(name: str) -> None:
     assert timm.is_model(recipe.student.model)
 
 
-def test_there_are_the_four() -> None:
-    assert shipped_recipes() == ["demo", "paper", "quick", "starter"]
+def test_the_cheaper_students_are_recipe_quick_but_for_what_makes_them_cheaper() -> None:
+    """So that their figures can be compared."""
+    changes = {
+        "quick-exits": {"exits": (3, 6)},
+        "quick-160": {"size": 160, "low_size": 80},
+        "quick-160-exits": {"size": 160, "low_size": 80, "exits": (3, 6)},
+    }
+    quick = load_recipe("quick")
+    assert shipped_recipes() == ["demo", "paper", "quick", *sorted(changes), "starter"]
+    for name, change in changes.items():
+        recipe = load_recipe(name)
+        expected = {"student": quick.student.model_copy(update=change)}
+        expected["description"] = recipe.description
+        assert recipe == quick.model_copy(update=expected), name
 
 
 def test_the_paper_recipe_is_the_papers() -> None:
@@ -74,6 +86,9 @@ def test_overrides_reach_their_fields() -> None:
         ("distill.features_epochs=5", "no epoch of 5 is left for the labels"),
         ("student.low_epochs=999", "low_epochs cannot exceed epochs"),
         ("student.low_size=448", "low_size is 448; expected at most size, 224"),
+        ("student.exits=[6, 3]", r"exits is \[6, 3\]; expected numbers of blocks .* ascending"),
+        ("student.exits=[0]", r"exits is \[0\]; expected numbers of blocks from 1 on"),
+        ("student.exit_weight=0", r"student\.exit_weight: .*greater than 0"),
         ("split.train=0.9", "add up to 1"),
         ("augment.scale=[1.2, 0.8]", "low ≤ high"),
         ("student.epochs=many", r"student\.epochs: .*integer.*'many'"),
@@ -114,8 +129,19 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     path.write_text("not toml")
     with pytest.raises(EdgelungError, match="not valid TOML"):
         load_recipe(str(path))
-    with pytest.raises(EdgelungError, match="expected demo, paper, quick, starter or a TOML"):
+    with pytest.raises(EdgelungError, match=r"expected demo, paper, quick, .* or a TOML"):
         load_recipe("qick")
+
+
+def test_a_recipe_that_extends_another_holds_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "quick-160"\nseed = 3\n[student]\nlr = 0.1\n')
+    base, recipe = load_recipe("quick-160"), load_recipe(str(path), ["student.epochs=9"])
+    student = base.student.model_copy(update={"lr": 0.1, "epochs": 9})
+    assert recipe == base.model_copy(update={"seed": 3, "student": student})
+    path.write_text('extends = "mine"\n')
+    with pytest.raises(EdgelungError, match=r"extends 'mine'; expected one of demo, paper, quick"):
+        load_recipe(str(path))
 
 
 def test_a_teacher_of_several_models_has_settings_for_each() -> None:

