@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import machine
@@ -19,6 +20,17 @@ from edgelung.engines.tensorrt.flavour import load_flavour
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 GENERATED_NAME = re.compile(rb"__mye\d+")  # numbered as the builder's threads come to them
+
+
+def fused_attention(plan: bytes) -> dict[str, int]:
+    """How many blocks have one kernel for attention, by the type of its products.
+
+    TensorRT-RTX compiles kernels where the engine runs, so their sources stand in the engine.
+    """
+    kernels = re.findall(
+        rb"Kernel_traits = fmha::.*?fmha::\w+?_([a-z]+_\w+)_traits", plan, re.DOTALL
+    )
+    return dict(Counter(kind.decode() for kind in kernels))
 
 
 def main() -> None:
@@ -43,6 +55,7 @@ def main() -> None:
                 "seconds": round(time.perf_counter() - start, 2),
                 "linears": built.contents.types,
                 "layers": built.contents.layers,
+                "fused_attention": fused_attention(built.plan),
             }
             if target == TARGETS[0]:
                 again = build_engine(flavour, graph, Profile(), target=target).plan
