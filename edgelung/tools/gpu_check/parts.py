@@ -16,9 +16,9 @@ from msgspec import Struct
 from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.precision import Precision
 from edgelung.core.typed_json import convert, parse
-from edgelung.engines.base import GraphBytes
+from edgelung.engines.base import GraphBytes, Tiles
 from edgelung.tiles.reader import decode_tile
-from edgelung.tools.gpu_check import device, engines, folder
+from edgelung.tools.gpu_check import device, engines, folder, ways
 from edgelung.tools.gpu_check.timing import CannotRunError, Figures
 
 NO_TILES = "no tiles: edgelung gpu-check --tiles FOLDER"
@@ -55,12 +55,15 @@ Part = Callable[[PartOptions], Figures]
 
 
 def _parity(options: PartOptions) -> Figures:
+    return engines.parity(options.open_bundle(), _tiles(options))
+
+
+def _tiles(options: PartOptions) -> Tiles:
+    """Up to 512 tiles of the folder, or the golden tiles."""
     bundle = options.open_bundle()
     if options.tiles:
-        tiles, _ = folder.read_some(Path(options.tiles), 512, bundle.reader.size)
-    else:
-        tiles = np.stack([decode_tile(tile.file.read(), bundle.reader) for tile in bundle.golden])
-    return engines.parity(bundle, tiles)
+        return folder.read_some(Path(options.tiles), 512, bundle.reader.size)[0]
+    return np.stack([decode_tile(tile.file.read(), bundle.reader) for tile in bundle.golden])
 
 
 def _latency_of_deit_b(options: PartOptions, *, graphs: bool) -> Figures:
@@ -78,6 +81,15 @@ def _throughput(options: PartOptions) -> Figures:
     return engines.throughput(options.random_deit_b(), gflop, DEIT_B_SIZE)
 
 
+def _onnxruntime(options: PartOptions) -> Figures:
+    gflop = engines.model_gflop(tokens=198, width=768, depth=12, patches=196)
+    return ways.onnxruntime_ways(options.random_deit_b(), gflop, DEIT_B_SIZE)
+
+
+def _early_exit(options: PartOptions) -> Figures:
+    return ways.early_exit(options.open_bundle(), _tiles(options))
+
+
 def _folder_run(options: PartOptions) -> Figures:
     return folder.folder_run(options.open_bundle(), options.tile_folder(), Path(options.scratch))
 
@@ -93,12 +105,14 @@ PARTS: dict[str, Part] = {
     "DeiT-B FP16 latency, no graphs": partial(_latency_of_deit_b, graphs=False),
     "DeiT-B FP16 throughput": _throughput,
     "parity with ONNX Runtime CPU": _parity,
+    "ONNX Runtime CUDA: graphs, fused operators": _onnxruntime,
+    "early exit on the device": _early_exit,
     **{
         f"bundle {precision} latency{'' if graphs else ', no graphs'}": partial(
             _latency_of_bundle, precision=precision, graphs=graphs
         )
         for precision in Precision
-        if precision is not Precision.INT8_EARLY_EXIT  # for CPUs so far
+        if precision is not Precision.INT8_EARLY_EXIT  # two graphs: a part of its own
         for graphs in (True, False)
     },
     "folder run": _folder_run,
