@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from edgelung.engines.base import Floats, Tiles
-from edgelung.engines.cuda import Device, DeviceError, Memory, Stream
+from edgelung.engines.cuda import Device, DeviceError, HostArray, Memory, Stream
 from edgelung.engines.resize import DeviceResize
 from edgelung.kernels.resize import Pixels
 
@@ -59,7 +58,7 @@ class Buffer:
 
     def __init__(self, device: Device, port: Port, rows: int) -> None:
         shape, bytes_of = (rows, *port.row), np.dtype(port.dtype).itemsize
-        self._host: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | None = None
+        self._host: HostArray | None = None
         if port.name != TOKENS:
             self._host = device.pinned(shape, port.dtype)
         self._memory: Memory | None = device.memory(int(np.prod(shape)) * bytes_of)
@@ -71,7 +70,7 @@ class Buffer:
         return self._memory
 
     @property
-    def host(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    def host(self) -> HostArray:
         """The host memory (rows, …)."""
         assert self._host is not None, "tokens stay on the device"
         return self._host

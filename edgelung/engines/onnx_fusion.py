@@ -181,5 +181,6 @@ class _Rewriter:
         from onnx import helper
 
         name = f"fused.{old.name or outputs[0]}"
-        node = helper.make_node(kind, inputs, outputs, name, domain=DOMAIN, **attributes)
+        node = helper.make_node(kind, inputs, outputs, name, domain=DOMAIN)
+        node.attribute.extend(helper.make_attribute(*pair) for pair in attributes.items())
         self._nodes[self._nodes.index(old)] = node

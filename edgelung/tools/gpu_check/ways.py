@@ -1,6 +1,7 @@
 """Parts that compare ways to run a model: those of ONNX Runtime, with an early exit or whole."""
 
 import os
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
@@ -26,7 +27,7 @@ WHOLE = (Precision.INT8, Precision.INT8_FP16, Precision.FP16)  # beside the earl
 def onnxruntime_ways(graph: Graph, gflop: float, size: int) -> Figures:
     """Measure what bound memory, fused operators and CUDA graphs give ONNX Runtime, one by one."""
     load = partial(onnxruntime_cuda, graph, available_cores())
-    ways = {
+    ways: dict[str, tuple[Callable[[], Engine], str]] = {
         "a copy per run": (partial(OnnxRuntimeEngine, graph, 1, provider=CUDA), "0"),
         "bound memory": (partial(load, fused=False), "0"),
         "bound memory, fused": (load, "0"),
