@@ -13,6 +13,7 @@ from PIL import Image
 from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.precision import Precision
 from edgelung.engines import choose
+from edgelung.engines.base import GraphBytes
 from edgelung.tiles.reader import decode_tile
 from edgelung.tools.gpu_check import check, device, engines, folder, parts, ways
 from edgelung.tools.gpu_check.timing import CannotRunError, time_calls
@@ -185,6 +186,30 @@ def test_the_early_exit_beside_whole_models(
         assert found[name]["int8, tiles per second"] > 0
     with pytest.raises(CannotRunError, match="no variant int8-early-exit"):
         ways.early_exit(replace(bundle, variants={}), tiles)
+
+
+@pytest.mark.slow  # writes DeiT-T, then loads its graphs in an engine five times
+def test_an_early_exit_in_fp16_at_given_shares(
+    short: None,
+    gpu: Any,
+    twin: None,
+    install: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install("tensorrt")
+    gpu.memory_bytes = 1 << 33
+    monkeypatch.setattr(ways, "AUTO_GPU_ENGINES", ("tensorrt",))
+    monkeypatch.setattr(ways, "batch_of", lambda tiles, count: tiles[:4])
+    paths = (tmp_path / "1.onnx", tmp_path / "2.onnx", tmp_path / "whole.onnx")
+    architecture = "deit_tiny_distilled_patch16_224"
+    parts.write_random_stages(paths[:2], architecture)
+    parts.write_random_graph(paths[2], architecture)
+    graphs = [GraphBytes(path.read_bytes(), path.name) for path in paths]
+    found = ways.exit_speed(*graphs, parts.DEIT_B_SIZE)["tensorrt"]
+    for share in (0.2, 0.3, 0.5):
+        assert found[f"{share:.0%} continue"]["continued"] == pytest.approx(share, abs=0.02)
+        assert found[f"{share:.0%} continue"]["times_the_whole_model"] > 0
 
 
 def test_cards_are_told_apart() -> None:

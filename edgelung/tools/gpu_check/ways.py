@@ -12,7 +12,17 @@ from edgelung.core.errors import one_line
 from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
 from edgelung.engines import choose
-from edgelung.engines.base import Engine, Graph, Output, Tiles, join_outputs
+from edgelung.engines.base import (
+    Engine,
+    EngineFactory,
+    Graph,
+    Output,
+    Probabilities,
+    Tiles,
+    join_outputs,
+)
+from edgelung.engines.early_exit import ExitPlan, load_model
+from edgelung.engines.exit_rule import ExitRule
 from edgelung.engines.fastest import batch_of
 from edgelung.engines.names import AUTO_GPU_ENGINES
 from edgelung.engines.onnxruntime import CUDA, OnnxRuntimeEngine
@@ -21,6 +31,7 @@ from edgelung.tools.gpu_check.engines import card_name, peak, same_label, scenar
 from edgelung.tools.gpu_check.timing import CannotRunError, Figures, percentiles, time_calls
 
 GRAPHS = "EDGELUNG_CUDA_GRAPHS"
+CONTINUE = (0.2, 0.3, 0.5)  # shares of the tiles
 WHOLE = (Precision.INT8, Precision.INT8_FP16, Precision.FP16)  # beside the early exit
 
 
@@ -90,6 +101,47 @@ def early_exit(bundle: Bundle, tiles: Tiles) -> Figures:
                 row[f"{kind} cannot_run"] = one_line(error, 300)
         result[name] = row
     return result
+
+
+def exit_speed(first: Graph, second: Graph, whole: Graph, size: int) -> Figures:
+    """Measure how much faster a model with an early exit is if some tiles leave, per engine.
+
+    The weights may be random: the threshold is set so that the wanted share of the tiles leaves.
+    """
+    tiles = np.random.default_rng(0).integers(0, 256, (128, size, size, 3), np.uint8)
+    result: Figures = {}
+    for name in AUTO_GPU_ENGINES:
+        try:
+            factory, row = choose.ENGINES[name], Figures()
+            with closing(factory(whole, 1)) as engine:
+                alone = _tiles_per_second(engine, tiles)
+            row["whole model, tiles per second"] = alone
+            confidences = _confidences(factory, first, second, tiles)
+            for share in CONTINUE:
+                rule = ExitRule(float(np.quantile(confidences, share)), known_up_to=np.inf)
+                with closing(load_model(factory, first, ExitPlan(rule, second), 1)) as engine:
+                    stages = engine.infer(tiles).stage
+                    assert stages is not None
+                    rate = _tiles_per_second(engine, tiles)
+                row[f"{share:.0%} continue"] = {
+                    "continued": float((stages == 2).mean()),
+                    "tiles_per_second": rate,
+                    "times_the_whole_model": rate / alone,
+                }
+            result[name] = row
+        except Exception as error:  # runtimes raise their own exception types
+            result[name] = {"cannot_run": one_line(error, 300)}
+    return result
+
+
+def _confidences(
+    factory: EngineFactory, first: Graph, second: Graph, tiles: Tiles
+) -> Probabilities:
+    """The largest probability of each tile at the exit, where all tiles leave."""
+    plan = ExitPlan(ExitRule(confidence=0.0, known_up_to=np.inf), second)
+    with closing(load_model(factory, first, plan, 1)) as engine:
+        largest: Probabilities = engine.infer(tiles).probabilities.max(axis=1)
+    return largest
 
 
 def _compare(found: Output, expected: Output) -> Figures:
