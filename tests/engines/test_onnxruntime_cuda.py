@@ -123,15 +123,18 @@ def operators(data: bytes) -> Counter:
         (
             "fp16",
             {"Attention": 11, "MultiHeadAttention": 1, "SkipLayerNormalization": 24},
-            3e-3,
+            1e-4,
         ),
-        ("int8-fp16", {"MultiHeadAttention": 12, "SkipLayerNormalization": 24}, 3e-2),
+        ("int8-fp16", {"MultiHeadAttention": 12, "SkipLayerNormalization": 24}, 2.5e-4),
     ],
 )
 def test_fused_operators_compute_what_the_plain_graph_does(
     bundle: Bundle, precision: str, kinds: dict, tolerance: float
 ) -> None:
-    """On the CPU, which has the same operators in FP32."""
+    """On the CPU, which has the same operators in FP32.
+
+    The tolerances see a wrong scale of attention, which moves this hardly trained model little.
+    """
     graph = bundle.variants[precision].graph
     fused, count = fuse(graph.read(), fp32=True)
     onnx.checker.check_model(onnx.load_model_from_string(fused))
@@ -144,7 +147,7 @@ def test_fused_operators_compute_what_the_plain_graph_does(
         OnnxRuntimeEngine(g, 1).infer(tiles) for g in (GraphBytes(fused), GraphBytes(graph.read()))
     )
     np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=tolerance)
-    np.testing.assert_allclose(ours.ood, theirs.ood, rtol=0.05)
+    np.testing.assert_allclose(ours.ood, theirs.ood, rtol=20 * tolerance)
 
 
 def test_the_reference_and_int8_for_cpus_stay_plain(bundle: Bundle) -> None:
