@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import machine
@@ -21,25 +22,43 @@ TARGETS = ("sm_86", "sm_89", "sm_120")
 GENERATED_NAME = re.compile(rb"__mye\d+")  # numbered as the builder's threads come to them
 
 
+def fused_attention(plan: bytes) -> dict[str, int]:
+    """How many blocks have one kernel for attention, by the type of its products.
+
+    TensorRT-RTX compiles kernels where the engine runs, so their sources stand in the engine.
+    """
+    kernels = re.findall(
+        rb"Kernel_traits = fmha::.*?fmha::\w+?_([a-z]+_\w+)_traits", plan, re.DOTALL
+    )
+    return dict(Counter(kind.decode() for kind in kernels))
+
+
 def main() -> None:
-    """Build every variant for every target, twice for the first."""
+    """Build every graph for every target, twice for the first."""
     bundle, flavour = open_bundle(Path(sys.argv[1])), load_flavour("tensorrt-rtx")
     rows = []
-    for variant in bundle.variants.values():
+    graphs = {
+        f"{variant.precision}{'' if graph is variant.graph else ', second stage'}": graph
+        for variant in bundle.variants.values()
+        for graph in (variant.graph, variant.second)
+        if graph is not None
+    }
+    for name, graph in graphs.items():
         for target in TARGETS:
             start = time.perf_counter()
-            built = build_engine(flavour, variant.graph, Profile(), target=target)
+            built = build_engine(flavour, graph, Profile(), target=target)
             row = {
-                "variant": variant.precision,
+                "variant": name,
                 "target": target,
-                "onnx_bytes": variant.graph.size,
+                "onnx_bytes": graph.size,
                 "engine_bytes": len(built.plan),
                 "seconds": round(time.perf_counter() - start, 2),
                 "linears": built.contents.types,
                 "layers": built.contents.layers,
+                "fused_attention": fused_attention(built.plan),
             }
             if target == TARGETS[0]:
-                again = build_engine(flavour, variant.graph, Profile(), target=target).plan
+                again = build_engine(flavour, graph, Profile(), target=target).plan
                 pairs = zip(built.plan, again, strict=False)
                 row["bytes_that_differ_in_a_second_build"] = sum(a != b for a, b in pairs)
                 row["same_but_for_generated_names"] = GENERATED_NAME.sub(

@@ -25,7 +25,7 @@ from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
 from edgelung.core.terminal import progress
 from edgelung.engines.base import GraphBytes, Probabilities
-from edgelung.engines.early_exit import ExitRule
+from edgelung.engines.exit_rule import ExitRule
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.evaluation.early_exit import (
     DECIMALS,

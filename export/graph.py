@@ -4,7 +4,8 @@ The graph is written operator by operator from the weights rather than traced, b
 runtime has to accept it:
 
 - `LayerNormalization` and `Gelu` stay single operators (decomposed, FP16's variance overflows);
-- Q/DQ pairs stand only on the inputs of linears and on queries and keys;
+- Q/DQ pairs stand only on the inputs of linears and on queries and keys; in FP8 also on the two
+  factors behind the softmax;
 - every linear has its timm name (its parts with a number behind it), so that calibration and
   sensitivity can refer to it.
 
@@ -28,13 +29,14 @@ import onnx
 
 from edgelung.core.precision import Precision
 from edgelung.evaluation.known import KnownTissue
-from edgelung.export.eight_bit import INT8, Array, eight_bit_type, quantize_weight
+from edgelung.export.eight_bit import FP8, INT8, Array, eight_bit_type, quantize_weight
 from edgelung.export.graph_writer import GraphWriter, float_info, pixels_info
 from edgelung.export.student import Student
 
 EPSILON = 1e-6  # timm's LayerNorm in vision transformers
 PIXEL_OFFSET, PIXEL_STEP = 128.0, 64.0
 SCORES = "scores"
+VALUES_HEADROOM = 8  # values of attention may be larger than their weighted means by this factor
 TOKEN_STRIDE = 4  # calibration samples every fourth patch; neighbouring patches are much alike
 
 
@@ -212,6 +214,7 @@ class ModelWriter(GraphWriter):
         k = self.op("Transpose", [k], perm=[0, 1, 3, 2])
         scores = self.record_peak(self.op("MatMul", [q, k]))  # (N, heads, T, T)
         attention = self.op("Softmax", [scores], axis=-1)
+        attention, v = self.quantize_fp8_values(name, attention, v)
         x = self.op("Transpose", [self.op("MatMul", [attention, v])], perm=[0, 2, 1, 3])
         x = self.op("Reshape", [x, self.integers("join_heads", [0, 0, width])])
         return self.linear(f"{name}.proj", x)
@@ -289,16 +292,33 @@ class ModelWriter(GraphWriter):
         split = zip(names, np.split(weight, parts), np.split(bias, parts), strict=True)
         return [self.product(name, part, x, w, b) for part, w, b in split]
 
+    def quantize_fp8_values(self, name: str, attention: str, v: str) -> tuple[str, str]:
+        """Pass what is multiplied behind the softmax through Q/DQ, if the scores are in FP8.
+
+        TensorRT fuses attention in FP8 only if both of its products are. Probabilities end at 1,
+        which becomes the largest FP8 number. The values have no statistics of their own: their
+        weighted means do, as the input of `proj`, and FP8 has enough range to allow more.
+        """
+        scores, proj = f"{name}.{SCORES}", f"{name}.proj"
+        if self.eight_bit is not FP8 or not {scores, proj} <= set(self.input_scales):
+            return attention, v
+        attention = self.quantize(f"{name}.softmax", 1 / FP8.largest, attention)
+        threshold = VALUES_HEADROOM * INT8.largest * self.input_scales[proj]
+        return attention, self.quantize(f"{name}.values", threshold / FP8.largest, v)
+
     def quantize_input(self, name: str, x: str) -> str:
         """Pass an input through Q/DQ if it is quantized."""
         if name not in self.input_scales:
             return x
-        kind = self.eight_bit
-        scale = self.input_scales[name] * INT8.largest / kind.end_of_range
-        step = self.real(f"{name}.input_scale", np.array(scale))
-        zero = self.constant("zero", np.array(0, kind.dtype))
+        scale = self.input_scales[name] * INT8.largest / self.eight_bit.end_of_range
+        return self.switch(name, self.quantize(f"{name}.input", scale, x), x)
+
+    def quantize(self, name: str, scale: float, x: str) -> str:
+        """Pass a tensor through Q/DQ at this step."""
+        step = self.real(f"{name}_scale", np.array(scale))
+        zero = self.constant("zero", np.array(0, self.eight_bit.dtype))
         rounded = self.op("QuantizeLinear", [x, step, zero])
-        return self.switch(name, self.op("DequantizeLinear", [rounded, step, zero]), x)
+        return self.op("DequantizeLinear", [rounded, step, zero])
 
     def product(self, name: str, part: str, x: str, weight: Array, bias: Array) -> str:
         """x · Wᵀ + b for `part` of the linear `name`; W (out, in) in 8 bits if it is quantized."""

@@ -56,14 +56,15 @@ def build_exit_stages(
     temperature: float,
     input_scales: Mapping[str, float],
     input_means: Mapping[str, Array],
+    precision: Precision = Precision.INT8,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Build the INT8 graph in two: up to the exit of `head`, and from there to the end.
 
     The first is `tiles` → `probs`, `ood`, `tokens` float32 [N, T, D], the second `tokens` →
     `probs`, `ood`. Both have the outputs of `graph.build_graph`, the first from its `head`. The
-    tokens are handed on in the type in which the residual stream is summed: nothing is rounded.
+    tokens are handed on as they are summed: nothing is rounded. (In FP16 they are widened.)
 
-    `temperature`, `input_scales`, `input_means`: see `graph.build_graph`.
+    `temperature`, `input_scales`, `input_means`, `precision`: see `graph.build_graph`.
     """
     known, block = student.known, head.known.block
     if known is None or known.block < block:
@@ -71,12 +72,16 @@ def build_exit_stages(
     tokens = float_info("tokens", ["N", student.tokens, student.width])
     answers = [float_info("probs", ["N", len(student.classes)]), float_info("ood", ["N"])]
 
-    first = ModelWriter(student, Precision.INT8, input_scales, input_means)
-    write_head(first, _up_to(first, block, "tokens"), head)
+    first = ModelWriter(student, precision, input_scales, input_means)
+    widened = first.dtype != np.float32
+    x = _up_to(first, block, "" if widened else "tokens")
+    if widened:
+        first.op("Cast", [x], outputs=["tokens"], to=onnx.TensorProto.FLOAT)
+    write_head(first, x, head)
     pixels = [pixels_info("tiles", student.size)]
 
-    second = ModelWriter(student, Precision.INT8, input_scales, input_means)
-    x = "tokens"
+    second = ModelWriter(student, precision, input_scales, input_means)
+    x = second.cast("tokens", second.dtype) if widened else "tokens"
     for i in range(block, student.depth + 1):
         if i == known.block:
             second.score(second.mean_patch(x, "known.features"), known)

@@ -50,14 +50,14 @@ class Plan:
     ) -> onnx.ModelProto:
         """Write the graph of an 8-bit variant; the parts `kept_in_float` stay in its base type.
 
-        On an FP16 base the scores of attention stay in FP16 too: GPUs have fused attention in FP16
-        (which of the two is faster on a card has not been measured). In FP8 the patch embedding
-        stays in FP16: INT8 represents pixels exactly, FP8 only to four bits.
+        Of INT8 on an FP16 base the scores of attention stay in FP16 too: GPUs have fused attention
+        in FP16 and in FP8 (which is faster on a card has not been measured). In FP8 the patch
+        embedding stays in FP16: INT8 represents pixels exactly, FP8 only to four bits.
         """
-        if precision.about.base is Precision.FP16:
-            kept_in_float |= set(self.scales) - set(linear_names(self.student))
         if precision is Precision.FP8:
             kept_in_float |= {"patch_embed.proj"}
+        elif precision.about.base is Precision.FP16:
+            kept_in_float |= set(self.scales) - set(linear_names(self.student))
         return build_graph(
             self.student,
             temperature=temperature,

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TypedDict
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-SOURCES = ("resize.h", "resize.cu")
-BINARY, RECORD = "resize.fatbin", "resize.json"
+SOURCES = ("device.cu", "early_exit.cu", "resize.cu", "resize.h")
+BINARY, RECORD = "kernels.fatbin", "kernels.json"
 # The resize must give the CPU reader's pixels, so no fused multiply-adds.
 NVCC_FLAGS = ("-fatbin", "-std=c++17", "-O3", "-fmad=false", "--resource-usage", "--threads", "0")
 HOST_FLAGS = ("-shared", "-fPIC", "-std=c++17", "-O3", "-ffp-contract=off")
@@ -37,7 +37,7 @@ class KernelUsage(TypedDict):
 
 
 class BuildRecord(TypedDict):
-    """What resize.json says of the fat binary beside it."""
+    """What kernels.json says of the fat binary beside it."""
 
     sources: str  # SHA-256, see `source_hash`
     sha256: str  # of the binary
@@ -82,7 +82,7 @@ def build(folder: Path = HERE) -> BuildRecord | None:
     # A folder of its own: nobody else can put a link where the compiler writes.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         temporary = Path(scratch) / BINARY
-        kernels = _compile(nvcc, folder / "resize.cu", temporary)
+        kernels = _compile(nvcc, folder / "device.cu", temporary)
         record = {
             "sources": source_hash(folder),
             "sha256": _sha256(temporary.read_bytes()),

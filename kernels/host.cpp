@@ -1,4 +1,4 @@
-// The host twin: the kernels of resize.cu compiled by g++. It runs their threads one by one.
+// The host twin: all kernels compiled by g++. It runs their threads one by one.
 //
 // A few lines replace CUDA's built-in variables. Index arithmetic, guards and strides are those of
 // the device code itself, not of a copy.
@@ -9,8 +9,9 @@ struct Index {
 };
 static thread_local Index blockIdx, threadIdx, blockDim, gridDim;
 #define __global__
+#define __device__
 
-#include "resize.cu"
+#include "device.cu"
 
 // Call `kernel(arguments…)` for every thread of grid × block.
 template <typename... Parameters, typename... Arguments>
@@ -39,6 +40,17 @@ void host_resize_columns(
     const unsigned* grid, const unsigned* block, const Tile* tiles, const Axis* axes, int32_t size,
     uint8_t* out) {
     launch(resize_columns, grid, block, tiles, axes, size, out);
+}
+void host_exit_positions(
+    const unsigned* grid, const unsigned* block, const float* probs, const float* scores, int32_t count,
+    int32_t classes, float confidence, float known_up_to, int32_t* positions) {
+    launch(
+        exit_positions, grid, block, probs, scores, count, classes, confidence, known_up_to, positions);
+}
+void host_exit_gather(
+    const unsigned* grid, const unsigned* block, const uint32_t* tokens, const int32_t* positions,
+    int32_t words, uint32_t* out) {
+    launch(exit_gather, grid, block, tokens, positions, words, out);
 }
 int32_t host_max_taps(int32_t in_size, int32_t out_size) { return max_taps(in_size, out_size); }
 }

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 Dim3 = tuple[int, int, int]
-Launch = tuple[str, Dim3, Dim3, tuple[np.uint64 | np.int32, ...]]  # kernel, grid, block, arguments
+Argument = np.uint64 | np.int32 | np.float32
+Launch = tuple[str, Dim3, Dim3, tuple[Argument, ...]]  # kernel, grid, block, arguments
 
 # The structs Axis and Tile of resize.h.
 AXIS = np.dtype(
@@ -163,19 +164,30 @@ class HostTwin:
         out = np.empty((len(tiles), size, size, 3), np.uint8)
         upload = block.ctypes.data
         plan.fill(block, tiles, upload, scratch.ctypes.data)
-        for kernel, grid, threads, arguments in plan.launches(upload, out.ctypes.data):
-            function = getattr(self._library, f"host_{kernel}")
-            function.restype = None
-            values = [
-                ctypes.c_int32(int(a)) if isinstance(a, np.int32) else ctypes.c_uint64(int(a))
-                for a in arguments
-            ]
-            function((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*threads), *values)
+        for launch in plan.launches(upload, out.ctypes.data):
+            self.launch(launch)
         return out
+
+    def launch(self, launch: Launch) -> None:
+        """Run all threads of one launch, one after the other."""
+        kernel, grid, block, arguments = launch
+        function = getattr(self._library, f"host_{kernel}")
+        function.restype = None
+        dimensions = ((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block))
+        function(*dimensions, *map(c_value, arguments))
 
     def max_taps(self, length: int, size: int) -> int:
         """Call `max_taps` of resize.h."""
         return int(self._library.host_max_taps(length, size))
+
+
+def c_value(argument: Argument) -> ctypes.c_int32 | ctypes.c_uint64 | ctypes.c_float:
+    """Return an argument of a kernel as C takes it."""
+    if isinstance(argument, np.float32):
+        return ctypes.c_float(float(argument))
+    if isinstance(argument, np.int32):
+        return ctypes.c_int32(int(argument))
+    return ctypes.c_uint64(int(argument))
 
 
 def aligned(count: int) -> Pixels:

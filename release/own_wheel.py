@@ -49,7 +49,7 @@ def build(out: Path, root: Path = ROOT) -> Path:
         names = subprocess.check_output([sys.executable, "-m", "zipfile", "-l", wheel], text=True)
         if CPU_KERNEL not in names:
             raise RuntimeError("the wheel has no CPU kernel: install g++ and Python's headers")
-        if "resize.fatbin" not in names:
+        if "kernels.fatbin" not in names:
             print("no nvcc found: the wheel has no CUDA kernels", file=sys.stderr)
         tag = ["tags", "--remove", "--platform-tag", platform_tag(wheel), str(wheel)]
         subprocess.run([sys.executable, "-m", "wheel", *tag], env=environment, check=True)

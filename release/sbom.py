@@ -94,7 +94,7 @@ def _part(archive: zipfile.ZipFile, name: str) -> Component:
 
 
 def _cuda_kernels(archive: zipfile.ZipFile) -> str:
-    record = json.loads(archive.read("edgelung/kernels/resize.json"))
+    record = json.loads(archive.read("edgelung/kernels/kernels.json"))
     return (
         f"CUDA kernels, compiled by {record['compiler']} for {', '.join(record['architectures'])}"
     )

@@ -9,7 +9,8 @@ How to add an engine:
    is missing, or would run something other than what was asked for.
 3. Enter the class in the table `ENGINES` of `choose.py`.
    An engine of a CPU that also follows `StageEngine` runs models with an early exit
-   (`early_exit.py`); others are left out for them.
+   (`early_exit.py`), and so does an engine of a GPU that is a `DeviceEngine` (`device_engine.py`);
+   others are left out for them.
 4. Add its packages to `core/system.py` and `pyproject.toml`, a row to `tools/doctor.py`, and it to
    the engines of `tests/engines/test_engines.py`. At run time every engine has to reproduce the
    bundle's golden tiles before it predicts.

@@ -1,5 +1,6 @@
 """Choose a variant and an engine, and check the engine on the golden tiles before use."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +26,14 @@ from edgelung.engines.base import (
 from edgelung.engines.cuda import Device, gpu_present
 from edgelung.engines.early_exit import early_exit_of, load_model
 from edgelung.engines.names import AUTO_GPU_ENGINES, CPU_ENGINES, GPU_ENGINES, EngineName
-from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_cuda, onnxruntime_tensorrt
+from edgelung.engines.onnxruntime import OnnxRuntimeEngine, onnxruntime_tensorrt
+from edgelung.engines.onnxruntime_cuda import onnxruntime_cuda
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.engines.tensorrt.engine import tensorrt, tensorrt_rtx
 from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
 from edgelung.tiles.reader import TileError, decode_tile
+
+logger = logging.getLogger(__name__)
 
 # To add an engine: a name in `names.py`, a class that follows `base.Engine`, and a line here.
 ENGINES: Mapping[EngineName, EngineFactory] = {
@@ -159,7 +163,7 @@ def _open_engine(
         except Exception as error:  # runtimes raise their own exception types
             failures.append(f"{name}: cannot load {variant.graph.name}: {one_line(error)}")
         else:
-            difference = check_golden(bundle, loaded, variant.precision)
+            loaded, difference = _checked(bundle, loaded, variant, cores, latency=latency)
             return Chosen(loaded, variant, "; ".join([why, *failures]), difference)
     if engine is not None:
         failures = failures[-1:]
@@ -203,21 +207,37 @@ def _fastest(
     from edgelung.core.cache import engine_cache
     from edgelung.engines.fastest import batch_of, fastest
 
+    # An early exit runs on a GPU if it is asked for; which is faster has not been measured there.
     passed = [v for v in bundle.variants.values() if v.passed and v.second is None]
     variants = passed if precision is None else [bundle.variant(precision)]
 
     def load(name: EngineName, variant: Variant) -> tuple[Engine, float]:
         engine = load_variant(factories[name], variant, cores, latency=latency)
-        try:
-            return engine, check_golden(bundle, engine, variant.precision)
-        except BaseException:
-            engine.close()
-            raise
+        return _checked(bundle, engine, variant, cores, latency=latency)
 
     candidates = [(name, variant) for name in factories for variant in variants]
     winner = fastest(device, candidates, load, batch_of(_golden(bundle)), engine_cache())
     reason = "; ".join([winner.reason, *_refused(bundle)])
     return Chosen(winner.engine, winner.variant, reason, winner.golden_difference)
+
+
+def _checked(
+    bundle: Bundle, engine: Engine, variant: Variant, cores: int, *, latency: bool
+) -> tuple[Engine, float]:
+    """Check the engine on the golden tiles, or what it offers in its place (`DeviceEngine.plain`).
+
+    Raises EdgelungError as `check_golden` does; then the engine is closed.
+    """
+    try:
+        return engine, check_golden(bundle, engine, variant.precision)
+    except BaseException as error:
+        engine.close()
+        plain: EngineFactory | None = getattr(engine, "plain", None)
+        if plain is None or not isinstance(error, EdgelungError):
+            raise
+        logger.info("%s; %s runs the graph without fused operators", error, engine.name)
+    engine = load_variant(plain, variant, cores, latency=latency)
+    return _checked(bundle, engine, variant, cores, latency=latency)
 
 
 def _golden(bundle: Bundle) -> Tiles:

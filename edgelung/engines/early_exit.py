@@ -5,14 +5,14 @@
 
 Each tile is decided by its own numbers, so its answer does not depend on the batch. On a CPU a tile
 costs the same in any batch, so what continues is run at once, in a smaller batch. The tokens of the
-tiles that continue are copied once, into one array.
+tiles that continue are copied once, into one array. On a GPU the same is done on the device
+(`device_exit.py`).
 """
 
 from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
 from edgelung.artifacts.manifest import EarlyExit
 from edgelung.engines.base import (
@@ -21,30 +21,12 @@ from edgelung.engines.base import (
     EngineUnavailableError,
     Graph,
     Output,
-    Probabilities,
-    Scores,
     StageEngine,
     Tiles,
 )
-
-
-@dataclass(frozen=True)
-class ExitRule:
-    """Which tiles leave early. Fitted by `edgelung.export.early_exit`.
-
-    Attributes:
-        confidence: the smallest probability of the most probable class.
-        known_up_to: the highest score at the exit. A tile above it may be foreign tissue, which
-            the score of the whole model tells better, so it continues.
-    """
-
-    confidence: float
-    known_up_to: float
-
-    def leaves(self, probabilities: Probabilities, scores: Scores) -> npt.NDArray[np.bool_]:
-        """True for the tiles that leave, (N,); a number that is not finite never leaves."""
-        leaves: npt.NDArray[np.bool_] = probabilities.max(axis=1) >= self.confidence
-        return leaves & (scores <= self.known_up_to)
+from edgelung.engines.device_engine import DeviceEngine
+from edgelung.engines.device_exit import DeviceExitEngine, require_stages
+from edgelung.engines.exit_rule import ExitRule
 
 
 @dataclass(frozen=True)
@@ -99,13 +81,20 @@ def load_model(
     first = factory(graph, threads, latency=latency)
     if early_exit is None:
         return first
+    engines = [first]
     try:
-        if not _runs_stages(first):
+        if not (isinstance(first, DeviceEngine) or _runs_stages(first)):
             raise EngineUnavailableError(f"{first.name} runs no model with an early exit")
-        second = factory(early_exit.graph, threads, latency=latency)
+        engines.append(second := factory(early_exit.graph, threads, latency=latency))
+        if isinstance(first, DeviceEngine):
+            assert isinstance(second, DeviceEngine)
+            require_stages(first, second)
+            return DeviceExitEngine(first, second, early_exit.rule)
+        assert _runs_stages(first)
         assert _runs_stages(second)
     except BaseException:
-        first.close()
+        for engine in engines:
+            engine.close()
         raise
     return EarlyExitEngine(first, second, early_exit.rule)
 

@@ -1,8 +1,12 @@
-"""ONNX Runtime: on the CPU the reference for all other engines; with CUDA or TensorRT on a GPU."""
+"""ONNX Runtime: on the CPU the reference for all other engines; with TensorRT on a GPU.
+
+Its CUDA provider: `onnxruntime_cuda.py`.
+"""
 
 import ctypes
 import io
 import os
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -33,17 +37,50 @@ SILENT = 4  # log level 'fatal'; every error that is not fatal is raised as an e
 
 
 class Session(Protocol):
-    """What this module uses of `onnxruntime.InferenceSession`, which has no types."""
+    """What is used of `onnxruntime.InferenceSession`, which has no types."""
 
     def run(self, outputs: list[str] | None, inputs: dict[str, Tiles | Floats]) -> list[Floats]: ...
-    def get_inputs(self) -> list["SessionInput"]: ...
+    def run_with_iobinding(self, binding: "Binding", options: "RunOptions") -> None: ...
+    def io_binding(self) -> "Binding": ...
+    def get_inputs(self) -> list["SessionPort"]: ...
+    def get_outputs(self) -> list["SessionPort"]: ...
     def get_providers(self) -> list[str]: ...
 
 
-class SessionInput(Protocol):
-    """What this module uses of `onnxruntime.NodeArg`."""
+class SessionPort(Protocol):
+    """What is used of `onnxruntime.NodeArg`: an input or output, its batch named 'N'."""
 
     name: str
+    shape: list[int | str]
+
+
+class Binding(Protocol):
+    """What is used of `onnxruntime.IOBinding`."""
+
+    def bind_input(
+        self,
+        name: str,
+        device_type: str,
+        device_id: int,
+        element_type: type[np.generic],
+        shape: tuple[int, ...],
+        buffer_ptr: int,
+    ) -> None: ...
+    def bind_output(
+        self,
+        name: str,
+        device_type: str,
+        device_id: int,
+        element_type: type[np.generic],
+        shape: tuple[int, ...],
+        buffer_ptr: int,
+    ) -> None: ...
+
+
+class RunOptions(Protocol):
+    """What is used of `onnxruntime.RunOptions`."""
+
+    def add_run_config_entry(self, name: str, value: str) -> None: ...
 
 
 class SessionOptions(Protocol):
@@ -80,18 +117,7 @@ class OnnxRuntimeEngine:
         self.float_type = "fp32" if provider == CPU else AS_IN_FILE
         one_batch = latency or provider != CPU
         self.concurrency = 1 if one_batch else threads
-        ort = _import_runtime(provider)
-        options = _session_options(ort, provider, threads if one_batch else 1)
-        try:
-            self._session = _load_session(ort, graph.read(), options, provider)
-        except Exception as error:  # the graph is refused, or the provider's libraries are missing
-            if provider == CPU:
-                raise
-            reason = _missing_library(ort, provider) or one_line(error)
-            raise EngineUnavailableError(f"{provider} does not load: {reason}") from error
-        active = self._session.get_providers()
-        if active[:1] != [provider] or set(active) - {provider, CPU}:
-            raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {active}")
+        self._session = open_session(graph.read(), provider, threads if one_batch else 1)
         self._input = self._session.get_inputs()[0].name
 
     def infer(self, tiles: Tiles) -> Output:
@@ -108,7 +134,36 @@ class OnnxRuntimeEngine:
         del self._session
 
 
-def _import_runtime(provider: str) -> ModuleType:
+def open_session(
+    onnx: bytes, provider: str, threads: int, more: Mapping[str, str] | None = None
+) -> Session:
+    """Load a graph in a session of one provider.
+
+    Args:
+        onnx: the graph.
+        provider: runs the whole graph.
+        threads: of the CPU provider.
+        more: further options of the provider.
+
+    Raises:
+        EngineUnavailableError: if the provider does not load here, or another one would run.
+    """
+    ort = import_runtime(provider)
+    options = _session_options(ort, provider, threads)
+    try:
+        session = _load_session(ort, onnx, options, provider, more or {})
+    except Exception as error:  # the graph is refused, or the provider's libraries are missing
+        if provider == CPU:
+            raise
+        reason = _missing_library(ort, provider) or one_line(error)
+        raise EngineUnavailableError(f"{provider} does not load: {reason}") from error
+    active = session.get_providers()
+    if active[:1] != [provider] or set(active) - {provider, CPU}:
+        raise EngineUnavailableError(f"asked ONNX Runtime for {provider}, it runs {active}")
+    return session
+
+
+def import_runtime(provider: str) -> ModuleType:
     """Import onnxruntime, silence its log and check that it was built with `provider`."""
     try:
         import onnxruntime as ort
@@ -141,11 +196,13 @@ def _session_options(ort: ModuleType, provider: str, threads: int) -> SessionOpt
     return options
 
 
-def _load_session(ort: ModuleType, onnx: bytes, options: SessionOptions, provider: str) -> Session:
+def _load_session(
+    ort: ModuleType, onnx: bytes, options: SessionOptions, provider: str, more: Mapping[str, str]
+) -> Session:
     """Load the graph with `provider` alone: ONNX Runtime must not fall back, now or later."""
     providers: list[str | tuple[str, dict[str, str]]] = [provider]
     if provider == CUDA:  # FP32 is the reference: compute it in FP32, not in TF32, the default
-        providers = [(provider, {"use_tf32": "0"})]
+        providers = [(provider, {"use_tf32": "0", **more})]
     elif provider == TENSORRT:  # has no such option; its libraries read this as they load
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
@@ -176,5 +233,4 @@ def _missing_library(ort: ModuleType, provider: str) -> str | None:
     return None
 
 
-onnxruntime_cuda = partial(OnnxRuntimeEngine, name="onnxruntime-cuda", provider=CUDA)
 onnxruntime_tensorrt = partial(OnnxRuntimeEngine, name="onnxruntime-tensorrt", provider=TENSORRT)

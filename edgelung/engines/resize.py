@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgelung.engines.base import EngineUnavailableError
-from edgelung.engines.cuda import Device, Memory, Stream
+from edgelung.engines.cuda import Device, Kernels, Memory, Stream
 from edgelung.kernels import build
 from edgelung.kernels.resize import KERNELS, Launch, Pixels, Plan
 
@@ -22,13 +22,8 @@ class DeviceResize:
     """
 
     def __init__(self, device: Device, stream: Stream) -> None:
-        if build.read_record() is None:
-            raise EngineUnavailableError(
-                "the CUDA kernels are not built, or were built from other sources; "
-                "run: python -m edgelung.kernels.build (needs nvcc)"
-            )
         self._device, self._stream = device, stream
-        self._kernels = device.kernels((build.HERE / build.BINARY).read_bytes(), KERNELS)
+        self._kernels = load_kernels(device, KERNELS)
         self._staging: Pixels | None = None  # pinned host memory, copied to `_upload`
         self._upload: Memory | None = None
         self._scratch: Memory | None = None
@@ -90,3 +85,17 @@ class DeviceResize:
         self._upload = self._device.memory(upload_bytes)
         self._scratch = self._device.memory(scratch_bytes)
         self._capacity = (upload_bytes, scratch_bytes)
+
+
+def load_kernels(device: Device, names: Sequence[str]) -> Kernels:
+    """Load some of edgelung's compiled kernels.
+
+    Raises:
+        EngineUnavailableError: if this installation has no compiled kernels.
+    """
+    if build.read_record() is None:
+        raise EngineUnavailableError(
+            "the CUDA kernels are not built, or were built from other sources; "
+            "run: python -m edgelung.kernels.build (needs nvcc)"
+        )
+    return device.kernels((build.HERE / build.BINARY).read_bytes(), names)

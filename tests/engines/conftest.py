@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import fake_gpu
+import fake_onnxruntime
+import onnxruntime
 import pytest
 
 from edgelung.artifacts.bundle import Bundle
@@ -62,3 +64,22 @@ def open_small(bundle: Bundle, install: Any) -> Any:
         return TensorRtEngine(bundle.variants["fp32"].graph, 1, name=name, **options)
 
     return call
+
+
+@pytest.fixture
+def cuda_sessions(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[fake_onnxruntime.FakeSession]:
+    """Let ONNX Runtime's CUDA provider run on the fake GPU; returns the sessions as they come."""
+    sessions: list[fake_onnxruntime.FakeSession] = []
+
+    def session(onnx: bytes, options: Any, providers: list[Any], **more: Any) -> Any:
+        if providers == ["CPUExecutionProvider"]:
+            return fake_onnxruntime.REAL(onnx, options, providers, **more)
+        ((name, settings),) = providers
+        assert name == fake_onnxruntime.CUDA
+        sessions.append(fake_onnxruntime.FakeSession(gpu, onnx, settings))
+        return sessions[-1]
+
+    names = [fake_onnxruntime.CUDA, "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return sessions

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from edgelung.kernels.resize import c_value
+
 RECORD = Path(__file__).with_name("tensorrt_api.json")
 
 
@@ -178,10 +180,7 @@ class FakeGpu:
         def get_function(name: str) -> Callable[..., None]:
             def call(*arguments: Any, grid: Any, block: Any, stream: FakeStream) -> None:
                 self.meet("launch")
-                words = [
-                    ctypes.c_int32(int(a)) if isinstance(a, np.int32) else ctypes.c_uint64(int(a))
-                    for a in arguments
-                ]
+                words = [c_value(argument) for argument in arguments]
                 shape = ((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block))
                 function = getattr(self.twin, f"host_{name}")
                 self.enqueue(stream.handle, name, lambda: function(*shape, *words))
@@ -400,9 +399,11 @@ class FakeTensorRt:
     def _context(self, session: Any) -> Strict:
         addresses: dict[str, int] = {}
         state: dict[str, Any] = {"shape": None, "recorded": False}
-        gpu = self._gpu
+        gpu, (first,) = self._gpu, session.get_inputs()
+        dtype = np.dtype(np.uint8 if first.type == "tensor(uint8)" else np.float32)
 
         def set_shape(name: str, shape: tuple[int, ...]) -> bool:
+            assert name == first.name
             assert not state["recorded"], "a context was changed after its graph was recorded"
             state["shape"] = shape
             self.shapes.append(shape[0])
@@ -414,9 +415,10 @@ class FakeTensorRt:
             state["recorded"] = stream in gpu.capturing
 
             def work() -> None:
-                tiles = gpu.at(addresses["tiles"], int(np.prod(shape))).reshape(shape)
+                count = int(np.prod(shape)) * dtype.itemsize
+                rows = gpu.at(addresses[first.name], count).view(dtype).reshape(shape)
                 names = [output.name for output in session.get_outputs()]
-                for name, found in zip(names, session.run(names, {"tiles": tiles}), strict=True):
+                for name, found in zip(names, session.run(names, {first.name: rows}), strict=True):
                     gpu.at(addresses[name], found.nbytes)[:] = found.view(np.uint8).reshape(-1)
 
             gpu.enqueue(stream, "execute", work)

@@ -14,7 +14,8 @@ from edgelung.core.precision import Precision
 from edgelung.engines import choose
 from edgelung.engines.base import Engine, EngineUnavailableError, Floats, GraphBytes, Output, Tiles
 from edgelung.engines.choose import load_variant, open_engine
-from edgelung.engines.early_exit import EarlyExitEngine, ExitPlan, ExitRule, load_model
+from edgelung.engines.early_exit import EarlyExitEngine, ExitPlan, load_model
+from edgelung.engines.exit_rule import ExitRule
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.openvino import OpenVinoEngine
 from edgelung.tiles.reader import read_tile

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.core.precision import Precision
 from edgelung.engines import choose
-from edgelung.engines.base import Engine, EngineUnavailableError
+from edgelung.engines.base import Engine, EngineUnavailableError, join_outputs
 from edgelung.engines.cuda import Device, DeviceError, gpu_present
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from edgelung.engines.resize import DeviceResize
 from edgelung.engines.tensorrt.engine import TensorRtEngine
 from edgelung.inference.pipeline import predict_batches
@@ -81,6 +83,50 @@ def test_graphs_change_nothing(opened: Any, name: str) -> None:
         np.testing.assert_array_equal(engine.infer(tiles).probabilities, first)
     for slot in engine._slots:
         assert list(slot._graphs) == [8], "no graph was recorded"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnx_runtime_replays_what_it_computed(opened: Any, precision: str) -> None:
+    """Also with fused operators, which FP16 has."""
+    engine = opened("onnxruntime-cuda", precision)
+    if not isinstance(engine, OnnxRuntimeCudaEngine):
+        pytest.skip("without pycuda there is no bound memory")
+    assert (engine.plain is not None) == (precision == "fp16")
+    for count in (8, 1, 8, 8, 1, 1):
+        tiles = noise(count)
+        first = engine.infer(tiles).probabilities
+        np.testing.assert_allclose(engine.infer(tiles).probabilities, first, atol=1e-3)
+    with engine.slot() as slot:
+        assert set(slot._graphs) == {1, 8}, "no graph was recorded"
+
+
+@pytest.mark.parametrize("name", ENGINES[:3])
+def test_the_early_exit_on_the_device_gives_the_rows_of_the_cpu(
+    device: Device,
+    early_exit_bundle: Path,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGELUNG_CACHE", str(tmp_path / "cache"))
+    bundle = open_bundle(early_exit_bundle)
+    variant = bundle.variants[Precision.INT8_EARLY_EXIT]
+    tiles = np.concatenate([noise(30), choose._golden(bundle)])
+    expected = choose.load_variant(OnnxRuntimeEngine, variant, 2).infer(tiles)
+    try:
+        engine = choose.load_variant(choose.ENGINES[name], variant, 2)
+    except EngineUnavailableError as error:
+        pytest.skip(str(error))
+    for size in (1, 7, len(tiles), len(tiles), len(tiles)):
+        found = join_outputs(
+            [engine.infer(tiles[i : i + size]) for i in range(0, len(tiles), size)]
+        )
+        same = found.stage == expected.stage
+        assert same.mean() > 0.9  # rounding decides at a threshold
+        np.testing.assert_allclose(
+            found.probabilities[same], expected.probabilities[same], atol=TOLERANCE["int8"]
+        )
+    engine.close()
 
 
 def test_the_resize_kernel_gives_the_readers_pixels(device: Device) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.artifacts.bundle import Bundle
+from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.precision import Precision
 from edgelung.engines import choose
-from edgelung.tools.gpu_check import check, device, engines, folder, parts
+from edgelung.engines.base import GraphBytes
+from edgelung.tiles.reader import decode_tile
+from edgelung.tools.gpu_check import check, device, engines, folder, parts, ways
 from edgelung.tools.gpu_check.timing import CannotRunError, time_calls
 
 SIZE = 64  # pixels of the fixture's tiles
@@ -21,7 +24,7 @@ SIZE = 64  # pixels of the fixture's tiles
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three repeats of everything that is timed."""
-    for module in (device, engines, folder):
+    for module in (device, engines, folder, ways):
         monkeypatch.setattr(
             module, "time_calls", lambda work, repeats, most=1.0: time_calls(work, 3, 0.1)
         )
@@ -140,10 +143,73 @@ def test_latency_without_tensorrt_is_onnx_runtimes(
     with pytest.raises(CannotRunError, match="CUDAExecutionProvider"):
         engines.latency(graph, Precision.FP32, False, SIZE)
     monkeypatch.setitem(choose.ENGINES, "onnxruntime-cuda", choose.ENGINES["onnxruntime"])
-    found = engines.latency(graph, Precision.FP32, False, SIZE)
+    found = engines.latency(graph, Precision.FP32, True, SIZE)
     assert found["batch 128"]["p50"] > 0
-    with pytest.raises(CannotRunError, match="tensorrt"):
-        engines.latency(graph, Precision.FP32, True, SIZE)
+    assert "tensorrt" in found["no_tensorrt"]
+
+
+def test_onnx_runtime_in_all_its_ways(
+    short: None, bundle: Bundle, cuda_sessions: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"offline_tiles_per_second": 1.0}
+    monkeypatch.setattr(ways, "scenarios", lambda engine, size, seconds: dict(rates))
+    found = ways.onnxruntime_ways(bundle.variants["fp16"].graph, 1.0, SIZE)
+    assert found["fused"]
+    assert "no data-sheet" in found["no_share_of_peak"]
+    assert "cannot_run" in found["a copy per run"]  # the fake provider has bound memory only
+    for way in ("bound memory, graphs", "bound memory, fused, graphs", "bound memory, fused"):
+        assert found[way]["offline_tiles_per_second"] > 0
+        assert found[way]["largest_difference"] < 3e-3
+    recorded = [bool(session.recorded) for session in cuda_sessions]
+    assert recorded == [False, False, True, True]
+
+
+@pytest.mark.slow  # loads seven graphs in three engines
+def test_the_early_exit_beside_whole_models(
+    short: None,
+    early_exit_bundle: Path,
+    twin: None,
+    install: Any,
+    cuda_sessions: list,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install("tensorrt")
+    monkeypatch.setattr(ways, "batch_of", lambda tiles, count: tiles[:4])
+    monkeypatch.setattr(ways, "WHOLE", (Precision.INT8,))
+    bundle = open_bundle(early_exit_bundle)
+    tiles = np.stack([decode_tile(tile.file.read(), bundle.reader) for tile in bundle.golden])
+    found = ways.early_exit(bundle, tiles)
+    assert 0 < found["leave"] < 1
+    for name in ("tensorrt", "onnxruntime-cuda"):
+        assert found[name]["same_stage_as_on_cpu"] == 1
+        assert found[name]["largest_difference_at_the_same_stage"] < 1e-5
+        assert found[name]["int8, tiles per second"] > 0
+    with pytest.raises(CannotRunError, match="no variant int8-early-exit"):
+        ways.early_exit(replace(bundle, variants={}), tiles)
+
+
+@pytest.mark.slow  # writes DeiT-T, then loads its graphs in an engine five times
+def test_an_early_exit_in_fp16_at_given_shares(
+    short: None,
+    gpu: Any,
+    twin: None,
+    install: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install("tensorrt")
+    gpu.memory_bytes = 1 << 33
+    monkeypatch.setattr(ways, "AUTO_GPU_ENGINES", ("tensorrt",))
+    monkeypatch.setattr(ways, "batch_of", lambda tiles, count: tiles[:4])
+    paths = (tmp_path / "1.onnx", tmp_path / "2.onnx", tmp_path / "whole.onnx")
+    architecture = "deit_tiny_distilled_patch16_224"
+    parts.write_random_stages(paths[:2], architecture)
+    parts.write_random_graph(paths[2], architecture)
+    graphs = [GraphBytes(path.read_bytes(), path.name) for path in paths]
+    found = ways.exit_speed(*graphs, parts.DEIT_B_SIZE)["tensorrt"]
+    for share in (0.2, 0.3, 0.5):
+        assert found[f"{share:.0%} continue"]["continued"] == pytest.approx(share, abs=0.02)
+        assert found[f"{share:.0%} continue"]["times_the_whole_model"] > 0
 
 
 def test_cards_are_told_apart() -> None:

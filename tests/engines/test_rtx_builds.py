@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.core.errors import EdgelungError
+from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes
 from edgelung.engines.tensorrt.build import Profile, build_engine, check_targets
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
@@ -142,6 +143,26 @@ def test_engines_stay_outside_the_bundle(ahead: tuple, passed: Bundle) -> None:
     text = (folder / "engines.json").read_text()
     assert str(passed.folder) not in text
     assert len(json.loads(text)["engines"]) == len(entries)
+
+
+def test_both_graphs_of_an_early_exit_are_built_and_found(
+    early_exit_bundle: Path, rtx: Flavour, tmp_path: Path
+) -> None:
+    bundle = open_bundle(early_exit_bundle)
+    variant = bundle.variants[Precision.INT8_EARLY_EXIT]
+    alone = replace(bundle, variants={variant.precision: variant})
+    entries = build_ahead(alone, tmp_path / "engines", rtx, ["sm_89"])
+    assert [e.file for e in entries] == [
+        "int8-early-exit.sm_89.engine",
+        "int8-early-exit.2.sm_89.engine",
+    ]
+    quantized = [entry.contents.quantized_linears for entry in entries]
+    assert min(quantized) > 0
+    assert sum(quantized) == variant.entry.quantized_linears
+    prebuilt = open_prebuilt(tmp_path / "engines")
+    for entry, graph in zip(entries, (variant.graph, variant.second), strict=True):
+        plan = prebuilt.find(rtx, "sm_89", graph)
+        assert plan == (tmp_path / "engines" / entry.file).read_bytes()
 
 
 def test_an_engine_that_lost_its_integers_is_refused(

@@ -1,5 +1,7 @@
 """A small distilled DeiT of random weights, drawn in numpy, and pixels for it."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,12 @@ def random_student(size: int = 64, width: int = 96, depth: int = 3, heads: int =
     }
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return Student("test", ("a", "b", "c"), size, 16, heads, mean, std, weights)
+
+
+@pytest.fixture(scope="session")
+def make_student() -> Callable[..., Student]:
+    """Make a student of other sizes: see `random_student`."""
+    return random_student
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,19 @@ def test_the_stages_one_after_the_other_are_the_int8_graph(
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_stages_in_fp16_hand_on_what_the_fp16_graph_computes(
+    knowing: Student, head: ExitHead, pixels: np.ndarray
+) -> None:
+    first, second = build_exit_stages(knowing, head, 0.7, {}, {}, precision=Precision.FP16)
+    sizes = {"size": 64, "classes": 3, "tokens": knowing.tokens, "width": knowing.width}
+    for role, graph in ((Role.FIRST_STAGE, first), (Role.SECOND_STAGE, second)):
+        check_graph(graph.SerializeToString(), role, sizes)
+    whole = build_graph(knowing, temperature=0.7, precision=Precision.FP16)
+    tokens = run(first, pixels)[2]
+    for found, expected in zip(run(second, tokens), run(whole, pixels), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+
+
 def test_the_exit_answers_from_the_mean_patch_token(
     knowing: Student, head: ExitHead, pixels: np.ndarray
 ) -> None:

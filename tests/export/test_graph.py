@@ -20,7 +20,7 @@ from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.evaluation.known import fit_known
 from edgelung.export.eight_bit import FP8, quantize_weight
 from edgelung.export.graph import build_graph, linear_names, quantizable
-from edgelung.export.graph_writer import OPSET
+from edgelung.export.graph_writer import OPSET, float_info
 from edgelung.export.ranges import input_scales
 from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student, read_student
@@ -215,6 +215,57 @@ def test_fp8_stays_close(model, pixels, tmp_path: Path) -> None:
     found = run_graph(graph, pixels, tmp_path)
     expected = torch_probabilities(model, pixels)
     assert 1e-5 < np.abs(found - expected).max() < 0.1
+
+
+def test_fp8_attention_has_both_factors_of_both_products(model, pixels, tmp_path: Path) -> None:
+    """As TensorRT fuses it: softmax at 1/448, its queries scaled before they are rounded."""
+    student = student_of(model)
+    stats = collect_stats(student, [pixels], 1, lambda n: None)
+    scales = input_scales(stats, "min-max")
+    plain, fp8 = (
+        build_graph(
+            student,
+            precision=Precision.FP8,
+            input_scales={n: s for n, s in scales.items() if attention or "scores" not in n},
+        )
+        for attention in (False, True)
+    )
+    producers = {name: node for node in fp8.graph.node for name in node.output}
+    of_attention = (n for n in fp8.graph.node if n.name.startswith("MatMul"))  # linears have names
+    factors = []
+    for product in list(of_attention)[: 2 * (student.depth - 1)]:
+        for name in product.input:
+            node = producers[name]
+            if node.op_type == "Transpose":  # of the keys
+                node = producers[node.input[0]]
+            assert node.op_type == "DequantizeLinear"
+            factors.append(node.input[1])
+    assert factors.count("blocks.0.attn.softmax_scale") == 1
+    assert constants(fp8)["blocks.0.attn.softmax_scale"] == np.float16(1 / 448)
+    # Values may be eight times as large as their weighted means before they are clipped.
+    most = 448 * constants(fp8)["blocks.0.attn.values_scale"].astype(float)
+    assert most == pytest.approx(8 * 127 * scales["blocks.0.attn.proj"], rel=1e-3)
+    expected = torch_probabilities(model, pixels)
+    for graph in (plain, fp8):
+        found = run_graph(graph, pixels, tmp_path)
+        assert 1e-5 < np.abs(found - expected).max() < 0.1
+
+
+def test_values_of_attention_stay_within_the_room_that_fp8_leaves(model, pixels) -> None:
+    """The bound of `quantize_fp8_values`, on a model whose values were not looked at."""
+    student = student_of(model)
+    stats = collect_stats(student, [pixels], 1, lambda n: None)
+    scales = input_scales(stats, "min-max")
+    graph = build_graph(student)
+    nodes = [n for n in graph.graph.node if n.name.endswith("attn.qkv.2")]
+    products = {node.output[0] for node in nodes}
+    biased = [n for n in graph.graph.node if n.input[0] in products]
+    graph.graph.output.extend(float_info(n.output[0], ["N", None, None]) for n in biased)
+    engine = OnnxRuntimeEngine(GraphBytes(graph.SerializeToString()), 1)
+    _, *values = engine.run(pixels)
+    assert len(values) == student.depth - 1
+    for i, found in enumerate(values):
+        assert np.abs(found).max() < 8 * 127 * scales[f"blocks.{i}.attn.proj"]
 
 
 def test_fp8_keeps_four_bits_of_a_weight_however_small() -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgelung.kernels import build
-from edgelung.kernels.resize import HostTwin, Plan, max_taps
+from edgelung.kernels import build, early_exit
+from edgelung.kernels.resize import KERNELS, HostTwin, Plan, max_taps
 from edgelung.tiles import reader
 from edgelung.tiles.reader import ReaderSpec, read_pixels, read_tile, resize, resize_by_pillow
 
@@ -205,7 +205,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_machine_code_for_every_architecture(built: dict) -> None:
     kernels = {(k["architecture"], k["name"]) for k in built["kernels"]}
-    names = ("resize_weights", "resize_rows", "resize_columns")
+    names = (*KERNELS, *early_exit.KERNELS)
     expected = {f"sm_{sm}" for sm in (75, 80, 86, 89, 90, 100, 120)}
     assert kernels == {(sm, name) for sm in expected for name in names}
     assert all(k["spilled_bytes"] == 0 and 0 < k["registers"] <= 64 for k in built["kernels"])
@@ -229,7 +229,8 @@ def test_a_changed_source_or_binary_is_built_again(built: dict, tmp_path: Path) 
 def test_compilers_words_reach_the_builder(tmp_path: Path) -> None:
     if build.find_nvcc() is None:
         pytest.skip("no nvcc")
-    shutil.copy(build.HERE / "resize.h", tmp_path / "resize.h")
+    for name in build.SOURCES:
+        shutil.copy(build.HERE / name, tmp_path / name)
     (tmp_path / "resize.cu").write_text("not c++")
     with pytest.raises(RuntimeError, match="does not compile"):
         build.build(tmp_path)

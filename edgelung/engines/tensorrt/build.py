@@ -23,7 +23,6 @@ from edgelung.engines.tensorrt.api import (
 )
 from edgelung.engines.tensorrt.flavour import Flavour, error_log
 
-INPUT, OUTPUT, SCORE = "tiles", "probs", "ood"
 LINEARS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 # Layers that may stand between a linear layer and its weights.
 WEIGHT_TRANSFORMS = ("DEQUANTIZE", "QUANTIZE", "SHUFFLE", "CAST")
@@ -94,10 +93,11 @@ def build_engine(
     config = builder.create_builder_config()
     # FP32 is the reference: compute it in FP32, not in TF32, TensorRT's default.
     config.clear_flag(trt.BuilderFlag.TF32)
-    tile_shape = tuple(network.get_input(0).shape)[1:]  # (H, W, 3)
+    tensor = network.get_input(0)
+    row = tuple(tensor.shape)[1:]  # of tiles (H, W, 3), of tokens (T, D)
     batches = (1, profile.opt_batch, profile.max_batch)
     optimization = builder.create_optimization_profile()
-    optimization.set_shape(INPUT, *((batch, *tile_shape) for batch in batches))
+    optimization.set_shape(tensor.name, *((batch, *row) for batch in batches))
     config.add_optimization_profile(optimization)
     if target is not None:
         config.num_compute_capabilities = 1

@@ -1,36 +1,20 @@
 """The TensorRT engines: built on the machine that runs them, or ahead of time (TensorRT-RTX)."""
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from queue import SimpleQueue
-
-import numpy as np
+from functools import partial
 
 from edgelung import __version__
 from edgelung.core.cache import Cache, Key, engine_cache
-from edgelung.core.errors import one_line
-from edgelung.engines.base import (
-    AS_IN_FILE,
-    EngineUnavailableError,
-    Graph,
-    Output,
-    Tiles,
-    join_outputs,
-)
-from edgelung.engines.cuda import Device, DeviceError
+from edgelung.engines.base import EngineUnavailableError, Graph
+from edgelung.engines.cuda import Device
+from edgelung.engines.device_engine import DeviceEngine
 from edgelung.engines.tensorrt.build import Profile, build_engine
-from edgelung.engines.tensorrt.execute import ExecutionSlot, LoadedEngine, split_by_memory
+from edgelung.engines.tensorrt.execute import ExecutionSlot, LoadedEngine
 from edgelung.engines.tensorrt.flavour import Flavour, load_flavour
 from edgelung.engines.tensorrt.prebuilt import PrebuiltFolder
-from edgelung.kernels.resize import Pixels
-from edgelung.tiles.reader import resize
 
 SLOTS = 2  # one is copied while the other is computed
-MAX_RESIZE_BYTES = 256 * 2**20  # per slot: decoded tiles and what lies between the two passes
 BUILD_FLAGS = "strongly-typed,no-tf32"  # what the builder is told beside graph and profile
 
 logger = logging.getLogger(__name__)
@@ -45,7 +29,7 @@ class EngineKeys:
     timing_cache: Key
 
 
-class TensorRtEngine:
+class TensorRtEngine(DeviceEngine):
     """A graph in TensorRT on the first GPU.
 
     Args:
@@ -63,7 +47,6 @@ class TensorRtEngine:
     """
 
     concurrency = SLOTS
-    float_type = AS_IN_FILE
 
     def __init__(
         self,
@@ -76,93 +59,26 @@ class TensorRtEngine:
         prebuilt: PrebuiltFolder | None = None,
         cache: Cache | None = None,
     ) -> None:
-        self.name = name
         self._flavour = load_flavour(name)
-        self._device = Device()
-        self.device = self._device.name
         self._profile = profile or Profile()
+        super().__init__(name, Device(), self._profile.max_batch)
         self._cache = cache or engine_cache()
         self._keys = _keys(self._flavour, self._device, graph, self._profile)
         self._built = False  # True once this object has built the engine itself
         self._runtime_cache = self._cache.get(self._keys.runtime_cache).data or b""
-        self._loaded: LoadedEngine | None = None
-        self._slots: list[ExecutionSlot] = []
         with self._device.current():
-            try:
-                self._loaded = self._load(graph, prebuilt)
-                for _ in range(SLOTS):  # one by one: if the second does not fit, free the first
-                    self._slots.append(ExecutionSlot(self._loaded, self._profile))
-            except BaseException:
-                self._release()
-                raise
-        self._free_slots: SimpleQueue[ExecutionSlot] = SimpleQueue()
-        for slot in self._slots:
-            self._free_slots.put(slot)
-
-    @property
-    def infer_size(self) -> int:
-        """Side of the tiles that `infer` takes, in pixels."""
-        return self._loaded.size if self._loaded else 0
-
-    def infer(self, tiles: Tiles) -> Output:
-        """See `Engine.infer`."""
-        step = self._profile.max_batch
-        with self._slot() as slot:
-            parts = [slot.run(tiles[i : i + step]) for i in range(0, len(tiles), step)]
-        return join_outputs(parts)
-
-    @cached_property
-    def resizes(self) -> bool:
-        """See `ResizingEngine.resizes`. The self-test runs once, on tiles of different sizes."""
-        if os.environ.get("EDGELUNG_GPU_RESIZE", "1") == "0":
-            return False
-        size = self.infer_size
-        rng = np.random.default_rng(0)
-        shapes = ((size, size), (size + 65, size), (7, 3 * size), (2 * size - 1, size // 2))
-        tiles = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
-        tiles = tiles[: self._profile.max_batch]
-        try:
-            with self._slot() as slot:
-                resized = slot.resize(tiles)
-        except Exception as error:  # whatever failed, the CPU can resize
-            logger.info("tiles are resized on the CPU: %s", one_line(error))
-            return False
-        expected = (resize(tile, size) for tile in tiles)
-        if any((ours != theirs).any() for ours, theirs in zip(resized, expected, strict=True)):
-            logger.info(
-                "tiles are resized on the CPU: the kernels on %s give other pixels", self.device
-            )
-            return False
-        return True
-
-    def infer_pixels(self, tiles: Sequence[Pixels]) -> Output:
-        """See `ResizingEngine.infer_pixels`."""
-        batches = split_by_memory(tiles, self.infer_size, self._profile.max_batch, MAX_RESIZE_BYTES)
-        try:
-            with self._slot() as slot:
-                return join_outputs([slot.run_pixels(batch) for batch in batches])
-        except DeviceError:  # no memory for such tiles; if the GPU is at fault, this fails too
-            return self.infer(np.stack([resize(tile, self.infer_size) for tile in tiles]))
+            loaded = self._load(graph, prebuilt)
+            self._loaded: LoadedEngine | None = loaded
+            self._open(lambda: ExecutionSlot(loaded, self.max_batch))
 
     def close(self) -> None:
         """See `Engine.close`. What TensorRT-RTX compiled while running is cached."""
-        if self._loaded is None:
-            return
-        with self._device.current():
-            runtime_cache = self._loaded.runtime_cache()
-            if runtime_cache and runtime_cache != self._runtime_cache:
-                self._cache.try_put(self._keys.runtime_cache, runtime_cache)
-            self._release()
-
-    @contextmanager
-    def _slot(self) -> Iterator[ExecutionSlot]:
-        """Take a free slot, or wait for one, and make the device current in this thread."""
-        slot = self._free_slots.get()
-        try:
+        if self._loaded is not None:
             with self._device.current():
-                yield slot
-        finally:
-            self._free_slots.put(slot)
+                runtime_cache = self._loaded.runtime_cache()
+                if runtime_cache and runtime_cache != self._runtime_cache:
+                    self._cache.try_put(self._keys.runtime_cache, runtime_cache)
+        super().close()
 
     def _load(self, graph: Graph, prebuilt: PrebuiltFolder | None) -> LoadedEngine:
         """Load the prebuilt or cached engine, or build it.
@@ -207,9 +123,7 @@ class TensorRtEngine:
         return built.plan
 
     def _release(self) -> None:
-        for slot in self._slots:
-            slot.close()
-        self._slots = []
+        super()._release()
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None

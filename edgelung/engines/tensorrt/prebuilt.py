@@ -2,6 +2,7 @@
 
     engines.json                  one `PrebuiltEngine` per engine
     <variant>.<target>.engine     the serialized engine
+    <variant>.2.<target>.engine   the second one, behind an early exit
     bundle.sig                    a signature over all other files, if the folder is signed
 
 Engines are executable code, so they are kept outside the bundle: with `infer --prebuilt` the user
@@ -97,7 +98,7 @@ def build_ahead(
     engines: list[PrebuiltEngine] = []
     with atomic_folder(out) as folder:
         for variant, target in planned_builds(bundle, check_targets(flavour, targets)):
-            engines.append(_build_one(bundle, variant, flavour, target, folder))
+            engines += _build(bundle, variant, flavour, target, folder)
             if on_built:
                 on_built()
         typed_json.write(folder / MANIFEST, Manifest(engines))
@@ -105,14 +106,15 @@ def build_ahead(
 
 
 def planned_builds(bundle: Bundle, targets: Sequence[str]) -> list[tuple[Variant, str]]:
-    """List the variants that passed their gate with each target that has their arithmetic."""
+    """List the variants that passed their gate with each target that has their arithmetic.
+
+    One with an early exit is two engines.
+    """
     return [
         (variant, target)
         for variant in bundle.variants.values()
         for target in targets
-        if variant.passed
-        and variant.second is None  # no engine of a GPU runs an early exit yet
-        and int(target.removeprefix("sm_")) >= variant.precision.about.least_sm
+        if variant.passed and int(target.removeprefix("sm_")) >= variant.precision.about.least_sm
     ]
 
 
@@ -188,26 +190,33 @@ def open_prebuilt(folder: Path, trust: Trust | None = None) -> PrebuiltFolder:
     return PrebuiltFolder(folder, engines, BundleFiles(digests, signature), check)
 
 
-def _build_one(
+def _build(
     bundle: Bundle, variant: Variant, flavour: Flavour, target: str, folder: Path
-) -> PrebuiltEngine:
-    profile = Profile()
-    built = build_engine(flavour, variant.graph, profile, target=target)
-    _check_linears(bundle, variant.precision, built.contents)
-    name = f"{variant.precision}.{target}.engine"
-    (folder / name).write_bytes(built.plan)
-    return PrebuiltEngine(
-        file=name,
-        variant=variant.precision,
-        graph=variant.graph.sha256,
-        target=target,
-        flavour=flavour.name,
-        version=flavour.version,
-        profile=str(profile),
-        sha256=sha256_bytes(built.plan),
-        bytes=len(built.plan),
-        contents=built.contents,
-    )
+) -> list[PrebuiltEngine]:
+    """Build the one graph of a variant, or the two with an early exit between them."""
+    profile, engines = Profile(), []
+    graphs = {f"{variant.precision}.{target}.engine": variant.graph}
+    if variant.second is not None:
+        graphs[f"{variant.precision}.2.{target}.engine"] = variant.second
+    for name, graph in graphs.items():
+        built = build_engine(flavour, graph, profile, target=target)
+        (folder / name).write_bytes(built.plan)
+        engines.append(
+            PrebuiltEngine(
+                file=name,
+                variant=variant.precision,
+                graph=graph.sha256,
+                target=target,
+                flavour=flavour.name,
+                version=flavour.version,
+                profile=str(profile),
+                sha256=sha256_bytes(built.plan),
+                bytes=len(built.plan),
+                contents=built.contents,
+            )
+        )
+    _check_linears(bundle, variant.precision, [engine.contents for engine in engines])
+    return engines
 
 
 def _parse_manifest(path: Path, data: bytes) -> list[PrebuiltEngine]:
@@ -218,11 +227,14 @@ def _parse_manifest(path: Path, data: bytes) -> list[PrebuiltEngine]:
     return manifest.engines
 
 
-def _check_linears(bundle: Bundle, precision: Precision, contents: NetworkSummary) -> None:
+def _check_linears(
+    bundle: Bundle, precision: Precision, contents: Sequence[NetworkSummary]
+) -> None:
     """Check that all quantized linear layers arrived as such: the gate judged them so."""
     expected = bundle.variant(precision).entry.quantized_linears
-    if contents.quantized_linears != expected:
+    found = sum(summary.quantized_linears for summary in contents)
+    if found != expected:
         raise EdgelungError(
-            f"TensorRT-RTX sees {contents.quantized_linears} quantized linears in {precision}, "
+            f"TensorRT-RTX sees {found} quantized linears in {precision}, "
             f"the bundle says {expected}; export the bundle again"
         )

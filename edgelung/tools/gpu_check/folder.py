@@ -13,7 +13,9 @@ from edgelung.core.system import available_cores
 from edgelung.core.workers import Workers
 from edgelung.engines import choose
 from edgelung.engines.base import Tiles, resizes
+from edgelung.engines.device_slot import TILES
 from edgelung.engines.tensorrt.engine import TensorRtEngine
+from edgelung.engines.tensorrt.execute import ExecutionSlot
 from edgelung.inference.destination import Destination
 from edgelung.inference.pipeline import predict_batches
 from edgelung.inference.reading import FileReading
@@ -95,27 +97,26 @@ def folder_run(bundle: Bundle, folder: Path, out: Path) -> Figures:
 def in_one_slot(engine: TensorRtEngine, tiles: Tiles, pixels: Sequence[Pixels]) -> Figures:
     """Time the copy, the resize and the model of one batch, each alone, in ms per tile."""
     count = len(tiles)
-    with engine._slot() as slot:
-        assert slot._in is not None  # held while the engine is open
-        assert slot._context is not None
-        device_tiles, context = slot._in, slot._context
+    with engine.slot() as slot:
+        assert isinstance(slot, ExecutionSlot)
 
         def timed(work: Callable[[], object]) -> float:
             def whole() -> None:
                 work()
-                slot._stream.wait()
+                slot.stream.wait()
 
             return 1e3 * float(np.median(time_calls(whole, 20))) / count
 
-        slot._host_in[:count] = tiles
+        slot.copy_in(tiles)
+        buffer = slot._buffers[TILES]
         stages = {
-            "copy alone": timed(lambda: slot._stream.copy_in(device_tiles, slot._host_in[:count])),
-            "model alone": timed(lambda: slot._compute(context, count)),
+            "copy alone": timed(lambda: slot.stream.copy_in(buffer.memory, buffer.host[:count])),
+            "model alone": timed(lambda: slot.compute_in(None, count)),
         }
         if engine.resizes:
             slot.resize(pixels)
-            assert slot._resize is not None
-            stages["resize alone"] = 1e3 * slot._resize.seconds(20) / count
+            assert slot.resizer is not None
+            stages["resize alone"] = 1e3 * slot.resizer.seconds(20) / count
     return stages
 
 
