@@ -7,10 +7,6 @@ The prediction sets are those that `edgelung export` would write into a bundle o
 temperature and the level come from the validation groups of the fold. Coverage is counted on the
 tiles that the fold tests and pooled over folds, so every group counts once. Writes JSON and a CSV
 with what was predicted for every tile.
-
-The five folds of `quick` are not all trained yet. results/folds-quick-unfinished.tar.xz holds those
-that are, without weights; unpacked, `edgelung train TILES --out folds-quick --resume` trains the
-others. It needs the tiles of the split.
 """
 
 import argparse
