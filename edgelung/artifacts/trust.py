@@ -43,7 +43,7 @@ from edgelung.core.ownership import guarded_names, read_guarded
 SECTION = "trust"
 MAX_CONFIG_BYTES = 1 << 20
 # SHA-256 of bundle.json of the starter, which holds the hashes of its other files.
-STARTER_SHA256 = "8cc4cf541a47e3fcd82b6784b264d5cbe9b106fdaecf024134937f50fccd5f01"
+STARTER_SHA256 = "6bd393bdf2bf50a450b2e7a31e11a4bcf7a4be37bb294116a62d98a45cb62eeb"
 
 
 class TrustTable(Struct, frozen=True, kw_only=True):
