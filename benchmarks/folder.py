@@ -147,6 +147,7 @@ def way(
 def spread(source: Path, folder: Path, count: int) -> None:
     """`count` files made from those of `source`, in turn, in the class folders they had."""
     tiles = sorted(path for path in source.rglob("*") if path.suffix in (".jpeg", ".jpg", ".png"))
+    tiles = tiles[:: max(1, len(tiles) // count)]  # of all classes
     for number in range(count):
         path = tiles[number % len(tiles)]
         target = folder / path.parent.name / f"{number:06d}{path.suffix}"
