@@ -98,9 +98,7 @@ def test_what_fills_up_a_batch_may_be_no_number(
     assert len(continues) == 3, "of 4 rows, one fills up the batch"
     for _ in range(3):
         output = engine.infer(some[continues])
-        np.testing.assert_allclose(
-            output.probabilities, on_cpu.probabilities[continues], atol=5e-7
-        )
+        np.testing.assert_allclose(output.probabilities, on_cpu.probabilities[continues], atol=5e-7)
     assert ("replay", 4) in cuda_sessions[1].runs
 
 
