@@ -20,7 +20,7 @@ Pixels = Annotated[int, Field(ge=16, le=1024)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Split(_Section):

@@ -56,17 +56,18 @@ class _Transport:
         if self.is_closing():
             return
         if not self._unsent:
-            self._loop.call_soon(self._send)
+            self._loop.call_soon(self.flush)
         self._unsent.append(data)
 
     def close(self) -> None:
         """Close, now or once the client has."""
         if not self.is_closing():
-            self._send()
+            self.flush()
             self._is_closing = True
             self._close()
 
-    def _send(self) -> None:
+    def flush(self) -> None:
+        """Send what was written, unless the connection is closed already."""
         if self._unsent and not self._transport.is_closing():
             self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
@@ -99,7 +100,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Start the deadline of the header; refuse a connection beyond the limit."""
         super().connection_made(transport)
         self._connection = transport
-        self.transport = _Transport(transport, self.loop, self._close)  # type: ignore[assignment]
+        self._gathered = _Transport(transport, self.loop, self._close)
+        self.transport = self._gathered  # type: ignore[assignment]
         if len(self.connections) > self._limits.connections + LINGERING:
             self._on_closed("connections")
             transport.abort()
@@ -170,6 +172,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that sends no more may still wait for its answer."""
+        self._gathered.flush()  # without this, what was written in this step is lost at the end
         waits = self._is_whole and not self._is_idle() and self._connection.can_write_eof()
         if waits:
             self.cycle.keep_alive = False

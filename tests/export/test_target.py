@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from msgspec import UNSET
+from typer import BadParameter
 
 from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_bundle
 from edgelung.artifacts.manifest import BundleManifest, Target, VariantSpeed
 from edgelung.artifacts.trust import OWN_WORK
+from edgelung.cli.target import goal_of
 from edgelung.core.precision import Precision
 from edgelung.core.typed_json import convert, plain
 from edgelung.engines.choose import open_engine
@@ -52,6 +54,15 @@ def test_of_variants_with_the_same_labels_the_fastest_is_chosen() -> None:
         for name, s in SPEEDS.items()
     }
     assert select(Goal(tiles_per_second=1), by_rate, same).variant == "int8-early-exit"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_target_is_a_number_that_can_be_reached(value: float) -> None:
+    for words in ((value, None), (None, value), (1.0, value)):
+        with pytest.raises(BadParameter, match=r"--target-\w+ is (nan|inf); expected a finite"):
+            goal_of(*words)
+    assert goal_of(1.0, None) == Goal(latency_ms=1.0)
+    assert goal_of(None, None) is None
 
 
 def test_a_target_that_none_reaches_names_the_fastest() -> None:

@@ -89,6 +89,8 @@ def test_overrides_reach_their_fields() -> None:
         ("student.exits=[6, 3]", r"exits is \[6, 3\]; expected numbers of blocks .* ascending"),
         ("student.exits=[0]", r"exits is \[0\]; expected numbers of blocks from 1 on"),
         ("student.exit_weight=0", r"student\.exit_weight: .*greater than 0"),
+        ("student.exit_weight=nan", r"student\.exit_weight: .*finite number"),
+        ("student.lr=inf", r"student\.lr: .*finite number"),
         ("split.train=0.9", "add up to 1"),
         ("augment.scale=[1.2, 0.8]", "low ≤ high"),
         ("student.epochs=many", r"student\.epochs: .*integer.*'many'"),
