@@ -7,10 +7,10 @@
 
 Two static engines instead of a branch per batch. The host waits once in between, for the number of
 tiles that continue; meanwhile other slots, if the engine has any, keep the device busy. Both graphs
-run at static sizes only, powers of two, so that few sizes need a CUDA graph. What the neighbours of a tile show changes
-nothing in it; how many there are, and how many of them continue, sets the sizes, and with them the
-order of sums. The rows that fill up a batch hold what an earlier one left there; nothing reads
-their results.
+run at static sizes only, powers of two, so that few sizes need a CUDA graph. What the neighbours of
+a tile show changes nothing in it. How many there are, and how many of them continue, sets the
+sizes, and with them the order of sums. The rows that fill up a batch hold what an earlier one left
+there; nothing reads their results.
 """
 
 from collections.abc import Iterator, Sequence

@@ -14,7 +14,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from pins import LOCKS
 
-from edgelung.kernels import build
+from edgelung.kernels.build import BINARY, RECORD
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "release" / "Dockerfile"
@@ -145,7 +145,7 @@ def test_the_context_holds_what_git_tracks() -> None:
     ]
     assert ".venv" in ignored
     assert not any(line.startswith(".git") for line in ignored)
-    assert {f"kernels/{name}" for name in (build.BINARY, build.RECORD)} <= set(ignored)
+    assert {f"kernels/{name}" for name in (BINARY, RECORD)} <= set(ignored)
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.split()
