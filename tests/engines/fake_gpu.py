@@ -32,7 +32,6 @@ class FakeGpu:
     def __init__(self, memory_bytes: int = 1 << 30) -> None:
         self.name, self.capability, self.count = "Fake RTX", (8, 9), 1
         self.memory_bytes, self.used = memory_bytes, 0
-        self.fresh = 0xAB  # each byte of new memory: it is not zero
         self.live: dict[int, np.ndarray] = {}  # address → memory that was not freed
         self.pinned: list[np.ndarray] = []
         self.log: list[tuple[int, str]] = []  # stream, operation
@@ -197,7 +196,7 @@ class FakeAllocation:
         if gpu.used + count > gpu.memory_bytes:
             raise DriverError("cuMemAlloc failed: out of memory")
         self._gpu = gpu
-        raw = np.full(count + 256, gpu.fresh, np.uint8)
+        raw = np.full(count + 256, 0xAB, np.uint8)  # new memory is not zero
         start = -raw.ctypes.data % 256
         self._block = raw[start : start + count]
         gpu.used += count

@@ -85,21 +85,6 @@ def test_graphs_run_at_static_sizes_only(
     assert second <= {1, 2, 4, 8, 16, 32, 64}
 
 
-def test_what_fills_up_a_batch_may_be_no_number(
-    opened: Callable, some: np.ndarray, on_cpu: Any, gpu: Any, cuda_sessions: list
-) -> None:
-    """New memory of a device can be NaN: the graph of the second stage is used all the same."""
-    gpu.fresh = 0xFF  # NaN as FP32
-    count = int(np.searchsorted(np.cumsum(on_cpu.stage == 2), 3)) + 1
-    assert (on_cpu.stage[:count] == 2).sum() == 3, "three of a static size of four"
-    engine = opened("onnxruntime-cuda")
-    for _ in range(3):
-        output = engine.infer(some[:count])
-        np.testing.assert_allclose(output.probabilities, on_cpu.probabilities[:count], atol=5e-7)
-    _, second = cuda_sessions
-    assert ("replay", 4) in second.runs
-
-
 def test_static_sizes() -> None:
     assert [static_size(n, 128) for n in (1, 2, 3, 5, 64, 65, 128)] == [1, 2, 4, 8, 64, 128, 128]
     assert [static_size(n, 100) for n in (64, 65, 100)] == [64, 100, 100]
