@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgelung.cli.command import report
+from edgelung.core.precision import Precision
 
 if TYPE_CHECKING:
     from edgelung.artifacts.manifest import BundleManifest, Target
@@ -19,9 +20,9 @@ TargetLatencyOption = Annotated[
         min=0.001,
         metavar="MS",
         rich_help_panel=PANEL,
-        help="Let --precision auto take the variant that agrees best with full precision among "
-        "those that passed and need at most this many milliseconds for a single tile (90th "
-        "percentile) on this machine's CPU. Exit code 4 if none does.",
+        help="Let --precision auto take, on CPUs, the variant that agrees best with full precision "
+        "among those that passed their gate and need at most MS milliseconds for a single tile "
+        "here (90th percentile, all cores). Exit code 4 if none does.",
     ),
 ]
 TargetSpeedOption = Annotated[
@@ -30,7 +31,8 @@ TargetSpeedOption = Annotated[
         min=0.001,
         metavar="X",
         rich_help_panel=PANEL,
-        help="The same for at least X tiles per second, the network alone on all cores.",
+        help="As --target-latency, for at least X tiles per second in batches of 16. Both measure "
+        "the network alone, without reading files.",
     ),
 ]
 
@@ -68,8 +70,10 @@ def target_in_words(target: "Target") -> str:
             f"Target, {target.asked}: {target.variant} reaches it on this machine ({took}). "
             "--precision auto takes it on CPUs."
         )
+    faster = Precision.INT8_EARLY_EXIT not in target.measured
+    more = ", or add faster variants (--int8 --early-exit)" if faster else ""
     return (
         f"Target, {target.asked}: no variant that passed its gate reaches it on this machine. The "
-        f"fastest is {target.variant} ({took}). Allow more time, or add faster variants (--int8 "
-        "--early-exit); --precision auto chooses as without a target."
+        f"fastest is {target.variant} ({took}). --precision auto chooses as without a target. "
+        f"Ask for less{more}."
     )

@@ -129,6 +129,13 @@ def test_a_named_variant_is_taken_whatever_the_target(copied_bundle: Path) -> No
     assert chosen.variant.precision is Precision.INT8
 
 
+def test_nobody_is_told_to_add_what_is_there() -> None:
+    from edgelung.cli.target import target_in_words
+
+    target = select(Goal(latency_ms=1), SPEEDS, AGREEMENT)
+    assert target_in_words(target).endswith("Ask for less.")
+
+
 def test_the_command_measures_and_says_what_it_chose(run: Path, tmp_path: Path, cli) -> None:
     done = cli("export", run, "--out", tmp_path / "b", "--target-latency", "60000")
     assert done.returncode == 0, done.stderr
@@ -137,7 +144,10 @@ def test_the_command_measures_and_says_what_it_chose(run: Path, tmp_path: Path, 
     assert target is not UNSET
     assert (target.variant, target.reached) == ("fp32", True)
     assert target.measured["fp32"].latency_ms > 0
-    assert "Target at export" in (tmp_path / "b" / "report.html").read_text("utf-8")
+    for name in ("report.html", "MODEL_CARD.md"):
+        page = (tmp_path / "b" / name).read_text("utf-8")
+        assert "Target at export, at most 60000 ms for a single tile" in page, name
+        assert "fp32 reached it" in page, name
 
 
 def test_a_target_out_of_reach_is_exit_code_4_and_the_bundle_is_there(
@@ -148,6 +158,7 @@ def test_a_target_out_of_reach_is_exit_code_4_and_the_bundle_is_there(
     assert done.returncode == 4, done.stderr
     assert "no variant that passed its gate reaches it on this machine" in done.stderr
     assert "The fastest is fp32" in done.stderr
+    assert "Ask for less, or add faster variants (--int8 --early-exit)." in done.stderr
     target = open_bundle(tmp_path / "b", OWN_WORK).manifest.target
     assert target is not UNSET
     assert not target.reached
