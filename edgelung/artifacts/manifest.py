@@ -3,7 +3,7 @@
 `edgelung.artifacts.bundle` reads and writes it.
 """
 
-import math
+import sys
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -22,7 +22,7 @@ from edgelung.tiles.physical_size import MAX_TILE_UM, MIN_TILE_UM
 
 SCHEMA_VERSION = 1
 
-Positive = Annotated[float, Meta(gt=0, lt=math.inf)]  # also no NaN
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]  # so neither NaN nor infinity
 
 
 class MethodScore(Struct, frozen=True, kw_only=True):
