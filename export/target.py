@@ -1,8 +1,8 @@
 """Choose the variant that reaches a target on this machine's CPU (`export --target-…`).
 
 Of the variants that passed their gate and reach the target, the one that agrees best with full
-precision on the gate tiles is chosen, full precision itself first; among equals the fastest. Its
-name goes into the bundle, and `--precision auto` then takes it on CPUs.
+precision on the gate tiles is chosen (full precision itself agrees on all of them); among equals
+the fastest. Its name goes into the bundle, and `--precision auto` then takes it on CPUs.
 """
 
 import logging

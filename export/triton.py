@@ -43,7 +43,8 @@ def write_triton_repository(out: Path, bundle: Bundle, precision: Precision | No
         out: the folder, which must be new.
         bundle: the opened bundle. What was verified then is what is copied.
         precision: the variant that both models run. None: for images as `edgelung infer` chooses
-            it where Triton runs, for tiles the preferred one of those that passed their gate.
+            it where Triton runs, for tiles that of a target, or the preferred one of those that
+            passed their gate.
 
     Returns:
         The variant of the model for tiles, which has no early exit: that is two graphs.
@@ -52,17 +53,21 @@ def write_triton_repository(out: Path, bundle: Bundle, precision: Precision | No
         EdgelungError: if the bundle lacks the variant, or a file of it has changed.
     """
     asked = None if precision is None else bundle.variant(precision)
-    variant = asked if asked is not None and asked.second is None else _one_graph(bundle)
+    variant = asked if asked is not None and asked.second is None else _one_graph(bundle, precision)
     with atomic_folder(out) as folder:
         _write_files_model(folder / FILES_MODEL, bundle, precision)
         _write_tiles_model(folder / TILES_MODEL, bundle, variant)
     return variant
 
 
-def _one_graph(bundle: Bundle) -> Variant:
-    """The preferred variant for CPUs that passed its gate and is one graph."""
-    preferred = (bundle.variants.get(precision) for precision in CPU_PREFERENCE)
-    for variant in (variant_for_target(bundle), *preferred):
+def _one_graph(bundle: Bundle, precision: Precision | None) -> Variant:
+    """The first variant of one graph that passed: that of a target, then the preferred ones.
+
+    A target counts only if no precision was asked for.
+    """
+    for_target = variant_for_target(bundle) if precision is None else None
+    preferred = (bundle.variants.get(name) for name in CPU_PREFERENCE)
+    for variant in (for_target, *preferred):
         if variant is not None and variant.passed and variant.second is None:
             return variant
     raise EdgelungError(f"bundle {bundle.folder} has no full-precision variant; export it again")

@@ -20,7 +20,7 @@ Pixels = Annotated[int, Field(ge=16, le=1024)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Split(_Section):
@@ -356,7 +356,9 @@ def _read(name: str) -> dict[str, Any]:
         raise EdgelungError(
             f"recipe {name} extends {base!r}; expected one of {', '.join(shipped_recipes())}"
         )
-    return _merged(_read(base), values)
+    inherited = _read(base)
+    inherited.pop("description", None)  # it would claim what was measured with another recipe
+    return _merged(inherited, values)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 `edgelung.artifacts.bundle` reads and writes it.
 """
 
+import sys
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -20,6 +21,8 @@ from edgelung.core.typed_json import Json
 from edgelung.tiles.physical_size import MAX_TILE_UM, MIN_TILE_UM
 
 SCHEMA_VERSION = 1
+
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]  # so neither NaN nor infinity
 
 
 class MethodScore(Struct, frozen=True, kw_only=True):
@@ -222,8 +225,8 @@ class VariantSpeed(Struct, frozen=True, kw_only=True):
     """
 
     engine: str
-    tiles_per_second: float
-    latency_ms: float | None = None
+    tiles_per_second: Positive
+    latency_ms: Positive | None = None
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -235,9 +238,13 @@ class Target(Struct, frozen=True, kw_only=True):
 
     variant: str
     reached: bool
-    latency_ms: float | None
-    tiles_per_second: float | None
+    latency_ms: Positive | None
+    tiles_per_second: Positive | None
     measured: dict[str, VariantSpeed]
+
+    def __post_init__(self) -> None:
+        if self.latency_ms is None and self.tiles_per_second is None:
+            raise ValueError("a target without a number; expected latency_ms or tiles_per_second")
 
     @property
     def asked(self) -> str:
@@ -246,6 +253,16 @@ class Target(Struct, frozen=True, kw_only=True):
         parts = [f"at most {latency:g} ms for a single tile"] if latency is not None else []
         return " and ".join(
             [*parts, *([f"at least {speed:g} tiles/s"] if speed is not None else [])]
+        )
+
+    @property
+    def outcome(self) -> str:
+        """Which variant reached the target, in words."""
+        if self.reached:
+            return f"{self.variant} reached it; --precision auto takes it on CPUs"
+        return (
+            f"no variant that passed its gate reached it; the fastest was {self.variant}, and "
+            "--precision auto chooses as without a target"
         )
 
 

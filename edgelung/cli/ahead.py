@@ -86,9 +86,6 @@ def build_engines(plan: EnginePlan, bundle: Bundle) -> None:
         if not variant.passed:
             logger.info("no engine of %s: its gate says %s", precision, variant.gate.verdict)
             continue
-        if variant.second is not None:
-            logger.info("no engine of %s: no engine of a GPU runs an early exit", precision)
-            continue
         for target in plan.targets:
             if (precision, target) not in built:
                 logger.info("no engine of %s for %s, which has no FP8", precision, target)

@@ -212,7 +212,7 @@ def export(
 
     Writes a bundle with the full-precision (FP32) model and the variants that the options add. An
     accuracy gate compares each variant with full precision. Warns if full precision itself should
-    not be used. Exit code 4: a variant did not pass its gate, or none reaches the target speed.
+    not be used. Exit code 4: a variant did not pass its gate, or none reaches the target.
 
     With --triton, writes a model repository for Triton Inference Server too, or only that if RUN is
     a finished bundle.

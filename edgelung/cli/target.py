@@ -1,10 +1,12 @@
 """`edgelung export --target-latency` and `--target-speed`: the variant that is fast enough."""
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgelung.cli.command import report
+from edgelung.core.precision import Precision
 
 if TYPE_CHECKING:
     from edgelung.artifacts.manifest import BundleManifest, Target
@@ -18,9 +20,9 @@ TargetLatencyOption = Annotated[
         min=0.001,
         metavar="MS",
         rich_help_panel=PANEL,
-        help="Let --precision auto take the variant that agrees best with full precision among "
-        "those that passed and need at most this many milliseconds for a single tile (90th "
-        "percentile) on this machine's CPU. Exit code 4 if none does.",
+        help="Let --precision auto take, on CPUs, the variant that agrees best with full precision "
+        "among those that passed their gate and need at most MS milliseconds for a single tile "
+        "here (90th percentile, all cores). Exit code 4 if none does.",
     ),
 ]
 TargetSpeedOption = Annotated[
@@ -29,15 +31,19 @@ TargetSpeedOption = Annotated[
         min=0.001,
         metavar="X",
         rich_help_panel=PANEL,
-        help="The same for at least X tiles per second, the network alone on all cores.",
+        help="As --target-latency, for at least X tiles per second in batches of 16. Both measure "
+        "the network alone, without reading files.",
     ),
 ]
 
 
 def goal_of(latency_ms: float | None, tiles_per_second: float | None) -> "Goal | None":
-    """What the options ask for; None if neither is given."""
+    """What the options ask for; None if neither is given. Raises BadParameter for NaN."""
     from edgelung.export.target import Goal
 
+    for option, value in (("latency", latency_ms), ("speed", tiles_per_second)):
+        if value is not None and not math.isfinite(value):
+            raise typer.BadParameter(f"--target-{option} is {value}; expected a finite number")
     if latency_ms is None and tiles_per_second is None:
         return None
     return Goal(latency_ms, tiles_per_second)
@@ -64,8 +70,10 @@ def target_in_words(target: "Target") -> str:
             f"Target, {target.asked}: {target.variant} reaches it on this machine ({took}). "
             "--precision auto takes it on CPUs."
         )
+    faster = Precision.INT8_EARLY_EXIT not in target.measured
+    more = ", or add faster variants (--int8 --early-exit)" if faster else ""
     return (
         f"Target, {target.asked}: no variant that passed its gate reaches it on this machine. The "
-        f"fastest is {target.variant} ({took}). Allow more time, or add faster variants (--int8 "
-        "--early-exit); --precision auto chooses as without a target."
+        f"fastest is {target.variant} ({took}). --precision auto chooses as without a target. "
+        f"Ask for less{more}."
     )

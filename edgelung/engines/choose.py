@@ -236,7 +236,13 @@ def _checked(
         if plain is None or not isinstance(error, EdgelungError):
             raise
         logger.info("%s; %s runs the graph without fused operators", error, engine.name)
-    engine = load_variant(plain, variant, cores, latency=latency)
+    try:
+        engine = load_variant(plain, variant, cores, latency=latency)
+    except EngineUnavailableError as error:
+        raise EdgelungError(
+            f"{engine.name} fails the golden tiles with fused operators, and without them it does "
+            f"not load: {error}. Leave --engine out to run on the CPU"
+        ) from error
     return _checked(bundle, engine, variant, cores, latency=latency)
 
 

@@ -6,10 +6,11 @@
              second graph ◄─ tokens of those, padded to a static size ─► probabilities, scores
 
 Two static engines instead of a branch per batch. The host waits once in between, for the number of
-tiles that continue; meanwhile the other slots keep the device busy. Both graphs run at static sizes
-only, powers of two: a tile is computed the same whatever its neighbours are, and few sizes need a
-CUDA graph. The rows that fill up a batch hold what an earlier one left there; nothing reads their
-results.
+tiles that continue; meanwhile other slots, if the engine has any, keep the device busy. Both graphs
+run at static sizes only, powers of two, so that few sizes need a CUDA graph. What the neighbours of
+a tile show changes nothing in it. How many there are, and how many of them continue, sets the
+sizes, and with them the order of sums. The rows that fill up a batch hold what an earlier one left
+there; nothing reads their results.
 """
 
 from collections.abc import Iterator, Sequence

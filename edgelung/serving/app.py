@@ -11,6 +11,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -178,13 +179,8 @@ class _Middleware:
         if scope["path"] in OPEN_ROUTES:
             return
         headers = dict(scope["headers"])
-        host = headers.get(b"host")  # browsers always send it, some simple clients do not
-        if self._checks_host and host is not None and not names_this_machine(host):
-            raise Refusal(
-                421,
-                f"found Host: {one_line(host.decode('latin-1'), 64)}; expected localhost or "
-                "127.0.0.1. For other names, start the service with --token-file",
-            )
+        if self._checks_host:
+            _check_hosts(value for name, value in scope["headers"] if name == b"host")
         if self._token is not None and not self._token.allows(headers.get(b"authorization")):
             raise Refusal(
                 401,
@@ -194,6 +190,17 @@ class _Middleware:
         if self._routes.stopping:
             stop = unavailable("the service is stopping")
             raise Refusal(stop.status, stop.message, {**stop.headers, "Connection": "close"})
+
+
+def _check_hosts(hosts: Iterable[bytes]) -> None:
+    """Raise Refusal if a header `Host` is not of this machine; some simple clients send none."""
+    for host in hosts:
+        if not names_this_machine(host):
+            raise Refusal(
+                421,
+                f"found Host: {one_line(host.decode('latin-1'), 64)}; expected localhost or "
+                "127.0.0.1. For other names, start the service with --token-file",
+            )
 
 
 def _path_of(request: Request) -> str:

@@ -28,21 +28,11 @@ FULL = "503 Service Unavailable"
 
 
 class _Transport:
-    """A connection whose `close` first lets the client finish: see `GuardedProtocol._close`.
+    """A connection whose `close` first lets the client finish: see `GuardedProtocol._close`."""
 
-    uvicorn writes the head of an answer and its body apart. They are sent together: each system
-    call may wake the client, which then runs while this thread has Python's global lock.
-    """
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        loop: asyncio.AbstractEventLoop,
-        close: Callable[[], None],
-    ) -> None:
-        self._transport, self._loop, self._close = transport, loop, close
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport, self._close = transport, close
         self._is_closing = False
-        self._unsent: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -52,24 +42,15 @@ class _Transport:
         return self._is_closing or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Send with what else is written in this step of the loop, unless the connection closes."""
-        if self.is_closing():
-            return
-        if not self._unsent:
-            self._loop.call_soon(self._send)
-        self._unsent.append(data)
+        """Send, unless the connection closes."""
+        if not self.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         """Close, now or once the client has."""
         if not self.is_closing():
-            self._send()
             self._is_closing = True
             self._close()
-
-    def _send(self) -> None:
-        if self._unsent and not self._transport.is_closing():
-            self._transport.write(b"".join(self._unsent))
-        self._unsent.clear()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -99,7 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Start the deadline of the header; refuse a connection beyond the limit."""
         super().connection_made(transport)
         self._connection = transport
-        self.transport = _Transport(transport, self.loop, self._close)  # type: ignore[assignment]
+        self.transport = _Transport(transport, self._close)  # type: ignore[assignment]
         if len(self.connections) > self._limits.connections + LINGERING:
             self._on_closed("connections")
             transport.abort()

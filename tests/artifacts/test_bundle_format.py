@@ -8,6 +8,7 @@ import pytest
 
 from edgelung.artifacts.bundle import MANIFEST, open_bundle, starter_bundle, write_bundle
 from edgelung.artifacts.manifest import BundleManifest
+from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
@@ -74,6 +75,47 @@ def test_a_bundle_with_an_implausible_size_of_a_tile_is_refused(
     write_bundle(starter, content | {"tile_um": value})
     with pytest.raises(EdgelungError, match=r"tile_um.*export the bundle again"):
         open_bundle(starter)
+
+
+SPEED = {"engine": "openvino", "tiles_per_second": 180.0, "latency_ms": 6.0}
+TARGET = {
+    "variant": "int8",
+    "reached": True,
+    "latency_ms": 10,
+    "tiles_per_second": None,
+    "measured": {"int8": SPEED},
+}
+
+
+def with_target(folder: Path, target: object) -> Path:
+    content = json.loads((folder / MANIFEST).read_text("utf-8"))
+    write_bundle(folder, content | {"target": target})
+    return folder
+
+
+def test_a_target_is_read(starter: Path) -> None:
+    target = open_bundle(with_target(starter, TARGET), OWN_WORK).manifest.target
+    assert typed_json.plain(target) == TARGET
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latency_ms": float("nan")},
+        {"latency_ms": float("inf")},
+        {"latency_ms": -1.0},
+        {"latency_ms": None},
+        {"tiles_per_second": 0},
+        {"variant": 8},
+        {"reached": "yes"},
+        {"measured": {"int8": SPEED | {"tiles_per_second": float("nan")}}},
+        {"measured": {"int8": SPEED | {"latency_ms": float("inf")}}},
+    ],
+    ids=str,
+)
+def test_a_target_that_is_none_is_refused(change: dict[str, object], starter: Path) -> None:
+    with pytest.raises(EdgelungError, match=r"target.*export the bundle again"):
+        open_bundle(with_target(starter, TARGET | change), OWN_WORK)
 
 
 def test_a_bundle_without_the_size_of_a_tile_is_written_as_before(starter: Path) -> None:

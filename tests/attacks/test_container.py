@@ -14,6 +14,8 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from pins import LOCKS
 
+from edgelung.kernels.build import BINARY, RECORD
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "release" / "Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -143,6 +145,7 @@ def test_the_context_holds_what_git_tracks() -> None:
     ]
     assert ".venv" in ignored
     assert not any(line.startswith(".git") for line in ignored)
+    assert {f"kernels/{name}" for name in (BINARY, RECORD)} <= set(ignored)
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.split()

@@ -85,6 +85,23 @@ def test_graphs_run_at_static_sizes_only(
     assert second <= {1, 2, 4, 8, 16, 32, 64}
 
 
+def test_what_fills_up_a_batch_may_be_no_number(
+    opened: Callable, some: np.ndarray, on_cpu: Any, gpu: Any, cuda_sessions: list
+) -> None:
+    """Memory of the device may hold anything. Its rows are not read, and CUDA graphs stay on."""
+    engine = opened("onnxruntime-cuda")
+    (slot,) = engine._second._slots
+    address = int(slot.memory("tokens"))
+    block = next(block for start, block in gpu.live.items() if start == address)
+    block[:] = 0xFF  # NaN
+    continues = np.flatnonzero(on_cpu.stage == 2)[:3]
+    assert len(continues) == 3, "of 4 rows, one fills up the batch"
+    for _ in range(3):
+        output = engine.infer(some[continues])
+        np.testing.assert_allclose(output.probabilities, on_cpu.probabilities[continues], atol=5e-7)
+    assert ("replay", 4) in cuda_sessions[1].runs
+
+
 def test_static_sizes() -> None:
     assert [static_size(n, 128) for n in (1, 2, 3, 5, 64, 65, 128)] == [1, 2, 4, 8, 64, 128, 128]
     assert [static_size(n, 100) for n in (64, 65, 100)] == [64, 100, 100]

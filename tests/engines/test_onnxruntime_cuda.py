@@ -13,9 +13,10 @@ import pytest
 from engine_helpers import all_passed, expected, expected_scores, noise
 
 from edgelung.artifacts.bundle import Bundle
+from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines import choose, onnxruntime_cuda
-from edgelung.engines.base import GraphBytes
+from edgelung.engines.base import EngineUnavailableError, GraphBytes
 from edgelung.engines.onnx_fusion import fuse
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.engines.onnxruntime_cuda import fused_graph
@@ -88,7 +89,7 @@ def test_a_provider_that_refuses_graphs_runs_without(
 
     def refusing(*arguments: Any) -> Any:
         if "enable_cuda_graph" in arguments[3]:
-            raise onnxruntime_cuda.EngineUnavailableError("not all nodes are on the GPU")
+            raise EngineUnavailableError("not all nodes are on the GPU")
         return real(*arguments)
 
     monkeypatch.setattr(onnxruntime_cuda, "open_session", refusing)
@@ -189,6 +190,14 @@ def test_a_graph_that_cannot_be_fused_runs_as_it_is(
     assert caplog.text.count("runs model.fp16.onnx as it is") == 1
 
 
+def wrongly_fused(data: bytes) -> tuple[bytes, int]:
+    """In place of `fuse`: a graph that gives other numbers."""
+    model = onnx.load_model_from_string(data)
+    head = next(t for t in model.graph.initializer if t.name == "head.bias")
+    head.CopyFrom(onnx.numpy_helper.from_array(np.float32([5, 0, 0]), "head.bias"))
+    return model.SerializeToString(), 1
+
+
 def test_a_fused_graph_that_misses_the_golden_tiles_is_replaced_by_the_plain_one(
     bundle: Bundle,
     cuda_sessions: list,
@@ -196,17 +205,28 @@ def test_a_fused_graph_that_misses_the_golden_tiles_is_replaced_by_the_plain_one
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def wrong(data: bytes) -> tuple[bytes, int]:
-        model = onnx.load_model_from_string(data)
-        head = next(t for t in model.graph.initializer if t.name == "head.bias")
-        head.CopyFrom(onnx.numpy_helper.from_array(np.float32([5, 0, 0]), "head.bias"))
-        return model.SerializeToString(), 1
-
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(onnxruntime_cuda, "fuse", wrong)
+    monkeypatch.setattr(onnxruntime_cuda, "fuse", wrongly_fused)
     chosen = choose.open_engine(all_passed(bundle), NAME, Precision.FP16)
     assert chosen.golden_difference <= Precision.FP16.about.golden_tolerance
     assert len(cuda_sessions) == 2
     assert "runs the graph without fused operators" in caplog.text
     chosen.engine.close()
+    assert gpu.live == {}
+
+
+def test_a_plain_graph_that_does_not_load_in_its_place_is_one_line(
+    bundle: Bundle, cuda_sessions: list, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = onnxruntime_cuda.open_session
+
+    def only_once(*arguments: Any) -> Any:
+        if cuda_sessions:
+            raise EngineUnavailableError("the device is full")
+        return real(*arguments)
+
+    monkeypatch.setattr(onnxruntime_cuda, "fuse", wrongly_fused)
+    monkeypatch.setattr(onnxruntime_cuda, "open_session", only_once)
+    with pytest.raises(EdgelungError, match=r"does not load: the device is full\. Leave --engine"):
+        choose.open_engine(all_passed(bundle), NAME, Precision.FP16)
     assert gpu.live == {}

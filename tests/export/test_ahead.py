@@ -1,9 +1,17 @@
 """`edgelung export --engine`: engines for machines that are not here, and what is refused."""
 
 import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.artifacts.trust import OWN_WORK
+from edgelung.cli import ahead
+from edgelung.core.precision import Precision
 
 
 @pytest.mark.parametrize(
@@ -47,3 +55,30 @@ def test_engines_stand_beside_the_bundle(run: Path, tmp_path: Path, cli) -> None
     wrong = cli(*here, "--prebuilt", tmp_path / "bundle.engines")
     assert wrong.returncode == 2
     assert "needs --engine tensorrt-rtx" in wrong.stderr
+
+
+def test_only_what_has_no_engine_is_named_as_left_out(
+    early_exit_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def build(
+        bundle: Bundle, folder: Path, flavour: object, targets: Sequence[str], on_built: Callable
+    ) -> list[SimpleNamespace]:
+        facts = {"file": "e", "bytes": 1, "profile": "1/2/3", "version": "1"}
+        contents = SimpleNamespace(types={"INT8": 1})
+        return [
+            SimpleNamespace(variant=v.precision, target=target, contents=contents, **facts)
+            for v, target in ahead.planned_builds(bundle, targets)
+        ]
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(ahead, "build_ahead", build)
+    bundle = open_bundle(early_exit_bundle, OWN_WORK)
+    assert bundle.variants[Precision.INT8_EARLY_EXIT].passed
+    plan = ahead.EnginePlan(flavour=None, targets=["sm_89"], folder=tmp_path)
+    ahead.build_engines(plan, bundle)
+    left_out = {line.partition("no engine of ")[2].partition(":")[0] for line in caplog.messages}
+    refused = {str(v.precision) for v in bundle.variants.values() if not v.passed}
+    assert left_out - {""} == refused

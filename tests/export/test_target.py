@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from msgspec import UNSET
+from typer import BadParameter
 
 from edgelung.artifacts.bundle import MANIFEST, open_bundle, write_bundle
 from edgelung.artifacts.manifest import BundleManifest, Target, VariantSpeed
 from edgelung.artifacts.trust import OWN_WORK
+from edgelung.cli.target import goal_of
 from edgelung.core.precision import Precision
 from edgelung.core.typed_json import convert, plain
 from edgelung.engines.choose import open_engine
@@ -52,6 +54,15 @@ def test_of_variants_with_the_same_labels_the_fastest_is_chosen() -> None:
         for name, s in SPEEDS.items()
     }
     assert select(Goal(tiles_per_second=1), by_rate, same).variant == "int8-early-exit"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_target_is_a_number_that_can_be_reached(value: float) -> None:
+    for words in ((value, None), (None, value), (1.0, value)):
+        with pytest.raises(BadParameter, match=r"--target-\w+ is (nan|inf); expected a finite"):
+            goal_of(*words)
+    assert goal_of(1.0, None) == Goal(latency_ms=1.0)
+    assert goal_of(None, None) is None
 
 
 def test_a_target_that_none_reaches_names_the_fastest() -> None:
@@ -118,6 +129,13 @@ def test_a_named_variant_is_taken_whatever_the_target(copied_bundle: Path) -> No
     assert chosen.variant.precision is Precision.INT8
 
 
+def test_nobody_is_told_to_add_what_is_there() -> None:
+    from edgelung.cli.target import target_in_words
+
+    target = select(Goal(latency_ms=1), SPEEDS, AGREEMENT)
+    assert target_in_words(target).endswith("Ask for less.")
+
+
 def test_the_command_measures_and_says_what_it_chose(run: Path, tmp_path: Path, cli) -> None:
     done = cli("export", run, "--out", tmp_path / "b", "--target-latency", "60000")
     assert done.returncode == 0, done.stderr
@@ -126,7 +144,10 @@ def test_the_command_measures_and_says_what_it_chose(run: Path, tmp_path: Path, 
     assert target is not UNSET
     assert (target.variant, target.reached) == ("fp32", True)
     assert target.measured["fp32"].latency_ms > 0
-    assert "Target at export" in (tmp_path / "b" / "report.html").read_text("utf-8")
+    for name in ("report.html", "MODEL_CARD.md"):
+        page = (tmp_path / "b" / name).read_text("utf-8")
+        assert "Target at export, at most 60000 ms for a single tile" in page, name
+        assert "fp32 reached it" in page, name
 
 
 def test_a_target_out_of_reach_is_exit_code_4_and_the_bundle_is_there(
@@ -137,6 +158,7 @@ def test_a_target_out_of_reach_is_exit_code_4_and_the_bundle_is_there(
     assert done.returncode == 4, done.stderr
     assert "no variant that passed its gate reaches it on this machine" in done.stderr
     assert "The fastest is fp32" in done.stderr
+    assert "Ask for less, or add faster variants (--int8 --early-exit)." in done.stderr
     target = open_bundle(tmp_path / "b", OWN_WORK).manifest.target
     assert target is not UNSET
     assert not target.reached

@@ -25,6 +25,7 @@ from services import serving
 
 import edgelung
 from edgelung.artifacts.bundle import Bundle, open_bundle, starter_bundle
+from edgelung.artifacts.manifest import Target
 from edgelung.artifacts.onnx_wire import read_graph
 from edgelung.artifacts.trust import choose_trust
 from edgelung.core.errors import EdgelungError
@@ -235,6 +236,23 @@ def test_a_variant_of_two_graphs_is_replaced_by_one_of_one(starter: Bundle, tmp_
         assert write_triton_repository(out, bundle, precision).precision == Precision.INT8
         config = (out / FILES_MODEL / "config.pbtxt").read_text()
         assert f'"{precision or "auto"}"' in config
+
+
+def test_the_variant_of_a_target_is_taken_unless_another_is_asked_for(
+    starter: Bundle, tmp_path: Path
+) -> None:
+    target = Target(
+        variant="fp32", reached=True, latency_ms=20.0, tiles_per_second=None, measured={}
+    )
+    bundle = with_early_exit(starter)
+    bundle = replace(bundle, manifest=structs.replace(bundle.manifest, target=target))
+    for precision, expected in (
+        (None, Precision.FP32),
+        (Precision.INT8, Precision.INT8),
+        (Precision.INT8_EARLY_EXIT, Precision.INT8),
+    ):
+        out = tmp_path / str(precision)
+        assert write_triton_repository(out, bundle, precision).precision == expected
 
 
 def test_a_variant_that_did_not_pass_its_gate_is_used_only_if_asked_for(

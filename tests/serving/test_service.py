@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -502,6 +503,25 @@ def test_only_names_of_this_machine_are_answered(local: Running, host: str, stat
         assert answer.status == status, path
     assert local.ask("POST", "/v1/classify", jpeg(), Host=host).status == status
     assert local.ask("GET", "/v2/health/live", Host=host).status == 200
+
+
+@pytest.mark.parametrize("hosts", [("a.example", "localhost"), ("localhost", "a.example")])
+def test_every_host_that_a_request_names_counts(local: Running, hosts: tuple[str, str]) -> None:
+    lines = "".join(f"Host: {host}\r\n" for host in hosts)
+    answer = local.send(f"GET /v2 HTTP/1.1\r\nConnection: close\r\n{lines}\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 421 ")
+
+
+def test_a_client_that_ends_with_its_request_gets_the_whole_answer(local: Running) -> None:
+    """Also if the loop sees the end before it has sent what was written in its last step."""
+    assert local.server is not None
+    assert local.ask("GET", "/v2").status == 200  # it has started
+    loop = local.server.servers[0].get_loop()
+    for _ in range(3):
+        loop.call_soon_threadsafe(time.sleep, 0.1)  # both wait for the loop by then
+        answer = local.send(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n", end=True)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"}")
 
 
 def test_a_request_without_a_host_comes_from_no_browser(local: Running) -> None:

@@ -211,6 +211,17 @@ def test_a_mask_of_too_many_corners_is_reduced_first(
     assert 0.5 < sum(one.area for one in objects) / (100 * 80) <= 1
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_outlines_do_not_depend_on_the_bands_in_which_corners_are_found(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    for mask in masks().values():
+        whole = outlines.outlines(mask)
+        with monkeypatch.context() as patched:
+            patched.setattr(outlines, "BAND", rows)
+            assert outlines.outlines(mask) == whole
+
+
 def test_an_id_is_a_uuid_of_version_5() -> None:
     for x in range(300):  # all variants of the changed digits
         name = f"läng.svs\ntile {x} 7"

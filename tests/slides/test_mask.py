@@ -102,6 +102,24 @@ def test_the_share_of_a_tile_is_that_of_its_square() -> None:
     assert mask.area_mm2(0.5) == pytest.approx(40 * 15 * 0.008**2)
 
 
+def test_shares_are_counts_of_pixels_whatever_the_grid() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.random((37, 53)) < 0.4
+    cells = rng.integers(0, 9, (40, 2)).astype(np.int32)  # in no order, some beyond the edge
+    grid = Grid(0, 8, 13, 9, 1.0, cells)  # overlapping, whole pixels of the mask
+    counted = [
+        (
+            part.sum() / part.size
+            if (part := pixels[9 * y : 9 * y + 13, 9 * x : 9 * x + 13]).size
+            else 0
+        )
+        for x, y in cells
+    ]
+    mask = TissueMask(pixels, 1.0, "drawn")
+    assert mask.shares(grid).tolist() == counted
+    assert len(mask.shares(Grid(0, 8, 13, 9, 1.0, cells[:0]))) == 0
+
+
 def test_the_whole_slide_counts_as_tissue_where_no_mask_is_wanted() -> None:
     cells = np.array([[0, 0], [20, 30]], np.int32)
     mask = whole_slide(5000, 7000)

@@ -89,6 +89,8 @@ def test_overrides_reach_their_fields() -> None:
         ("student.exits=[6, 3]", r"exits is \[6, 3\]; expected numbers of blocks .* ascending"),
         ("student.exits=[0]", r"exits is \[0\]; expected numbers of blocks from 1 on"),
         ("student.exit_weight=0", r"student\.exit_weight: .*greater than 0"),
+        ("student.exit_weight=nan", r"student\.exit_weight: .*finite number"),
+        ("student.lr=inf", r"student\.lr: .*finite number"),
         ("split.train=0.9", "add up to 1"),
         ("augment.scale=[1.2, 0.8]", "low ≤ high"),
         ("student.epochs=many", r"student\.epochs: .*integer.*'many'"),
@@ -138,7 +140,8 @@ def test_a_recipe_that_extends_another_holds_only_what_differs(tmp_path: Path) -
     path.write_text('extends = "quick-160"\nseed = 3\n[student]\nlr = 0.1\n')
     base, recipe = load_recipe("quick-160"), load_recipe(str(path), ["student.epochs=9"])
     student = base.student.model_copy(update={"lr": 0.1, "epochs": 9})
-    assert recipe == base.model_copy(update={"seed": 3, "student": student})
+    changes = {"seed": 3, "student": student, "description": ""}
+    assert recipe == base.model_copy(update=changes), "it describes another training"
     path.write_text('extends = "mine"\n')
     with pytest.raises(EdgelungError, match=r"extends 'mine'; expected one of demo, paper, quick"):
         load_recipe(str(path))

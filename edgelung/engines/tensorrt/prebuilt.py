@@ -90,7 +90,7 @@ def build_ahead(
         out: the new folder to write.
         flavour: a TensorRT-RTX.
         targets: architectures such as 'sm_86'.
-        on_built: called after each engine.
+        on_built: called after each variant for each target.
 
     Raises:
         EdgelungError: if a target or a graph is refused; then nothing is written.
