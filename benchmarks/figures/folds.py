@@ -1,8 +1,8 @@
-"""The tables of the cross-validation: figures, classes, groups, sets; teachers compared."""
+"""The tables of the cross-validation: figures, classes, groups, prediction sets."""
 
-from figures.table import NONE, Table, difference, interval, percent, result
+from figures.table import Table, interval, percent, result
 
-FILE, TEACHERS = "folds-quick.json", "teachers.json"
+FILE = "folds-quick.json"
 SHOWN_GROUPS = 12
 ROLES = ("teacher", "student")
 
@@ -62,7 +62,7 @@ def sets() -> Table:
     content = result(FILE)
     rows = [
         [
-            percent(float(name), 0),
+            f"{100 * float(name):g} %",
             percent(found["coverage"]["share"], 2),
             interval(found["coverage"]["interval"]),
             f"{100 * min(found['by_fold']):.1f} … {100 * max(found['by_fold']):.1f}",
@@ -75,26 +75,9 @@ def sets() -> Table:
     return Table([*header, "one class", "two", "three"], rows, {FILE: content})
 
 
-def teachers() -> Table:
-    """Teachers on the same folds, paired with the fine-tuned one."""
-    content = result(TEACHERS)
-    rows = [
-        [
-            name,
-            percent(row["balanced_accuracy"]),
-            interval(row["interval"]),
-            difference(row) if "difference" in row else NONE,
-        ]
-        for name, row in content["teachers"].items()
-    ]
-    header = ["teacher", "balanced", "95 % interval", "minus the first, points (95 %)"]
-    return Table(header, rows, {TEACHERS: content})
-
-
 TABLES = {
     "folds-figures": figures,
     "folds-classes": classes,
     "folds-groups": groups,
     "folds-sets": sets,
-    "teachers": teachers,
 }

@@ -4,7 +4,8 @@ There are two ways to overlap decoding and the model:
 
 - The engine runs several batches in parallel (CPU: one single-threaded stream per core). Each
   engine thread decodes the batch that it then predicts. All cores are busy, whatever decoding and
-  the model cost, and no split of the cores between the two has to be tuned.
+  the model cost, and no split of the cores between the two has to be tuned. One thread more than
+  streams decodes while the others predict: threads also wait for each other, for the GIL.
 - The engine runs on another device, or takes all cores for one batch. Then separate threads decode
   ahead, and an engine that can resize on its device gets tiles before the resize.
 
@@ -143,7 +144,7 @@ def predict_batches(
     depth = engine.concurrency + 2 if decode_threads else 4 * engine.concurrency
     pixel_limit = _pixels_left_to_engine(engine, batch_size * depth)
     with ExitStack() as stack:  # after an error or an interrupt, what has not begun is dropped
-        engine_workers = stack.enter_context(Workers(engine.concurrency))
+        engine_workers = stack.enter_context(Workers(_workers(engine, decode_threads)))
         decoders = stack.enter_context(Workers(decode_threads)) if decode_threads else None
         for number, chunk in enumerate(_chunks(items, batch_size), first):
             while window and (len(window) >= depth or window[0].done):
@@ -163,6 +164,12 @@ def predict_batches(
             window.append(work)
         while window:
             yield window.popleft().result()
+
+
+def _workers(engine: Engine, decode_threads: int) -> int:
+    """Threads that predict: one more than streams where they also decode, on several cores."""
+    decodes = not decode_threads and engine.concurrency > 1
+    return engine.concurrency + 1 if decodes else engine.concurrency
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -31,7 +31,7 @@ def test_the_starter_as_shipped_opens() -> None:
     assert all(check.verdict == "pass" for check in gate.checks.values())
     calibration = bundle.variant(Precision.INT8).entry.calibration
     assert calibration is not None
-    assert calibration.scores[f"{calibration.method}, biases"].flipped == 0
+    assert calibration.scores[f"{calibration.method}, biases"].flipped <= 1  # of 553 tiles
     test = bundle.variant(Precision.INT8).entry.test
     assert test is not None
     assert test.intervals.accuracy[0] < test.accuracy < test.intervals.accuracy[1]
