@@ -240,7 +240,8 @@ def edgelung(
     words += ["--engine", "openvino", "--out", folder.parent / "edgelung.csv", "--restart"]
     done = subprocess.run([EDGELUNG, *map(str, words)], capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout)
-    assert summary["files"] == count and not summary["failed"]
+    assert summary["files"] == count
+    assert not summary["failed"]
     return float(summary["seconds"])
 
 
