@@ -1,8 +1,8 @@
-"""The table of the service under load."""
+"""The tables of the service under load, and of a cluster."""
 
 from figures.table import Table, result
 
-FILE = "serve.json"
+FILE, SCALE = "serve.json", "scale.json"
 
 
 def serve() -> Table:
@@ -31,4 +31,25 @@ def serve() -> Table:
     return Table(header, rows, {FILE: content}, note)
 
 
-TABLES = {"serve": serve}
+def scale() -> Table:
+    """One process and a Ray cluster on one machine, and what the model says of many."""
+    content = result(SCALE)
+    rows = [
+        [
+            way["name"],
+            f"{way['wall']['start']:.1f} s",
+            f"{1000 * way['wall']['per_tile']:.2f} ms",
+            f"{1000 * way['cpu']['per_tile']:.2f} ms",
+        ]
+        for way in content["ways"]
+    ]
+    model = content["model"]
+    note = (
+        f"One process that keeps a run can feed {model['machines_that_the_one_process_can_feed']} "
+        f"machines of {model['cores_per_machine']} cores like these (a model, {model['formula']})."
+    )
+    header = ["way", "start", "a tile", "CPU of the process that keeps the run, a tile"]
+    return Table(header, rows, {SCALE: content}, note)
+
+
+TABLES = {"serve": serve, "scale": scale}
