@@ -36,7 +36,7 @@ def overview() -> Table:
         [
             f"folder run, {folder['files']:,} files of 768 px, 2 CPU cores",
             f"{rates['f edgelung early exit']:.0f} tiles/s",
-            f"{folder['ways']['f edgelung early exit']['times_a']:.1f} × timm's way",
+            f"{folder['ways']['f edgelung early exit']['times_a']:.1f} × timm",
             "folder.json",
         ],
     ]
