@@ -7,6 +7,9 @@ The prediction sets are those that `edgelung export` would write into a bundle o
 temperature and the level come from the validation groups of the fold. Coverage is counted on the
 tiles that the fold tests and pooled over folds, so every group counts once. Writes JSON and a CSV
 with what was predicted for every tile.
+
+results/folds-quick.tar.xz holds the folders of the five folds of `quick`, without weights: enough
+for this script, for `teachers.py` and for `edgelung export --cross-validation`.
 """
 
 import argparse
