@@ -1,5 +1,6 @@
 """The student while it is trained: a DeiT that can be shown windows of a tile."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ class StudentLogits(NamedTuple):
     distillation_token: Tensor
 
 
-class StudentModule(nn.Module):
+class StudentModule(nn.Module, ABC):
     """Holds a timm DeiT and treats a small view as a window of the tile, at the tile's scale.
 
     The window's patches get the position embeddings of a random place in the tile's grid. So every
@@ -37,9 +38,9 @@ class StudentModule(nn.Module):
         answer = self.answer(outputs, images)
         return answer if self.exits is None else self.exits(answer, outputs)
 
+    @abstractmethod
     def answer(self, outputs: Sequence[Tensor], images: Tensor) -> object:
         """The output without exits, from the tokens after each block."""
-        raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that timm's optimizers must not decay."""
