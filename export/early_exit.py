@@ -4,7 +4,7 @@ A linear head on the mean patch token, fitted on training groups; the whole mode
 from groups that fitted nothing. Two bounds over groups give the confidence at which a tile leaves:
 on the labels that change among the calibration tiles, and on the share of groups that are lost,
 with the training groups among them, each predicted by a head that did not see its group
-(docs/explanation/early-exit.md). If several blocks come into question, the exit stands after the
+(docs/explanation/early-exit.md). If several blocks are possible, the exit stands after the
 one that spares the calibration tiles most work.
 """
 
