@@ -18,6 +18,7 @@ from edgelung.core.locks import locked
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.concerns import run_concerns
 from edgelung.report.pages import run_page
+from edgelung.train.cpu import tune_for_cpu
 from edgelung.train.distributed import allow_nondeterministic
 from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.prediction import predict
@@ -146,6 +147,8 @@ def _train_models(
         position = roles.index(progress.stage)
         fresh = roles[position + 1 :] if progress.step else roles[position:]
         modules = create_modules(run.recipe, len(run.classes), fresh)
+    if run.context.device.type == "cpu":
+        tune_for_cpu(modules.values())
     labels = soft_labels(run)
     models: dict[str, Model] = {}
     for role, module in modules.items():
