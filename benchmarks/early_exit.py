@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     starter = open_bundle(STARTER, OWN_WORK)
     inputs = read_inputs(
-        RunFolder(options.run), data=options.tiles, eight_bit=True, calibration_tiles=512
+        RunFolder(options.run), data=options.tiles, calibrates=True, calibration_tiles=512
     )
     whole = load(starter, FULL_PRECISION)
     reference = {

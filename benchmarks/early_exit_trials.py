@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True)
     options = parser.parse_args()
     inputs = read_inputs(
-        RunFolder(options.run), data=options.tiles, eight_bit=True, calibration_tiles=512
+        RunFolder(options.run), data=options.tiles, calibrates=True, calibration_tiles=512
     )
     colon = sorted(path for path in options.foreign.rglob("colon*/*") if path.is_file())
     if not options.features.exists():

@@ -37,6 +37,7 @@ from edgelung.core.terminal import progress
 from edgelung.evaluation.intervals import intervals, paired_intervals
 from edgelung.evaluation.metrics import at_temperature, evaluate, fit_temperature
 from edgelung.tiles.reader import ReaderSpec
+from edgelung.train.cpu import tune_for_cpu
 from edgelung.train.index import IndexedTile, index_tiles
 from edgelung.train.models import Model
 from edgelung.train.preprocess import normalise, resize_views
@@ -147,6 +148,7 @@ def make_features(
     missing = model.load_state_dict(state, strict=False).missing_keys
     assert not missing, missing
     model = model.eval().to(memory_format=torch.channels_last)
+    tune_for_cpu([model])
     store = TileStore([root / tile.path for tile in tiles], ReaderSpec(TILE))
     rows: dict[str, list[Tensor]] = {kind: [] for kind in frozen.kinds}
     start = time.perf_counter()

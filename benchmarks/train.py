@@ -1,24 +1,33 @@
 """How fast does training go, beside the loop that people write, on the same work?
 
-    python benchmarks/train.py TILES [--rounds 7] [--json FILE]
+    python benchmarks/train.py TILES [--rounds 7] [--timm-script train.py] [--json FILE]
 
-Both train a distilled DeiT-tiny of 224 px from a frozen EfficientNet-lite0, in batches of 64, with
+All train a distilled DeiT-tiny of 224 px from a frozen EfficientNet-lite0, in batches of 64, with
 this machine's automatic precision and AdamW; flips, rotations and crops of the same ranges, and a
 change of colour.
 
 - edgelung: the trainer of `edgelung train`, without guidance and without windows.
+- edgelung, not tuned: the same without `edgelung.train.cpu` (on a CPU only).
 - plain: timm's model and `TokenDistillationTask`, torchvision's `ImageFolder` and transforms, a
   `DataLoader` with a worker per core, autocast.
 - model alone: edgelung's step on a batch of views that are there already.
+- teacher, teacher not tuned: edgelung's training of the EfficientNet itself.
 
 A round is STEPS steps of each, in turns, each after a step that is not timed: in it the workers of
 the plain loop fill their queue again. So the plain loop starts with some batches for nothing.
-Prints a table and writes JSON.
+
+`--timm-script`: the train.py of a checkout of pytorch-image-models, which runs after the rounds in
+a process of its own, on the same model, teacher, batch, precision, optimizer and tiles, with its
+own augmentation. Prints a table and writes JSON.
 """
 
 import argparse
+import ctypes
 import json
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +48,12 @@ from torchvision.transforms import v2
 
 from edgelung.core.system import available_cores
 from edgelung.tiles.reader import ReaderSpec
+from edgelung.train.cpu import (
+    M_MMAP_MAX,
+    M_TRIM_THRESHOLD,
+    keep_freed_memory,
+    tune_for_cpu,
+)
 from edgelung.train.distributed import DistributedContext, create_context
 from edgelung.train.index import index_tiles
 from edgelung.train.progress import Progress
@@ -48,6 +63,9 @@ from edgelung.train.tiles import LabelledTiles, TileStore, prefetch
 from edgelung.train.trainer import Batch, Trainer
 
 BATCH, TILES, STEPS = 64, 2048, 12
+UNTUNED = ", not tuned"
+# The defaults of glibc (malloc.h): the threshold of mmap as it is once large blocks were freed.
+MALLOC_DEFAULTS = {-3: 32 << 20, M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 64 << 20}
 CHANGES = [
     *("teacher.weights=none", "teacher.size=224", "student.init=timm", "student.low_epochs=0"),
     *("student.optimizer=adamw", "student.lr=1e-4", "student.restart_lr=0", "student.ema_decay=0"),
@@ -65,16 +83,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     default = Path(__file__).parent / "results" / "train.json"
     parser.add_argument("--json", type=Path, default=default)
+    parser.add_argument("--timm-script", type=Path)
     options = parser.parse_args()
     recipe, context = load_recipe("quick", CHANGES), create_context("auto")
+    tuned = context.device.type == "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        trainer = own_trainer(options.tiles, recipe, context, Path(folder))
+        trainer = own_trainer(options.tiles, recipe, "student", context, Path(folder), tuned)
         loops: dict[str, Step] = {
             "edgelung": own_step(trainer),
             "plain": plain_step(options.tiles, recipe, context),
             "model alone": model_step(trainer),
         }
+        for role in ("student", "teacher") if tuned else ():
+            for tune in (True, False):
+                name = ("edgelung" if role == "student" else role) + UNTUNED * (not tune)
+                if name not in loops:
+                    one = own_trainer(options.tiles, recipe, role, context, Path(folder), tune)
+                    loops[name] = own_step(one)
         rates = measure(loops, options.rounds, context)
+        if options.timm_script:
+            rates["timm's train.py"] = timm_rates(options, recipe, context, Path(folder))
     result = {
         "work": f"{recipe.student.model} at 224 px, teacher {recipe.teacher.model}, batch {BATCH}",
         "precision": context.precision,
@@ -84,13 +112,20 @@ def main() -> None:
         "share_of_the_step_that_is_model": ratios(rates, "edgelung", "model alone"),
         "machine": machine.describe(),
     }
+    for role in ("edgelung", "teacher"):
+        if role + UNTUNED in rates:
+            result[f"{role}_over_not_tuned"] = ratios(rates, role, role + UNTUNED)
+    if options.timm_script:
+        alone = statistics.median(rates["timm's train.py"])
+        result["edgelung_over_timm"] = statistics.median(rates["edgelung"]) / alone
     options.json.write_text(json.dumps(result, indent=2) + "\n")
     table = Table("loop", "tiles/s, median", "slowest", "fastest")
     for name, found in rates.items():
         table.add_row(name, *(f"{f(found):.1f}" for f in (statistics.median, min, max)))
     Console().print(table)
-    print("edgelung / plain:", result["edgelung_over_plain"])
-    print("share that is model:", result["share_of_the_step_that_is_model"])
+    for name in result:
+        if "over" in name or "share" in name:
+            print(name, result[name])
 
 
 def measure(
@@ -100,6 +135,10 @@ def measure(
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 1):
         for name, step in loops.items():
+            if name == "plain" or name.endswith(UNTUNED):
+                restore_malloc()
+            else:
+                keep_freed_memory()
             step()
             started = time.perf_counter()
             for _ in range(STEPS):
@@ -111,6 +150,12 @@ def measure(
     return rates
 
 
+def restore_malloc() -> None:
+    """Let glibc give memory back as it does by default."""
+    for parameter, value in MALLOC_DEFAULTS.items():
+        ctypes.CDLL(None).mallopt(parameter, value)
+
+
 def ratios(rates: dict[str, list[float]], first: str, second: str) -> dict[str, float]:
     """Quotient of two loops, of the rounds: median and range."""
     found = [a / b for a, b in zip(rates[first], rates[second], strict=True)]
@@ -118,9 +163,9 @@ def ratios(rates: dict[str, list[float]], first: str, second: str) -> dict[str, 
 
 
 def own_trainer(
-    folder: Path, recipe: Recipe, context: DistributedContext, scratch: Path
+    folder: Path, recipe: Recipe, role: str, context: DistributedContext, scratch: Path, tune: bool
 ) -> Trainer:
-    """The trainer of the student's stage, with the teacher ready."""
+    """The trainer of a role; the student's has its teacher ready."""
     tiles = index_tiles(folder)
     tiles = tiles[:: max(1, len(tiles) // TILES)][:TILES]
     classes = sorted({tile.label for tile in tiles})
@@ -129,9 +174,11 @@ def own_trainer(
     everything = np.arange(len(tiles), dtype=np.int64)
     labelled = LabelledTiles(store, labels, {"train": everything, "val": everything[:BATCH]})
     modules = create_modules(recipe, len(classes), recipe.roles)
-    teacher = modules["teacher"].to(context.device).eval()
-    stage = create_stage(recipe, "student", modules["student"], {"teacher": teacher})
-    return Trainer(stage, labelled, context, 0, Progress("student"), scratch / "checkpoint.pt")
+    if tune:
+        tune_for_cpu(modules.values())
+    models = {"teacher": modules["teacher"].to(context.device).eval()} if role == "student" else {}
+    stage = create_stage(recipe, role, modules[role], models)
+    return Trainer(stage, labelled, context, 0, Progress(role), scratch / "checkpoint.pt")
 
 
 def own_step(trainer: Trainer) -> Step:
@@ -219,6 +266,60 @@ def plain_step(folder: Path, recipe: Recipe, context: DistributedContext) -> Ste
         scaler.update()
 
     return step
+
+
+# timm's script takes pretrained weights for the teacher, which need a network.
+WITHOUT_WEIGHTS = """
+import runpy, sys, timm
+create = timm.models.create_model
+def without_weights(name, pretrained=False, **options):
+    return create(name, pretrained=False, **options)
+timm.create_model = timm.models.create_model = without_weights
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def timm_rates(
+    options: argparse.Namespace, recipe: Recipe, context: DistributedContext, scratch: Path
+) -> list[float]:
+    """Tiles/s of each step of timm's own script, after the first ones, on links to some tiles."""
+    tiles = index_tiles(options.tiles)
+    for tile in tiles[:: max(1, len(tiles) // TILES)][:TILES]:
+        link = scratch / "tiles" / tile.path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((options.tiles / tile.path).absolute())
+    names = {"fp32": [], "bf16": ["--amp", "--amp-dtype", "bfloat16"], "fp16": ["--amp"]}
+    settings: dict[str, object] = {
+        "model": recipe.student.model,
+        "kd-model-name": recipe.teacher.model,
+        "kd-distill-type": "token",
+        "kd-temperature": recipe.distill.temperature,
+        "task-loss-weight": recipe.distill.alpha,
+        "distill-loss-weight": recipe.distill.beta,
+        "device": context.device.type,
+        "num-classes": 3,
+        "train-split": "",
+        "val-split": "",
+        "batch-size": BATCH,
+        "opt": "adamw",
+        "lr": recipe.student.lr,
+        "epochs": 1,
+        "warmup-epochs": 0,
+        "workers": available_cores(),
+        "log-interval": 1,
+        "output": scratch / "timm",
+    }
+    written = [f"--{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-c", WITHOUT_WEIGHTS, str(options.timm_script)]
+    program = subprocess.run(
+        [*command, str(scratch / "tiles"), *written, *names[context.precision]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds = re.findall(r"Train: .*?Time: ([\d.]+)s", program.stderr + program.stdout)
+    return [BATCH / float(one) for one in seconds[2:]]
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from edgelung.export.variants import VariantMaker, prepare_variants
 # Largest difference of a probability between the trained torch model and the exported FP32 graph.
 TORCH_TOLERANCE = 1e-3
 CALIBRATION_TILES = 512  # NVIDIA advises 500 or more
+EIGHT_BIT = frozenset(p for p in Precision if p.about.weights in ("int8", "fp8"))
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def export_run(
         run: the run folder.
         out: the bundle folder, which must be new.
         precisions: the variants beside full precision, which is always there. INT8 comes on an FP32
-            and on an FP16 base, whichever of the two is named, and is part of its early exit.
+            and on an FP16 base, whichever of the two is named. A variant with an early exit brings
+            the one without.
         qat: where INT8 does not pass, train it on the training tiles (`edgelung.export.qat`, which
             needs torch).
         data: the folder of the tiles, if it has moved.
@@ -88,7 +90,7 @@ def export_run(
     inputs = read_inputs(
         RunFolder(run),
         data=data,
-        eight_bit=bool(precisions - {FULL_PRECISION, Precision.FP16}),
+        calibrates=bool(precisions - {FULL_PRECISION, Precision.FP16}),
         calibration_tiles=calibration_tiles,
         tile_um=tile_um,
         known=known,
@@ -173,13 +175,13 @@ def _make_variants(
     """The variants in the order of the bundle, and the sensitivity of INT8 if that is one."""
     inputs, variants = maker.inputs, [maker.full_precision]
     ranking = plan = None
-    if inputs.eight_bit:
+    if precisions & EIGHT_BIT:
         plan = plan_int8(inputs.student, inputs.calibration, inputs.reader, method)
-    if Precision.FP16 in precisions:
-        variants.append(maker.fp16(plan))
+    if precisions & {Precision.FP16, Precision.FP16_EARLY_EXIT}:
+        variants += maker.fp16(plan, early_exit=Precision.FP16_EARLY_EXIT in precisions)
     if plan:
         _log_plan(plan)
-        if precisions & {Precision.INT8, Precision.INT8_FP16, Precision.INT8_EARLY_EXIT}:
+        if precisions & EIGHT_BIT - {Precision.FP8}:
             early_exit = Precision.INT8_EARLY_EXIT in precisions
             eight_bit, ranking = maker.int8(plan, refine, early_exit=early_exit)
             variants += eight_bit

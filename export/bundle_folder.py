@@ -209,7 +209,7 @@ def _provenance(inputs: ExportInputs, variants: Sequence[MeasuredVariant]) -> Pr
     }
     calibrated = [entry.calibration for v in variants if (entry := v.entry).calibration]
     eight_bits = None
-    if inputs.eight_bit:
+    if inputs.calibrates:
         sets["calibration, of val"] = inputs.calibration.size
     if calibrated:
         eight_bits = (

@@ -1,4 +1,4 @@
-"""The early exit of an INT8 variant: its head and its thresholds, from the engine's own features.
+"""The early exit of a variant: its head and its thresholds, from the engine's own features.
 
 A linear head on the mean patch token, fitted on training groups; the whole model's accuracy comes
 from groups that fitted nothing. Two bounds over groups give the confidence at which a tile leaves:
@@ -11,7 +11,7 @@ one that spares the calibration tiles most work.
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelung.artifacts.bundle import graph_name
-from edgelung.artifacts.manifest import EarlyExit
+from edgelung.artifacts.manifest import Calibration, EarlyExit
 from edgelung.artifacts.run import RunConfig
 from edgelung.core.precision import Precision
 from edgelung.core.system import available_cores
@@ -36,12 +36,14 @@ from edgelung.evaluation.early_exit import (
 from edgelung.evaluation.known import fit_known, threshold_of
 from edgelung.evaluation.metrics import Labels, fit_temperature
 from edgelung.export.candidates import Candidate, SecondStage
+from edgelung.export.eight_bit import Array
 from edgelung.export.graph import quantized_products
-from edgelung.export.graph_stages import ExitHead
+from edgelung.export.graph_stages import ExitHead, build_exit_features, build_exit_stages
 from edgelung.export.inputs import ExportInputs
 from edgelung.export.linear_head import LinearHead, fit_head, softmax
 from edgelung.export.parallel import map_in_order
 from edgelung.export.plan import Plan
+from edgelung.export.student import Student
 from edgelung.export.tiles import TileReader, TileSet
 
 BLOCKS_PER_EXIT = 6  # an exit that was not trained stands after a sixth of the blocks: 2 of 12
@@ -65,24 +67,57 @@ class ExitTiles:
     groups: list[str]
 
 
+@dataclass(frozen=True)
+class ExitBase:
+    """The variant that gets an early exit, as its graph is written (see `graph.build_graph`).
+
+    Attributes:
+        precision: of the variant with the exit.
+        student: its weights.
+        scales, means, calibration, kept_in_float: of an INT8 variant.
+        peak: largest |activation| of full precision; None if the base is FP32.
+    """
+
+    precision: Precision
+    student: Student
+    scales: Mapping[str, float] = field(default_factory=dict)
+    means: Mapping[str, Array] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    kept_in_float: tuple[str, ...] = ()
+    peak: float | None = None
+
+
+def int8_base(plan: Plan, kept_in_float: tuple[str, ...]) -> ExitBase:
+    """The INT8 variant of a plan."""
+    return ExitBase(
+        Precision.INT8_EARLY_EXIT,
+        plan.student,
+        plan.scales_without(frozenset(kept_in_float)),
+        plan.means,
+        plan.calibration,
+        kept_in_float,
+    )
+
+
 def early_exit_candidate(
-    plan: Plan,
+    base: ExitBase,
     inputs: ExportInputs,
     temperature: float,
-    kept_in_float: tuple[str, ...],
     reference: Probabilities,
     threshold: float,
 ) -> Candidate | None:
-    """The INT8 variant with an early exit; None if too few groups could show that it is safe.
+    """A variant with an early exit; None if too few groups could show that it is safe.
 
     Args:
-        plan, temperature, kept_in_float: of the INT8 variant.
+        base, temperature: of the variant without it.
         inputs: the tiles.
         reference: what full precision predicts for the calibration tiles, (N, classes).
-        threshold: scores above it are unknown in the INT8 variant.
+        threshold: scores above it are unknown in the variant without it.
     """
-    kept, blocks = frozenset(kept_in_float), exit_blocks(plan, trained_exits(inputs.config))
-    graph = plan.exit_features(blocks, kept).SerializeToString()
+    student, scales, means, precision = base.student, base.scales, base.means, base.precision
+    blocks = exit_blocks(student, trained_exits(inputs.config))
+    features = build_exit_features(student, blocks, scales, means, precision)
+    graph = features.SerializeToString()
     train, calibration = inputs.train.every(FIT_TILES), inputs.calibration
     at_train = exit_features(graph, train, inputs.reader)
     at_calibration = exit_features(graph, calibration, inputs.reader)
@@ -94,18 +129,18 @@ def early_exit_candidate(
         )
         for i, block in enumerate(blocks)
     }
-    fitted = cheapest_exit(candidates, plan.student.depth, threshold)
+    fitted = cheapest_exit(candidates, student.depth, threshold)
     if fitted is None:
         return None
     head, rule = fitted
-    first, second = plan.exit_stages(head, temperature, kept)
+    first, second = build_exit_stages(student, head, temperature, scales, means, precision)
     after = second.SerializeToString()
     entry = EarlyExit(
-        file=graph_name(Precision.INT8_EARLY_EXIT, stage=2),
+        file=graph_name(precision, stage=2),
         bytes=len(after),
         block=head.known.block,
-        tokens=plan.student.tokens,
-        width=plan.student.width,
+        tokens=student.tokens,
+        width=student.width,
         confidence=rule.confidence,
         known_up_to=rule.known_up_to,
         fitted_on=train.size,
@@ -114,11 +149,12 @@ def early_exit_candidate(
         max_lost_groups=MAX_LOST,
     )
     return Candidate(
-        precision=Precision.INT8_EARLY_EXIT,
+        precision=precision,
         graph=first.SerializeToString(),
         quantized_products=quantized_products(first) + quantized_products(second),
-        calibration=plan.calibration,
-        kept_in_float=kept_in_float,
+        peak=base.peak,
+        calibration=base.calibration,
+        kept_in_float=base.kept_in_float,
         second=SecondStage(after, entry),
     )
 
@@ -204,12 +240,11 @@ def fit_exit(
     return ExitHead(head.weight, head.bias, known), rule
 
 
-def exit_blocks(plan: Plan, trained: Sequence[int] = ()) -> list[int]:
+def exit_blocks(student: Student, trained: Sequence[int] = ()) -> list[int]:
     """The blocks after which the exit may stand, ascending, none behind that of the score.
 
     A sixth of the blocks, and those with exits that were trained.
     """
-    student = plan.student
     assert student.known is not None
     usual = min(max(1, student.depth // BLOCKS_PER_EXIT), student.known.block)
     return sorted({usual, *(block for block in trained if 1 <= block <= student.known.block)})
@@ -237,7 +272,7 @@ def _cross_fitted(train: ExitTiles) -> Features:
 
 
 def exit_features(graph: bytes, tiles: TileSet, reader: TileReader) -> list[Features]:
-    """What the graph (`Plan.exit_features`) computes for the tiles, float64 (N, D) each."""
+    """What the graph of `build_exit_features` computes for the tiles, float64 (N, D) each."""
     load = partial(OnnxRuntimeEngine, threads=available_cores())
     parts = []
     with (

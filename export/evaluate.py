@@ -296,7 +296,7 @@ def measure_variant(
     precision, reader, test = candidate.precision, inputs.reader, inputs.test
     bf16 = result.openvino is not None and result.openvino.floating_point == "bf16"
     outputs = {"gate": evaluation.output, "validation": evaluation.output}
-    if inputs.eight_bit:  # else all validation tiles are gate tiles
+    if inputs.calibrates:  # else all validation tiles are gate tiles
         others = predict_candidate(candidate, inputs.calibration, reader, "calibration")
         outputs["validation"] = join_outputs([others, evaluation.output])
     report = None

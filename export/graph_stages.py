@@ -1,4 +1,4 @@
-"""The INT8 graph in stages: cut at an early exit, or with parts that can be switched off."""
+"""The graph in stages: cut at an early exit, or with parts that can be switched off."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,13 +34,14 @@ def build_exit_features(
     blocks: Sequence[int],
     input_scales: Mapping[str, float],
     input_means: Mapping[str, Array],
+    precision: Precision = Precision.INT8,
 ) -> onnx.ModelProto:
-    """Build the INT8 graph from `tiles` to the mean patch token after each of some blocks.
+    """Build the graph from `tiles` to the mean patch token after each of some blocks.
 
     The outputs are float32 [N, D], in the order of `blocks`, which is ascending. `input_scales`,
-    `input_means`: see `graph.build_graph`.
+    `input_means`, `precision`: see `graph.build_graph`.
     """
-    writer = ModelWriter(student, Precision.INT8, input_scales, input_means)
+    writer = ModelWriter(student, precision, input_scales, input_means)
     x, outputs = writer.embed("tiles"), []
     for i in range(blocks[-1]):
         x = writer.block(i, x)
@@ -58,7 +59,7 @@ def build_exit_stages(
     input_means: Mapping[str, Array],
     precision: Precision = Precision.INT8,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Build the INT8 graph in two: up to the exit of `head`, and from there to the end.
+    """Build the graph in two: up to the exit of `head`, and from there to the end.
 
     The first is `tiles` → `probs`, `ood`, `tokens` float32 [N, T, D], the second `tokens` →
     `probs`, `ood`. Both have the outputs of `graph.build_graph`, the first from its `head`. The

@@ -26,9 +26,9 @@ class ExportInputs:
         student: the trained model.
         reader: reads the tiles, and keeps the decoded ones that fit in memory.
         train, validation, test: the subsets of the split.
-        calibration: validation tiles that calibrate; all of them if nothing has 8 bits.
-        gate: validation tiles that judge: the others, or all of them if nothing has 8 bits.
-        eight_bit: an 8-bit variant is wanted.
+        calibration: validation tiles that calibrate; all of them if nothing is calibrated.
+        gate: validation tiles that judge: the others, or all of them if nothing is calibrated.
+        calibrates: an 8-bit variant or an early exit is wanted, which are calibrated.
         scale: how many micrometres a training tile is wide; None where nobody stated it.
         known: share of the validation tiles that the model shall know.
     """
@@ -42,7 +42,7 @@ class ExportInputs:
     test: TileSet
     calibration: TileSet
     gate: TileSet
-    eight_bit: bool
+    calibrates: bool
     scale: TileScale | None
     known: float
 
@@ -50,7 +50,7 @@ class ExportInputs:
     def known_sets(self) -> dict[str, TileSet]:
         """The sets that give the limits of a variant (`edgelung.export.known`), by name."""
         validation = self.gate
-        if self.eight_bit:
+        if self.calibrates:
             validation = join_tiles([self.calibration, self.gate])
         return {"validation": validation, "gate": self.gate, "test": self.test}
 
@@ -64,7 +64,7 @@ def read_inputs(
     run: RunFolder,
     *,
     data: Path | None,
-    eight_bit: bool,
+    calibrates: bool,
     calibration_tiles: int,
     tile_um: float | None = None,
     known: float = KNOWN,
@@ -81,10 +81,10 @@ def read_inputs(
     run.check_split(config)
     subsets = read_split(run, data or Path(config.data), student.classes)
     validation = subsets["val"]
-    # Without 8 bits nothing is calibrated, so all validation tiles can judge.
+    # If nothing is calibrated, all validation tiles can judge.
     calibration, gate = (
         set_aside(validation, calibration_tiles, config.seed)
-        if eight_bit
+        if calibrates
         else (validation, validation)
     )
     return ExportInputs(
@@ -97,7 +97,7 @@ def read_inputs(
         test=subsets["test"],
         calibration=calibration,
         gate=gate,
-        eight_bit=eight_bit,
+        calibrates=calibrates,
         scale=scale,
         known=known,
     )

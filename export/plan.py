@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +13,6 @@ from edgelung.core.precision import Precision
 from edgelung.core.typed_json import convert, parse, plain
 from edgelung.export.eight_bit import Array
 from edgelung.export.graph import build_graph, linear_names
-from edgelung.export.graph_stages import (
-    ExitHead,
-    build_exit_features,
-    build_exit_stages,
-)
 from edgelung.export.student import Student
 
 
@@ -62,24 +57,12 @@ class Plan:
             self.student,
             temperature=temperature,
             precision=precision,
-            input_scales=self._scales(kept_in_float),
+            input_scales=self.scales_without(kept_in_float),
             input_means=self.means,
         )
 
-    def exit_features(
-        self, blocks: Sequence[int], kept_in_float: frozenset[str]
-    ) -> onnx.ModelProto:
-        """See `graph_stages.build_exit_features`."""
-        return build_exit_features(self.student, blocks, self._scales(kept_in_float), self.means)
-
-    def exit_stages(
-        self, head: ExitHead, temperature: float, kept_in_float: frozenset[str]
-    ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-        """See `graph_stages.build_exit_stages`."""
-        scales = self._scales(kept_in_float)
-        return build_exit_stages(self.student, head, temperature, scales, self.means)
-
-    def _scales(self, kept_in_float: frozenset[str]) -> dict[str, float]:
+    def scales_without(self, kept_in_float: frozenset[str]) -> dict[str, float]:
+        """The scales of the parts that do not stay in the base type."""
         return {k: v for k, v in self.scales.items() if k not in kept_in_float}
 
     def to_bytes(self, original: Student) -> bytes:

@@ -11,7 +11,7 @@ from edgelung.core.terminal import progress
 from edgelung.evaluation.gate import MORE_GROUPS
 from edgelung.export.calibrate import collect_tile_stats
 from edgelung.export.candidates import Candidate, float_candidate, quantized_candidate
-from edgelung.export.early_exit import early_exit_candidate
+from edgelung.export.early_exit import ExitBase, early_exit_candidate, int8_base
 from edgelung.export.evaluate import (
     Evaluation,
     GateSet,
@@ -44,8 +44,11 @@ class VariantMaker:
     full_precision: MeasuredVariant
     gate_set: GateSet
 
-    def fp16(self, plan: Plan | None) -> MeasuredVariant:
-        """Typed FP16. Its peak is that of the plan, or is measured if there is none."""
+    def fp16(self, plan: Plan | None, *, early_exit: bool = False) -> list[MeasuredVariant]:
+        """Typed FP16, and the same with an early exit if that is asked for and safe.
+
+        Its peak is that of the plan, or is measured if there is none.
+        """
         if plan:
             peak = plan.unmigrated_peak
         else:
@@ -54,8 +57,12 @@ class VariantMaker:
                 inputs.student, inputs.calibration, inputs.reader, "activations"
             )
             peak = stats.peak
-        candidate = float_candidate(self.inputs.student, self.temperature, Precision.FP16, peak)
-        return self._judged(candidate)
+        student = self.inputs.student
+        fp16 = self._judged(float_candidate(student, self.temperature, Precision.FP16, peak))
+        made = None
+        if early_exit:
+            made = self._early_exit(ExitBase(Precision.FP16_EARLY_EXIT, student, peak=peak), fp16)
+        return [fp16, made] if made else [fp16]
 
     def int8(
         self, plan: Plan, refine: Refine | None = None, *, early_exit: bool = False
@@ -81,29 +88,30 @@ class VariantMaker:
         kept = choice.evaluation.candidate.kept_in_float
         candidate = quantized_candidate(choice.plan, self.temperature, Precision.INT8_FP16, kept)
         variants = [on_fp32, self._judged(candidate, choice.evaluation.gate.looks)]
-        if early_exit and (made := self._early_exit(choice.plan, on_fp32)):
+        if early_exit and (made := self._early_exit(int8_base(choice.plan, kept), on_fp32)):
             variants.append(made)
         return variants, ranking
 
-    def _early_exit(self, plan: Plan, int8: MeasuredVariant) -> MeasuredVariant | None:
-        """INT8 with an early exit, the rest like `int8`; None if it would not be safe."""
-        known = int8.entry.known
-        if not int8.evaluation.passed or known is None:
-            logger.info("no early exit: INT8 did not pass its gate, and it is made from INT8")
+    def _early_exit(self, base: ExitBase, whole: MeasuredVariant) -> MeasuredVariant | None:
+        """`whole` with an early exit, the rest like it; None if it would not be safe."""
+        known, name = whole.entry.known, base.precision
+        if not whole.evaluation.passed or known is None:
+            logger.info(
+                "no %s: %s did not pass its gate, and it is made from that", name, whole.precision
+            )
             return None
         reference = self.full_precision.outputs["validation"].probabilities
         candidate = early_exit_candidate(
-            plan,
+            base,
             self.inputs,
             self.temperature,
-            int8.evaluation.candidate.kept_in_float,
             reference[: len(self.inputs.calibration)],  # they come first
             known.threshold,
         )
         if candidate is None:
             logger.info(
-                "no early exit: too few groups to show that it would change few labels; %s",
-                MORE_GROUPS,
+                "no %s: too few groups to show that it would change few labels; %s",
+                *(name, MORE_GROUPS),
             )
             return None
         evaluation = evaluate_candidate(candidate, self.gate_set, self.inputs.reader)

@@ -102,7 +102,7 @@ def write_wsinfer_folder(
     Raises:
         EdgelungError: if the program does not reproduce the bundle. Nothing is written then.
     """
-    inputs = read_inputs(run, data=data, eight_bit=False, calibration_tiles=1)
+    inputs = read_inputs(run, data=data, calibrates=False, calibration_tiles=1)
     config = wsinfer_config(inputs.student, bundle)
     program = build_torchscript(inputs.student, bundle.manifest.temperature)
     agreement = measure_agreement(program, config, inputs, bundle)

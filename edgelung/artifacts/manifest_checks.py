@@ -55,7 +55,7 @@ def check_content(folder: Path, manifest: BundleManifest, size: int) -> None:
                 f"{folder / MANIFEST}: {precision} has a threshold for a score that the bundle "
                 "does not have; export the bundle again"
             )
-        if (entry.early_exit is not None) != (precision is Precision.INT8_EARLY_EXIT):
+        if (entry.early_exit is not None) != precision.about.early_exit:
             raise EdgelungError(
                 f"{folder / MANIFEST}: {precision} has an early exit where it should have none, or "
                 "none where it should have one; export the bundle again"

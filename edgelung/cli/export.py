@@ -73,8 +73,8 @@ def export(
         typer.Option(
             "--early-exit",
             rich_help_panel=VARIANTS,
-            help="Add INT8 with an early exit, for CPUs: tiles that the first blocks are sure of "
-            "skip the others.",
+            help="Add --int8 (for CPUs) and --fp16 (for GPUs) with an early exit as well: tiles "
+            "that the first blocks are sure of skip the others.",
         ),
     ] = False,
     data: Annotated[
@@ -229,13 +229,13 @@ def export(
         from_finished_bundle(context, run, triton, chosen(precision), trust, allow_unsigned)
         return
     out = check_run_options(context, run, out, triton)
-    _check_int8(int8, qat=qat, early_exit=early_exit)
-    _check_site(recalibrate, recalibrate_groups)
+    _check_options(fp16, int8, qat, early_exit, recalibrate, recalibrate_groups)
     RunFolder(run).check_one_model()
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
     if wsinfer:
         check_wsinfer(wsinfer, out, run, tile_um)
     key = read_signing_key(sign) if sign else None
+    asked = _precisions(fp16=fp16, int8=int8, fp8=fp8, early_exit=early_exit)
 
     with training_extra("export"):
         from edgelung.export.build import export_run
@@ -244,7 +244,7 @@ def export(
     bundle = export_run(
         run,
         out,
-        precisions=_precisions(fp16=fp16, int8=int8, fp8=fp8, int8_early_exit=early_exit),
+        precisions=asked,
         qat=qat,
         data=data,
         known=known,
@@ -266,19 +266,21 @@ def export(
         write_triton(triton, out, chosen(precision))
     _print_bundle(bundle, out, as_json)
     is_fast = report_target(bundle.manifest)
-    if not is_fast or not (allow_drop or _passed(bundle, early_exit=early_exit)):
+    if not is_fast or not (allow_drop or _passed(bundle, asked)):
         raise typer.Exit(ExitCode.GATE)
 
 
-def _precisions(**asked: bool) -> frozenset[Precision]:
-    """The variants whose option is given."""
-    return frozenset(Precision[name.upper()] for name, given in asked.items() if given)
+def _precisions(*, early_exit: bool, **asked: bool) -> frozenset[Precision]:
+    """The variants whose option is given, with `early_exit` also those made from them."""
+    names = [name for name, given in asked.items() if given]
+    if early_exit:
+        names += [f"{name}_early_exit" for name in names if name != "fp8"]
+    return frozenset(Precision[name.upper()] for name in names)
 
 
-def _passed(bundle: "Bundle", *, early_exit: bool) -> bool:
+def _passed(bundle: "Bundle", asked: frozenset[Precision]) -> bool:
     """True if all variants that were asked for are there and passed their gate."""
-    as_asked = not early_exit or Precision.INT8_EARLY_EXIT in bundle.variants
-    return as_asked and all(variant.passed for variant in bundle.variants.values())
+    return asked <= bundle.variants.keys() and all(v.passed for v in bundle.variants.values())
 
 
 def _print_bundle(bundle: "Bundle", out: Path, as_json: bool) -> None:
@@ -295,20 +297,18 @@ def _print_bundle(bundle: "Bundle", out: Path, as_json: bool) -> None:
         print_next("infer", "FOLDER", "--model", out)
 
 
-def _check_int8(int8: bool, *, qat: bool, early_exit: bool) -> None:
-    """Refuse options of the INT8 variant without it."""
+def _check_options(
+    fp16: bool, int8: bool, qat: bool, early_exit: bool, tiles: Path | None, groups: Path | None
+) -> None:
+    """Refuse options of a variant without it, and groups of a site's tiles without the tiles."""
     from edgelung.core.errors import EdgelungError
 
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
-    if early_exit and not int8:
-        raise EdgelungError("--early-exit is made from the INT8 variant; it needs --int8")
-
-
-def _check_site(tiles: Path | None, groups: Path | None) -> None:
-    """Refuse groups of a site's tiles without the tiles."""
-    from edgelung.core.errors import EdgelungError
-
+    if early_exit and not (int8 or fp16):
+        raise EdgelungError(
+            "--early-exit is made from the INT8 or FP16 variant; it needs --int8 or --fp16"
+        )
     if groups and not tiles:
         raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
 

@@ -100,8 +100,8 @@ PrecisionOption = Annotated[
         parser=choice_parser(Precision),
         metavar="NAME",
         rich_help_panel=MODEL,
-        help="Variant of the bundle: auto, fp32, fp16, int8, int8-fp16, fp8 or int8-early-exit.  "
-        "[default: auto]",
+        help="Variant of the bundle: auto, fp32, fp16, int8, int8-fp16, fp8, int8-early-exit or "
+        "fp16-early-exit.  [default: auto]",
     ),
 ]
 FollowLinksOption = Annotated[

@@ -17,6 +17,7 @@ class Precision(StrEnum):
     INT8_FP16 = "int8-fp16"
     FP8 = "fp8"
     INT8_EARLY_EXIT = "int8-early-exit"
+    FP16_EARLY_EXIT = "fp16-early-exit"
 
     @property
     def about(self) -> "PrecisionInfo":
@@ -37,6 +38,7 @@ class PrecisionInfo:
             either side. A wrong colour order, normalisation or weight moves some tile by far more.
         least_sm: lowest compute capability (89 is SM 8.9) with arithmetic of this type; 0: any.
         option: the option of `edgelung export` that adds the variant.
+        early_exit: it is two graphs: a tile that the first one is sure of needs no second.
     """
 
     base: Precision
@@ -45,6 +47,7 @@ class PrecisionInfo:
     golden_tolerance: float
     least_sm: int
     option: str
+    early_exit: bool = False
 
 
 PRECISIONS: Mapping[Precision, PrecisionInfo] = {
@@ -55,9 +58,12 @@ PRECISIONS: Mapping[Precision, PrecisionInfo] = {
     Precision.INT8_FP16: PrecisionInfo(Precision.FP16, "int8", "GPU", 1e-1, 0, "--int8"),
     # E4M3 linears between FP16 tensors.
     Precision.FP8: PrecisionInfo(Precision.FP16, "fp8", "GPU", 1e-1, 89, "--fp8"),
-    # INT8 in two graphs: a tile that the first one is sure of needs no second.
+    # Two runtimes may differ more than without an exit: a tile at its edge leaves in one of them.
     Precision.INT8_EARLY_EXIT: PrecisionInfo(
-        Precision.FP32, "int8", "CPU", 1e-1, 0, "--int8 --early-exit"
+        Precision.FP32, "int8", "CPU", 1e-1, 0, "--int8 --early-exit", early_exit=True
+    ),
+    Precision.FP16_EARLY_EXIT: PrecisionInfo(
+        Precision.FP16, "fp16", "GPU", 1e-1, 0, "--fp16 --early-exit", early_exit=True
     ),
 }
 FULL_PRECISION = Precision.FP32

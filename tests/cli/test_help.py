@@ -99,7 +99,7 @@ def test_the_options_of_infer_stand_in_groups(cli) -> None:
         (
             ["infer", "x", "--precision", "int4"],
             "invalid value for '--precision': 'int4' is unknown; expected one of auto, fp32, fp16, "
-            "int8, int8-fp16, fp8, int8-early-exit; see `edgelung infer --help`",
+            "int8, int8-fp16, fp8, int8-early-exit, fp16-early-exit; see `edgelung infer --help`",
         ),
     ],
 )

@@ -74,7 +74,7 @@ def test_origins_travel_and_folders_of_files_do_not(copied_run: Path) -> None:
     teacher["settings"] = {"resnet18": {"weights": "/secret/r.pth", "size": 64}}
     recipe = {**config.recipe, "teacher": teacher}
     run.write_config(structs.replace(config, recipe=recipe, origins=["from somewhere"]))
-    inputs = read_inputs(run, data=None, eight_bit=False, calibration_tiles=0)
+    inputs = read_inputs(run, data=None, calibrates=False, calibration_tiles=0)
     provenance = _provenance(inputs, [])
     assert provenance.origins == ["from somewhere"]
     assert provenance.recipe["teacher"]["features"] == "f.safetensors"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from msgspec import structs
 
@@ -21,8 +22,11 @@ from edgelung.artifacts.trust import OWN_WORK
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes, Output
+from edgelung.engines.choose import load_variant
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
 from edgelung.evaluation.known import fit_known
+from edgelung.export import early_exit
+from edgelung.export.build import export_run
 from edgelung.export.bundle_folder import _of_both_stages
 from edgelung.export.early_exit import (
     ExitTiles,
@@ -31,7 +35,7 @@ from edgelung.export.early_exit import (
     fit_exit,
     trained_exits,
 )
-from edgelung.export.evaluate import GateSet, check_groups
+from edgelung.export.evaluate import Evaluation, GateSet, check_groups
 from edgelung.export.graph import build_graph, quantizable
 from edgelung.export.graph_stages import ExitHead, build_exit_features, build_exit_stages
 from edgelung.export.linear_head import fit_head
@@ -231,13 +235,12 @@ class _Measured:
 @pytest.mark.parametrize(("depth", "block"), [(3, 1), (6, 1), (12, 2), (24, 4)])
 def test_the_exit_stands_after_a_sixth_of_the_blocks(depth: int, block: int) -> None:
     known = SimpleNamespace(block=depth - 1)
-    plan = SimpleNamespace(student=SimpleNamespace(depth=depth, known=known))
-    assert exit_blocks(plan) == [block]
+    assert exit_blocks(SimpleNamespace(depth=depth, known=known)) == [block]
 
 
 def test_an_exit_may_stand_where_one_was_trained_but_not_behind_the_score(run: Path) -> None:
-    plan = SimpleNamespace(student=SimpleNamespace(depth=12, known=SimpleNamespace(block=8)))
-    assert exit_blocks(plan, [3, 8, 9]) == [2, 3, 8]
+    student = SimpleNamespace(depth=12, known=SimpleNamespace(block=8))
+    assert exit_blocks(student, [3, 8, 9]) == [2, 3, 8]
     config = RunFolder(run).read_config()
     assert trained_exits(config) == []
     student = config.recipe["student"] | {"exits": [3, 6]}
@@ -245,11 +248,40 @@ def test_an_exit_may_stand_where_one_was_trained_but_not_behind_the_score(run: P
     assert trained_exits(changed) == [3, 6]
 
 
-def test_an_early_exit_without_int8_is_refused(run: Path, tmp_path: Path, cli) -> None:
+def test_an_early_exit_without_a_variant_to_make_it_from_is_refused(
+    run: Path, tmp_path: Path, cli
+) -> None:
     done = cli("export", run, "--out", tmp_path / "bundle", "--early-exit")
     assert done.returncode == 2
-    assert "--early-exit is made from the INT8 variant; it needs --int8" in done.stderr
+    assert "--early-exit is made from the INT8 or FP16 variant; it needs --int8" in done.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+def test_fp16_with_an_early_exit_needs_no_int8(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("MAX_CHANGED", "MAX_LOST", "KNOWN"):  # the run has too few groups
+        monkeypatch.setattr(early_exit, bound, 1.0)
+    monkeypatch.setattr(Evaluation, "passed", True)
+    asked = frozenset({Precision.FP16_EARLY_EXIT})
+    bundle = export_run(run, tmp_path / "bundle", precisions=asked)
+    assert list(bundle.variants) == [Precision.FP32, Precision.FP16, Precision.FP16_EARLY_EXIT]
+    made, whole = (bundle.variants[p] for p in (Precision.FP16_EARLY_EXIT, Precision.FP16))
+    assert made.entry.early_exit is not None
+    assert made.entry.gate.largest_activation == whole.entry.gate.largest_activation
+    assert made.entry.calibration is None
+    assert made.second is not None
+    graph, second = (onnx.load_from_string(one.read()) for one in (made.graph, made.second))
+    types = {tensor.data_type for one in (graph, second) for tensor in one.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    assert onnx.TensorProto.INT8 not in types
+    tiles = np.random.default_rng(0).integers(0, 256, (4, *[bundle.reader.size] * 2, 3), np.uint8)
+    expected = load_variant(OnnxRuntimeEngine, whole, 1).infer(tiles).probabilities
+    never = structs.replace(made.entry.early_exit, confidence=2.0)
+    through = replace(made, entry=structs.replace(made.entry, early_exit=never))
+    output = load_variant(OnnxRuntimeEngine, through, 1).infer(tiles)
+    assert output.stage.tolist() == [2] * 4
+    np.testing.assert_allclose(output.probabilities, expected, atol=5e-3)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_a_good_variant_on_few_tiles_is_inconclusive_and_never_offered(
 
 def prepared(run: Path) -> tuple[ExportInputs, VariantMaker]:
     """The inputs of an export of the run, with 18 calibration tiles, and full precision judged."""
-    inputs = read_inputs(RunFolder(run), data=None, eight_bit=True, calibration_tiles=18)
+    inputs = read_inputs(RunFolder(run), data=None, calibrates=True, calibration_tiles=18)
     return inputs, prepare_variants(inputs, 1.0, WIDE)
 
 

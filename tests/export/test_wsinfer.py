@@ -150,7 +150,7 @@ def test_the_size_that_the_run_states_is_the_bundles(
 ) -> None:
     copied = RunFolder(Path(shutil.copytree(run, tmp_path / "run")))
     copied.write_config(structs.replace(copied.read_config(), tile_um=150.5))
-    inputs = read_inputs(copied, data=None, eight_bit=False, calibration_tiles=1, tile_um=again)
+    inputs = read_inputs(copied, data=None, calibrates=False, calibration_tiles=1, tile_um=again)
     assert inputs.scale == TileScale(150.5, "train")
 
 

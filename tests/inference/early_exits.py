@@ -28,7 +28,7 @@ EARLY = Precision.INT8_EARLY_EXIT
 
 def make_candidate(run: Path, temperature: float, kept_in_float: tuple[str, ...]) -> Candidate:
     """An early exit at which half of the calibration tiles are sure enough."""
-    inputs = read_inputs(RunFolder(run), data=None, eight_bit=True, calibration_tiles=512)
+    inputs = read_inputs(RunFolder(run), data=None, calibrates=True, calibration_tiles=512)
     student = learn_known(inputs.student, inputs.train, inputs.reader)
     inputs = replace(inputs, student=student)
     plan = plan_int8(student, inputs.calibration, inputs.reader, "auto")
@@ -38,7 +38,7 @@ def make_candidate(run: Path, temperature: float, kept_in_float: tuple[str, ...]
         patch.setattr(early_exit, "MAX_LOST", 1.0)
         patch.setattr(early_exit, "KNOWN", 1.0)
         candidate = early_exit.early_exit_candidate(
-            plan, inputs, temperature, kept_in_float, reference, np.inf
+            early_exit.int8_base(plan, kept_in_float), inputs, temperature, reference, np.inf
         )
     assert candidate is not None
     assert candidate.second is not None

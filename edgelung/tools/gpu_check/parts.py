@@ -125,7 +125,7 @@ PARTS: dict[str, Part] = {
             _latency_of_bundle, precision=precision, graphs=graphs
         )
         for precision in Precision
-        if precision is not Precision.INT8_EARLY_EXIT  # two graphs: a part of its own
+        if not precision.about.early_exit  # two graphs: a part of its own
         for graphs in (True, False)
     },
     "folder run": _folder_run,

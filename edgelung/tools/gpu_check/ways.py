@@ -74,10 +74,15 @@ def onnxruntime_ways(graph: Graph, gflop: float, size: int) -> Figures:
 
 
 def early_exit(bundle: Bundle, tiles: Tiles) -> Figures:
-    """Compare the early exit with the one on the CPU, and its speed with that of whole models."""
-    precision = Precision.INT8_EARLY_EXIT
-    if precision not in bundle.variants:
-        raise CannotRunError(f"the bundle has no variant {precision}")
+    """Compare each early exit with the one on the CPU, and its speed with that of whole models."""
+    found = [precision for precision in bundle.variants if precision.about.early_exit]
+    if not found:
+        raise CannotRunError("the bundle has no variant with an early exit")
+    return {precision: _exit_of(bundle, precision, tiles) for precision in found}
+
+
+def _exit_of(bundle: Bundle, precision: Precision, tiles: Tiles) -> Figures:
+    """The figures of one variant with an early exit."""
     variant = bundle.variants[precision]
     with closing(choose.load_variant(OnnxRuntimeEngine, variant, available_cores())) as engine:
         expected = _predict(engine, tiles)

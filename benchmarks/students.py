@@ -1,0 +1,73 @@
+"""Train other students from the teachers of a cross-validation, on the same folds.
+
+    edgelung train TILES --groups groups.csv --recipe quick --folds 3 --out folds/quick
+    python benchmarks/students.py TILES folds/quick quick-exits folds/quick-exits [--set F=V …]
+
+Recipes that differ in the student alone train the same teacher: every random number is a function
+of the seed and the stage. So the teacher of each fold is copied, and `folds/quick-exits` becomes
+what `edgelung train --recipe quick-exits --folds 3` would have written, in less time. A folder that
+is there already is continued.
+"""
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from msgspec import structs
+
+from edgelung.artifacts.folds import FoldsFolder
+from edgelung.artifacts.run import RunFolder
+from edgelung.core.files import atomic_folder
+from edgelung.core.typed_json import plain
+from edgelung.train.folds import resume_folds
+from edgelung.train.progress import Progress
+from edgelung.train.recipe import Recipe, load_recipe, validate_recipe
+
+
+def main() -> None:
+    """Copy what is the same, train the rest."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tiles", type=Path)
+    parser.add_argument("source", type=Path, help="finished folds, for their teachers")
+    parser.add_argument("recipe")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not options.out.exists():
+        begin(FoldsFolder(options.source), load_recipe(options.recipe, options.set), options.out)
+    resume_folds(options.tiles, options.out)
+
+
+def begin(source: FoldsFolder, recipe: Recipe, out: Path) -> None:
+    """Write the folder of a cross-validation whose teachers are trained."""
+    with atomic_folder(out) as path:
+        folder = FoldsFolder(path)
+        begin_run(source, folder, recipe)
+        shutil.copy(source.folds_path, folder.folds_path)
+        for number, run in enumerate(source.fold_runs(), 1):
+            new = folder.fold(number)
+            new.path.mkdir()
+            begin_run(run, new, recipe)
+            shutil.copytree(run.path / "teacher", new.path / "teacher")
+            history = [one for one in run.read_history() if one.stage == "teacher"]
+            progress = Progress("student", history=history)
+            torch.save({"progress": plain(progress)}, new.checkpoint_path)
+
+
+def begin_run(source: RunFolder, new: RunFolder, recipe: Recipe) -> None:
+    """The split of a run, and its settings with another student."""
+    config = source.read_config()
+    trained = validate_recipe(config.recipe, str(source.config_path))
+    for part in ("seed", "augment", "teacher"):
+        assert getattr(recipe, part) == getattr(trained, part), f"another {part}"
+    assert recipe.student.size == trained.student.size, "the teacher sees tiles of that size"
+    ours = recipe.model_copy(update={"split": trained.split})
+    shutil.copy(source.split_path, new.split_path)
+    new.write_config(structs.replace(config, recipe=ours.model_dump(mode="json")))
+
+
+if __name__ == "__main__":
+    main()
