@@ -13,9 +13,11 @@
 
 The first model is the reference: its full precision for accuracy, its INT8 for speed. Its own early
 exit is the row 'exits fitted afterwards'. Every tile is predicted by the bundle of the fold that
-tests it. Speed is CPU time on one core in OpenVINO, on test tiles of the first fold, all variants
-in turns. `--originals`: JPEG files that are larger than the models' input; for these, how much
-decoding costs and how many labels change if they are decoded at full size. Writes JSON.
+tests it. A model without bundles (`--model NAME=FOLDS`) is compared in full precision only.
+
+Speed is CPU time on one core in OpenVINO, on test tiles of the first fold, all variants in turns.
+`--originals`: JPEG files that are larger than the models' input; for these, how much decoding costs
+and how many labels change if they are decoded at full size. Writes JSON.
 """
 
 import argparse
@@ -56,7 +58,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Model:
-    """A cross-validation, and the bundle of each of its folds."""
+    """A cross-validation, and the bundle of each of its folds, if it was exported."""
 
     name: str
     folds: FoldsFolder
@@ -64,7 +66,7 @@ class Model:
 
     def has(self, precision: Precision) -> bool:
         """True if every bundle has the variant."""
-        return all(precision in bundle.variants for bundle in self.bundles)
+        return bool(self.bundles) and all(precision in one.variants for one in self.bundles)
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,26 @@ def main() -> None:
             f"{model.name} {precision}: not in the bundle of every fold"
             for model in models
             for precision in VARIANTS
-            if not model.has(precision)
+            if model.bundles and not model.has(precision)
         ],
-        "speed": speed_rows(models, options.tiles, options.speed_tiles, options.repeats),
     }
+    exported = [model for model in models if model.bundles]
+    if exported:
+        result["speed"] = speed_rows(exported, options.tiles, options.speed_tiles, options.repeats)
     if options.originals:
         paths = sorted(p for p in options.originals.rglob("*") if p.suffix in (".jpeg", ".jpg"))
-        result["scaled_decode"] = [decode_row(model, paths) for model in models]
+        result["scaled_decode"] = [decode_row(model, paths) for model in exported]
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     show(result)
 
 
 def read_model(text: str) -> Model:
-    """NAME=FOLDS:BUNDLES, where BUNDLES holds fold-1, fold-2 and so on."""
+    """NAME=FOLDS[:BUNDLES], where BUNDLES holds fold-1, fold-2 and so on."""
     name, _, folders = text.partition("=")
     folds_path, _, bundles = folders.partition(":")
     folds = FoldsFolder(Path(folds_path))
+    if not bundles:
+        return Model(name, folds, [])
     numbers = range(1, folds.read_config().folds + 1)
     return Model(name, folds, [open_bundle(Path(bundles) / f"fold-{k}", OWN_WORK) for k in numbers])
 
@@ -123,8 +129,9 @@ def accuracy_rows(models: Sequence[Model], tiles: Path) -> list[Json]:
         of_model |= {p: predict_folds(model, p, tiles) for p in VARIANTS if model.has(p)}
         for precision, predicted in of_model.items():
             row = figures(predicted, reference, of_model[Precision.FP32], truth)
-            gates = [b.variants[precision].gate.verdict for b in model.bundles]
-            exits = [b.variants[precision].entry.early_exit for b in model.bundles]
+            variants = [bundle.variants[precision] for bundle in model.bundles]
+            gates = [variant.gate.verdict for variant in variants]
+            exits = [variant.entry.early_exit for variant in variants]
             blocks = [early.block for early in exits if early]
             row |= {"model": model.name, "variant": precision, "gates": list(gates)}
             rows.append(row | ({"exit_after_blocks": list(blocks)} if blocks else {}))
