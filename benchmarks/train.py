@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -63,6 +64,7 @@ from edgelung.train.tiles import LabelledTiles, TileStore, prefetch
 from edgelung.train.trainer import Batch, Trainer
 
 BATCH, TILES, STEPS = 64, 2048, 12
+LAST_STEPS = 2 * STEPS  # whose mean loss is compared: tuned and not, on the same batches
 UNTUNED = ", not tuned"
 # The defaults of glibc (malloc.h): the threshold of mmap as it is once large blocks were freed.
 MALLOC_DEFAULTS = {-3: 32 << 20, M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 64 << 20}
@@ -74,6 +76,7 @@ CHANGES = [
 ]
 
 Step = Callable[[], None]
+Losses = defaultdict[str, list[float]]  # of every step of a loop, by its name
 
 
 def main() -> None:
@@ -86,20 +89,9 @@ def main() -> None:
     parser.add_argument("--timm-script", type=Path)
     options = parser.parse_args()
     recipe, context = load_recipe("quick", CHANGES), create_context("auto")
-    tuned = context.device.type == "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        trainer = own_trainer(options.tiles, recipe, "student", context, Path(folder), tuned)
-        loops: dict[str, Step] = {
-            "edgelung": own_step(trainer),
-            "plain": plain_step(options.tiles, recipe, context),
-            "model alone": model_step(trainer),
-        }
-        for role in ("student", "teacher") if tuned else ():
-            for tune in (True, False):
-                name = ("edgelung" if role == "student" else role) + UNTUNED * (not tune)
-                if name not in loops:
-                    one = own_trainer(options.tiles, recipe, role, context, Path(folder), tune)
-                    loops[name] = own_step(one)
+        losses: Losses = defaultdict(list)
+        loops = create_loops(options.tiles, recipe, context, Path(folder), losses)
         rates = measure(loops, options.rounds, context)
         if options.timm_script:
             rates["timm's train.py"] = timm_rates(options, recipe, context, Path(folder))
@@ -115,6 +107,8 @@ def main() -> None:
     for role in ("edgelung", "teacher"):
         if role + UNTUNED in rates:
             result[f"{role}_over_not_tuned"] = ratios(rates, role, role + UNTUNED)
+            found = [losses[name][-LAST_STEPS:] for name in (role, role + UNTUNED)]
+            result[f"{role}_loss_of_the_last_steps"] = [statistics.mean(one) for one in found]
     if options.timm_script:
         alone = statistics.median(rates["timm's train.py"])
         result["edgelung_over_timm"] = statistics.median(rates["edgelung"]) / alone
@@ -124,8 +118,29 @@ def main() -> None:
         table.add_row(name, *(f"{f(found):.1f}" for f in (statistics.median, min, max)))
     Console().print(table)
     for name in result:
-        if "over" in name or "share" in name:
+        if "over" in name or "share" in name or "loss" in name:
             print(name, result[name])
+
+
+def create_loops(
+    tiles: Path, recipe: Recipe, context: DistributedContext, scratch: Path, losses: Losses
+) -> dict[str, Step]:
+    """A step of each loop, by name; edgelung's own add theirs to `losses`."""
+    tuned = context.device.type == "cpu"
+
+    def trainer(role: str, tune: bool) -> Trainer:
+        return own_trainer(tiles, recipe, role, context, scratch, tune)
+
+    loops = {
+        "edgelung": own_step(trainer("student", tuned), losses["edgelung"]),
+        "plain": plain_step(tiles, recipe, context),
+        "model alone": model_step(trainer("student", tuned)),
+        "teacher": own_step(trainer("teacher", tuned), losses["teacher"]),
+    }
+    for name, role in (("edgelung", "student"), ("teacher", "teacher")) if tuned else ():
+        without = name + UNTUNED
+        loops[without] = own_step(trainer(role, tune=False), losses[without])
+    return loops
 
 
 def measure(
@@ -181,14 +196,15 @@ def own_trainer(
     return Trainer(stage, labelled, context, 0, Progress(role), scratch / "checkpoint.pt")
 
 
-def own_step(trainer: Trainer) -> Step:
-    """A step as `edgelung train` does it, the next batch read ahead."""
+def own_step(trainer: Trainer, history: list[float]) -> Step:
+    """A step as `edgelung train` does it, the next batch read ahead; its loss goes to `history`."""
     batches = prefetch(trainer.load_batch, range(trainer.total_steps))
 
     def step() -> None:
         batch = next(batches)
         losses = trainer.context.mean(trainer.step(batch).values())
         trainer.check_finite(losses["loss"], "loss", batch.step)
+        history.append(losses["loss"])
 
     return step
 
