@@ -13,7 +13,18 @@ import re
 import sys
 from pathlib import Path
 
-from figures import accuracy, card, early_exit, folds, install, serving, slides, speed, unknown
+from figures import (
+    accuracy,
+    card,
+    early_exit,
+    folds,
+    install,
+    serving,
+    slides,
+    speed,
+    training,
+    unknown,
+)
 from figures.table import ROOT, Table
 
 from edgelung import __version__
@@ -22,7 +33,7 @@ from edgelung.artifacts.bundle import SEAL, starter_bundle
 TABLES = (
     accuracy.TABLES | speed.TABLES | card.TABLES | install.TABLES | slides.TABLES | unknown.TABLES
 )
-TABLES |= early_exit.TABLES | serving.TABLES | folds.TABLES
+TABLES |= early_exit.TABLES | serving.TABLES | folds.TABLES | training.TABLES
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 

@@ -1,6 +1,7 @@
 """Random views of tiles: an affine warp and a stain change, in batches, on any device."""
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,12 @@ _STAINS = F.normalize(
     torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]), dim=1
 )
 _UNMIX = torch.linalg.inv(_STAINS)
+
+
+@lru_cache
+def _stains(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The stains and the inverse of their matrix on a device; every step needs them."""
+    return _STAINS.to(device), _UNMIX.to(device)
 
 
 def augment(
@@ -89,7 +96,7 @@ def change_colour(
         return values[rank::processes].to(images.device)
 
     if settings.stain:
-        stains, unmix = _STAINS.to(images.device), _UNMIX.to(images.device)
+        stains, unmix = _stains(images.device)
         density = -torch.log(images.clamp(min=1 / 255))
         amounts = 1 + settings.stain * normal(3)
         # One 3x3 matrix per tile: unmix, scale, mix again; (B, 3, 3).

@@ -45,13 +45,6 @@ class DistributedContext:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Average each value over all processes."""
-        if self.world_size == 1:
-            return values
-        local = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(values, mean_over_processes(local).tolist(), strict=True))
-
     def broadcast_from_main(self, model: nn.Module) -> None:
         """Overwrite the weights and statistics of `model` in every process with the main one's."""
         if self.world_size > 1:

@@ -24,9 +24,9 @@ class Losses:
     guidance_loss: Tensor | None = None
     exit_loss: Tensor | None = None
 
-    def values(self) -> dict[str, float]:
-        """The parts that the stage has, as numbers."""
-        return {name: float(part.detach()) for name, part in vars(self).items() if part is not None}
+    def parts(self) -> dict[str, Tensor]:
+        """The parts that the stage has, without gradients."""
+        return {name: part.detach() for name, part in vars(self).items() if part is not None}
 
 
 class StageLoss(Protocol):

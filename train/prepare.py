@@ -268,6 +268,8 @@ def open_run(
         name: np.array([i for i, row in enumerate(split) if row.subset == name], np.int64)
         for name in SUBSETS
     }
+    if context.device.type == "cuda":
+        store.copy_to(context.device)
     return Run(
         RunFolder(out), recipe, context, split, classes, LabelledTiles(store, labels, subsets)
     )

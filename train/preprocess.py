@@ -1,5 +1,7 @@
 """Model inputs: views of tiles, resized and normalised."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +34,10 @@ def resize_views(images: Tensor, size: int) -> Tensor:
 def _statistics(model: Model, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, (1, 3, 1, 1) each."""
     config = model.pretrained_cfg
-    mean = torch.tensor(config["mean"], device=device).view(1, 3, 1, 1)
-    std = torch.tensor(config["std"], device=device).view(1, 3, 1, 1)
-    return mean, std
+    return _per_channel(tuple(config["mean"]), device), _per_channel(tuple(config["std"]), device)
+
+
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each channel (1, 3, 1, 1) on a device; every step needs it."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -37,10 +37,8 @@ class Progress:
         """Forget the sums of the previous epoch."""
         self.losses, self.seconds = {}, 0.0
 
-    def add_step(self, losses: dict[str, float], seconds: float) -> None:
-        """Count a step with its losses."""
-        self.step += 1
-        self.seconds += seconds
+    def add_losses(self, losses: dict[str, float]) -> None:
+        """Add the losses of a step."""
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + value
 

@@ -155,13 +155,13 @@ def run_pictures(run: Run) -> RunPictures:
     rng = np.random.default_rng(run.recipe.seed)
     train, test = run.tiles.subsets["train"], run.tiles.subsets["test"]
     augmented = rng.choice(train, min(SHOWN_AUGMENTED, len(train)), replace=False)
-    tiles = run.tiles.store.batch(augmented)  # (9, 3, H, W)
+    tiles = run.tiles.store.batch(augmented).cpu()  # (9, 3, H, W)
     generator = torch.Generator().manual_seed(run.recipe.seed)
     views = augment(tiles, tiles.shape[-1], run.recipe.augment, generator)
     pixels = (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
     def read(row: int) -> Pixels:
-        return run.tiles.store.batch(test[[row]])[0].permute(1, 2, 0).numpy()
+        return run.tiles.store.batch(test[[row]])[0].permute(1, 2, 0).cpu().numpy()
 
     predictions = run.folder.read_predictions().subset("test")
     sample = rng.choice(len(test), min(SHOWN_TILES, len(test)), replace=False)

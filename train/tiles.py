@@ -40,6 +40,7 @@ class TileStore:
         self._spec = spec
         self._pool = Workers(os.cpu_count())
         self._pixels: npt.NDArray[np.uint8] | None = None  # (N, size, size, 3)
+        self._on_device: Tensor | None = None  # the same
         stores = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process has its own
         if len(paths) * spec.size**2 * 3 * stores < MEMORY_SHARE * free_memory():
             pixels = np.empty((len(paths), spec.size, spec.size, 3), np.uint8)
@@ -59,8 +60,22 @@ class TileStore:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def copy_to(self, device: torch.device) -> None:
+        """Keep the tiles on a GPU too, if they fit into a share of its free memory.
+
+        Then `batch` takes them from there: no batch is gathered and copied by the host.
+        """
+        if self._pixels is None or self._on_device is not None:
+            return
+        free, _ = torch.cuda.mem_get_info(device)
+        if self._pixels.nbytes < MEMORY_SHARE * free:
+            self._on_device = torch.from_numpy(self._pixels).to(device)
+
     def batch(self, indices: Indices) -> Tensor:
-        """The tiles at `indices`: uint8 (B, 3, size, size)."""
+        """The tiles at `indices`: uint8 (B, 3, size, size), on the device if they are there."""
+        if self._on_device is not None:
+            rows = torch.from_numpy(indices).to(self._on_device.device)
+            return self._on_device[rows].permute(0, 3, 1, 2)
         if self._pixels is not None:
             pixels = self._pixels[indices]
         else:

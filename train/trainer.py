@@ -26,7 +26,7 @@ from edgelung.artifacts.run import EpochRecord
 from edgelung.core.errors import EdgelungError
 from edgelung.evaluation.metrics import evaluate
 from edgelung.train.augment import augment
-from edgelung.train.distributed import DistributedContext
+from edgelung.train.distributed import DistributedContext, mean_over_processes
 from edgelung.train.losses import Losses
 from edgelung.train.lr_schedule import LRSchedule
 from edgelung.train.models import Model
@@ -40,6 +40,8 @@ from edgelung.train.tiles import LabelledTiles, prefetch
 
 OnStep = Callable[[int, str, float], None]
 
+STEPS_PER_READ = {"cuda": 16}  # by device; elsewhere the losses of every step are read at once
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -50,6 +52,15 @@ class Batch:
     tiles: Tensor  # uint8 (B, 3, H, W)
     labels: Tensor  # int64 (B,)
     indices: Tensor  # int64 (B,), of the tiles in the run
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to in this process, on the device: scalars that were not read yet."""
+
+    step: int
+    norm: Tensor  # of the gradient
+    losses: dict[str, Tensor]
 
 
 class Trainer:
@@ -88,6 +99,8 @@ class Trainer:
             devices = [context.device] if context.device.type == "cuda" else None
             self.module = DistributedDataParallel(self.module, device_ids=devices)
         self.timer = CheckpointTimer()
+        self.unread: list[StepResult] = []
+        self.steps_per_read = STEPS_PER_READ.get(context.device.type, 1)
 
     def fit(self, on_step: OnStep = lambda count, text, work: None) -> Model:
         """Train to the end of the stage; returns the (averaged) timm model in eval mode.
@@ -114,21 +127,43 @@ class Trainer:
             progress.begin_epoch()
         for batch in islice(batches, end - progress.step):
             started = time.monotonic()
-            losses = self.context.mean(self.step(batch).values())
-            progress.add_step(losses, time.monotonic() - started)
-            mean_loss = progress.losses["loss"] / (progress.step - epoch * self.steps_per_epoch)
-            self.check_finite(mean_loss, "loss", batch.step)
-            epochs = self.stage.schedule.epochs
-            text = f"epoch {epoch + 1}/{epochs} loss {mean_loss:.3f}"
-            on_step(self.batch_size, text, self.work_of(range(batch.step, batch.step + 1)))
-            if progress.step < end and self.timer.is_due():
+            self.unread.append(self.step(batch))
+            progress.step += 1
+            if progress.step % self.steps_per_read == 0 or progress.step == end:
+                self.read_losses()
+            progress.seconds += time.monotonic() - started
+            on_step(self.batch_size, self.text, self.work_of(range(batch.step, batch.step + 1)))
+            if not self.unread and progress.step < end and self.timer.is_due():
                 self.save_checkpoint()
         progress.history.append(self.record(epoch))
         self.on_epoch(progress.history)
         self.save_checkpoint()
 
-    def step(self, batch: Batch) -> Losses:
-        """One step of the optimizer; returns this process's losses."""
+    def read_losses(self) -> None:
+        """Read the losses of the last steps, averaged over all processes; every one must be finite.
+
+        Reading waits until the device has done all its work, so on a GPU several steps are read
+        together.
+        """
+        results, self.unread = self.unread, []
+        names = list(results[0].losses)
+        rows = [torch.stack([one.norm, *one.losses.values()]).double() for one in results]
+        for result, row in zip(results, mean_over_processes(torch.stack(rows)), strict=True):
+            norm, *losses = row.tolist()
+            self.check_finite(norm, "gradient", result.step)
+            self.progress.add_losses(dict(zip(names, losses, strict=True)))
+            self.check_finite(self.progress.losses["loss"], "loss", result.step)
+
+    @property
+    def text(self) -> str:
+        """The position of the training, and its mean loss so far in the epoch, in words."""
+        epoch, last = divmod(self.progress.step - 1, self.steps_per_epoch)
+        steps = last + 1 - len(self.unread)
+        text = f"epoch {epoch + 1}/{self.stage.schedule.epochs}"
+        return f"{text} loss {self.progress.losses['loss'] / steps:.3f}" if steps else text
+
+    def step(self, batch: Batch) -> StepResult:
+        """One step of the optimizer."""
         module, optimizer, scaler = self.module, self.state.optimizer, self.state.scaler
         step_in_phase = self.lr_schedule.set_step(batch.step)
         losses = self.losses(batch)
@@ -137,13 +172,13 @@ class Trainer:
         scaler.unscale_(optimizer)
         clip_norm = self.stage.schedule.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
-        if not scaler.is_enabled():  # GradScaler skips steps with other gradients by itself
-            self.check_finite(float(norm), "gradient", batch.step)
+        if scaler.is_enabled():  # it skips steps whose gradients are not finite by itself
+            norm = torch.zeros_like(norm)
         scaler.step(optimizer)
         scaler.update()
         if self.state.ema is not None:  # at step 0 of a phase it copies the weights
             self.state.ema.update(unwrap_model(module), step=step_in_phase)
-        return losses
+        return StepResult(batch.step, norm.detach(), losses.parts())
 
     def losses(self, batch: Batch) -> Losses:
         """Forward pass of a batch, in random views that are a function of the step."""
@@ -181,7 +216,7 @@ class Trainer:
         whole = train[order[start : start + self.batch_size]]
         local = whole[self.context.rank :: self.context.world_size]
         tiles = self.tiles.store.batch(local)
-        if self.context.device.type == "cuda":
+        if self.context.device.type == "cuda" and not tiles.is_cuda:
             tiles = tiles.pin_memory()
         return Batch(step, epoch, tiles, self.tiles.labels[local], torch.from_numpy(local))
 
@@ -250,8 +285,14 @@ def create_state(stage: Stage, context: DistributedContext) -> TrainingState:
     schedule, module = stage.schedule, stage.module.to(context.device)
     if context.world_size > 1 and context.device.type == "cuda":
         convert_sync_batchnorm(module)  # timm's version keeps the activations of its BatchNorm
+    # One kernel for all parameters, of the optimizers that have one in torch.
+    fused = context.device.type == "cuda" and schedule.optimizer in ("adam", "adamw")
     optimizer = create_optimizer_v2(
-        module, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
+        module,
+        opt=schedule.optimizer,
+        lr=schedule.lr,
+        weight_decay=schedule.weight_decay,
+        **({"fused": True} if fused else {}),
     )
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
     ema = None

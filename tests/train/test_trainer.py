@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from msgspec import structs
 from safetensors.torch import load_file
 
 from edgelung.artifacts.run import RunFolder
@@ -163,9 +164,26 @@ def test_a_teacher_of_several_models_resumes_to_the_same_weights(
     assert timm.create_model(f"local-dir:{run / members[1]}", pretrained=True).num_classes == 3
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_state(
-    tiles: Path, small: list[str], tmp_path: Path
+def test_losses_that_are_read_together_are_those_of_every_step(
+    tiles: Path, small: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As on a GPU, where the host does not wait for every step."""
+    monkeypatch.setitem(trainer_module.STEPS_PER_READ, "cpu", 4)
+    out = tmp_path / "run"
+    train_run(tiles, out, load_recipe("demo", small), groups=tiles / "groups.csv")
+    whole, again = (load_file(folder / "model.safetensors") for folder in (run, out))
+    assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+    expected, found = (RunFolder(folder).read_history() for folder in (run, out))
+    for record in (expected, found):
+        record[:] = [structs.replace(one, seconds=0.0) for one in record]
+    assert found == expected
+
+
+@pytest.mark.parametrize("together", [1, 5])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_state(
+    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setitem(trainer_module.STEPS_PER_READ, "cpu", together)
     out = tmp_path / "run"
     recipe = load_recipe("demo", [*small, "teacher.lr=1e30", "precision=fp32", "teacher.epochs=3"])
     with pytest.raises(EdgelungError, match=r"the (loss|gradient) is nan.*lower teacher\.lr"):

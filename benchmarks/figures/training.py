@@ -1,0 +1,78 @@
+"""The tables of training: speed, teachers, cheaper students."""
+
+from statistics import median
+from typing import Any
+
+from figures.table import NONE, Table, difference, interval, percent, result
+
+TRAIN, TEACHERS, CHEAPER = "train.json", "teachers.json", "cheaper.json"
+UNTUNED = ", not tuned"
+LOOPS = {
+    "edgelung": "student: `edgelung train`",
+    "edgelung" + UNTUNED: "the same without the settings for CPUs",
+    "plain": "the plain loop",
+    "timm's train.py": "timm's own script",
+    "model alone": "models and optimizer alone, on views that are there",
+    "teacher": "teacher: `edgelung train`",
+    "teacher" + UNTUNED: "the same without the settings for CPUs",
+}
+
+
+def speed() -> Table:
+    """Tiles per second of each training loop."""
+    content = result(TRAIN)
+    rates = content["tiles_per_second"]
+    rows = [
+        [text, *(f"{form(rates[name]):.1f}" for form in (median, min, max))]
+        for name, text in LOOPS.items()
+        if name in rates
+    ]
+    return Table(["loop", "tiles/s, median", "slowest", "fastest"], rows, {TRAIN: content})
+
+
+def teachers() -> Table:
+    """Each teacher over all folds, paired with the one that was fine-tuned."""
+    content = result(TEACHERS)
+    rows = [
+        [
+            name,
+            percent(row["balanced_accuracy"]),
+            interval(row["interval"]),
+            difference(row) if "difference" in row else NONE,
+            f"{100 * min(row['by_fold']):.1f} … {100 * max(row['by_fold']):.1f}",
+        ]
+        for name, row in content["teachers"].items()
+    ]
+    header = ["teacher", "balanced", "95 % interval", "difference in points", "folds"]
+    return Table(header, rows, {TEACHERS: content})
+
+
+def cheaper() -> Table:
+    """Accuracy and speed of each student and variant."""
+    content = result(CHEAPER)
+    speeds = {(row["model"], row["variant"]): row for row in content["speed"]}
+    rows = [_cheaper_row(row, speeds) for row in content["accuracy"]]
+    header = ["student", "variant", "balanced", "points to the first", "same label as own FP32"]
+    header += ["leave", "tiles/s of CPU", "× INT8 of the first"]
+    return Table(header, rows, {CHEAPER: content})
+
+
+def _cheaper_row(row: dict[str, Any], speeds: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    speed = speeds.get((row["model"], row["variant"]))
+    points = f"{row['points_to_reference']:+.1f}".replace("-", "−")
+    left = row["left_early"]
+    cells = [row["model"], row["variant"], percent(row["balanced_accuracy"])]
+    cells += [
+        f"{points} ({interval(row['interval'], lambda value: f'{value:+.1f}'.replace('-', '−'))})"
+    ]
+    cells += [percent(row["same_label_as_own_fp32"], 2), NONE if left is None else percent(left, 0)]
+    if speed is None:
+        return [*cells, NONE, NONE]
+    return [
+        *cells,
+        f"{speed['tiles_per_cpu_second']:.0f}",
+        f"{speed['times_int8_of_the_first']:.2f}",
+    ]
+
+
+TABLES = {"train-speed": speed, "teachers": teachers, "cheaper": cheaper}
