@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULT)
     options = parser.parse_args()
     models: list[Model] = options.model
+    if not models[0].bundles and any(model.bundles for model in models):
+        parser.error("the first model has no bundles: its INT8 is the reference of the speeds")
     result: dict[str, Json] = {
         "machine": machine.describe(),
         "accuracy": accuracy_rows(models, options.tiles),

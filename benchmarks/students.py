@@ -63,6 +63,7 @@ def begin_run(source: RunFolder, new: RunFolder, recipe: Recipe) -> None:
     trained = validate_recipe(config.recipe, str(source.config_path))
     for part in ("seed", "augment", "teacher"):
         assert getattr(recipe, part) == getattr(trained, part), f"another {part}"
+    assert trained.roles == ["teacher", "student"], "a teacher of one model"
     assert recipe.student.size == trained.student.size, "the teacher sees tiles of that size"
     ours = recipe.model_copy(update={"split": trained.split})
     shutil.copy(source.split_path, new.split_path)

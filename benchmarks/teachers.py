@@ -148,7 +148,7 @@ def make_features(
     missing = model.load_state_dict(state, strict=False).missing_keys
     assert not missing, missing
     model = model.eval().to(memory_format=torch.channels_last)
-    tune_for_cpu([model])
+    tune_for_cpu([model], bf16=True)
     store = TileStore([root / tile.path for tile in tiles], ReaderSpec(TILE))
     rows: dict[str, list[Tensor]] = {kind: [] for kind in frozen.kinds}
     start = time.perf_counter()

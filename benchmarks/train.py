@@ -13,8 +13,10 @@ change of colour.
 - model alone: edgelung's step on a batch of views that are there already.
 - teacher, teacher not tuned: edgelung's training of the EfficientNet itself.
 
-A round is STEPS steps of each, in turns, each after a step that is not timed: in it the workers of
-the plain loop fill their queue again. So the plain loop starts with some batches for nothing.
+Each loop has a process of its own. A round is STEPS steps of each, in turns, each after a step that
+is not timed: in it the workers of the plain loop fill their queue again. So the plain loop starts
+with some batches for nothing. The losses of edgelung's own loops are of the same batches, so the
+means of the last steps can be compared.
 
 `--timm-script`: the train.py of a checkout of pytorch-image-models, which runs after the rounds in
 a process of its own, on the same model, teacher, batch, precision, optimizer and tiles, with its
@@ -22,18 +24,21 @@ own augmentation. Prints a table and writes JSON.
 """
 
 import argparse
-import ctypes
 import json
+import multiprocessing
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from typing import NamedTuple
 
 import machine
 import numpy as np
@@ -49,12 +54,7 @@ from torchvision.transforms import v2
 
 from edgelung.core.system import available_cores
 from edgelung.tiles.reader import ReaderSpec
-from edgelung.train.cpu import (
-    M_MMAP_MAX,
-    M_TRIM_THRESHOLD,
-    keep_freed_memory,
-    tune_for_cpu,
-)
+from edgelung.train.cpu import tune_for_cpu
 from edgelung.train.distributed import DistributedContext, create_context
 from edgelung.train.index import index_tiles
 from edgelung.train.progress import Progress
@@ -66,8 +66,6 @@ from edgelung.train.trainer import Batch, Trainer
 BATCH, TILES, STEPS = 64, 2048, 12
 LAST_STEPS = 2 * STEPS  # whose mean loss is compared, on a CPU: tuned and not, on the same batches
 UNTUNED = ", not tuned"
-# The defaults of glibc (malloc.h): the threshold of mmap as it is once large blocks were freed.
-MALLOC_DEFAULTS = {-3: 32 << 20, M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 64 << 20}
 CHANGES = [
     *("teacher.weights=none", "teacher.size=224", "student.init=timm", "student.low_epochs=0"),
     *("student.optimizer=adamw", "student.lr=1e-4", "student.restart_lr=0", "student.ema_decay=0"),
@@ -76,7 +74,15 @@ CHANGES = [
 ]
 
 Step = Callable[[], None]
-Losses = defaultdict[str, list[float]]  # of every step of a loop, by its name
+ROLES = {"edgelung": "student", "teacher": "teacher", "model alone": "student"}
+
+
+class Measured(NamedTuple):
+    """A loop's tiles/s in each round, its losses in steps, and its largest memory in MiB."""
+
+    rates: list[float]
+    losses: list[float]
+    memory: int
 
 
 def main() -> None:
@@ -89,17 +95,20 @@ def main() -> None:
     parser.add_argument("--timm-script", type=Path)
     options = parser.parse_args()
     recipe, context = load_recipe("quick", CHANGES), create_context("auto")
-    with tempfile.TemporaryDirectory() as folder:
-        losses: Losses = defaultdict(list)
-        loops = create_loops(options.tiles, recipe, context, Path(folder), losses)
-        rates = measure(loops, options.rounds, context)
-        if options.timm_script:
+    names = ["edgelung", "plain", "model alone", "teacher"]
+    if context.device.type == "cpu":
+        names += ["edgelung" + UNTUNED, "teacher" + UNTUNED]
+    measured = measure(options.tiles, names, options.rounds)
+    rates = {name: one.rates for name, one in measured.items()}
+    if options.timm_script:
+        with tempfile.TemporaryDirectory() as folder:
             rates["timm's train.py"] = timm_rates(options, recipe, context, Path(folder))
     result = {
         "work": f"{recipe.student.model} at 224 px, teacher {recipe.teacher.model}, batch {BATCH}",
         "precision": context.precision,
         "steps_per_round": STEPS,
         "tiles_per_second": rates,
+        "largest_memory_mib": {name: one.memory for name, one in measured.items()},
         "edgelung_over_plain": ratios(rates, "edgelung", "plain"),
         "share_of_the_step_that_is_model": ratios(rates, "edgelung", "model alone"),
         "machine": machine.describe(),
@@ -107,8 +116,10 @@ def main() -> None:
     for role in ("edgelung", "teacher"):
         if role + UNTUNED in rates:
             result[f"{role}_over_not_tuned"] = ratios(rates, role, role + UNTUNED)
-            found = [losses[name][-LAST_STEPS:] for name in (role, role + UNTUNED)]
-            result[f"{role}_loss_of_the_last_steps"] = [statistics.mean(one) for one in found]
+            result[f"{role}_loss_of_the_last_steps"] = [
+                statistics.mean(measured[name].losses[-LAST_STEPS:])
+                for name in (role, role + UNTUNED)
+            ]
     if options.timm_script:
         alone = statistics.median(rates["timm's train.py"])
         result["edgelung_over_timm"] = statistics.median(rates["edgelung"]) / alone
@@ -118,57 +129,59 @@ def main() -> None:
         table.add_row(name, *(f"{f(found):.1f}" for f in (statistics.median, min, max)))
     Console().print(table)
     for name in result:
-        if "over" in name or "share" in name or "loss" in name:
+        if any(word in name for word in ("over", "share", "loss", "memory")):
             print(name, result[name])
 
 
-def create_loops(
-    tiles: Path, recipe: Recipe, context: DistributedContext, scratch: Path, losses: Losses
-) -> dict[str, Step]:
-    """A step of each loop, by name; edgelung's own add theirs to `losses`."""
-    tuned = context.device.type == "cpu"
+def measure(tiles: Path, names: list[str], rounds: int) -> dict[str, Measured]:
+    """Run each loop in a process of its own, all in turns, after a round that warms up."""
+    spawn = multiprocessing.get_context("spawn")
+    workers = {}
+    with ExitStack() as stack:
+        for name in names:
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=work, args=(theirs, tiles, name))
+            process.start()
+            stack.callback(process.terminate)
+            ours.recv()  # ready; one after the other, so that none is measured beside a start
+            workers[name] = ours
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(rounds + 1):
+            for name, worker in workers.items():
+                worker.send(STEPS)
+                seconds = worker.recv()
+                if number:
+                    rates[name].append(STEPS * BATCH / seconds)
+        measured = {}
+        for name, worker in workers.items():
+            worker.send(0)
+            measured[name] = Measured(rates[name], *worker.recv())
+        return measured
 
-    def trainer(role: str, tune: bool) -> Trainer:
-        return own_trainer(tiles, recipe, role, context, scratch, tune)
 
-    loops = {
-        "edgelung": own_step(trainer("student", tuned), losses["edgelung"]),
-        "plain": plain_step(tiles, recipe, context),
-        "model alone": model_step(trainer("student", tuned)),
-        "teacher": own_step(trainer("teacher", tuned), losses["teacher"]),
-    }
-    for name, role in (("edgelung", "student"), ("teacher", "teacher")) if tuned else ():
-        without = name + UNTUNED
-        loops[without] = own_step(trainer(role, tune=False), losses[without])
-    return loops
-
-
-def measure(
-    loops: dict[str, Step], rounds: int, context: DistributedContext
-) -> dict[str, list[float]]:
-    """Tiles/s of each loop in each round, after one that warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(rounds + 1):
-        for name, step in loops.items():
-            if name == "plain" or name.endswith(UNTUNED):
-                restore_malloc()
-            else:
-                keep_freed_memory()
+def work(pipe: Connection, tiles: Path, name: str) -> None:
+    """Run as many steps of a loop as asked for, and answer with the seconds; at 0 with the rest."""
+    recipe, context = load_recipe("quick", CHANGES), create_context("auto")
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "plain":
+            step = plain_step(tiles, recipe, context)
+        else:
+            tune = context.device.type == "cpu" and not name.endswith(UNTUNED)
+            role = ROLES[name.removesuffix(UNTUNED)]
+            trainer = own_trainer(tiles, recipe, role, context, Path(folder), tune)
+            step = model_step(trainer) if name == "model alone" else own_step(trainer, losses)
+        step()
+        pipe.send("ready")
+        while steps := pipe.recv():
             step()
             started = time.perf_counter()
-            for _ in range(STEPS):
+            for _ in range(steps):
                 step()
             if context.device.type == "cuda":
                 torch.cuda.synchronize()
-            if number:
-                rates[name].append(STEPS * BATCH / (time.perf_counter() - started))
-    return rates
-
-
-def restore_malloc() -> None:
-    """Let glibc give memory back as it does by default."""
-    for parameter, value in MALLOC_DEFAULTS.items():
-        ctypes.CDLL(None).mallopt(parameter, value)
+            pipe.send(time.perf_counter() - started)
+        pipe.send((losses, getrusage(RUSAGE_SELF).ru_maxrss // 1024))
 
 
 def ratios(rates: dict[str, list[float]], first: str, second: str) -> dict[str, float]:
@@ -190,7 +203,7 @@ def own_trainer(
     labelled = LabelledTiles(store, labels, {"train": everything, "val": everything[:BATCH]})
     modules = create_modules(recipe, len(classes), recipe.roles)
     if tune:
-        tune_for_cpu(modules.values())
+        tune_for_cpu(modules.values(), bf16=context.precision == "bf16")
     models = {"teacher": modules["teacher"].to(context.device).eval()} if role == "student" else {}
     stage = create_stage(recipe, role, modules[role], models)
     return Trainer(stage, labelled, context, 0, Progress(role), scratch / "checkpoint.pt")
@@ -290,8 +303,8 @@ def plain_step(folder: Path, recipe: Recipe, context: DistributedContext) -> Ste
 WITHOUT_WEIGHTS = """
 import runpy, sys, timm
 create = timm.models.create_model
-def without_weights(name, pretrained=False, **options):
-    return create(name, pretrained=False, **options)
+def without_weights(model_name, pretrained=False, *args, **options):
+    return create(model_name, False, *args, **options)
 timm.create_model = timm.models.create_model = without_weights
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -77,9 +77,9 @@ def load(
         engine: 'openvino', 'onnxruntime', 'tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda' or
             'onnxruntime-tensorrt'. None: the fastest on a GPU, else the first that works on the
             CPU. A named engine is what runs, or an error says why it cannot.
-        precision: the variant of the bundle: 'fp32', 'fp16', 'int8', 'int8-fp16', 'fp8' or
-            'int8-early-exit'. None: the preferred one for the engine of those that passed their
-            gate.
+        precision: the variant of the bundle: 'fp32', 'fp16', 'int8', 'int8-fp16', 'fp8',
+            'int8-early-exit' or 'fp16-early-exit'. None: the preferred one for the engine of those
+            that passed their gate.
         threads: CPU threads. None: all cores that this process may use.
         keep_unknown: label tiles unlike the training tiles, and tiles without tissue, like others.
             False: they get the status 'unknown' or 'blank' and no label.

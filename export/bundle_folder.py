@@ -63,8 +63,7 @@ def write_bundle_folder(
     `folds`: what a cross-validation says of the recipe. `target`: the variant for a target speed.
     """
     indices = choose_golden(inputs.gate.labels, variants[0].probabilities["gate"])
-    for variant in variants:
-        indices = _of_both_stages(indices, variant)
+    indices = _of_both_stages(indices, variants)
     golden = _golden_entries(inputs, variants, indices)
     manifest = BundleManifest(
         name=f"{inputs.student.architecture} of {inputs.run.path.name}",
@@ -128,28 +127,37 @@ def choose_golden(
     return indices
 
 
-def _of_both_stages(indices: list[int], variant: MeasuredVariant) -> list[int]:
-    """The golden tiles, with some that leave at the variant's early exit and some that do not.
+def _of_both_stages(indices: list[int], variants: Sequence[MeasuredVariant]) -> list[int]:
+    """The golden tiles, with some that leave at each early exit and some that do not.
 
     Without tiles about which two runtimes disagree much: those are at the edge of leaving.
     """
-    output = variant.outputs["gate"]
-    if output.stage is None:
+    with_exit = [v for v in variants if v.outputs["gate"].stage is not None]
+    if not with_exit:
         return indices
-    confidence = output.probabilities.max(axis=1)
-    steady = np.ones(len(confidence), bool)
-    if (other := variant.evaluation.in_openvino) is not None:
-        difference = np.abs(output.probabilities - other.probabilities).max(axis=1)
-        steady = difference < variant.precision.about.golden_tolerance / 2
+    steady = np.logical_and.reduce([_is_steady(variant) for variant in with_exit])
     kept = [index for index in indices if steady[index]]
-    for stage in (1, 2):
-        own = np.flatnonzero(steady & (output.stage == stage))
-        own = own[confidence[own].argsort(kind="stable")]
-        missing = GOLDEN_PER_STAGE - sum(output.stage[index] == stage for index in kept)
-        # From the middle: the least certain tiles that leave are at the edge of leaving.
-        middle = [int(index) for index in own[len(own) // 2 :] if index not in kept]
-        kept += middle[: max(0, missing)]
+    for variant in with_exit:
+        output = variant.outputs["gate"]
+        assert output.stage is not None
+        confidence = output.probabilities.max(axis=1)
+        for stage in (1, 2):
+            own = np.flatnonzero(steady & (output.stage == stage))
+            own = own[confidence[own].argsort(kind="stable")]
+            missing = GOLDEN_PER_STAGE - sum(output.stage[index] == stage for index in kept)
+            # From the middle: the least certain tiles that leave are at the edge of leaving.
+            middle = [int(index) for index in own[len(own) // 2 :] if index not in kept]
+            kept += middle[: max(0, missing)]
     return kept
+
+
+def _is_steady(variant: MeasuredVariant) -> npt.NDArray[np.bool_]:
+    """True for the gate tiles about which two runtimes agree (N,); all, if only one was there."""
+    probabilities, other = variant.outputs["gate"].probabilities, variant.evaluation.in_openvino
+    if other is None:
+        return np.ones(len(probabilities), bool)
+    difference = np.abs(probabilities - other.probabilities).max(axis=1)
+    return np.asarray(difference < variant.precision.about.golden_tolerance / 2)
 
 
 def _golden_entries(

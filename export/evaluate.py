@@ -86,7 +86,7 @@ class GateSet:
 class Evaluation:
     """A candidate, its output for the gate tiles, and the verdict.
 
-    `in_openvino`: its output there; None where it was not judged there.
+    `in_openvino`: its output there; None where it did not run there.
     """
 
     candidate: Candidate
@@ -135,9 +135,26 @@ def evaluate_candidate(
         result, in_openvino = check_in_openvino(
             result, candidate, output.probabilities, gate_set, reader
         )
+    elif (
+        candidate.second is not None
+    ):  # for GPUs; a second runtime shows which tiles are at the edge
+        in_openvino = _in_openvino(candidate, gate_set, reader)
     if candidate.peak is not None:
         result = check_fp16_range(result, candidate.peak)
     return Evaluation(candidate, output, result, in_openvino)
+
+
+def _in_openvino(candidate: Candidate, gate_set: GateSet, reader: TileReader) -> Output | None:
+    """What OpenVINO predicts for the gate tiles, in its default types; None if it cannot."""
+    graph, title = GraphBytes(candidate.graph), f"{candidate.precision}, gate, openvino"
+    try:
+        engine = load_model(
+            OpenVinoEngine, graph, candidate.early_exit, available_cores(), latency=True
+        )
+    except Exception:  # not installed or not able to load the graph; OpenVINO's own types
+        return None
+    with closing(engine):
+        return predict_with(engine, gate_set.tiles, reader, title)
 
 
 def predict_candidate(

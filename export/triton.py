@@ -61,13 +61,15 @@ def write_triton_repository(out: Path, bundle: Bundle, precision: Precision | No
 
 
 def _one_graph(bundle: Bundle, precision: Precision | None) -> Variant:
-    """The first variant of one graph that passed: that of a target, then the preferred ones.
-
-    A target counts only if no precision was asked for.
+    """The first variant of one graph that passed: before the preferred ones that of a target, or
+    the one from which the early exit that was asked for is made.
     """
-    for_target = variant_for_target(bundle) if precision is None else None
+    first = variant_for_target(bundle)
+    if precision is not None:
+        whole = precision.about.whole
+        first = bundle.variants.get(whole) if whole else None
     preferred = (bundle.variants.get(name) for name in CPU_PREFERENCE)
-    for variant in (for_target, *preferred):
+    for variant in (first, *preferred):
         if variant is not None and variant.passed and variant.second is None:
             return variant
     raise EdgelungError(f"bundle {bundle.folder} has no full-precision variant; export it again")

@@ -54,7 +54,7 @@ class VariantMaker:
         else:
             inputs = self.inputs
             stats = collect_tile_stats(
-                inputs.student, inputs.calibration, inputs.reader, "activations"
+                inputs.student, inputs.validation, inputs.reader, "activations"
             )
             peak = stats.peak
         student = self.inputs.student

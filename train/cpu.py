@@ -1,6 +1,7 @@
 """Settings that make training on a CPU faster; `benchmarks/train.py` measures them.
 
-They change no result beyond rounding. Nothing here affects a GPU.
+In BF16 plain attention rounds its scores once more; nothing else changes a result beyond the order
+of sums. Nothing here affects a GPU.
 """
 
 import ctypes
@@ -12,24 +13,26 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt (malloc.h)
-LARGEST = 2**31 - 1  # mallopt takes an int
 
 SHORT_SEQUENCE = 320  # tokens; for more, the matrices of plain attention take much memory
 
 
-def tune_for_cpu(modules: Iterable[nn.Module]) -> None:
-    """Set up this process and the modules to train on a CPU.
+def tune_for_cpu(modules: Iterable[nn.Module], *, bf16: bool) -> None:
+    """Set up the modules to train on a CPU, and the memory of this process for as long as it lives.
 
-    Convolutions: the backward pass of a depthwise one is slower in BF16 than in FP32. Attention:
-    PyTorch's fused one is slower in BF16 than plain matrix products, above all backward.
+    In BF16 two things are slower than they need be: the backward pass of a depthwise convolution,
+    which is faster in FP32, and PyTorch's fused attention, which is slower than plain matrix
+    products, above all backward.
     """
     keep_freed_memory()
+    if not bf16:
+        return
     for part in (part for module in modules for part in module.modules()):
         if isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1:
+            # Copied with the module by `copy.deepcopy`, as for averaged weights; not by `pickle`.
             part.forward = MethodType(_forward_in_fp32, part)  # type: ignore[method-assign]
-        elif isinstance(part, VisionTransformer) and part.pos_embed.shape[1] <= SHORT_SEQUENCE:
-            for block in part.blocks:
-                block.attn.fused_attn = False
+        elif isinstance(part, VisionTransformer) and _has_short_sequence(part):
+            _unfuse_attention(part)
 
 
 def keep_freed_memory() -> None:
@@ -41,13 +44,25 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def _has_short_sequence(model: VisionTransformer) -> bool:
+    """True if the model has position embeddings for few tokens."""
+    return model.pos_embed is not None and model.pos_embed.shape[1] <= SHORT_SEQUENCE
+
+
+def _unfuse_attention(model: nn.Module) -> None:
+    """Compute attention by matrix products in all blocks, of whichever of timm's types they are."""
+    for part in model.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False  # type: ignore[assignment]
 
 
 def _forward_in_fp32(self: nn.Conv2d, images: Tensor) -> Tensor:
-    """`forward` of a depthwise convolution, in FP32 while it is trained."""
+    """`forward` of a depthwise convolution, in the type of its weights while it is trained."""
     forward = type(self).forward
     if not self.training:
         return forward(self, images)
     with torch.autocast("cpu", enabled=False):
-        return forward(self, images.float())
+        return forward(self, images.to(self.weight.dtype))

@@ -148,7 +148,7 @@ def _train_models(
         fresh = roles[position + 1 :] if progress.step else roles[position:]
         modules = create_modules(run.recipe, len(run.classes), fresh)
     if run.context.device.type == "cpu":
-        tune_for_cpu(modules.values())
+        tune_for_cpu(modules.values(), bf16=run.context.precision == "bf16")
     labels = soft_labels(run)
     models: dict[str, Model] = {}
     for role, module in modules.items():

@@ -73,8 +73,8 @@ def export(
         typer.Option(
             "--early-exit",
             rich_help_panel=VARIANTS,
-            help="Add --int8 (for CPUs) and --fp16 (for GPUs) with an early exit as well: tiles "
-            "that the first blocks are sure of skip the others.",
+            help="With --int8 (for CPUs) or --fp16 (for GPUs): add the same variant with an early "
+            "exit. Tiles that the first blocks are sure of skip the others.",
         ),
     ] = False,
     data: Annotated[
@@ -100,7 +100,7 @@ def export(
             min=1,
             metavar="N",
             rich_help_panel=JUDGING,
-            help="Validation tiles that calibrate INT8, in whole groups.",
+            help="Validation tiles that calibrate INT8 and early exits, in whole groups.",
         ),
     ] = 512,
     known: Annotated[
@@ -223,13 +223,15 @@ def export(
     from edgelung.cli.target import goal_of, report_target
     from edgelung.cli.triton import check_run_options, from_finished_bundle, is_bundle, write_triton
     from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
-    from edgelung.core.errors import ExitCode
+    from edgelung.core.errors import EdgelungError, ExitCode
 
     if is_bundle(run):
         from_finished_bundle(context, run, triton, chosen(precision), trust, allow_unsigned)
         return
     out = check_run_options(context, run, out, triton)
-    _check_options(fp16, int8, qat, early_exit, recalibrate, recalibrate_groups)
+    _check_variants(fp16=fp16, int8=int8, qat=qat, early_exit=early_exit)
+    if recalibrate_groups and not recalibrate:
+        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
     RunFolder(run).check_one_model()
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
     if wsinfer:
@@ -272,10 +274,9 @@ def export(
 
 def _precisions(*, early_exit: bool, **asked: bool) -> frozenset[Precision]:
     """The variants whose option is given, with `early_exit` also those made from them."""
-    names = [name for name, given in asked.items() if given]
-    if early_exit:
-        names += [f"{name}_early_exit" for name in names if name != "fp8"]
-    return frozenset(Precision[name.upper()] for name in names)
+    named = {Precision[name.upper()] for name, given in asked.items() if given}
+    made = {precision for precision in Precision if precision.about.whole in named}
+    return frozenset(named | made if early_exit else named)
 
 
 def _passed(bundle: "Bundle", asked: frozenset[Precision]) -> bool:
@@ -297,10 +298,8 @@ def _print_bundle(bundle: "Bundle", out: Path, as_json: bool) -> None:
         print_next("infer", "FOLDER", "--model", out)
 
 
-def _check_options(
-    fp16: bool, int8: bool, qat: bool, early_exit: bool, tiles: Path | None, groups: Path | None
-) -> None:
-    """Refuse options of a variant without it, and groups of a site's tiles without the tiles."""
+def _check_variants(*, fp16: bool, int8: bool, qat: bool, early_exit: bool) -> None:
+    """Refuse options of a variant without it."""
     from edgelung.core.errors import EdgelungError
 
     if qat and not int8:
@@ -309,8 +308,6 @@ def _check_options(
         raise EdgelungError(
             "--early-exit is made from the INT8 or FP16 variant; it needs --int8 or --fp16"
         )
-    if groups and not tiles:
-        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
 
 
 def _report_concerns(manifest: "BundleManifest") -> bool:
@@ -328,7 +325,7 @@ def early_exit_in_words(early: "EarlyExit") -> str:
     on = "test" if "test" in early.left else "gate"
     share, found = early.left[on], early.groups[on]
     return (
-        f"early exit after block {early.block}: {100 * share.share:.0f} % of the {on} tiles leave; "
+        f"{100 * share.share:.0f} % of the {on} tiles leave after block {early.block}; "
         f"{found.lost} of {found.groups} groups change more than a tenth of their labels "
         f"(of all sources at most {100 * found.bound:.1f} %)"
     )
@@ -362,9 +359,9 @@ def print_table(manifest: "BundleManifest", folder: Path) -> None:
     out().print(table)
     if text := _known(manifest):
         out().print(text)
-    for entry in manifest.variants.values():
+    for name, entry in manifest.variants.items():
         if entry.early_exit:
-            out().print(early_exit_in_words(entry.early_exit))
+            out().print(f"{name}: {early_exit_in_words(entry.early_exit)}")
     out().print(f"bundle  {folder}\nreport  {folder / REPORT}")
 
 

@@ -38,7 +38,7 @@ class PrecisionInfo:
             either side. A wrong colour order, normalisation or weight moves some tile by far more.
         least_sm: lowest compute capability (89 is SM 8.9) with arithmetic of this type; 0: any.
         option: the option of `edgelung export` that adds the variant.
-        early_exit: it is two graphs: a tile that the first one is sure of needs no second.
+        whole: of two graphs with an early exit, the variant of one graph that they are made from.
     """
 
     base: Precision
@@ -47,7 +47,12 @@ class PrecisionInfo:
     golden_tolerance: float
     least_sm: int
     option: str
-    early_exit: bool = False
+    whole: Precision | None = None
+
+    @property
+    def early_exit(self) -> bool:
+        """True for two graphs: a tile that the first one is sure of needs no second."""
+        return self.whole is not None
 
 
 PRECISIONS: Mapping[Precision, PrecisionInfo] = {
@@ -60,10 +65,10 @@ PRECISIONS: Mapping[Precision, PrecisionInfo] = {
     Precision.FP8: PrecisionInfo(Precision.FP16, "fp8", "GPU", 1e-1, 89, "--fp8"),
     # Two runtimes may differ more than without an exit: a tile at its edge leaves in one of them.
     Precision.INT8_EARLY_EXIT: PrecisionInfo(
-        Precision.FP32, "int8", "CPU", 1e-1, 0, "--int8 --early-exit", early_exit=True
+        Precision.FP32, "int8", "CPU", 1e-1, 0, "--int8 --early-exit", Precision.INT8
     ),
     Precision.FP16_EARLY_EXIT: PrecisionInfo(
-        Precision.FP16, "fp16", "GPU", 1e-1, 0, "--fp16 --early-exit", early_exit=True
+        Precision.FP16, "fp16", "GPU", 1e-1, 0, "--fp16 --early-exit", Precision.FP16
     ),
 }
 FULL_PRECISION = Precision.FP32

@@ -19,6 +19,7 @@ from edgelung.artifacts.onnx_wire import GraphError
 from edgelung.artifacts.results import GateResult
 from edgelung.artifacts.run import RunFolder
 from edgelung.artifacts.trust import OWN_WORK
+from edgelung.cli import export as export_module
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines.base import GraphBytes, Output
@@ -216,7 +217,7 @@ def test_golden_tiles_show_both_stages_and_none_at_the_edge() -> None:
     elsewhere = probabilities.copy()
     elsewhere[3] += 0.2  # left in one runtime, continued in the other
     variant = _Measured(output, Output(elsewhere))
-    kept = _of_both_stages([3, 5], variant)
+    kept = _of_both_stages([3, 5], [variant])
     assert kept[0] == 5
     assert 3 not in kept
     counts = [int((stage[kept] == one).sum()) for one in (1, 2)]
@@ -257,6 +258,39 @@ def test_an_early_exit_without_a_variant_to_make_it_from_is_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"int8"}, {"int8"}),
+        ({"int8", "early_exit"}, {"int8", "int8-early-exit"}),
+        ({"fp16", "fp8", "early_exit"}, {"fp16", "fp8", "fp16-early-exit"}),
+        ({"fp16", "int8", "early_exit"}, {"fp16", "int8", "fp16-early-exit", "int8-early-exit"}),
+    ],
+)
+def test_an_early_exit_comes_with_each_variant_that_can_have_one(
+    asked: set[str], expected: set[str]
+) -> None:
+    given = {name: name in asked for name in ("fp16", "int8", "fp8", "early_exit")}
+    precisions = export_module._precisions(**given)
+    assert precisions == expected
+    passed = {precision: SimpleNamespace(passed=True) for precision in precisions}
+    assert export_module._passed(SimpleNamespace(variants=passed), precisions)
+    passed.popitem()
+    assert not export_module._passed(SimpleNamespace(variants=passed), precisions)
+
+
+def test_golden_tiles_are_steady_for_every_early_exit() -> None:
+    """Tiles that are added for one exit must not be at the edge of the other."""
+    probabilities = np.full((12, 3), 0.1, np.float32)
+    probabilities[:, 0] = np.linspace(0.4, 0.9, 12)
+    stage = np.where(np.arange(12) < 6, 2, 1).astype(np.uint8)
+    output, shaky = Output(probabilities, np.ones(12, np.float32), stage), probabilities.copy()
+    shaky[[3, 4, 9, 10]] += 0.2
+    steady = _Measured(output, Output(probabilities))
+    kept = _of_both_stages([0], [_Measured(output, Output(shaky)), steady])
+    assert not {3, 4, 9, 10} & set(kept)
+
+
 def test_fp16_with_an_early_exit_needs_no_int8(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,9 +306,10 @@ def test_fp16_with_an_early_exit_needs_no_int8(
     assert made.entry.calibration is None
     assert made.second is not None
     graph, second = (onnx.load_from_string(one.read()) for one in (made.graph, made.second))
-    types = {tensor.data_type for one in (graph, second) for tensor in one.graph.initializer}
-    assert onnx.TensorProto.FLOAT16 in types
-    assert onnx.TensorProto.INT8 not in types
+    for one in (graph, second):
+        types = {tensor.data_type for tensor in one.graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in types
+        assert onnx.TensorProto.INT8 not in types
     tiles = np.random.default_rng(0).integers(0, 256, (4, *[bundle.reader.size] * 2, 3), np.uint8)
     expected = load_variant(OnnxRuntimeEngine, whole, 1).infer(tiles).probabilities
     never = structs.replace(made.entry.early_exit, confidence=2.0)

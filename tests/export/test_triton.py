@@ -79,8 +79,16 @@ def parse(schema: ModuleType, text: str) -> Any:
 def with_early_exit(bundle: Bundle) -> Bundle:
     """The bundle with a preferred variant of two graphs."""
     int8 = bundle.variants[Precision.INT8]
-    two = replace(int8, precision=Precision.INT8_EARLY_EXIT, second=int8.graph)
-    return replace(bundle, variants={**bundle.variants, Precision.INT8_EARLY_EXIT: two})
+    more = {
+        Precision.FP16: replace(int8, precision=Precision.FP16),
+        Precision.INT8_EARLY_EXIT: replace(
+            int8, precision=Precision.INT8_EARLY_EXIT, second=int8.graph
+        ),
+        Precision.FP16_EARLY_EXIT: replace(
+            int8, precision=Precision.FP16_EARLY_EXIT, second=int8.graph
+        ),
+    }
+    return replace(bundle, variants=bundle.variants | more)
 
 
 def test_each_model_has_its_config_and_one_version(repository: Path) -> None:
@@ -250,6 +258,7 @@ def test_the_variant_of_a_target_is_taken_unless_another_is_asked_for(
         (None, Precision.FP32),
         (Precision.INT8, Precision.INT8),
         (Precision.INT8_EARLY_EXIT, Precision.INT8),
+        (Precision.FP16_EARLY_EXIT, Precision.FP16),
     ):
         out = tmp_path / str(precision)
         assert write_triton_repository(out, bundle, precision).precision == expected

@@ -78,7 +78,13 @@ def early_exit(bundle: Bundle, tiles: Tiles) -> Figures:
     found = [precision for precision in bundle.variants if precision.about.early_exit]
     if not found:
         raise CannotRunError("the bundle has no variant with an early exit")
-    return {precision: _exit_of(bundle, precision, tiles) for precision in found}
+    result: Figures = {}
+    for precision in found:
+        try:
+            result[precision] = _exit_of(bundle, precision, tiles)
+        except Exception as error:  # runtimes raise their own exception types
+            result[precision] = {"cannot_run": one_line(error, 300)}
+    return result
 
 
 def _exit_of(bundle: Bundle, precision: Precision, tiles: Tiles) -> Figures:
