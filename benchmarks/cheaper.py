@@ -13,7 +13,8 @@
 
 The first model is the reference: its full precision for accuracy, its INT8 for speed. Its own early
 exit is the row 'exits fitted afterwards'. Every tile is predicted by the bundle of the fold that
-tests it. A model without bundles (`--model NAME=FOLDS`) is compared in full precision only.
+tests it. A model without bundles (`--model NAME=FOLDS`) is compared in full precision only; if some
+folds have no bundle, a variant is compared on the tiles of the others.
 
 Speed is CPU time on one core in OpenVINO, on test tiles of the first fold, all variants in turns.
 `--originals`: JPEG files that are larger than the models' input; for these, how much decoding costs
@@ -62,11 +63,12 @@ class Model:
 
     name: str
     folds: FoldsFolder
-    bundles: list[Bundle]
+    bundles: dict[int, Bundle]  # by the number of the fold
 
     def has(self, precision: Precision) -> bool:
         """True if every bundle has the variant."""
-        return bool(self.bundles) and all(precision in one.variants for one in self.bundles)
+        found = self.bundles.values()
+        return bool(found) and all(precision in bundle.variants for bundle in found)
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,11 @@ def read_model(text: str) -> Model:
     folds_path, _, bundles = folders.partition(":")
     folds = FoldsFolder(Path(folds_path))
     if not bundles:
-        return Model(name, folds, [])
+        return Model(name, folds, {})
     numbers = range(1, folds.read_config().folds + 1)
-    return Model(name, folds, [open_bundle(Path(bundles) / f"fold-{k}", OWN_WORK) for k in numbers])
+    places = {k: Path(bundles) / f"fold-{k}" for k in numbers}
+    found = {k: open_bundle(path, OWN_WORK) for k, path in places.items() if path.is_dir()}
+    return Model(name, folds, found)
 
 
 def accuracy_rows(models: Sequence[Model], tiles: Path) -> list[Json]:
@@ -131,7 +135,8 @@ def accuracy_rows(models: Sequence[Model], tiles: Path) -> list[Json]:
         of_model |= {p: predict_folds(model, p, tiles) for p in VARIANTS if model.has(p)}
         for precision, predicted in of_model.items():
             row = figures(predicted, reference, of_model[Precision.FP32], truth)
-            variants = [bundle.variants[precision] for bundle in model.bundles]
+            bundles = model.bundles.values() if precision is not Precision.FP32 else ()
+            variants = [bundle.variants[precision] for bundle in bundles]
             gates = [variant.gate.verdict for variant in variants]
             exits = [variant.entry.early_exit for variant in variants]
             blocks = [early.block for early in exits if early]
@@ -151,8 +156,8 @@ def predict_folds(model: Model, precision: Precision, tiles: Path) -> Predicted:
     """Every tile by the variant of the fold that tests it."""
     labels: dict[str, int] = {}
     left = 0
-    for run, bundle in zip(model.folds.fold_runs(), model.bundles, strict=True):
-        paths = run.read_predictions().subset("test").paths
+    for number, bundle in model.bundles.items():
+        paths = model.folds.fold(number).read_predictions().subset("test").paths
         engine = load(bundle, precision)
         for i in range(0, len(paths), BATCH):
             some = paths[i : i + BATCH]
@@ -169,38 +174,32 @@ def figures(
 ) -> dict[str, Json]:
     """Accuracy; the difference to the reference, paired over groups; agreement with its own FP32.
 
-    Differences and intervals are in points (percent).
+    All on the tiles that were predicted. Differences and intervals are in points (percent).
     """
+    rows = [row for row, path in enumerate(truth.paths) if path in predicted.labels]
     ours, theirs, full = (
-        np.array([one.labels[path] for path in truth.paths]) for one in (predicted, reference, own)
+        np.array([one.labels[truth.paths[row]] for row in rows])
+        for one in (predicted, reference, own)
     )
+    labels, groups = truth.labels[rows], [truth.groups[row] for row in rows]
     classes = len(truth.classes)
     accuracy, before = (
-        evaluate(np.eye(classes)[labels], truth.labels).balanced_accuracy
-        for labels in (ours, theirs)
+        evaluate(np.eye(classes)[found], labels).balanced_accuracy for found in (ours, theirs)
     )
-    low, high = paired_intervals(
-        theirs, ours, truth.labels, truth.groups, classes
-    ).balanced_accuracy
-    changed = ours != full
-    lost = [bool(changed[group].mean() > 0.1) for group in groups_of(truth)]
+    low, high = paired_intervals(theirs, ours, labels, groups, classes).balanced_accuracy
+    changed, of_group = ours != full, np.array(groups)
+    lost = [bool(changed[of_group == name].mean() > 0.1) for name in np.unique(of_group)]
     return {
         "tiles": len(ours),
         "groups": len(lost),
         "balanced_accuracy": accuracy,
-        "accuracy": float((ours == truth.labels).mean()),
+        "accuracy": float((ours == labels).mean()),
         "points_to_reference": 100 * ((accuracy or 0) - (before or 0)),
         "interval": [100 * low, 100 * high],
         "same_label_as_own_fp32": float(1 - changed.mean()),
         "groups_that_change_over_a_tenth": sum(lost),
         "left_early": predicted.left,
     }
-
-
-def groups_of(truth: RunPredictions) -> list[npt.NDArray[np.bool_]]:
-    """The tiles of each group."""
-    groups = np.array(truth.groups)
-    return [groups == name for name in np.unique(groups)]
 
 
 def speed_rows(models: Sequence[Model], tiles: Path, count: int, repeats: int) -> list[Json]:
@@ -211,7 +210,7 @@ def speed_rows(models: Sequence[Model], tiles: Path, count: int, repeats: int) -
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     reading = {}
     for model in models:
-        bundle = model.bundles[0]
+        bundle = next(iter(model.bundles.values()))
         start = time.process_time()
         data = read(bundle, tiles, some)
         reading[model.name] = 1e3 * (time.process_time() - start) / len(some)
@@ -243,7 +242,7 @@ def speed_rows(models: Sequence[Model], tiles: Path, count: int, repeats: int) -
 
 def decode_row(model: Model, paths: Sequence[Path]) -> Json:
     """Large JPEG files decoded at the smallest scale that covers the input, and at full size."""
-    bundle = model.bundles[0]
+    bundle = next(iter(model.bundles.values()))
     size, files = bundle.reader.size, [path.read_bytes() for path in paths]
     ways: dict[str, Callable[[bytes], Tiles]] = {
         "scaled": lambda data: decode_tile(data, bundle.reader),
