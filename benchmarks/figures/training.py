@@ -21,13 +21,15 @@ LOOPS = {
 def speed() -> Table:
     """Tiles per second of each training loop."""
     content = result(TRAIN)
-    rates = content["tiles_per_second"]
-    rows = [
-        [text, *(f"{form(rates[name]):.1f}" for form in (median, min, max))]
-        for name, text in LOOPS.items()
-        if name in rates
-    ]
-    return Table(["loop", "tiles/s, median", "slowest", "fastest"], rows, {TRAIN: content})
+    rates, memory = content["tiles_per_second"], content["largest_memory_mib"]
+    rows = []
+    for name, text in LOOPS.items():
+        if name in rates:
+            cells = [f"{form(rates[name]):.1f}" for form in (median, min, max)]
+            cells += [f"{memory[name] / 1024:.1f} GiB" if name in memory else NONE]
+            rows.append([text, *cells])
+    header = ["loop", "tiles/s, median", "slowest", "fastest", "largest memory"]
+    return Table(header, rows, {TRAIN: content})
 
 
 def teachers() -> Table:
