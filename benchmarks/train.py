@@ -60,7 +60,7 @@ from edgelung.train.index import index_tiles
 from edgelung.train.progress import Progress
 from edgelung.train.recipe import Recipe, load_recipe
 from edgelung.train.stages import create_modules, create_stage
-from edgelung.train.tiles import LabelledTiles, TileStore, prefetch
+from edgelung.train.tiles import DecodedTiles, LabelledTiles, TileStore, prefetch
 from edgelung.train.trainer import Batch, Trainer
 
 BATCH, TILES, STEPS = 64, 2048, 12
@@ -200,7 +200,9 @@ def own_trainer(
     store = TileStore([folder / tile.path for tile in tiles], ReaderSpec(size=recipe.student.size))
     labels = torch.tensor([classes.index(tile.label) for tile in tiles])
     everything = np.arange(len(tiles), dtype=np.int64)
-    labelled = LabelledTiles(store, labels, {"train": everything, "val": everything[:BATCH]})
+    labelled = LabelledTiles(
+        DecodedTiles(store), labels, {"train": everything, "val": everything[:BATCH]}
+    )
     modules = create_modules(recipe, len(classes), recipe.roles)
     if tune:
         tune_for_cpu(modules.values(), bf16=context.precision == "bf16")

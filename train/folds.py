@@ -41,7 +41,7 @@ from edgelung.train.split import (
     split_warnings,
 )
 from edgelung.train.stages import absolute_weights
-from edgelung.train.tiles import TileStore
+from edgelung.train.tiles import DecodedTiles
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def _train(
     data: Path, folder: FoldsFolder, tiles: Sequence[IndexedTile], context: DistributedContext
 ) -> RunMetrics:
     """Train the folds that are not finished, then join their tests."""
-    store: TileStore | None = None  # all folds have the same tiles: they are decoded once
+    decoded: DecodedTiles | None = None  # all folds have the same tiles: they are decoded once
     with training_lock(folder, is_main=context.is_main):
         runs = run_on_main(folder.fold_runs)
         for number, run in enumerate(runs, 1):
@@ -182,8 +182,8 @@ def _train(
                 logger.info("fold %d of %d is already finished", number, len(runs))
                 continue
             recipe, rows = begun
-            store = store or decode_tiles(data, tiles, recipe)
+            decoded = decoded or decode_tiles(data, tiles, recipe)
             logger.info("fold %d of %d", number, len(runs))
-            finish_run(open_run(run.path, recipe, context, join_split(tiles, rows), store))
+            finish_run(open_run(run.path, recipe, context, join_split(tiles, rows), decoded))
         run_on_main(lambda: write_results(data, folder))
     return folder.read_metrics()

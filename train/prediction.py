@@ -32,8 +32,9 @@ def predict(
     local = all_indices[context.rank :: context.world_size]
     batches = [np.empty((0, int(tiles.labels.max()) + 1), np.float32)]
     model.eval()
+    store = tiles.decoded.shown_at(size)
     for start in range(0, len(local), BATCH_SIZE):
-        pixels = tiles.store.batch(local[start : start + BATCH_SIZE]).to(context.device)
+        pixels = store.batch(local[start : start + BATCH_SIZE]).to(context.device)
         images = normalise(resize_views(pixels.float() / 255, size), model)
         with context.autocast():
             logits = model(images)

@@ -38,7 +38,7 @@ from edgelung.train.split import (
 )
 from edgelung.train.stages import create_checked_modules
 from edgelung.train.tile_features import read_tile_features
-from edgelung.train.tiles import LabelledTiles, TileStore
+from edgelung.train.tiles import DecodedTiles, LabelledTiles, TileStore
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def resume_run(data: Path, out: Path) -> Run:
     config, split = run_on_main(lambda: _read_unfinished(data, out))
     recipe = validate_recipe(config.recipe, str(RunFolder(out).config_path))
     context = create_context(config.precision)
-    store = decode_tiles(data, [row.tile for row in split], recipe)
-    return open_run(out, recipe, context, split, store)
+    decoded = decode_tiles(data, [row.tile for row in split], recipe)
+    return open_run(out, recipe, context, split, decoded)
 
 
 def _index_new_run(data: Path, out: Path, recipe: Recipe, follow_links: bool) -> list[IndexedTile]:
@@ -244,14 +244,23 @@ def join_split(tiles: Sequence[IndexedTile], rows: Sequence[SplitRow]) -> list[S
     return [SplitTile(t, of_path[t.path].group, of_path[t.path].subset) for t in tiles]
 
 
-def decode_tiles(data: Path, tiles: Sequence[IndexedTile], recipe: Recipe) -> TileStore:
-    """Decode tiles at the size of the student."""
+def decode_tiles(data: Path, tiles: Sequence[IndexedTile], recipe: Recipe) -> DecodedTiles:
+    """Decode tiles at the largest input of the recipe's models, and at that of the student.
+
+    Tiles are not enlarged beyond the largest of them, nor reduced below the student's input.
+    """
+    student = recipe.student.size
+    largest = max(max(tile.width, tile.height) for tile in tiles)
+    inputs = max(recipe.schedule(role).size for role in recipe.roles)
     paths = [data / tile.path for tile in tiles]
-    with progress_bar("decode", len(paths)) as advance:
-        store = TileStore(paths, ReaderSpec(size=recipe.student.size), advance)
-    if not store.in_memory:
-        logger.info("the decoded tiles do not fit into memory; each batch is decoded anew")
-    return store
+    sizes = sorted({student, max(student, min(inputs, largest))})
+    stores = []
+    for size in sizes:
+        with progress_bar("decode", len(paths)) as advance:
+            stores.append(TileStore(paths, ReaderSpec(size=size), advance))
+        if not stores[-1].in_memory:
+            logger.info("the decoded tiles do not fit into memory; each batch is decoded anew")
+    return DecodedTiles(stores[-1], stores[0] if len(stores) > 1 else None)
 
 
 def open_run(
@@ -259,9 +268,9 @@ def open_run(
     recipe: Recipe,
     context: DistributedContext,
     split: Sequence[SplitTile],
-    store: TileStore,
+    decoded: DecodedTiles,
 ) -> Run:
-    """A run of decoded tiles; `store` has them in the order of `split`."""
+    """A run of decoded tiles, which are in the order of `split`."""
     classes = sorted({row.tile.label for row in split})
     labels = torch.tensor([classes.index(row.tile.label) for row in split])
     subsets = {
@@ -269,7 +278,7 @@ def open_run(
         for name in SUBSETS
     }
     if context.device.type == "cuda":
-        store.copy_to(context.device)
+        decoded.store.copy_to(context.device)
     return Run(
-        RunFolder(out), recipe, context, split, classes, LabelledTiles(store, labels, subsets)
+        RunFolder(out), recipe, context, split, classes, LabelledTiles(decoded, labels, subsets)
     )

@@ -53,6 +53,11 @@ class TileStore:
             self._pixels = pixels
 
     @property
+    def size(self) -> int:
+        """Pixels of a tile's side."""
+        return self._spec.size
+
+    @property
     def in_memory(self) -> bool:
         """True if the decoded tiles are kept."""
         return self._pixels is not None
@@ -87,12 +92,36 @@ class TileStore:
 
 
 @dataclass(frozen=True)
+class DecodedTiles:
+    """The tiles of a run, decoded at one or two sizes.
+
+    Attributes:
+        store: what views are made from, large enough for every model.
+        as_in_use: at the input size of the student, if that is another: what it is shown in use.
+    """
+
+    store: TileStore
+    as_in_use: TileStore | None = None
+
+    def shown_at(self, size: int) -> TileStore:
+        """The tiles that a model of this input size is shown when it is evaluated."""
+        if self.as_in_use is not None and self.as_in_use.size == size:
+            return self.as_in_use
+        return self.store
+
+
+@dataclass(frozen=True)
 class LabelledTiles:
     """The decoded tiles of a run, their labels and the indices of each subset."""
 
-    store: TileStore
+    decoded: DecodedTiles
     labels: Tensor  # int64 (N,)
     subsets: dict[str, Indices]
+
+    @property
+    def store(self) -> TileStore:
+        """The tiles that views are made from."""
+        return self.decoded.store
 
 
 def read_training_tile(path: Path, spec: ReaderSpec) -> npt.NDArray[np.uint8]:
