@@ -19,6 +19,10 @@ folds have no bundle, a variant is compared on the tiles of the others.
 Speed is CPU time on one core in OpenVINO, on test tiles of the first fold, all variants in turns.
 `--originals`: JPEG files that are larger than the models' input; for these, how much decoding costs
 and how many labels change if they are decoded at full size. Writes JSON.
+
+results/folds-students.tar.xz holds the predictions of the four cross-validations, without weights:
+enough for the rows in full precision. `students.py` trains recipes that differ in the student alone
+from one set of teachers.
 """
 
 import argparse
