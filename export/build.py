@@ -65,8 +65,7 @@ def export_run(
         run: the run folder.
         out: the bundle folder, which must be new.
         precisions: the variants beside full precision, which is always there. INT8 comes on an FP32
-            and on an FP16 base, whichever of the two is named. A variant with an early exit brings
-            the one without.
+            and on an FP16 base, whichever is named. One with an early exit brings the one without.
         qat: where INT8 does not pass, train it on the training tiles (`edgelung.export.qat`, which
             needs torch).
         data: the folder of the tiles, if it has moved.

@@ -223,22 +223,20 @@ def export(
     from edgelung.cli.target import goal_of, report_target
     from edgelung.cli.triton import check_run_options, from_finished_bundle, is_bundle, write_triton
     from edgelung.cli.wsinfer import check_wsinfer, write_wsinfer
-    from edgelung.core.errors import EdgelungError, ExitCode
+    from edgelung.core.errors import ExitCode
 
     if is_bundle(run):
         from_finished_bundle(context, run, triton, chosen(precision), trust, allow_unsigned)
         return
     out = check_run_options(context, run, out, triton)
     _check_variants(fp16=fp16, int8=int8, qat=qat, early_exit=early_exit)
-    if recalibrate_groups and not recalibrate:
-        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
+    _check_site(recalibrate, recalibrate_groups)
     RunFolder(run).check_one_model()
     ahead = plan_engines(engine, target, out)  # refused before the work, not after
     if wsinfer:
         check_wsinfer(wsinfer, out, run, tile_um)
     key = read_signing_key(sign) if sign else None
     asked = _precisions(fp16=fp16, int8=int8, fp8=fp8, early_exit=early_exit)
-
     with training_extra("export"):
         from edgelung.export.build import export_run
         from edgelung.export.recalibrate import SiteTiles
@@ -293,8 +291,7 @@ def _print_bundle(bundle: "Bundle", out: Path, as_json: bool) -> None:
     else:
         print_table(bundle.manifest, out)
         _print_sensitivity(bundle.manifest.sensitivity)
-    is_useful = _report_concerns(bundle.manifest)
-    if is_useful and not as_json:
+    if _report_concerns(bundle.manifest) and not as_json:
         print_next("infer", "FOLDER", "--model", out)
 
 
@@ -305,9 +302,14 @@ def _check_variants(*, fp16: bool, int8: bool, qat: bool, early_exit: bool) -> N
     if qat and not int8:
         raise EdgelungError("--qat trains the INT8 variant; it needs --int8")
     if early_exit and not (int8 or fp16):
-        raise EdgelungError(
-            "--early-exit is made from the INT8 or FP16 variant; it needs --int8 or --fp16"
-        )
+        raise EdgelungError("--early-exit is made from INT8 or FP16; it needs --int8 or --fp16")
+
+
+def _check_site(tiles: Path | None, groups: Path | None) -> None:
+    from edgelung.core.errors import EdgelungError
+
+    if groups and not tiles:
+        raise EdgelungError("--recalibrate-groups names groups of tiles; it needs --recalibrate")
 
 
 def _report_concerns(manifest: "BundleManifest") -> bool:

@@ -115,7 +115,7 @@ def test_a_tile_has_the_same_answer_in_any_batch(
     assert set(stages.tolist()) == {1, 2}
     for size in (7, 16, 64):
         parts = [engine.infer(some[i : i + size]) for i in range(0, len(some), size)]
-        for column, tolerance in ((0, 5e-7), (1, 5e-6), (2, 0)):
+        for column, tolerance in ((0, 2e-6), (1, 2e-5), (2, 0)):
             found, expected = (np.concatenate([o[column] for o in x]) for x in (parts, alone))
             np.testing.assert_allclose(found, expected, atol=tolerance)
 
@@ -145,7 +145,7 @@ def test_a_wrong_second_graph_is_noticed_on_the_golden_tiles(
 
     def wrong(self: OnnxRuntimeEngine, batch: np.ndarray) -> list[np.ndarray]:
         outputs = run(self, batch)
-        return outputs if batch.dtype == np.uint8 else [np.roll(outputs[0], 1, axis=1), outputs[1]]
+        return outputs if batch.dtype == np.uint8 else [1 - outputs[0], outputs[1]]
 
     monkeypatch.setattr(OnnxRuntimeEngine, "run", wrong)
     monkeypatch.setattr(choose, "CPU_ENGINES", ("onnxruntime",))

@@ -254,7 +254,7 @@ def test_an_early_exit_without_a_variant_to_make_it_from_is_refused(
 ) -> None:
     done = cli("export", run, "--out", tmp_path / "bundle", "--early-exit")
     assert done.returncode == 2
-    assert "--early-exit is made from the INT8 or FP16 variant; it needs --int8" in done.stderr
+    assert "--early-exit is made from INT8 or FP16; it needs --int8 or --fp16" in done.stderr
     assert not (tmp_path / "bundle").exists()
 
 
