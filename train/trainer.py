@@ -285,14 +285,8 @@ def create_state(stage: Stage, context: DistributedContext) -> TrainingState:
     schedule, module = stage.schedule, stage.module.to(context.device)
     if context.world_size > 1 and context.device.type == "cuda":
         convert_sync_batchnorm(module)  # timm's version keeps the activations of its BatchNorm
-    # One kernel for all parameters, of the optimizers that have one in torch.
-    fused = context.device.type == "cuda" and schedule.optimizer in ("adam", "adamw")
     optimizer = create_optimizer_v2(
-        module,
-        opt=schedule.optimizer,
-        lr=schedule.lr,
-        weight_decay=schedule.weight_decay,
-        **({"fused": True} if fused else {}),
+        module, opt=schedule.optimizer, lr=schedule.lr, weight_decay=schedule.weight_decay
     )
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
     ema = None

@@ -1,4 +1,4 @@
-"""Settings that make training on a CPU faster change nothing but the speed."""
+"""Settings for training on a CPU: what they change, and what they leave."""
 
 import copy
 import ctypes

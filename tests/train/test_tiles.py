@@ -32,6 +32,7 @@ def test_tiles_are_copied_to_a_device_if_they_fit(
     expected = store.batch(indices)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 30))
     store.copy_to(torch.device("cpu"))
+    assert (store._on_device is not None) == bool(free)
     store._pixels = None if free else store._pixels  # what is there comes from the device
     store._paths = []
     found = store.batch(indices)
