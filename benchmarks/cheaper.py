@@ -16,7 +16,7 @@ exit is the row 'exits fitted afterwards'. Every tile is predicted by the bundle
 tests it. A model without bundles (`--model NAME=FOLDS`) is compared in full precision only; if some
 folds have no bundle, a variant is compared on the tiles of the others.
 
-Speed is CPU time on one core in OpenVINO, on test tiles of the first fold, all variants in turns.
+Speed is CPU time on one core in OpenVINO, on test tiles of the first exported fold, in turns.
 `--originals`: JPEG files that are larger than the models' input; for these, how much decoding costs
 and how many labels change if they are decoded at full size. Writes JSON.
 
@@ -126,6 +126,8 @@ def read_model(text: str) -> Model:
     numbers = range(1, folds.read_config().folds + 1)
     places = {k: Path(bundles) / f"fold-{k}" for k in numbers}
     found = {k: open_bundle(path, OWN_WORK) for k, path in places.items() if path.is_dir()}
+    if not found:
+        raise argparse.ArgumentTypeError(f"no bundle fold-1 … in {bundles}")
     return Model(name, folds, found)
 
 
@@ -208,7 +210,8 @@ def figures(
 
 def speed_rows(models: Sequence[Model], tiles: Path, count: int, repeats: int) -> list[Json]:
     """CPU time of each variant of the first fold, in turns on the same tiles."""
-    paths = models[0].folds.fold(1).read_predictions().subset("test").paths
+    number = next(iter(models[0].bundles))  # tiles that this bundle's student did not see
+    paths = models[0].folds.fold(number).read_predictions().subset("test").paths
     step = max(1, len(paths) // count)
     some = paths[::step][:count]
     runs: dict[tuple[str, str], Callable[[], object]] = {}

@@ -135,26 +135,25 @@ def evaluate_candidate(
         result, in_openvino = check_in_openvino(
             result, candidate, output.probabilities, gate_set, reader
         )
-    elif (
-        candidate.second is not None
-    ):  # for GPUs; a second runtime shows which tiles are at the edge
-        in_openvino = _in_openvino(candidate, gate_set, reader)
+    elif candidate.second is not None:  # a second runtime shows which tiles are at the edge
+        in_openvino, _ = predict_in_openvino(candidate, gate_set, reader)
     if candidate.peak is not None:
         result = check_fp16_range(result, candidate.peak)
     return Evaluation(candidate, output, result, in_openvino)
 
 
-def _in_openvino(candidate: Candidate, gate_set: GateSet, reader: TileReader) -> Output | None:
-    """What OpenVINO predicts for the gate tiles, in its default types; None if it cannot."""
+def predict_in_openvino(
+    candidate: Candidate, gate_set: GateSet, reader: TileReader, *, bf16: bool = False
+) -> tuple[Output | None, str]:
+    """What OpenVINO predicts for the gate tiles, and in which float type; None if it cannot."""
+    load = partial(OpenVinoEngine, bf16=bf16)
     graph, title = GraphBytes(candidate.graph), f"{candidate.precision}, gate, openvino"
     try:
-        engine = load_model(
-            OpenVinoEngine, graph, candidate.early_exit, available_cores(), latency=True
-        )
+        engine = load_model(load, graph, candidate.early_exit, available_cores(), latency=True)
     except Exception:  # not installed or not able to load the graph; OpenVINO's own types
-        return None
+        return None, ""
     with closing(engine):
-        return predict_with(engine, gate_set.tiles, reader, title)
+        return predict_with(engine, gate_set.tiles, reader, title), engine.float_type
 
 
 def predict_candidate(
@@ -201,16 +200,10 @@ def check_in_openvino(
     Returns:
         The result, and what OpenVINO predicts; None if it does not run here.
     """
-    graph, title = GraphBytes(candidate.graph), f"{candidate.precision}, gate, openvino"
     for bf16 in (True, False):
-        load = partial(OpenVinoEngine, bf16=bf16)
-        try:
-            engine = load_model(load, graph, candidate.early_exit, available_cores(), latency=True)
-        except Exception:  # not installed or not able to load the graph; OpenVINO's own types
+        output, float_type = predict_in_openvino(candidate, gate_set, reader, bf16=bf16)
+        if output is None:
             return result, None
-        with closing(engine):
-            float_type = engine.float_type
-            output = predict_with(engine, gate_set.tiles, reader, title)
         ours = output.probabilities
         judged = gate_set.judge(ours, result.looks)
         if candidate.second is not None:

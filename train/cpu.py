@@ -20,7 +20,7 @@ SHORT_SEQUENCE = 320  # tokens; for more, the matrices of plain attention take m
 def tune_for_cpu(modules: Iterable[nn.Module], *, bf16: bool) -> None:
     """Set up the modules to train on a CPU, and the memory of this process for as long as it lives.
 
-    In BF16 two things are slower than they need be: the backward pass of a depthwise convolution,
+    In BF16 two things are slower than necessary: the backward pass of a depthwise convolution,
     which is faster in FP32, and PyTorch's fused attention, which is slower than plain matrix
     products, above all backward.
     """

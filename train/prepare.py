@@ -247,20 +247,21 @@ def join_split(tiles: Sequence[IndexedTile], rows: Sequence[SplitRow]) -> list[S
 def decode_tiles(data: Path, tiles: Sequence[IndexedTile], recipe: Recipe) -> DecodedTiles:
     """Decode tiles at the largest input of the recipe's models, and at that of the student.
 
-    Tiles are not enlarged beyond the largest of them, nor reduced below the student's input.
+    Tiles are not enlarged beyond the largest of them, and never smaller than the student's input.
     """
     student = recipe.student.size
     largest = max(max(tile.width, tile.height) for tile in tiles)
     inputs = max(recipe.schedule(role).size for role in recipe.roles)
     paths = [data / tile.path for tile in tiles]
-    sizes = sorted({student, max(student, min(inputs, largest))})
+    # The largest first: every step reads it, so it should be the one that fits into memory.
+    sizes = sorted({student, max(student, min(inputs, largest))}, reverse=True)
     stores = []
     for size in sizes:
         with progress_bar("decode", len(paths)) as advance:
             stores.append(TileStore(paths, ReaderSpec(size=size), advance))
         if not stores[-1].in_memory:
             logger.info("the decoded tiles do not fit into memory; each batch is decoded anew")
-    return DecodedTiles(stores[-1], stores[0] if len(stores) > 1 else None)
+    return DecodedTiles(*stores)
 
 
 def open_run(

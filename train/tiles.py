@@ -21,6 +21,7 @@ T = TypeVar("T")
 Indices = npt.NDArray[np.int64]
 
 MEMORY_SHARE = 0.4  # of the free memory, for decoded tiles
+DEVICE_SHARE = 0.15  # of the free memory of a GPU, which models and activations need
 
 
 class TileStore:
@@ -73,7 +74,7 @@ class TileStore:
         if self._pixels is None or self._on_device is not None:
             return
         free, _ = torch.cuda.mem_get_info(device)
-        if self._pixels.nbytes < MEMORY_SHARE * free:
+        if self._pixels.nbytes < DEVICE_SHARE * free:
             self._on_device = torch.from_numpy(self._pixels).to(device)
 
     def batch(self, indices: Indices) -> Tensor:
@@ -96,8 +97,9 @@ class DecodedTiles:
     """The tiles of a run, decoded at one or two sizes.
 
     Attributes:
-        store: what views are made from, large enough for every model.
-        as_in_use: at the input size of the student, if that is another: what it is shown in use.
+        store: the tiles that training views are made from, at the largest input of the models.
+        as_in_use: the tiles at the student's input, as inference decodes them; None if `store` has
+            that size.
     """
 
     store: TileStore

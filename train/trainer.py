@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to in this process, on the device: scalars that were not read yet."""
+    """Result of one step in this process: scalar tensors that are still on the device."""
 
     step: int
     norm: Tensor  # of the gradient
@@ -140,10 +140,10 @@ class Trainer:
         self.save_checkpoint()
 
     def read_losses(self) -> None:
-        """Read the losses of the last steps, averaged over all processes; every one must be finite.
+        """Move the losses of the unread steps to the host, averaged over all processes.
 
-        Reading waits until the device has done all its work, so on a GPU several steps are read
-        together.
+        This waits for the device, so on a GPU several steps are read at once. Raises EdgelungError
+        if a loss or a gradient is not finite.
         """
         results, self.unread = self.unread, []
         names = list(results[0].losses)

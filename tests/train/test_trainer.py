@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
+from edgelung.train import progress as progress_module
 from edgelung.train import trainer as trainer_module
 from edgelung.train.distributed import DistributedContext
 from edgelung.train.recipe import load_recipe
@@ -167,7 +168,7 @@ def test_a_teacher_of_several_models_resumes_to_the_same_weights(
 def test_losses_that_are_read_together_are_those_of_every_step(
     tiles: Path, small: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where the host does not wait for every step."""
+    """As on a GPU."""
     monkeypatch.setitem(trainer_module.STEPS_PER_READ, "cpu", 4)
     out = tmp_path / "run"
     train_run(tiles, out, load_recipe("demo", small), groups=tiles / "groups.csv")
@@ -177,6 +178,32 @@ def test_losses_that_are_read_together_are_those_of_every_step(
     for record in (expected, found):
         record[:] = [structs.replace(one, seconds=0.0) for one in record]
     assert found == expected
+
+
+def test_a_run_that_is_stopped_between_two_readings_resumes_to_the_same(
+    tiles: Path, small: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are written only where all losses are read."""
+    monkeypatch.setitem(trainer_module.STEPS_PER_READ, "cpu", 4)
+    for name in ("CHECKPOINT_SECONDS", "CHECKPOINT_COST"):
+        monkeypatch.setattr(progress_module, name, -1.0)
+    out, real_step = tmp_path / "run", trainer_module.Trainer.step
+
+    def step(self: Any, batch: Any) -> Any:
+        if self.stage.name == "student" and batch.step == 5:
+            raise KeyboardInterrupt
+        return real_step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(tiles, out, load_recipe("demo", small), groups=tiles / "groups.csv")
+    assert checkpointed(out) == ("student", 4)
+    train_run(tiles, out, None, resume=True)
+    whole, again = (load_file(folder / "model.safetensors") for folder in (run, out))
+    assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+    losses = [[one.loss for one in RunFolder(f).read_history()] for f in (run, out)]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("together", [1, 5])
