@@ -76,7 +76,8 @@ class LabelLoss(nn.Module):
 class DistillationLoss(nn.Module):
     """alpha · supervised(class token) + beta · distillation(distillation token): Eq. 8.
 
-    With guidance: plus `guidance` · guidance loss (`guidance.py`).
+    With guidance: plus `guidance` · guidance loss (`guidance.py`). Where guidance alone teaches,
+    only the models that guide are run.
     """
 
     def __init__(self, teacher: FrozenTeacher, recipe: Distill, criterion: nn.Module) -> None:
@@ -96,6 +97,11 @@ class DistillationLoss(nn.Module):
     ) -> Losses:
         """See StageLoss."""
         logits = output.logits if isinstance(output, GuidedOutput) else output
+        if isinstance(output, GuidedOutput) and not uses_label_loss:
+            guidance = guidance_loss(output, self.teacher.features(images))
+            # A weight of 0 keeps every parameter in the graph: DDP waits for all their gradients.
+            unused = 0.0 * torch.stack(logits).sum()
+            return Losses(self.recipe.guidance * guidance + unused, guidance_loss=guidance)
         task = self.criterion(logits.class_token.float(), labels)
         teacher = self.teacher(images, tiles)
         distill = self._distillation(logits.distillation_token.float(), teacher.logits)
@@ -103,9 +109,7 @@ class DistillationLoss(nn.Module):
         if not isinstance(output, GuidedOutput):
             return Losses(loss, task, distill)
         guidance = guidance_loss(output, teacher.features)
-        # A weight of 0 keeps every parameter in the graph: DDP waits for all their gradients.
-        loss = float(uses_label_loss) * loss + self.recipe.guidance * guidance
-        return Losses(loss, task, distill, guidance)
+        return Losses(loss + self.recipe.guidance * guidance, task, distill, guidance)
 
     def _distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL divergence at the recipe's temperature (soft), or cross entropy on argmax (hard)."""

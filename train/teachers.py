@@ -52,6 +52,11 @@ class FrozenModel(nn.Module):
         self._student = (student,)  # a tuple: the student is no part of the teacher
         self._guide = guide
 
+    @property
+    def guides(self) -> bool:
+        """True if its features guide the student."""
+        return self._guide is not None
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Features | None]:
         """Logits float32 (B, classes) of views (B, 3, H, W) that are normalised for the student.
@@ -117,6 +122,11 @@ class FrozenTeacher(nn.Module):
         if self._soft_labels is not None:
             return TeacherOutput(self._soft_labels[tiles].to(images.device), features)
         return TeacherOutput(torch.stack([logits for logits, _ in outputs]).mean(dim=0), features)
+
+    def features(self, images: Tensor) -> list[Features]:
+        """The features of each guiding model for views (B, 3, H, W); other models are not run."""
+        outputs = [model(images) for model in self.models if model.guides]
+        return [found for _, found in outputs if found is not None]
 
 
 @torch.no_grad()

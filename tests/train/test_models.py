@@ -9,9 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
-from edgelung.train.models import create_classifier, create_student
-from edgelung.train.recipe import Schedule, Student
+from edgelung.train.models import create_classifier, create_student, save_model
+from edgelung.train.recipe import Member, Schedule, Student
 
 
 def teacher(**changes: object) -> Schedule:
@@ -114,3 +115,18 @@ def test_mimetic_attention_looks_at_tokens_like_itself() -> None:
         assert abs(float(value.diagonal().mean()) + 0.4) < 0.02
         assert abs(float((value + 0.4 * torch.eye(width)).std()) - 0.4 / width**0.5) < 0.005
     assert float(model.pos_embed[0, 2:].std()) > 10 * float(plain.pos_embed[0, 2:].std())
+
+
+def test_a_probe_of_a_vit_reads_its_patch_tokens(tmp_path: Path) -> None:
+    member = Member(model="test_vit", epochs=1, fit="probe", size=48)
+    model = create_classifier(member, 3, "teacher").eval()
+    images = torch.rand(2, 3, 48, 48)
+    tokens = model.forward_features(images)  # (2, 1 + 9, D), after the last LayerNorm
+    torch.testing.assert_close(model(images), model.head(tokens[:, 1:].mean(dim=1)))
+    tuned = create_classifier(member.model_copy(update={"fit": "finetune"}), 3, "teacher")
+    assert tuned.global_pool == "token"
+    # As it is saved, timm creates the same model from it.
+    run = RunFolder(tmp_path)
+    save_model(model, run, "teacher", ["a", "b", "c"], size=48)
+    again = timm.create_model(f"local-dir:{run.model_folder('teacher')}", pretrained=True).eval()
+    torch.testing.assert_close(again(images), model(images))

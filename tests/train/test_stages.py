@@ -80,9 +80,19 @@ def test_a_model_may_give_soft_labels_without_guiding(small: list[str]) -> None:
     recipe = load_recipe("demo", words)
     modules = create_modules(recipe, 3, fresh=recipe.roles)
     stage = create_stage(recipe, "student", modules["student"], modules)
-    output = stage.loss.teacher(torch.rand(2, 3, 64, 64), torch.arange(2))
+    images, labels = torch.rand(2, 3, 64, 64), torch.arange(2)
+    output = stage.loss.teacher(images, labels)
     assert len(output.features) == 1
     assert output.logits.shape == (2, 3)
+    # Where guidance alone teaches, it costs nothing.
+    calls: list[object] = []
+    _, silent = stage.loss.teacher.models
+    silent.register_forward_hook(lambda *call: calls.append(call))
+    for uses_label_loss, count in ((False, 0), (True, 1)):
+        shown = stage.module.train()(images)
+        losses = stage.loss(shown, images, labels, labels, uses_label_loss=uses_label_loss)
+        assert len(calls) == count
+        assert (losses.distill_loss is None) == (not uses_label_loss)
 
 
 def test_beside_tile_features_only_models_that_guide_are_trained(small: list[str]) -> None:
