@@ -20,11 +20,11 @@ from edgelung.core.errors import EdgelungError
 from edgelung.train.distributed import mean_over_processes
 from edgelung.train.models import Model
 from edgelung.train.student import StudentLogits, StudentModule
+from edgelung.train.vit_probe import VIT_DEPTHS, last_blocks
 
-# What guides the tokens at a fraction of the student's depth: of a CNN the maps of a stride, of a
-# ViT the patch tokens at the same fraction of its own depth (blocks 6, 9 and 12 of 12).
+# What guides the tokens at a fraction of the student's depth: of a CNN the maps of a stride. Of a
+# ViT it is the patch tokens at the same fraction of its own depth.
 CNN_STRIDES = {2 / 3: 16, 1.0: 32}
-VIT_DEPTHS = (1 / 2, 3 / 4, 1.0)
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def feature_modules(model: Model) -> FeatureModules:
     if isinstance(model, VisionTransformer):
         blocks, prefix = model.blocks, model.num_prefix_tokens
         layers = [
-            GuidingLayer(blocks[round(len(blocks) * depth) - 1], model.embed_dim, depth)
-            for depth in VIT_DEPTHS
+            GuidingLayer(blocks[block], model.embed_dim, depth)
+            for block, depth in zip(last_blocks(model), VIT_DEPTHS, strict=True)
         ]
     else:
         last = {entry["reduction"]: entry for entry in getattr(model, "feature_info", [])}

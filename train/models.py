@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgelung.artifacts.model_config import ModelConfig, PretrainedConfig, StudentShape
 from edgelung.artifacts.run import RunFolder
@@ -16,6 +16,7 @@ from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, writing
 from edgelung.train.recipe import Member, Schedule, Student
 from edgelung.train.selection import select_weights
+from edgelung.train.vit_probe import ViTProbe
 from edgelung.train.weights import (
     NONE,
     architecture_of,
@@ -31,16 +32,14 @@ logger = logging.getLogger(__name__)
 # timm's models have attributes that torch's `nn.Module` does not declare.
 Model = Any
 
-PATCH_TOKENS = "avg"  # timm's name of the pooling: the mean of the patch tokens
 VIT_MODULES = {"vision_transformer", "deit"}  # of timm: their models are made for an input size
 
 
 def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
     """Create the baseline or a model of the teacher. A ViT is made for tiles of `schedule.size`.
 
-    A probe of a ViT reads the mean of the patch tokens in place of the class token: on LC25000 it
-    knows more (docs/results.md, Teachers). Models whose classifier reads patch tokens stay as they
-    are.
+    The probe of a ViT reads patch tokens (`vit_probe.py`), of another model what its classifier
+    reads.
 
     Raises EdgelungError for an unknown model or missing weights.
     """
@@ -49,8 +48,9 @@ def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
         options = {"img_size": schedule.size, "dynamic_img_size": True}
     model = _create(schedule, classes, role, **options)
     is_probe = isinstance(schedule, Member) and schedule.fit == "probe"
-    if is_probe and isinstance(model, VisionTransformer) and model.global_pool == "token":
-        model.global_pool = PATCH_TOKENS
+    # Not its subclasses: a distilled DeiT has two classifiers.
+    if is_probe and type(model) is VisionTransformer:
+        return ViTProbe.convert(model, classes)
     return model
 
 
@@ -139,7 +139,7 @@ def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size
             num_classes=len(classes),
             num_features=model.num_features,
             label_names=classes,
-            model_args=_vit_arguments(model, size) if is_vit else {},
+            model_args={"img_size": size} if is_vit else {},
             pretrained_cfg=PretrainedConfig(
                 input_size=(3, size, size),
                 fixed_input_size=is_vit,
@@ -157,13 +157,6 @@ def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size
         ),
         role,
     )
-
-
-def _vit_arguments(model: Model, size: int) -> dict[str, int | str | bool]:
-    """What timm needs beside the name to create a ViT: its input, and how it pools the tokens."""
-    pooling = {"global_pool": PATCH_TOKENS, "fc_norm": False}
-    reads_patches = model.global_pool == PATCH_TOKENS and isinstance(model.fc_norm, nn.Identity)
-    return {"img_size": size, **(pooling if reads_patches else {})}
 
 
 def load_saved(run: RunFolder, role: str, model: Model) -> None:

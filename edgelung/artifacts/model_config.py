@@ -35,6 +35,6 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     num_classes: int
     num_features: int
     label_names: list[str]
-    model_args: dict[str, int | str | bool]
+    model_args: dict[str, int]
     pretrained_cfg: PretrainedConfig
     edgelung: StudentShape

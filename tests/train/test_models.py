@@ -9,9 +9,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
-from edgelung.train.models import create_classifier, create_student, save_model
+from edgelung.train.models import create_classifier, create_student
 from edgelung.train.recipe import Member, Schedule, Student
 
 
@@ -117,16 +116,16 @@ def test_mimetic_attention_looks_at_tokens_like_itself() -> None:
     assert float(model.pos_embed[0, 2:].std()) > 10 * float(plain.pos_embed[0, 2:].std())
 
 
-def test_a_probe_of_a_vit_reads_its_patch_tokens(tmp_path: Path) -> None:
+def test_a_probe_of_a_vit_reads_its_patch_tokens_at_three_depths() -> None:
     member = Member(model="test_vit", epochs=1, fit="probe", size=48)
     model = create_classifier(member, 3, "teacher").eval()
     images = torch.rand(2, 3, 48, 48)
-    tokens = model.forward_features(images)  # (2, 1 + 9, D), after the last LayerNorm
-    torch.testing.assert_close(model(images), model.head(tokens[:, 1:].mean(dim=1)))
+    seen: list[torch.Tensor] = []
+    for index in (2, 3, 5):  # of 6 blocks: 3, 4 and 6, since 4.5 is rounded to even
+        model.blocks[index].register_forward_hook(lambda block, inputs, output: seen.append(output))
+    logits = model(images)
+    means = [model.norm(tokens)[:, 1:].mean(dim=1) for tokens in seen]  # (2, D) each
+    torch.testing.assert_close(logits, model.head(torch.cat(means, dim=1)))
+    assert model.get_classifier().in_features == 3 * model.embed_dim
     tuned = create_classifier(member.model_copy(update={"fit": "finetune"}), 3, "teacher")
-    assert tuned.global_pool == "token"
-    # As it is saved, timm creates the same model from it.
-    run = RunFolder(tmp_path)
-    save_model(model, run, "teacher", ["a", "b", "c"], size=48)
-    again = timm.create_model(f"local-dir:{run.model_folder('teacher')}", pretrained=True).eval()
-    torch.testing.assert_close(again(images), model(images))
+    assert tuned.get_classifier().in_features == model.embed_dim

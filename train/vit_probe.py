@@ -1,0 +1,40 @@
+"""A frozen ViT whose classifier reads its patch tokens at several depths.
+
+What a tile shows in many places is known to the patch tokens, and to those of the middle blocks as
+well as to the last: on LC25000 a probe of DINOv2-S on the means after blocks 6, 9 and 12 knows more
+than one on the class token or on the last block's mean (docs/results.md, Teachers).
+"""
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+VIT_DEPTHS = (1 / 2, 3 / 4, 1.0)  # fractions of the blocks: 6, 9 and 12 of 12
+
+
+def last_blocks(model: VisionTransformer) -> list[int]:
+    """The index of the block, from 0, at which each of `VIT_DEPTHS` is reached."""
+    return [round(len(model.blocks) * depth) - 1 for depth in VIT_DEPTHS]
+
+
+class ViTProbe(VisionTransformer):
+    """A timm ViT with another classifier: of the mean patch tokens after `last_blocks`."""
+
+    @classmethod
+    def convert(cls, model: VisionTransformer, classes: int) -> "ViTProbe":
+        """Change a model in place: timm creates it, so its class can only be changed afterwards."""
+        model.__class__ = cls
+        assert isinstance(model, cls)
+        model.head = nn.Linear(len(VIT_DEPTHS) * model.embed_dim, classes)
+        return model
+
+    def forward_features(self, x: Tensor, *options: object, **more: object) -> Tensor:
+        """Means (B, 3 · D) of the patch tokens of images (B, 3, H, W), after the last LayerNorm."""
+        tokens = self.forward_intermediates(
+            x, indices=last_blocks(self), norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        return torch.cat([patches.mean(dim=1) for patches in tokens], dim=1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, classes) of such means; the means themselves with `pre_logits`."""
+        return x if pre_logits else self.head(x)
