@@ -1,7 +1,9 @@
 """The form of a command: help with groups of options, and usage errors of one line."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
+from typer import BadParameter
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
@@ -20,9 +22,16 @@ class Command(TyperCommand):
     """
 
     def invoke(self, ctx: "Context") -> Any:
-        """Run the command; from here on, log records and progress are shown."""
+        """Run the command; from here on, log records and progress are shown.
+
+        Raises BadParameter for a number that is not finite: no bound of an option excludes NaN.
+        """
         from edgelung.core.terminal import show_reports
 
+        for parameter in self.get_params(ctx):
+            value = ctx.params.get(str(parameter.name))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise BadParameter(f"{value} is not a finite number", ctx=ctx, param=parameter)
         show_reports()
         return super().invoke(ctx)
 

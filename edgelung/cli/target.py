@@ -1,6 +1,5 @@
 """`edgelung export --target-latency` and `--target-speed`: the variant that is fast enough."""
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,12 +37,9 @@ TargetSpeedOption = Annotated[
 
 
 def goal_of(latency_ms: float | None, tiles_per_second: float | None) -> "Goal | None":
-    """What the options ask for; None if neither is given. Raises BadParameter for NaN."""
+    """What the options ask for; None if neither is given."""
     from edgelung.export.target import Goal
 
-    for option, value in (("latency", latency_ms), ("speed", tiles_per_second)):
-        if value is not None and not math.isfinite(value):
-            raise typer.BadParameter(f"--target-{option} is {value}; expected a finite number")
     if latency_ms is None and tiles_per_second is None:
         return None
     return Goal(latency_ms, tiles_per_second)

@@ -202,6 +202,8 @@ def test_the_csv_in_the_folder_is_no_input(bundle_folder: Path, tiles: Path, cli
         (["infer", "TILES", "--model", "BUNDLE", "--precision", "int4"], "'int4' is unknown"),
         (["infer", "TILES", "--model", "BUNDLE", "--batch-size", "0"], "batch-size"),
         (["infer", "", "--model", "BUNDLE"], "the name is empty"),
+        (["export", "RUN", "--out", "new", "--target-speed", "nan"], "nan is not a finite number"),
+        (["slide", "TILES", "--mpp", "inf"], "'--mpp': inf is not a finite number"),
         (["infer", "TEXT", "--model", "BUNDLE"], "no image among them"),
         (["infer", "TILES", "--nonsense"], "--nonsense"),
         (["infer", "TILES", "--model", "BUNDLE", "--out", "p.xlsx"], "ends in .csv"),
