@@ -1,6 +1,10 @@
 """Tables of accuracy: the starter, splits, what each part of training brings."""
 
+from typing import Any
+
 from figures.table import NONE, Table, difference, interval, percent, points, result, tested
+
+BEFORE = "starter-224.json"  # the starter of 224 px, with which the trials of its time compare
 
 
 def overview() -> Table:
@@ -16,14 +20,15 @@ def overview() -> Table:
     rows = [
         [f"starter, FP32; {where}", *tested(test), names[0]],
         ["starter, INT8 in ONNX Runtime; the same tiles", *tested(int8["test"]), names[0]],
-        ["its CNN teacher; the same tiles", *tested(metrics["teacher"]["test"]), names[0]],
+        ["its teacher; the same tiles", *tested(metrics["teacher"]["test"]), names[0]],
         [
-            "student without a teacher; the same tiles",
+            "student of 224 px without a teacher; the same tiles",
             *tested(distillation["metrics"]["student"]["test"]),
             names[2],
         ],
         [
-            "same recipe, **random** split: each test tile has a copy of its source in training",
+            "student of 224 px, **random** split: each test tile has a copy of its source in "
+            "training",
             *tested(random_split["metrics"]["student"]["test"]),
             names[1],
         ],
@@ -50,7 +55,7 @@ def starter() -> Table:
     content = result("starter.json")
     metrics, openvino = content["metrics"], content["infer_openvino_on_test"]
     models = [
-        ("teacher tf_efficientnet_lite2", metrics["teacher"], NONE),
+        *((f"teacher: {name}", found, NONE) for name, found in teachers(metrics).items()),
         ("student FP32", metrics["student"], NONE),
     ]
     rows = [
@@ -86,6 +91,14 @@ def starter() -> Table:
     return Table([*header, "same label as FP32"], rows, {"starter.json": content})
 
 
+def teachers(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of the teacher and, if it is an average, of each of its models; by name."""
+    members = metrics.get("members", {})
+    if not members:
+        return {metrics["teacher"]["model"]: metrics["teacher"]}
+    return {"average": metrics["teacher"], **members}
+
+
 def starter_classes() -> Table:
     """Recall and errors of the starter by class."""
     content = result("starter.json")
@@ -115,19 +128,19 @@ def starter_gate() -> Table:
 
 def splits() -> Table:
     """The same recipe by groups and at random."""
-    groups, mixed = result("starter.json"), result("random-split.json")
+    groups, mixed = result(BEFORE), result("random-split.json")
     rows = [
         [name, role, *tested(content["metrics"][role]["test"])]
         for name, content in (("by group", groups), ("at random", mixed))
         for role in ("teacher", "student")
     ]
-    sources = {"starter.json": groups, "random-split.json": mixed}
+    sources = {BEFORE: groups, "random-split.json": mixed}
     return Table(["split", "model", "test, balanced", "95 % interval"], rows, sources)
 
 
 def comparisons() -> Table:
-    """Paired differences to the starter's student on the same test tiles."""
-    names = ("starter.json", "distillation.json", "training-nvidia-h200.json")
+    """Paired differences to the student of 224 px on the same test tiles."""
+    names = (BEFORE, "distillation.json", "training-nvidia-h200.json")
     starter, alone, h200 = map(result, names)
     seed, card = starter["second_seed"], h200["recipe starter from the labels alone"]
     rows = [
@@ -152,7 +165,7 @@ def comparisons() -> Table:
             interval(seed["minus_seed_0_interval"], points),
         ],
     ]
-    header = ["student", "test, balanced", "95 % interval", "minus the starter, points", "95 %"]
+    header = ["student", "test, balanced", "95 % interval", "minus the distilled, points", "95 %"]
     return Table(header, rows, dict(zip(names, (starter, alone, h200), strict=True)))
 
 
@@ -218,19 +231,20 @@ def ablation() -> Table:
 
 
 def earlier_starter() -> Table:
-    """The shipped starter and the one before, on groups that neither saw in training."""
+    """The shipped starter and the one before, on test tiles that neither saw in training."""
     content = result("starter.json")
+    found = content["against_the_starter_before"]
+    assert found["same_split"], "the starter before was trained on some of these tiles"
+    where = f"{found['tiles']:,} in {found['groups']} groups"
     rows = [
         [
-            f"{name}: {found['tiles']:,} in {found['groups']} groups",
+            where,
             percent(found["earlier"]),
             percent(found["present"]),
             interval(found["difference_interval"], points),
         ]
-        for name, found in content["against_the_earlier_starter"].items()
-        if isinstance(found, dict)
     ]
-    header = ["tiles of groups that neither saw", "earlier starter", "present starter"]
+    header = ["test tiles", "starter before (224 px)", "starter"]
     return Table([*header, "95 % of the difference, points"], rows, {"starter.json": content})
 
 

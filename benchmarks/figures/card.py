@@ -138,8 +138,8 @@ def recipe_times() -> Table:
         [
             "`starter`",
             f"{_tiles(quick):,}",
-            f"{NOT_MEASURED}; the epochs took {_total(starter['epochs'])} on a busy machine",
-            f"{NOT_MEASURED}; {len(labels_alone)} epochs without a teacher took "
+            f"{NOT_MEASURED}; the epochs took {_total(starter['epochs'])}",
+            f"{NOT_MEASURED}; {len(labels_alone)} epochs of 224 px without a teacher took "
             f"{_total(labels_alone)} beside other trainings",
         ],
         [

@@ -1,0 +1,127 @@
+"""The figures of the starter: its training, its variants, foreign tissue, and the one before.
+
+    edgelung train TILES --recipe starter --out RUN
+    edgelung export RUN --out BUNDLE --int8 --early-exit
+    python benchmarks/starter_figures.py TILES RUN BUNDLE COLON --before BUNDLE
+
+COLON: a folder of tiles of other tissue. --before: the starter that this one follows. Both predict
+the test tiles of RUN; if their splits are the same, neither was trained on them. Nothing else
+should run: the speeds are those of the export. Writes results/starter.json.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+
+from edgelung.artifacts.bundle import Bundle, open_bundle
+from edgelung.artifacts.run import RunFolder
+from edgelung.artifacts.trust import OWN_WORK
+from edgelung.core.typed_json import plain
+from edgelung.evaluation.intervals import paired_intervals
+from edgelung.evaluation.metrics import evaluate
+
+RESULT = Path(__file__).parent / "results" / "starter.json"
+CONFIDENT = 0.9
+SUMMARY = ("statuses", "labelled", "verify", "stages")
+Rows = dict[str, dict[str, str]]
+
+
+def main() -> None:
+    """Read, predict, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("tiles", "run", "bundle", "colon"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--before", type=Path, required=True)
+    options = parser.parse_args()
+    run, bundle = RunFolder(options.run), open_bundle(options.bundle, OWN_WORK)
+    test = [str(options.tiles), "--files", str(run.split_path), "--subset", "test"]
+    predicted, openvino = {}, {}
+    for precision in ("fp32", "int8", "int8-early-exit"):
+        rows, summary = infer(bundle, precision, [*test, "--verify"])
+        predicted[precision], openvino[precision] = rows, summary
+    result = {
+        "about": f"The starter: recipe starter on {len(run.read_split()):,} tiles, one command.",
+        "command": "edgelung train TILES --recipe starter --out RUN; edgelung export RUN --out "
+        "BUNDLE --int8 --early-exit --cross-validation FOLDS",
+        "recipe": run.read_config().recipe,
+        "epochs": [plain(record) for record in run.read_history()],
+        "metrics": plain(run.read_metrics()),
+        "variants": plain(bundle.manifest.variants),
+        "cross_validation": plain(bundle.manifest.cross_validation),
+        "infer_openvino_on_test": openvino,
+        "outside": outside(bundle, options.colon, predicted["int8"]),
+        "against_the_starter_before": against(
+            open_bundle(options.before, OWN_WORK), bundle, run, test, predicted["fp32"]
+        ),
+        "machine": machine.describe(),
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def infer(bundle: Bundle, precision: str, words: list[str]) -> tuple[Rows, dict[str, Any]]:
+    """Rows by path, and what the summary says, of `edgelung infer` in OpenVINO."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.csv"
+        script = Path(sys.executable).with_name("edgelung")
+        command = [str(script), "infer", *words, "--json", "--out", str(out)]
+        command += ["--model", str(bundle.folder), "--precision", precision, "--allow-unsigned"]
+        command += ["--engine", "openvino", "--unknown", "keep"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        with out.open(encoding="utf-8", newline="") as file:
+            rows = {row["path"]: row for row in csv.DictReader(file)}
+    summary = json.loads(done.stdout)
+    return rows, {key: summary[key] for key in SUMMARY if key in summary}
+
+
+def outside(bundle: Bundle, colon: Path, test: Rows) -> dict[str, float]:
+    """How sure INT8 is of foreign tissue, and of the test tiles."""
+    rows, _ = infer(bundle, "int8", [str(colon)])
+    limit = bundle.variants["int8"].entry.known.threshold
+    found: dict[str, float] = {
+        "tiles": len(rows),
+        "unknown": sum(float(row["ood"]) > limit for row in rows.values()),
+    }
+    for name, of in (("", rows), ("_on_test", test)):
+        sure = [float(row["confidence"]) for row in of.values()]
+        found[f"median_confidence{name}"] = statistics.median(sure)
+        found[f"share_above_{CONFIDENT}{name}"] = statistics.fmean(c > CONFIDENT for c in sure)
+    return found
+
+
+def against(
+    before: Bundle, bundle: Bundle, run: RunFolder, test: list[str], present: Rows
+) -> dict[str, Any]:
+    """Both starters' full precision on the test tiles, paired over groups."""
+    earlier, _ = infer(before, "fp32", test)
+    tested = [row for row in run.read_split() if row.subset == "test"]
+    classes = bundle.classes
+    truth = np.array([classes.index(row.label) for row in tested], np.int64)
+    groups = [row.group for row in tested]
+    labels = [
+        np.array([classes.index(rows[row.path]["label"]) for row in tested], np.int64)
+        for rows in (earlier, present)
+    ]
+    figures = [evaluate(np.eye(len(classes))[found], truth).balanced_accuracy for found in labels]
+    pair = paired_intervals(*labels, truth, groups, len(classes))
+    return {
+        "tiles": len(tested),
+        "groups": len(set(groups)),
+        "same_split": before.manifest.provenance.split_sha256
+        == bundle.manifest.provenance.split_sha256,
+        "earlier": figures[0],
+        "present": figures[1],
+        "difference_interval": pair.balanced_accuracy,
+    }
+
+
+if __name__ == "__main__":
+    main()
