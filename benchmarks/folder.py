@@ -3,11 +3,11 @@
 One run, the same tiles, the same cores, the same model: (a) Pillow, torchvision's transforms and
 PyTorch FP32 behind a DataLoader, as timm's inference script does it; (b), (c) Pillow and ONNX
 Runtime FP32, INT8; (d) `edgelung infer` FP32, INT8; (e) decoding alone, the engine alone, and
-1/(decode + engine); (f) `edgelung infer` with the early exit. With --bundle-160, the bundle of a
-student of 160 px, also (g) its INT8 and (h) its early exit. Then how (d) grows with the number of
-files and of cores.
+1/(decode + engine); (f) `edgelung infer` with the early exit. With --run-160 and --bundle-160, a
+student of 160 px, also (a) of that student, (g) its INT8 and (h) its early exit. Then how (d) grows
+with the number of files and of cores.
 
-    python benchmarks/folder.py BUNDLE RUN TILES768 TILES224 [--bundle-160 BUNDLE]
+    python benchmarks/folder.py BUNDLE RUN TILES768 TILES224 [--run-160 RUN --bundle-160 BUNDLE]
         --files-768 2000 --files-224 4000 --json benchmarks/results/folder.json
 
 BUNDLE is RUN's export. Which tiles leave early depends on what they show, so TILES768 and TILES224
@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run folder that the bundle was exported from")
     parser.add_argument("tiles768", type=Path)
     parser.add_argument("tiles224", type=Path)
-    parser.add_argument("--bundle-160", type=Path, help="the bundle of a student of 160 px")
+    parser.add_argument("--run-160", type=Path, help="the run of a student of 160 px")
+    parser.add_argument("--bundle-160", type=Path, help="what was exported from it")
     parser.add_argument("--files-768", type=int, default=2000)
     parser.add_argument("--files-224", type=int, default=4000)
     parser.add_argument("--memory-files", type=int, default=0, help="also this many hard links")
@@ -60,6 +61,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)  # contestant, folder, files
     options = parser.parse_args()
+    if bool(options.run_160) != bool(options.bundle_160):
+        parser.error("--run-160 and --bundle-160 belong together")
     if options.work:
         name, folder, count = options.work
         print(json.dumps((CONTESTANTS | OF_160)[name](options, Path(folder), int(count))))
@@ -130,11 +133,13 @@ def way(
     # Every core decodes and predicts: what one tile costs in both adds up.
     least = seconds[floor.decode] + seconds[floor.engine]
     a = "a timm-style fp32"
+    same = f"{a} 160"  # the way of others with the same student
     return {
         "times_a": round(seconds[a] / seconds[name], 2),
         "rounds_times_a": [
             round(theirs / own, 2) for theirs, own in zip(rounds[a], rounds[name], strict=True)
         ],
+        **({"times_a_160": round(seconds[same] / seconds[name], 2)} if "160" in name else {}),
         "floor_tiles_per_second": round(count / least, 1),
         "wall_over_floor": round(seconds[name] / least, 3),
     }

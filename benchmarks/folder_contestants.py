@@ -17,18 +17,21 @@ EXIT = "int8-early-exit"
 BATCH = 64  # of (a), (b) and (c): timm's scripts use 64 and more
 
 
-def timm_style(options: argparse.Namespace, folder: Path, count: int) -> float:
+def timm_style(
+    options: argparse.Namespace, folder: Path, count: int, run: Path | None = None
+) -> float:
     """(a): ImageFolder and DataLoader, torchvision's transforms, PyTorch FP32."""
     import timm
     import torch
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    model = timm.create_model(f"local-dir:{options.run}", pretrained=True).eval()
+    model = timm.create_model(f"local-dir:{run or options.run}", pretrained=True).eval()
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    size = model.pretrained_cfg["input_size"][1:]
     transform = v2.Compose(
         [
-            v2.Resize((224, 224)),
+            v2.Resize(size),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean, std),
@@ -39,7 +42,7 @@ def timm_style(options: argparse.Namespace, folder: Path, count: int) -> float:
         ImageFolder(folder, transform), batch_size=BATCH, num_workers=workers
     )
     with torch.inference_mode():
-        model(torch.zeros(BATCH, 3, 224, 224))
+        model(torch.zeros(BATCH, 3, *size))
         start, done = time.perf_counter(), 0
         rows = []
         for tiles, _ in loader:
@@ -179,6 +182,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "f edgelung early exit": lambda o, f, n: edgelung(o, f, n, EXIT),
 }
 OF_160: dict[str, Contestant] = {
+    "a timm-style fp32 160": lambda o, f, n: timm_style(o, f, n, o.run_160),
     "e decode alone 160": lambda o, f, n: decode_alone(o, f, n, o.bundle_160),
     "e engine alone 160 int8": lambda o, f, n: engine_alone(o, f, n, "int8", o.bundle_160),
     "e engine alone 160 early exit": lambda o, f, n: engine_alone(o, f, n, EXIT, o.bundle_160),

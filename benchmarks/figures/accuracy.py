@@ -40,8 +40,8 @@ def overview() -> Table:
         ],
         [
             f"folder run, {folder['files']:,} files of 768 px, 2 CPU cores",
-            f"{rates['f edgelung early exit']:.0f} tiles/s",
-            f"{folder['ways']['f edgelung early exit']['times_a']:.1f} × timm",
+            f"{rates['h edgelung 160 early exit']:.0f} tiles/s",
+            f"{folder['ways']['h edgelung 160 early exit']['times_a']:.1f} × timm",
             "folder.json",
         ],
     ]

@@ -50,12 +50,23 @@ FOLDER = {
     "c pillow+ort int8": "Pillow, ONNX Runtime INT8",
     "d edgelung fp32": "`edgelung infer` FP32",
     "d edgelung int8": "`edgelung infer` INT8",
-    "f edgelung early exit": "**`edgelung infer` INT8 with an early exit**",
+    "f edgelung early exit": "`edgelung infer` INT8 with an early exit",
     "e decode alone": "decoding alone",
     "e engine alone int8": "INT8 engine alone",
     "e engine alone early exit": "engine with an early exit alone",
+    "a timm-style fp32 160": "160 px: Pillow, torchvision, PyTorch FP32 behind a DataLoader",
+    "g edgelung 160 int8": "160 px: `edgelung infer` INT8",
+    "h edgelung 160 early exit": "**160 px: `edgelung infer` INT8 with an early exit**",
+    "e decode alone 160": "160 px: decoding alone",
+    "e engine alone 160 int8": "160 px: INT8 engine alone",
+    "e engine alone 160 early exit": "160 px: engine with an early exit alone",
 }
-WAYS = {"d edgelung int8": "INT8", "f edgelung early exit": "INT8 with an early exit"}
+WAYS = {
+    "d edgelung int8": "INT8",
+    "f edgelung early exit": "INT8 with an early exit",
+    "g edgelung 160 int8": "160 px, INT8",
+    "h edgelung 160 early exit": "160 px, INT8 with an early exit",
+}
 
 
 def folder() -> Table:
@@ -74,6 +85,9 @@ def folder() -> Table:
                 *(f"{way['times_a']:.1f} × ({written(way['rounds_times_a'])})" for way in ways),
             ]
         )
+        if all("times_a_160" in way for way in ways):
+            same = [f"{way['times_a_160']:.1f} ×" for way in ways]
+            rows.append([f"{name}: times that row of the same student", *same])
         rows.append(
             [
                 f"{name}: time over its floor, decoding + engine",
