@@ -50,23 +50,19 @@ from edgelung.train.weights_pypi import read_pypi_weights
 RESULTS = Path(__file__).parent / "results"
 BATCH = 64
 TILE = 224  # pixels
-BLOCKS = (5, 8, 11)  # of the ViT, from 0: as `train/vit_probe.py` reads them
+BLOCKS = (5, 8, 11)  # of the ViT, from 0: a third, two thirds, all
 Probabilities = npt.NDArray[np.float32]
 
 
 @torch.no_grad()
 def vit_tokens(model: Model, images: Tensor) -> dict[str, Tensor]:
-    """Class token, and mean patch tokens after the last block and after three, of (B, 3, H, W)."""
+    """Class token, and mean patch token after some blocks, of images (B, 3, H, W)."""
     found = model.forward_intermediates(
         images, indices=list(BLOCKS), return_prefix_tokens=True, norm=True, output_fmt="NLC"
     )
     final, parts = found  # (B, T, D), [(patches, prefix)]
     means = [patches.mean(dim=1) for patches, _ in parts]
-    return {
-        "class token": final[:, 0],
-        "patch tokens of the last block": means[-1],
-        "patch tokens": torch.cat(means, dim=1),
-    }
+    return {"class token": final[:, 0], "patch tokens": torch.cat(means, dim=1)}
 
 
 @torch.no_grad()
@@ -87,12 +83,8 @@ class Frozen:
 
 FROZEN = {
     "DINOv2-S": Frozen(
-        "vit_small_patch14_dinov2",
-        224,
-        vit_tokens,
-        ("class token", "patch tokens of the last block", "patch tokens"),
+        "vit_small_patch14_dinov2", 224, vit_tokens, ("class token", "patch tokens")
     ),
-    "DINOv2-S at 154 px": Frozen("vit_small_patch14_dinov2", 154, vit_tokens, ("patch tokens",)),
     "lite2": Frozen("tf_efficientnet_lite2", 288, cnn_features, ("pooled",)),
 }
 CNN = "fine-tuned CNN"
@@ -167,8 +159,8 @@ def make_features(
             images = normalise(resize_views(images, frozen.size), model)
             with torch.autocast("cpu", torch.bfloat16):
                 found = frozen.read(model, images.to(memory_format=torch.channels_last))
-            for kind in frozen.kinds:
-                rows[kind].append(found[kind].float())
+            for kind, values in found.items():
+                rows[kind].append(values.float())
             advance(len(indices))
     seconds = time.perf_counter() - start
     for kind, path in paths.items():

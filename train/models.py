@@ -38,8 +38,8 @@ VIT_MODULES = {"vision_transformer", "deit"}  # of timm: their models are made f
 def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
     """Create the baseline or a model of the teacher. A ViT is made for tiles of `schedule.size`.
 
-    The probe of a ViT reads patch tokens (`vit_probe.py`), of another model what its classifier
-    reads.
+    The probe of a plain ViT reads patch tokens (`vit_probe.py`), that of another model what its
+    classifier reads.
 
     Raises EdgelungError for an unknown model or missing weights.
     """
@@ -48,8 +48,8 @@ def create_classifier(schedule: Schedule, classes: int, role: str) -> Model:
         options = {"img_size": schedule.size, "dynamic_img_size": True}
     model = _create(schedule, classes, role, **options)
     is_probe = isinstance(schedule, Member) and schedule.fit == "probe"
-    # Not its subclasses: a distilled DeiT has two classifiers.
-    if is_probe and type(model) is VisionTransformer:
+    # Not its subclasses: a distilled DeiT has two classifiers. Nor a trained attention pooling.
+    if is_probe and type(model) is VisionTransformer and model.attn_pool is None:
         return ViTProbe.convert(model, classes)
     return model
 
@@ -122,7 +122,10 @@ def mimetic_init(model: Model) -> None:
 
 
 def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size: int) -> None:
-    """Write the weights of a role, and a config.json from which `timm.create_model` can load it."""
+    """Write the weights of a role and its config.json.
+
+    `timm.create_model` can load it from there, except a ViT with a probe.
+    """
     with writing(run.model_folder(role)):
         run.model_folder(role).mkdir(parents=True, exist_ok=True)
     is_vit = isinstance(model, VisionTransformer)
@@ -160,8 +163,17 @@ def save_model(model: Model, run: RunFolder, role: str, classes: list[str], size
 
 
 def load_saved(run: RunFolder, role: str, model: Model) -> None:
-    """Load the weights that `save_model` wrote."""
-    model.load_state_dict(load_file(run.weights_path(role)))
+    """Load the weights that `save_model` wrote.
+
+    Raises EdgelungError if an older edgelung wrote them for another form of the model.
+    """
+    try:
+        model.load_state_dict(load_file(run.weights_path(role)))
+    except RuntimeError as error:
+        raise EdgelungError(
+            f"{run.weights_path(role)} does not fit the {role} of this version of edgelung "
+            f"({one_line(error, 90)}); start anew in another folder"
+        ) from error
 
 
 def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Model:

@@ -29,7 +29,10 @@ class StudentShape(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True):
-    """config.json. `timm.create_model('local-dir:RUN')` can read it."""
+    """config.json. `timm.create_model('local-dir:RUN')` can read it.
+
+    Not so for a ViT with a probe: its classifier reads other features (`train/vit_probe.py`).
+    """
 
     architecture: str
     num_classes: int

@@ -9,8 +9,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
-from edgelung.train.models import create_classifier, create_student
+from edgelung.train.models import create_classifier, create_student, load_saved, save_model
 from edgelung.train.recipe import Member, Schedule, Student
 
 
@@ -116,16 +117,30 @@ def test_mimetic_attention_looks_at_tokens_like_itself() -> None:
     assert float(model.pos_embed[0, 2:].std()) > 10 * float(plain.pos_embed[0, 2:].std())
 
 
-def test_a_probe_of_a_vit_reads_its_patch_tokens_at_three_depths() -> None:
-    member = Member(model="test_vit", epochs=1, fit="probe", size=48)
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2"])  # class token; mean of the patches
+def test_a_probe_of_a_vit_reads_its_patch_tokens_at_three_depths(name: str) -> None:
+    member = Member(model=name, epochs=1, fit="probe", size=48)
     model = create_classifier(member, 3, "teacher").eval()
     images = torch.rand(2, 3, 48, 48)
     seen: list[torch.Tensor] = []
-    for index in (2, 3, 5):  # of 6 blocks: 3, 4 and 6, since 4.5 is rounded to even
+    blocks = {6: (2, 3, 5), 8: (3, 5, 7)}[len(model.blocks)]  # 4.5 is rounded to even
+    for index in blocks:
         model.blocks[index].register_forward_hook(lambda block, inputs, output: seen.append(output))
     logits = model(images)
-    means = [model.norm(tokens)[:, 1:].mean(dim=1) for tokens in seen]  # (2, D) each
+    norm = model.norm if name == "test_vit" else model.fc_norm
+    first = model.num_prefix_tokens
+    means = [norm(tokens)[:, first:].mean(dim=1) for tokens in seen]  # (2, D) each
     torch.testing.assert_close(logits, model.head(torch.cat(means, dim=1)))
     assert model.get_classifier().in_features == 3 * model.embed_dim
     tuned = create_classifier(member.model_copy(update={"fit": "finetune"}), 3, "teacher")
     assert tuned.get_classifier().in_features == model.embed_dim
+
+
+def test_a_model_of_another_form_is_explained(tmp_path: Path) -> None:
+    """As one whose probe read the class token."""
+    run = RunFolder(tmp_path)
+    member = Member(model="test_vit", epochs=1, size=48)
+    save_model(create_classifier(member, 3, "teacher"), run, "teacher", ["a", "b", "c"], size=48)
+    probe = create_classifier(member.model_copy(update={"fit": "probe"}), 3, "teacher")
+    with pytest.raises(EdgelungError, match="does not fit the teacher of this version"):
+        load_saved(run, "teacher", probe)

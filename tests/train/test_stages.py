@@ -93,6 +93,10 @@ def test_a_model_may_give_soft_labels_without_guiding(small: list[str]) -> None:
         losses = stage.loss(shown, images, labels, labels, uses_label_loss=uses_label_loss)
         assert len(calls) == count
         assert (losses.distill_loss is None) == (not uses_label_loss)
+    silent_loss = stage.loss(shown, images, labels, labels, uses_label_loss=False)
+    torch.testing.assert_close(silent_loss.loss, losses.guidance_loss)  # with weight 1
+    silent_loss.loss.backward()
+    assert [n for n, p in stage.module.named_parameters() if p.grad is None] == []
 
 
 def test_beside_tile_features_only_models_that_guide_are_trained(small: list[str]) -> None:

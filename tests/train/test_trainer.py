@@ -162,7 +162,7 @@ def test_a_teacher_of_several_models_resumes_to_the_same_weights(
     ]
     np.testing.assert_allclose(probabilities[0], average(probabilities[1:]), atol=1e-6)
     assert metrics.members["test_vit2"].temperature == pytest.approx(1, abs=0.03)  # calibrated
-    assert timm.create_model(f"local-dir:{run / members[1]}", pretrained=True).num_classes == 3
+    assert timm.create_model(f"local-dir:{run / members[0]}", pretrained=True).num_classes == 3
 
 
 def test_losses_that_are_read_together_are_those_of_every_step(
