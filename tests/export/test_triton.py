@@ -178,7 +178,8 @@ def test_tritons_schema_reads_the_config_of_the_python_model(
     data = repository / FILES_MODEL / "warmup" / warmup.inputs["images"].input_data_file
     length, image = data.read_bytes()[:4], data.read_bytes()[4:]
     assert int.from_bytes(length, "little") == len(image)
-    assert decode_tile(image, starter.reader).shape == (224, 224, 3)
+    size = starter.reader.size
+    assert decode_tile(image, starter.reader).shape == (size, size, 3)
 
 
 @pytest.mark.parametrize("model", [FILES_MODEL, TILES_MODEL])
