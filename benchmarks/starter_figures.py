@@ -89,12 +89,10 @@ def outside(bundle: Bundle, colon: Path, test: Rows) -> dict[str, float]:
     """How sure INT8 is of foreign tissue, and of the test tiles."""
     rows, _ = infer(bundle, "int8", [str(colon)])
     limit = bundle.variants["int8"].entry.known.threshold
-    found: dict[str, float] = {
-        "tiles": len(rows),
-        "unknown": sum(float(row["ood"]) > limit for row in rows.values()),
-    }
+    found: dict[str, float] = {"tiles": len(rows)}
     for name, of in (("", rows), ("_on_test", test)):
         sure = [float(row["confidence"]) for row in of.values()]
+        found[f"unknown{name}"] = sum(float(row["ood"]) > limit for row in of.values())
         found[f"median_confidence{name}"] = statistics.median(sure)
         found[f"share_above_{CONFIDENT}{name}"] = statistics.fmean(c > CONFIDENT for c in sure)
     return found

@@ -168,14 +168,16 @@ def outside() -> Table:
             f"lung test tiles (n = {tests:,})",
             f"{found['median_confidence_on_test']:.3f}",
             percent(found["share_above_0.9_on_test"]),
+            str(found["unknown_on_test"]),
         ],
         [
             f"colon tiles (n = {found['tiles']})",
             f"{found['median_confidence']:.3f}",
             percent(found["share_above_0.9"]),
+            str(found["unknown"]),
         ],
     ]
-    header = ["tiles", "median confidence", "confidence above 0.9"]
+    header = ["tiles", "median confidence", "confidence above 0.9", "unknown by the score"]
     return Table(header, rows, {"starter.json": content})
 
 
