@@ -30,7 +30,10 @@ def main() -> None:
     first, second = (run.read_predictions("student").subset("test") for run in runs)
     rows = dict(zip(second.paths, second.probabilities, strict=True))
     known = [dict(zip(one.paths, one.labels, strict=True)) for one in (first, second)]
-    if known[0] != known[1] or len({tuple(run.read_metrics().classes) for run in runs}) > 1:
+    if (
+        known[0] != known[1]
+        or len({tuple(run.read_predictions("student").classes) for run in runs}) > 1
+    ):
         raise SystemExit("the runs test other tiles, or call them by other classes")
     probabilities = [first.probabilities, np.array([rows[path] for path in first.paths])]
     found = [evaluate(part.astype(np.float64), first.labels) for part in probabilities]
@@ -44,17 +47,19 @@ def main() -> None:
         "balanced_accuracy": [one.balanced_accuracy for one in found],
         "difference": found[1].balanced_accuracy - found[0].balanced_accuracy,
         "difference_interval": pair.balanced_accuracy,
-        "teachers": [
-            {
-                name: model.test.balanced_accuracy
-                for name, model in run.read_metrics().all_models.items()
-            }
-            for run in runs
-        ],
+        "models": [tested(run) for run in runs],
         "machine": machine.describe(),
     }
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
+
+
+def tested(run: RunFolder) -> dict[str, float]:
+    """Balanced accuracy of each model of a run on its test tiles; none where only tiles are kept."""
+    if not run.metrics_path.is_file():
+        return {}
+    models = run.read_metrics().all_models
+    return {name: model.test.balanced_accuracy for name, model in models.items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The figures of the starter: its training, its variants, foreign tissue, and the one before.
 
-    edgelung train TILES --recipe starter --out RUN
+    edgelung train TILES --recipe starter --out FIRST
+    edgelung train TILES --recipe starter-160 --weights FIRST/model.safetensors \
+        --teacher-weights TEACHER/model.safetensors --groups FIRST/split.csv --out RUN
     edgelung export RUN --out BUNDLE --int8 --early-exit --cross-validation FOLDS
     python benchmarks/starter_figures.py TILES RUN BUNDLE COLON --before BUNDLE
 
@@ -54,9 +56,9 @@ def main() -> None:
         rows, summary = infer(bundle, precision, [*test, "--verify"])
         predicted[precision], openvino[precision] = rows, summary
     result = {
-        "about": f"The starter: recipe starter on {len(run.read_split()):,} tiles.",
-        "command": "edgelung train TILES --recipe starter --out RUN; edgelung export RUN --out "
-        "BUNDLE --int8 --early-exit --cross-validation FOLDS",
+        "about": "The starter: the student of the one before (starter-224.json) went on for an "
+        "epoch at 160 px, taught by an EfficientNet-lite2 that was fine-tuned anew at 224 px.",
+        "commands": __doc__.split("\n\n")[1],
         "recipe": run.read_config().recipe,
         "epochs": [plain(record) for record in run.read_history()],
         "metrics": plain(run.read_metrics()),

@@ -7,6 +7,7 @@ import timm
 
 from edgelung.core.errors import EdgelungError
 from edgelung.train.recipe import load_recipe, shipped_recipes, validate_recipe
+from edgelung.train.stages import create_modules
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -26,7 +27,14 @@ def test_the_cheaper_students_are_recipe_quick_but_for_what_makes_them_cheaper()
         "quick-160-exits": {"size": 160, "low_size": 80, "exits": (3, 6)},
     }
     quick = load_recipe("quick")
-    assert shipped_recipes() == ["demo", "paper", "quick", *sorted(changes), "starter"]
+    assert shipped_recipes() == [
+        "demo",
+        "paper",
+        "quick",
+        *sorted(changes),
+        "starter",
+        "starter-160",
+    ]
     for name, change in changes.items():
         recipe = load_recipe(name)
         expected = {"student": quick.student.model_copy(update=change)}
@@ -173,3 +181,11 @@ def test_a_teacher_of_one_model_is_as_ever() -> None:
     (member,) = recipe.teacher.members
     assert recipe.schedule("teacher") == member
     assert (member.model, member.fit) == ("resnet18", "finetune")
+
+
+def test_the_smaller_starter_names_the_files_that_it_goes_on_from() -> None:
+    """Without them it would train for one epoch from scratch."""
+    recipe = load_recipe("starter-160")
+    assert (recipe.student.size, recipe.student.epochs, recipe.teacher.epochs) == (160, 1, 0)
+    with pytest.raises(EdgelungError, match="no weights file"):
+        create_modules(recipe, 3, fresh=recipe.roles)
