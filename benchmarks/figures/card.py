@@ -124,8 +124,8 @@ def card_training() -> Table:
 def recipe_times() -> Table:
     """How long the recipes take, as far as it was measured."""
     demo, quick = result("demo-cpu.json"), result("real-tiles-cpu.json")
-    starter, card = result("starter-224.json"), result("training-nvidia-h200.json")
-    smaller = result("starter.json")
+    starter, card = result("starter.json"), result("training-nvidia-h200.json")
+    smaller = result("starter-160.json")
     labels_alone = card["recipe starter from the labels alone"]["epochs"]
     paper = card["recipe paper, random weights, two of thirty epochs"]["epochs"]
     rows = [
@@ -159,8 +159,8 @@ def recipe_times() -> Table:
     sources = {
         "demo-cpu.json": demo,
         "real-tiles-cpu.json": quick,
-        "starter-224.json": starter,
-        "starter.json": smaller,
+        "starter.json": starter,
+        "starter-160.json": smaller,
         "training-nvidia-h200.json": card,
     }
     return Table(["recipe", "tiles", "two CPU cores", "one NVIDIA H200"], rows, sources)

@@ -50,12 +50,12 @@ FOLDER = {
     "c pillow+ort int8": "Pillow, ONNX Runtime INT8",
     "d edgelung fp32": "`edgelung infer` FP32",
     "d edgelung int8": "`edgelung infer` INT8",
-    "f edgelung early exit": "`edgelung infer` INT8 with an early exit",
+    "f edgelung early exit": "**`edgelung infer` INT8 with an early exit**",
     "e decode alone": "decoding alone",
     "e engine alone int8": "INT8 engine alone",
     "e engine alone early exit": "engine with an early exit alone",
     "a timm-style fp32 160": "160 px: Pillow, torchvision, PyTorch FP32 behind a DataLoader",
-    "g edgelung 160 int8": "**160 px: `edgelung infer` INT8**",
+    "g edgelung 160 int8": "160 px: `edgelung infer` INT8",
     "h edgelung 160 early exit": "160 px: `edgelung infer` INT8 with an early exit",
     "e decode alone 160": "160 px: decoding alone",
     "e engine alone 160 int8": "160 px: INT8 engine alone",
@@ -71,32 +71,44 @@ WAYS = {
 
 def folder() -> Table:
     """The folder run against what people write themselves; tiles a second."""
-    content = result("folder.json")
+    return _folder("folder.json")
+
+
+def folder_160() -> Table:
+    """The same with a student of 160 px, on another machine."""
+    return _folder("folder-160.json")
+
+
+def _folder(name: str) -> Table:
+    content = result(name)
     sets = [content["sets"][size] for size in ("768", "224")]
     rows = [
-        [name, *(f"{found['tiles_per_second'][key]:,.1f}" for found in sets)]
-        for key, name in FOLDER.items()
+        [text, *(f"{found['tiles_per_second'][key]:,.1f}" for found in sets)]
+        for key, text in FOLDER.items()
+        if key in sets[0]["tiles_per_second"]
     ]
-    for key, name in WAYS.items():
+    for key, text in WAYS.items():
+        if key not in sets[0]["ways"]:
+            continue
         ways = [found["ways"][key] for found in sets]
         rows.append(
             [
-                f"{name}: times the first row (each round)",
+                f"{text}: times the first row (each round)",
                 *(f"{way['times_a']:.1f} × ({written(way['rounds_times_a'])})" for way in ways),
             ]
         )
         if all("times_a_160" in way for way in ways):
             same = [f"{way['times_a_160']:.1f} ×" for way in ways]
-            rows.append([f"{name}: times that row of the same student", *same])
+            rows.append([f"{text}: times that row of the same student", *same])
         rows.append(
             [
-                f"{name}: time over its floor, decoding + engine",
+                f"{text}: time over its floor, decoding + engine",
                 *(f"{way['wall_over_floor']:.2f}" for way in ways),
             ]
         )
     header = ["tiles a second, from file to row"]
     header += [f"{found['files']:,} files of {size} px" for size, found in content["sets"].items()]
-    return Table(header, rows, {"folder.json": content})
+    return Table(header, rows, {name: content})
 
 
 def written(ratios: Sequence[float]) -> str:
@@ -273,6 +285,7 @@ def pairs() -> Table:
 TABLES = {
     "quantization": quantization,
     "folder": folder,
+    "folder-160": folder_160,
     "decoders": decoders,
     "memory": memory,
     "latency": latency,

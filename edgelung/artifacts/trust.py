@@ -43,7 +43,7 @@ from edgelung.core.ownership import guarded_names, read_guarded
 SECTION = "trust"
 MAX_CONFIG_BYTES = 1 << 20
 # SHA-256 of bundle.json of the starter, which holds the hashes of its other files.
-STARTER_SHA256 = "a0f5d67cebf455fb58b45463da0f0af8871320d1be93558850e5d568d1cca7a7"
+STARTER_SHA256 = "6bd393bdf2bf50a450b2e7a31e11a4bcf7a4be37bb294116a62d98a45cb62eeb"
 
 
 class TrustTable(Struct, frozen=True, kw_only=True):

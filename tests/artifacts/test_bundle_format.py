@@ -13,7 +13,7 @@ from edgelung.core import typed_json
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 
-SHIPPED = [Precision.FP32, Precision.INT8]
+SHIPPED = [Precision.FP32, Precision.INT8, Precision.INT8_EARLY_EXIT]
 
 
 @pytest.fixture

@@ -145,11 +145,10 @@ def test_results_are_no_tiles_for_infer(finished: Finished) -> None:
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_EARLY_EXIT])
 def test_predictions_are_those_of_the_tiles_cut_out(
-    real_engine: None, early_exit_bundle: Path, tmp_path: Path, precision: Precision
+    real_engine: None, bundle: Bundle, tmp_path: Path, precision: Precision
 ) -> None:
     import openslide
 
-    bundle = open_bundle(early_exit_bundle)
     folder, engine = tmp_path, replace(ENGINE, precision=precision)
     slides = [write_svs(folder / "case.svs", WIDTH, HEIGHT)]
     (summary,) = run_slides(slides, bundle, options(folder, engines=engine))
