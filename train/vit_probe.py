@@ -2,7 +2,7 @@
 
 Patch tokens describe places in the tile, and the middle blocks hold information that the last one
 no longer has. On LC25000 a probe of DINOv2-S has 95.1 % with the means after blocks 6, 9 and 12,
-and 93.8 % with the class token (docs/results.md, Teachers).
+and 93.8 % with the class token (at 224 px; docs/results.md, Teachers).
 """
 
 import torch
@@ -17,7 +17,7 @@ def last_blocks(model: VisionTransformer) -> list[int]:
     return [round(len(model.blocks) * depth) - 1 for depth in VIT_DEPTHS]
 
 
-class ViTProbe(VisionTransformer):
+class ViTProbe(VisionTransformer):  # type: ignore[misc]  # timm has no types here
     """A timm ViT with another classifier: of the mean patch tokens after `last_blocks`.
 
     Its weights are those of timm's model, except for the classifier.
