@@ -31,7 +31,7 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             value = ctx.params.get(str(parameter.name))
             if isinstance(value, float) and not math.isfinite(value):
-                hint = parameter.get_error_hint()
+                hint = f"'{parameter.opts[0]}'"
                 raise BadParameter(f"{value} is not a finite number", ctx=ctx, param_hint=hint)
         show_reports()
         return super().invoke(ctx)
