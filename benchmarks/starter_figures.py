@@ -1,4 +1,4 @@
-"""A starter of 160 px: its training, its variants, foreign tissue, and the shipped one.
+r"""A starter of 160 px: its training, its variants, foreign tissue, and the shipped one.
 
     edgelung train TILES --recipe starter --out FIRST
     edgelung train TILES --recipe starter-160 --weights FIRST/model.safetensors \
@@ -6,6 +6,7 @@
     edgelung export RUN --out BUNDLE --int8 --early-exit --cross-validation FOLDS
     python benchmarks/starter_figures.py TILES RUN BUNDLE COLON --before BUNDLE
 
+TEACHER: a run folder's teacher of 224 px, such as of recipe starter with teacher.size=224.
 COLON: a folder of tiles of other tissue. --before: the shipped starter, whose student went on. Both
 predict the test tiles of RUN, so they must have the same split. Writes results/starter-160.json.
 """

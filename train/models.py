@@ -171,7 +171,7 @@ def load_saved(run: RunFolder, role: str, model: Model) -> None:
         model.load_state_dict(load_file(run.weights_path(role)))
     except RuntimeError as error:
         raise EdgelungError(
-            f"{run.weights_path(role)} does not fit the {role} of this version of edgelung "
+            f"{run.weights_path(role)} does not fit the {role} of this recipe and version "
             f"({one_line(error, 90)}); start anew in another folder"
         ) from error
 

@@ -26,6 +26,7 @@ class ViTProbe(VisionTransformer):  # type: ignore[misc]  # timm has no types he
     @classmethod
     def convert(cls, model: VisionTransformer, classes: int) -> "ViTProbe":
         """Change a model in place: timm creates it, so its class can only be changed afterwards."""
+        assert len(set(last_blocks(model))) == len(VIT_DEPTHS), "four blocks or more"
         model.__class__ = cls
         assert isinstance(model, cls)
         model.head = nn.Linear(len(VIT_DEPTHS) * model.embed_dim, classes)

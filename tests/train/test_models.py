@@ -142,5 +142,5 @@ def test_a_model_of_another_form_is_explained(tmp_path: Path) -> None:
     member = Member(model="test_vit", epochs=1, size=48)
     save_model(create_classifier(member, 3, "teacher"), run, "teacher", ["a", "b", "c"], size=48)
     probe = create_classifier(member.model_copy(update={"fit": "probe"}), 3, "teacher")
-    with pytest.raises(EdgelungError, match="does not fit the teacher of this version"):
+    with pytest.raises(EdgelungError, match="does not fit the teacher of this recipe"):
         load_saved(run, "teacher", probe)
