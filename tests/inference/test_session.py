@@ -76,7 +76,7 @@ def test_tiles_of_sizes_that_the_model_never_saw_are_counted_and_can_be_left_wit
 
 
 def test_rows_on_standard_output(bundle_folder: Path, tiles: Path, tmp_path: Path, cli) -> None:
-    result = cli("infer", tiles, "--model", bundle_folder, "--out", "-")
+    result = cli("infer", tiles, "--model", bundle_folder, "--out", "-", "--unknown", "keep")
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader(result.stdout.splitlines()))
     assert len(rows) == 110
@@ -134,6 +134,7 @@ def test_the_summary_is_an_audit_record(
     bundle_folder: Path, tiles: Path, tmp_path: Path, cli
 ) -> None:
     words = ["infer", tiles, "--model", bundle_folder, "--min-confidence", "1", "--json"]
+    words += ["--unknown", "keep"]
     result = cli(*words, "--out", "rows.jsonl")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "rows.summary.json").read_text())
