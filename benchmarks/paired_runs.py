@@ -1,63 +1,149 @@
-"""The students of two runs that test the same tiles, paired over groups.
+"""Compare students that were tested on the same tiles, paired over groups with the first one.
 
-    python benchmarks/paired_runs.py RUN OTHER --about "what differs" --json FILE
+    python benchmarks/paired_runs.py NAME=RUN[,RUN…] … --about "what differs" --json FILE
 
-For folds of which only the predictions are kept (results/folds-students.tar.xz); for whole runs
-there is `edgelung compare`. Writes JSON: balanced accuracy of both, and OTHER minus RUN.
+RUN: a run, a cross-validation, or one of its folds; several RUNs are joined, if each tests other
+tiles. Predictions are enough (benchmarks/results/folds-students.tar.xz). For two whole runs there
+is also `edgelung compare`. Writes JSON.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import machine
 import numpy as np
+import numpy.typing as npt
 
+from edgelung.artifacts.folds import FoldsFolder
 from edgelung.artifacts.run import RunFolder
-from edgelung.evaluation.intervals import paired_intervals
+from edgelung.artifacts.run_predictions import RunPredictions
+from edgelung.evaluation.intervals import intervals, paired_intervals
 from edgelung.evaluation.metrics import evaluate
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a student says of the test tiles, in the order of their paths.
+
+    Attributes:
+        folders: the runs that trained it, one for each part of the tiles.
+        tested: its predictions.
+        part: int64 (N,), the fold or the run that tested each tile.
+    """
+
+    folders: list[RunFolder]
+    tested: RunPredictions
+    part: npt.NDArray[np.int64]
+
+    @property
+    def truth(self) -> list[tuple[str, str, str]]:
+        """Path, class and group of each tile."""
+        tested = self.tested
+        labels = [tested.classes[label] for label in tested.labels]
+        return list(zip(tested.paths, labels, tested.groups, strict=True))
 
 
 def main() -> None:
     """Read, pair, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("other", type=Path)
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
     parser.add_argument("--about", required=True)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    runs = [RunFolder(options.run), RunFolder(options.other)]
-    both = [run.read_predictions("student").subset("test") for run in runs]
-    first, second = both
-    rows = dict(zip(second.paths, second.probabilities, strict=True))
-    truth = [(one.classes, dict(zip(one.paths, one.labels, strict=True))) for one in both]
-    if truth[0] != truth[1]:
-        raise SystemExit("the runs test other tiles, or call them by other classes")
-    probabilities = [first.probabilities, np.array([rows[path] for path in first.paths])]
-    found = [evaluate(part.astype(np.float64), first.labels) for part in probabilities]
-    labels = [part.argmax(axis=1) for part in probabilities]
-    classes = probabilities[0].shape[1]
-    pair = paired_intervals(*labels, first.labels, first.groups, classes)
+    named = [text.partition("=") for text in options.runs]
+    if len({name for name, _, _ in named}) < len(named) or not all(path for *_, path in named):
+        raise SystemExit("expected NAME=RUN, each NAME once")
+    students = {name: read([Path(path) for path in paths.split(",")]) for name, _, paths in named}
+    first = next(iter(students.values()))
+    for name, student in students.items():
+        if student.truth != first.truth:
+            raise SystemExit(f"{name}: other tiles, classes or groups than the first")
     result = {
         "about": options.about,
-        "tiles": len(first.paths),
-        "groups": len(set(first.groups)),
-        "balanced_accuracy": [one.balanced_accuracy for one in found],
-        "difference": found[1].balanced_accuracy - found[0].balanced_accuracy,
-        "difference_interval": pair.balanced_accuracy,
-        "models": [tested(run) for run in runs],
+        "tiles": len(first.tested),
+        "groups": len(set(first.tested.groups)),
+        "students": {
+            name: row(student) | (paired(first, student) if student is not first else {})
+            for name, student in students.items()
+        },
         "machine": machine.describe(),
     }
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result["students"], indent=1))
 
 
-def tested(run: RunFolder) -> dict[str, float]:
-    """Balanced accuracy of each model of a run on its test tiles, if its metrics are kept."""
-    if not run.metrics_path.is_file():
-        return {}
-    models = run.read_metrics().all_models
-    return {name: model.test.balanced_accuracy for name, model in models.items()}
+def read(paths: Sequence[Path]) -> Student:
+    """The student of one run, or of several that test other tiles."""
+    folders = [RunFolder(path) for path in paths]
+    found = [folder.read_predictions("student").subset("test") for folder in folders]
+    rows = [
+        (path, label, group, index, values)
+        for index, one in enumerate(found)
+        for path, label, group, values in zip(
+            one.paths, one.labels, one.groups, one.probabilities, strict=True
+        )
+    ]
+    rows.sort(key=lambda row: row[0])
+    tested, labels, groups, parts, probabilities = zip(*rows, strict=True)
+    if len(set(tested)) < len(tested):
+        raise SystemExit(f"{', '.join(map(str, paths))}: a tile is tested twice")
+    folds = FoldsFolder(paths[0])
+    if len(paths) == 1 and folds.folds_path.is_file():
+        of_path = folds.read_folds()
+        parts = tuple(of_path[path] for path in tested)
+    predictions = RunPredictions(
+        found[0].classes,
+        tested,
+        np.array(labels, np.int64),
+        groups,
+        ("test",) * len(rows),
+        np.array(probabilities),
+    )
+    return Student(folders, predictions, np.array(parts, np.int64))
+
+
+def row(student: Student) -> dict[str, Any]:
+    """The figures of one student, and of the models that taught it if metrics.json is there."""
+    tested = student.tested
+    found = evaluate(tested.probabilities, tested.labels)
+    labels = tested.probabilities.argmax(axis=1)
+    bounds = intervals(labels, tested.labels, tested.groups, len(tested.classes))
+    by_fold = [
+        evaluate(tested.probabilities[rows], tested.labels[rows]).balanced_accuracy
+        for rows in (student.part == part for part in np.unique(student.part))
+    ]
+    figures: dict[str, Any] = {
+        "balanced_accuracy": found.balanced_accuracy,
+        "interval": bounds.balanced_accuracy,
+        "recall": found.recall,
+        "by_fold": by_fold,
+    }
+    taught = [
+        {
+            name: model.test.balanced_accuracy
+            for name, model in folder.read_metrics().all_models.items()
+            if name != "student"
+        }
+        for folder in student.folders
+        if folder.metrics_path.is_file()
+    ]
+    return figures | {"teachers": taught}
+
+
+def paired(first: Student, student: Student) -> dict[str, Any]:
+    """How a student differs from the first one."""
+    one, other = first.tested, student.tested
+    found = [evaluate(part.probabilities, one.labels).balanced_accuracy for part in (one, other)]
+    labels = [part.probabilities.argmax(axis=1) for part in (one, other)]
+    pair = paired_intervals(*labels, one.labels, one.groups, len(one.classes))
+    return {
+        "difference": found[1] - found[0],
+        "difference_interval": pair.balanced_accuracy,
+    }
 
 
 if __name__ == "__main__":

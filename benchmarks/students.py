@@ -22,6 +22,7 @@ from edgelung.artifacts.run import RunFolder
 from edgelung.core.files import atomic_folder
 from edgelung.core.typed_json import plain
 from edgelung.train.folds import resume_folds
+from edgelung.train.origins import origins
 from edgelung.train.progress import Progress
 from edgelung.train.recipe import Recipe, load_recipe, validate_recipe
 
@@ -67,7 +68,9 @@ def begin_run(source: RunFolder, new: RunFolder, recipe: Recipe) -> None:
     assert recipe.student.size == trained.student.size, "the teacher sees tiles of that size"
     ours = recipe.model_copy(update={"split": trained.split})
     shutil.copy(source.split_path, new.split_path)
-    new.write_config(structs.replace(config, recipe=ours.model_dump(mode="json")))
+    new.write_config(
+        structs.replace(config, recipe=ours.model_dump(mode="json"), origins=origins(ours))
+    )
 
 
 if __name__ == "__main__":

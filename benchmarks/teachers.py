@@ -50,7 +50,7 @@ from edgelung.train.weights_pypi import read_pypi_weights
 RESULTS = Path(__file__).parent / "results"
 BATCH = 64
 TILE = 224  # pixels
-BLOCKS = (5, 8, 11)  # of the ViT, from 0: a third, two thirds, all
+BLOCKS = (5, 8, 11)  # of the ViT, from 0: after 1/2, 3/4 and all of its 12
 Probabilities = npt.NDArray[np.float32]
 
 
@@ -82,7 +82,7 @@ class Frozen:
 
 
 FROZEN = {
-    "DINOv2-S": Frozen(
+    "ViT-S from PyPI": Frozen(
         "vit_small_patch14_dinov2", 224, vit_tokens, ("class token", "patch tokens")
     ),
     "lite2": Frozen("tf_efficientnet_lite2", 288, cnn_features, ("pooled",)),

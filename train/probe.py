@@ -32,12 +32,15 @@ class LinearProbe:
         penalty: the chosen strength of the regularisation.
         fold_loss: mean negative log likelihood of the groups that the probes of the folds did not
             see, in nats; None without folds.
+        unseen_logits: float32 (N, classes), for each row that it was fitted to the logits of the
+            fold's probe that did not see the row's group; None without folds.
     """
 
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
     penalty: float
     fold_loss: float | None
+    unseen_logits: npt.NDArray[np.float32] | None
 
     def logits(self, features: Features) -> npt.NDArray[np.float32]:
         """Logits float32 (N, classes) of features (N, D)."""
@@ -69,13 +72,14 @@ def fit_probe(
     dealt, folds = _deal(labels, groups, seed)
     fold_of = torch.from_numpy(dealt)
     losses = np.zeros(len(PENALTIES))
+    unseen = np.zeros((len(PENALTIES), len(labels), classes), np.float32)
     for fold in range(folds):
         seen, held_out = fold_of != fold, fold_of == fold
         path = _path(inputs[seen], targets[seen], weights[seen], classes)
         for i, solution in enumerate(path):
-            rows = F.cross_entropy(
-                _logits(inputs[held_out], solution), targets[held_out], reduction="none"
-            )
+            logits = _logits(inputs[held_out], solution)
+            unseen[i, dealt == fold] = logits.numpy()
+            rows = F.cross_entropy(logits, targets[held_out], reduction="none")
             losses[i] += float((rows * weights[held_out]).sum() / weights.sum())
     chosen = int(losses.argmin()) if folds else len(PENALTIES) // 2
     *_, solution = _path(inputs, targets, weights, classes, PENALTIES[: chosen + 1])
@@ -86,6 +90,7 @@ def fit_probe(
         bias.astype(np.float32),
         PENALTIES[chosen],
         float(losses[chosen]) if folds else None,
+        unseen[chosen] if folds else None,
     )
 
 

@@ -75,7 +75,10 @@ def _features_of_view(
 def soft_labels(run: Run) -> Tensor | None:
     """Logits float32 (N, classes) of all tiles of a run from tile features; None without those.
 
-    They are made once and kept in the run, so it resumes without the file of the features.
+    A probe knows the labels of the tiles that it was fitted to, and would only repeat them. So the
+    logits of a training tile are those of a probe that did not see its group ('cross-fitting': Dao
+    et al., 'Knowledge Distillation as Semiparametric Inference', ICLR 2021). They are made once and
+    kept in the run, so it resumes without the file of the features.
     """
     if not run.recipe.learns_from_features:
         return None
@@ -92,11 +95,15 @@ def _kept_soft_labels(run: Run) -> npt.NDArray[np.float32]:
                 f"{source} is not the file of tile features that the run was started with; put "
                 "that file back and use --resume, or start anew"
             )
-        probe = _fit(run, "teacher", features[run.tiles.subsets["train"]])
+        train = run.tiles.subsets["train"]
+        probe = _fit(run, "teacher", features[train])
+        logits = probe.logits(features)
+        if probe.unseen_logits is not None:
+            logits[train] = probe.unseen_logits
         with writing(path.parent):
             path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as file:
-            file.write(save({LOGITS: torch.from_numpy(probe.logits(features))}))
+            file.write(save({LOGITS: torch.from_numpy(logits)}))
     try:
         logits = load_file(path)[LOGITS].numpy()
     except Exception as error:  # the library has its own exception type

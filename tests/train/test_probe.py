@@ -65,12 +65,26 @@ def test_fold_loss_is_what_unseen_groups_cost() -> None:
     assert float(loss) < probe.fold_loss < 1.0
 
 
+def test_unseen_logits_are_of_a_probe_that_did_not_see_the_group() -> None:
+    """The probe of all rows knows labels by heart that the features cannot tell."""
+    rng = np.random.default_rng(0)
+    names = np.repeat(np.arange(90), 2)
+    features = rng.normal(size=(90, 300)).astype(np.float32)[names]  # by group, of no class
+    labels = (names % 3).astype(np.int64)
+    probe = fit_probe(features, labels, [f"g{n}" for n in names], 3, seed=0)
+    assert probe.unseen_logits.shape == (180, 3)
+    assert probe.unseen_logits.dtype == np.float32
+    assert (probe.logits(features).argmax(1) == labels).mean() > 0.99
+    assert (probe.unseen_logits.argmax(1) == labels).mean() < 0.5
+
+
 def test_few_groups_make_fewer_folds_and_one_none() -> None:
     features, labels, groups = tiles(groups=6)  # two groups a class
     assert fit_probe(features, labels, groups, 3, seed=0).fold_loss is not None
     features, labels, groups = tiles(groups=3)
     probe = fit_probe(features, labels, groups, 3, seed=0)
     assert probe.fold_loss is None
+    assert probe.unseen_logits is None
     assert probe.penalty == PENALTIES[len(PENALTIES) // 2]
     assert FOLDS == 5
 

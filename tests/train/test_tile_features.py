@@ -149,6 +149,10 @@ def test_a_probe_on_training_groups_teaches_and_the_run_resumes_without_the_file
         np.testing.assert_allclose(
             [float(first), float(second), float(third)], by_path[path], atol=1e-6
         )
+    labels = load_file(out / "teacher" / "soft_labels.safetensors")["logits"].numpy()
+    of_train = [i for i, row in enumerate(rows.values()) if row.subset == "train"]
+    unseen = fit_probe(*fit.values()).unseen_logits
+    np.testing.assert_allclose(labels[of_train], unseen, atol=1e-5)
     assert metrics.teacher.model == "features of vit.safetensors"
     assert metrics.student.test.tiles > 0
     assert sorted(p.name for p in (out / "teacher").iterdir()) == [
