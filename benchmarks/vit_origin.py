@@ -4,9 +4,9 @@
 
 The repository mosure/burn_dino holds a picture (assets/images/dino_0.png) and what `dinov2_vits14`
 of torch.hub says of it (assets/tensors/dino_0_small.st: normalised patch tokens, float32
-(1, 37 · 37, 384)). With `git show COMMIT:PATH`, PICTURE and TOKENS come from commit c97aa02, CONTROL
-is the same file at 134f1bf, where the picture had been resized in another way: it shows how far
-apart the same weights can be. None of the three is kept here.
+(1, 37 · 37, 384)). PICTURE and TOKENS come from commit c97aa02 (`git show COMMIT:PATH`). CONTROL is
+the file of tokens at 134f1bf, where the picture had been resized in another way: it shows how far
+apart the tokens of the same weights can be. None of the three is kept here.
 """
 
 import argparse

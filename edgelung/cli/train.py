@@ -40,9 +40,9 @@ def train(
         typer.Option(
             metavar="NAME",
             rich_help_panel=MODEL,
-            help="quick, quick-exits, quick-160, quick-160-exits, demo, paper, starter, "
-            "starter-160, or a TOML file. Measured on two cores with BF16: demo 2 minutes (1,920 "
-            "tiles), quick 16 (12,897 tiles).  [default: quick]",
+            help="quick, quick-exits, quick-160, quick-160-exits, quick-160-small, demo, paper, "
+            "starter, starter-160, or a TOML file. Measured on two cores with BF16: demo 2 minutes "
+            "(1,920 tiles), quick 16 (12,897 tiles).  [default: quick]",
         ),
     ] = "",
     student: Annotated[

@@ -1,4 +1,4 @@
-"""benchmarks/paper.py: the paper's table on both splits, with small models in place of the paper's."""
+"""benchmarks/paper.py: the paper's table on both splits, with small models in place of its own."""
 
 import json
 from pathlib import Path

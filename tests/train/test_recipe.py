@@ -19,12 +19,17 @@ def test_shipped_recipes_are_valid_and_name_real_models(name: str) -> None:
     assert timm.is_model(recipe.student.model)
 
 
-def test_the_cheaper_students_are_recipe_quick_but_for_what_makes_them_cheaper() -> None:
+def test_other_students_are_recipe_quick_but_for_what_their_names_say() -> None:
     """So that their figures can be compared."""
     changes = {
         "quick-exits": {"exits": (3, 6)},
         "quick-160": {"size": 160, "low_size": 80},
         "quick-160-exits": {"size": 160, "low_size": 80, "exits": (3, 6)},
+        "quick-160-small": {
+            "size": 160,
+            "low_size": 80,
+            "model": "deit_small_distilled_patch16_224",
+        },
     }
     quick = load_recipe("quick")
     assert shipped_recipes() == [
