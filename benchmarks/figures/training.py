@@ -88,4 +88,4 @@ def _cheaper_row(row: dict[str, Any], speeds: dict[tuple[str, str], dict[str, An
     ]
 
 
-TABLES = {"train-speed": speed, "teachers": teachers, "cheaper": cheaper}
+TABLES = {"train-speed": speed, "teachers": teachers, "student-starts": starts, "cheaper": cheaper}
