@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     named = [text.partition("=") for text in options.runs]
-    if len({name for name, _, _ in named}) < len(named) or not all(path for *_, path in named):
-        raise SystemExit("expected NAME=RUN, each NAME once")
+    names = {name for name, _, _ in named}
+    if len(names) < len(named) or not all(all(paths.split(",")) for *_, paths in named):
+        raise SystemExit("expected NAME=RUN or NAME=RUN,RUN, each NAME once")
     students = {name: read([Path(path) for path in paths.split(",")]) for name, _, paths in named}
     first = next(iter(students.values()))
     for name, student in students.items():
-        if student.truth != first.truth:
+        if (student.tested.classes, student.truth) != (first.tested.classes, first.truth):
             raise SystemExit(f"{name}: other tiles, classes or groups than the first")
     result = {
         "about": options.about,
@@ -87,6 +88,8 @@ def read(paths: Sequence[Path]) -> Student:
             one.paths, one.labels, one.groups, one.probabilities, strict=True
         )
     ]
+    if not rows or any(one.classes != found[0].classes for one in found):
+        raise SystemExit(f"{', '.join(map(str, paths))}: no tested tiles, or other classes")
     rows.sort(key=lambda row: row[0])
     tested, labels, groups, parts, probabilities = zip(*rows, strict=True)
     if len(set(tested)) < len(tested):
@@ -107,7 +110,7 @@ def read(paths: Sequence[Path]) -> Student:
 
 
 def row(student: Student) -> dict[str, Any]:
-    """The figures of one student, and of the models that taught it if metrics.json is there."""
+    """The figures of one student, and of the models that taught it."""
     tested = student.tested
     found = evaluate(tested.probabilities, tested.labels)
     labels = tested.probabilities.argmax(axis=1)
@@ -122,16 +125,17 @@ def row(student: Student) -> dict[str, Any]:
         "recall": found.recall,
         "by_fold": by_fold,
     }
-    taught = [
-        {
-            name: model.test.balanced_accuracy
-            for name, model in folder.read_metrics().all_models.items()
-            if name != "student"
-        }
-        for folder in student.folders
-        if folder.metrics_path.is_file()
-    ]
-    return figures | {"teachers": taught}
+    return figures | {"teachers": [taught_by(folder) for folder in student.folders]}
+
+
+def taught_by(folder: RunFolder) -> dict[str, float] | None:
+    """Balanced accuracy of each model that taught in a run; None if metrics.json is not kept."""
+    if not folder.metrics_path.is_file():
+        return None
+    models = folder.read_metrics().all_models
+    return {
+        name: model.test.balanced_accuracy for name, model in models.items() if name != "student"
+    }
 
 
 def paired(first: Student, student: Student) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 Trains recipe `paper` (VGG16, ResNet50, DeiT-base) once with `--split random` and once with `--split
 group`; a run that was stopped continues, a finished one is read. FOLDER: ImageNet weights as
 resnet50.*, vgg16.* and deit_base_distilled_patch16_224.*, where there is no network. Prints the
-table and writes JSON. Needs a GPU: an epoch of a model takes at most half a minute on an H200, so
-the whole at most 90 minutes, and half of that if each split has a card.
+table and writes JSON. Needs a GPU: an epoch of a model took 14 to 31 seconds on a busy H200, so the
+whole takes about an hour, and half of that if each split has a card.
 
 The source: Qu and Wang, 'Research on Early Prediction of Lung Cancer Based on Deep Learning'.
 """

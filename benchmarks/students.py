@@ -3,8 +3,8 @@
     edgelung train TILES --groups groups.csv --recipe quick --folds 3 --out folds/quick
     python benchmarks/students.py TILES folds/quick quick-exits folds/quick-exits [--set F=V …]
 
-Recipes that differ in the student alone train the same teacher, on one kind of CPU: every random
-number is a function of the seed and the stage. So the teacher of each fold is copied, and
+On the same kind of CPU, recipes that differ only in the student train the same teacher: every
+random number is a function of the seed and the stage. So the teacher of each fold is copied, and
 `folds/quick-exits` becomes what `edgelung train --recipe quick-exits --folds 3` would have written,
 in less time. A folder that is there already is continued.
 """

@@ -77,8 +77,8 @@ def soft_labels(run: Run) -> Tensor | None:
 
     A probe knows the labels of the tiles that it was fitted to, and would only repeat them. So the
     logits of a training tile are those of a probe that did not see its group ('cross-fitting': Dao
-    et al., 'Knowledge Distillation as Semiparametric Inference', ICLR 2021). They are made once and
-    kept in the run, so it resumes without the file of the features.
+    et al., 'Knowledge Distillation as Semiparametric Inference', ICLR 2021), unless a class has one
+    group. They are made once and kept in the run, so it resumes without the file of the features.
     """
     if not run.recipe.learns_from_features:
         return None
@@ -98,7 +98,12 @@ def _kept_soft_labels(run: Run) -> npt.NDArray[np.float32]:
         train = run.tiles.subsets["train"]
         probe = _fit(run, "teacher", features[train])
         logits = probe.logits(features)
-        if probe.unseen_logits is not None:
+        if probe.unseen_logits is None:
+            logger.info(
+                "teacher: a class has one group in training, so the soft labels of the training "
+                "tiles come from a probe that was fitted to them; expected two groups or more"
+            )
+        else:
             logits[train] = probe.unseen_logits
         with writing(path.parent):
             path.parent.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 from figures.table import NONE, Table, difference, interval, percent, result
 
 TRAIN, TEACHERS, CHEAPER = "train.json", "teachers.json", "cheaper.json"
-STARTS = "student-starts.json"
+STARTS, FIRST_FOLD = "student-starts.json", "student-starts-fold-1.json"
 UNTUNED = ", not tuned"
 LOOPS = {
     "edgelung": "student: `edgelung train`",
@@ -41,6 +41,12 @@ def teachers() -> Table:
 def starts() -> Table:
     """Students that start differently, or are larger, over three folds."""
     return _paired(STARTS, "student")
+
+
+def first_fold() -> Table:
+    """More students, over the first fold alone."""
+    table = _paired(FIRST_FOLD, "student")
+    return Table(table.header[:-1], [row[:-1] for row in table.rows], table.sources)
 
 
 def _paired(name: str, who: str) -> Table:
@@ -88,4 +94,5 @@ def _cheaper_row(row: dict[str, Any], speeds: dict[tuple[str, str], dict[str, An
     ]
 
 
-TABLES = {"train-speed": speed, "teachers": teachers, "student-starts": starts, "cheaper": cheaper}
+TABLES = {"train-speed": speed, "teachers": teachers, "cheaper": cheaper}
+TABLES |= {"student-starts": starts, "student-starts-first": first_fold}
