@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,26 @@ def test_a_run_is_not_continued_with_other_features(
     with pytest.raises(EdgelungError, match="not the file of tile features"):
         train_run(tiles, out, None, resume=True)
     assert not (out / "teacher" / "soft_labels.safetensors").exists()
+
+
+def test_labels_of_a_probe_that_saw_the_tiles_are_said(
+    tiles: Path,
+    small: list[str],
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As with one group in a class, where no probe can leave a group out."""
+    monkeypatch.setattr(
+        probing, "fit_probe", lambda *words: replace(fit_probe(*words), unseen_logits=None)
+    )
+    monkeypatch.setattr("edgelung.train.trainer.augment", _interrupt)
+    recipe = load_recipe("demo", [*small, f"teacher.features={features}", "student.epochs=1"])
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv")
+    assert "a class has one group in training" in caplog.text
+    assert (tmp_path / "run" / "teacher" / "soft_labels.safetensors").is_file()
 
 
 def _interrupt(*words: Any) -> None:
