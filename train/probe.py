@@ -103,18 +103,23 @@ def _group_weights(groups: Sequence[str]) -> npt.NDArray[np.float64]:
 def _deal(labels: Labels, groups: Sequence[str], seed: int) -> tuple[npt.NDArray[np.int64], int]:
     """The fold of each row, and how many folds there are; 0 if a class has a single group.
 
-    The groups of each class are shuffled and dealt in turn.
+    The groups of the same classes are shuffled and dealt in turn. A group may hold several classes,
+    as a patient does who has both normal tissue and a tumour.
     """
-    class_of = dict(zip(groups, labels.tolist(), strict=True))
-    names = {label: sorted(g for g in class_of if class_of[g] == label) for label in set(labels)}
-    folds = min(FOLDS, *map(len, names.values()))
+    held: dict[str, set[int]] = {}
+    for group, label in zip(groups, labels.tolist(), strict=True):
+        held.setdefault(group, set()).add(label)
+    names: dict[tuple[int, ...], list[str]] = {}
+    for group in sorted(held):
+        names.setdefault(tuple(sorted(held[group])), []).append(group)
+    folds = min(FOLDS, *(sum(label in of for of in held.values()) for label in set(labels)))
     if folds < 2:
         return np.zeros(len(labels), np.int64), 0
     rng = np.random.default_rng(seed)
     fold_of: dict[str, int] = {}
-    for label in sorted(names):
-        for position, index in enumerate(rng.permutation(len(names[label]))):
-            fold_of[names[label][index]] = position % folds
+    for _, same in sorted(names.items()):
+        for position, index in enumerate(rng.permutation(len(same))):
+            fold_of[same[index]] = position % folds
     return np.array([fold_of[group] for group in groups], np.int64), folds
 
 

@@ -78,6 +78,15 @@ def test_unseen_logits_are_of_a_probe_that_did_not_see_the_group() -> None:
     assert (probe.unseen_logits.argmax(1) == labels).mean() < 0.5
 
 
+def test_a_class_may_be_found_in_mixed_groups_only() -> None:
+    """As where every patient with normal tissue has a tumour too."""
+    features, labels, groups = tiles()
+    patients = [f"p{int(group[1:]) // 3}" for group in groups]  # each holds all three classes
+    probe = fit_probe(features, labels, patients, 3, seed=0)
+    assert probe.fold_loss is not None
+    assert probe.unseen_logits.any(axis=1).all()
+
+
 def test_few_groups_make_fewer_folds_and_one_none() -> None:
     features, labels, groups = tiles(groups=6)  # two groups a class
     assert fit_probe(features, labels, groups, 3, seed=0).fold_loss is not None

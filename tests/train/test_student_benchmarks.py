@@ -19,7 +19,7 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_run(folder: Path, rows: dict[str, tuple[str, str]], *, classes: str = "ab") -> str:
-    """A run whose student says the second letter of each tile that is of class and group."""
+    """A run of test tiles: path → (true class, class that the student says)."""
     folder.mkdir()
     with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
