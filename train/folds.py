@@ -19,6 +19,7 @@ from edgelung.artifacts.run import RunConfig, RunFolder, RunMetrics, SplitRow, s
 from edgelung.core.errors import EdgelungError
 from edgelung.core.files import atomic_folder
 from edgelung.train.distributed import DistributedContext, create_context, run_on_main
+from edgelung.train.earlier_runs import check_earlier_runs
 from edgelung.train.fold_results import write_results
 from edgelung.train.index import IndexedTile
 from edgelung.train.prepare import (
@@ -114,6 +115,8 @@ def _deal(
     fold_of = deal_groups(tiles, names, folds, recipe.split.seed)
     shares = shares_of_fold(recipe.split, folds)
     splits = [split_fold(tiles, names, fold_of, fold + 1, shares) for fold in range(folds)]
+    for split in splits:
+        check_earlier_runs(recipe, split)
     for fold, split in enumerate(splits, 1):
         tested = [row for row in split if row.subset == "test"]
         counts = Counter(row.tile.label for row in tested)

@@ -7,6 +7,7 @@ that taught it.
 from pathlib import Path
 
 from edgelung.core.files import sha256_file
+from edgelung.train.earlier_runs import earlier_runs
 from edgelung.train.recipe import Recipe, Student
 from edgelung.train.tile_features import described_model
 from edgelung.train.weights import PYPI, architecture_of
@@ -14,7 +15,10 @@ from edgelung.train.weights_pypi import PYPI_WEIGHTS
 
 
 def origins(recipe: Recipe) -> list[str]:
-    """One sentence for each start of doubtful origin, and one for tile features."""
+    """One sentence for each start of doubtful origin, and one for tile features.
+
+    Weights of an earlier run bring the sentences of that run.
+    """
     sentences = []
     for role in recipe.roles:
         schedule = recipe.schedule(role)
@@ -28,7 +32,9 @@ def origins(recipe: Recipe) -> list[str]:
             )
     if recipe.learns_from_features:
         sentences.append(features_origin(Path(recipe.teacher.features)))
-    return sentences
+    for run in earlier_runs(recipe).values():
+        sentences += run.read_config().origins
+    return list(dict.fromkeys(sentences))
 
 
 def features_origin(path: Path) -> str:

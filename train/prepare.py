@@ -24,6 +24,7 @@ from edgelung.train.distributed import (
     run_main_first,
     run_on_main,
 )
+from edgelung.train.earlier_runs import check_earlier_runs
 from edgelung.train.groups.near_copies import find_groups, group_names
 from edgelung.train.index import IndexedTile, index_tiles, read_groups
 from edgelung.train.origins import origins
@@ -86,6 +87,7 @@ def start_run(
     found = check_input(data, out, recipe, follow_links=follow_links, tile_um=tile_um, mpp=mpp)
     context = found.context
     split = run_on_main(lambda: _split(data, found.tiles, recipe, groups))
+    run_on_main(lambda: check_earlier_runs(recipe, split))
     for line in split_warnings(split, recipe.split, groups_are_given=groups is not None):
         logger.info("%s", line)
     run = open_run(out, recipe, context, split, decode_tiles(data, found.tiles, recipe))
@@ -137,6 +139,10 @@ def _index_new_run(data: Path, out: Path, recipe: Recipe, follow_links: bool) ->
 def _check_features(recipe: Recipe, tiles: Sequence[IndexedTile]) -> None:
     features = read_tile_features(Path(recipe.teacher.features), tiles)
     logger.info("%d features of each tile in %s", features.shape[1], recipe.teacher.features)
+    names = {member.name for member in recipe.teacher.members}
+    guiding = {member.name for member in recipe.teachers.values()}
+    if left := sorted(names - guiding):
+        logger.info("not trained, since the features give the soft labels: %s", ", ".join(left))
 
 
 def _split(

@@ -1,0 +1,93 @@
+"""Weights of an earlier run: nothing is tested on tiles that they have learnt."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from edgelung.artifacts.run import RunFolder
+from edgelung.core.errors import EdgelungError
+from edgelung.train.earlier_runs import check_earlier_runs, earlier_runs
+from edgelung.train.folds import train_folds
+from edgelung.train.index import index_tiles
+from edgelung.train.origins import origins
+from edgelung.train.prepare import join_split
+from edgelung.train.recipe import Recipe, load_recipe
+from edgelung.train.run import train_run
+from edgelung.train.split import SplitTile
+
+
+def starting_from(small: list[str], run: Path, *changes: str) -> Recipe:
+    weights = [f"student.weights={run / 'model.safetensors'}"]
+    weights.append(f"teacher.weights={run / 'teacher' / 'model.safetensors'}")
+    return load_recipe("demo", [*small, *weights, *changes])
+
+
+def split_of(run: Path, tiles: Path) -> list[SplitTile]:
+    return join_split(index_tiles(tiles), RunFolder(run).read_split())
+
+
+def test_the_run_of_a_weights_file_is_found(small: list[str], run: Path, tmp_path: Path) -> None:
+    recipe = starting_from(small, run)
+    assert {role: of.path for role, of in earlier_runs(recipe).items()} == {
+        "teacher": run.resolve(),
+        "student": run.resolve(),
+    }
+    (tmp_path / "link").symlink_to(run / "model.safetensors")
+    linked = load_recipe("demo", [*small, f"student.weights={tmp_path / 'link'}"])
+    assert earlier_runs(linked)["student"].path == run.resolve()
+    shutil.copy(run / "model.safetensors", tmp_path / "w.safetensors")
+    alone = load_recipe("demo", [*small, f"student.weights={tmp_path / 'w.safetensors'}"])
+    assert earlier_runs(alone) == {}
+
+
+def test_the_same_split_is_allowed(small: list[str], run: Path, tiles: Path) -> None:
+    check_earlier_runs(starting_from(small, run), split_of(run, tiles))
+
+
+@pytest.mark.parametrize("subset", ["val", "test"])
+def test_tiles_that_were_learnt_neither_test_nor_validate(
+    small: list[str], run: Path, tiles: Path, subset: str
+) -> None:
+    split = split_of(run, tiles)
+    place = next(i for i, row in enumerate(split) if row.subset == "train")
+    split[place] = SplitTile(split[place].tile, split[place].group, subset)
+    with pytest.raises(EdgelungError, match=r"were trained on 1 of the .* tiles that") as caught:
+        check_earlier_runs(starting_from(small, run), split)
+    assert split[place].tile.path in str(caught.value)
+    assert "the same --groups, --split and split.seed" in str(caught.value)
+
+
+def test_another_split_and_folds_are_refused_before_a_folder_is_made(
+    small: list[str], run: Path, tiles: Path, tmp_path: Path
+) -> None:
+    recipe = starting_from(small, run, "split.seed=1")
+    groups = tiles / "groups.csv"
+    with pytest.raises(EdgelungError, match="of a run with the same split"):
+        train_run(tiles, tmp_path / "run", recipe, groups=groups)
+    with pytest.raises(EdgelungError, match="no --folds"):
+        train_folds(tiles, tmp_path / "run", starting_from(small, run), folds=3, groups=groups)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_untrained_teacher_answers_for_the_classes_of_the_run(
+    small: list[str], run: Path, tiles: Path, tmp_path: Path
+) -> None:
+    copy = RunFolder(Path(shutil.copytree(run, tmp_path / "other")))
+    config = copy.read_model_config("teacher")
+    names = ["colon_aca", "colon_n", "colon_x"]
+    copy.write_model_config(structs.replace(config, label_names=names), "teacher")
+    split = split_of(run, tiles)
+    check_earlier_runs(starting_from(small, copy.path), split)  # it is trained anew
+    with pytest.raises(EdgelungError, match=r"for the classes colon_aca, .* teacher.epochs is 0"):
+        check_earlier_runs(starting_from(small, copy.path, "teacher.epochs=0"), split)
+
+
+def test_what_made_the_weights_is_said_of_what_they_start(
+    small: list[str], run: Path, tmp_path: Path
+) -> None:
+    """The licence of a foundation model does not end with the first student."""
+    copy = RunFolder(Path(shutil.copytree(run, tmp_path / "first")))
+    copy.write_config(structs.replace(copy.read_config(), origins=["made from features of X"]))
+    assert origins(starting_from(small, copy.path)) == ["made from features of X"]
