@@ -151,6 +151,12 @@ def _make_deterministic() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def insist_on_determinism() -> None:
+    """Refuse anew what `allow_nondeterministic` allowed in an earlier run of this process."""
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(True)
+
+
 def allow_nondeterministic(error: RuntimeError) -> str | None:
     """Allow the operation that `error` refused for having no deterministic form; returns its name.
 

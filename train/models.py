@@ -14,7 +14,7 @@ from edgelung.artifacts.model_config import ModelConfig, PretrainedConfig, Stude
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, writing
-from edgelung.train.recipe import Member, Schedule, Student
+from edgelung.train.recipe import Member, Schedule, Student, setting
 from edgelung.train.selection import select_weights
 from edgelung.train.vit_probe import ViTProbe
 from edgelung.train.weights import (
@@ -192,14 +192,23 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
             raise EdgelungError(f"cannot create {name}: {one_line(error)}") from error
         raise EdgelungError(
             f"cannot get the {role} weights of {hub} from timm's hub ({one_line(error, 90)}); with "
-            f"no network pass a file: --set {role}.weights=FILE"
+            f"no network pass a file: --set {setting(role, 'weights')}=FILE"
         ) from error
+    fresh: list[str] = []
     if hub:
-        fresh_classifiers(model, classifiers(model))
+        fresh = classifiers(model)
+        fresh_classifiers(model, fresh)
     elif weights != NONE:
-        load_weights(model, weights, role)
+        fresh = load_weights(model, weights, role)
     elif "." in name:  # timm's tag names pretrained weights, which are not asked for
         logger.info(
-            "%s %s starts without its weights; to load them: %s.weights=hub", *(role, name, role)
+            "%s %s starts without its weights; to load them: --set %s=hub",
+            *(role, name, setting(role, "weights")),
+        )
+    if fresh and not schedule.epochs:
+        raise EdgelungError(
+            f"{role} weights {weights} have no classifier for these {classes} classes, and "
+            f"{setting(role, 'epochs')} is 0, so it would stay untrained; expected weights of a "
+            "model for these classes, or epochs above 0"
         )
     return model

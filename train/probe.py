@@ -4,6 +4,7 @@ Tiles of a group are near copies, so groups weigh alike, and the strength of the
 chosen by how well probes that did not see a group predict it. Convex, deterministic, on the CPU.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,8 @@ def fit_probe(
 
     Means are over groups. W is for features that are standardised per channel. The penalty is the
     one of PENALTIES with the lowest loss over FOLDS grouped folds; with fewer groups than folds in
-    a class, as many folds as it has groups; with one group, the middle penalty.
+    a class, as many folds as it has groups. If a class would be in one fold alone, for example
+    because it has one group, there are no folds, and the penalty is the middle one.
 
     Args:
         features: float32 (N, D), finite.
@@ -101,10 +103,11 @@ def _group_weights(groups: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 def _deal(labels: Labels, groups: Sequence[str], seed: int) -> tuple[npt.NDArray[np.int64], int]:
-    """The fold of each row, and how many folds there are; 0 if a class has a single group.
+    """The fold of each row, and how many folds there are; 0 if a class would be in one fold alone.
 
-    The groups of the same classes are shuffled and dealt in turn. A group may hold several classes,
-    as a patient does who has both normal tissue and a tumour.
+    A group may hold several classes, as a patient does who has both normal tissue and a tumour.
+    Groups are shuffled, those of many classes first, and each goes to the fold that has the fewest
+    groups of its rarest class.
     """
     held: dict[str, set[int]] = {}
     for group, label in zip(groups, labels.tolist(), strict=True):
@@ -112,14 +115,19 @@ def _deal(labels: Labels, groups: Sequence[str], seed: int) -> tuple[npt.NDArray
     names: dict[tuple[int, ...], list[str]] = {}
     for group in sorted(held):
         names.setdefault(tuple(sorted(held[group])), []).append(group)
-    folds = min(FOLDS, *(sum(label in of for of in held.values()) for label in set(labels)))
-    if folds < 2:
-        return np.zeros(len(labels), np.int64), 0
+    total = Counter(label for of in held.values() for label in of)
+    folds = min(FOLDS, *total.values())
     rng = np.random.default_rng(seed)
     fold_of: dict[str, int] = {}
-    for _, same in sorted(names.items()):
-        for position, index in enumerate(rng.permutation(len(same))):
-            fold_of[same[index]] = position % folds
+    dealt = [Counter[int]() for _ in range(folds)]  # groups of each class in each fold
+    for classes, same in sorted(names.items(), key=lambda item: (-len(item[0]), item[0])):
+        rarest = min(classes, key=lambda label: total[label])
+        for index in rng.permutation(len(same)):
+            counts = [(of[rarest], sum(of[label] for label in classes)) for of in dealt]
+            fold_of[same[index]] = fold = counts.index(min(counts))
+            dealt[fold].update(classes)
+    if any(sum(label in of for of in dealt) < 2 for label in total):
+        return np.zeros(len(labels), np.int64), 0
     return np.array([fold_of[group] for group in groups], np.int64), folds
 
 

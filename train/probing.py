@@ -77,8 +77,8 @@ def soft_labels(run: Run) -> Tensor | None:
 
     A probe knows the labels of the tiles that it was fitted to, and would only repeat them. So the
     logits of a training tile are those of a probe that did not see its group ('cross-fitting': Dao
-    et al., 'Knowledge Distillation as Semiparametric Inference', ICLR 2021), unless a class has one
-    group. They are made once and kept in the run, so it resumes without the file of the features.
+    et al., 'Knowledge Distillation as Semiparametric Inference', ICLR 2021), unless a class has too
+    few groups. They are made once and kept in the run, which resumes without the file of features.
     """
     if not run.recipe.learns_from_features:
         return None
@@ -100,8 +100,9 @@ def _kept_soft_labels(run: Run) -> npt.NDArray[np.float32]:
         logits = probe.logits(features)
         if probe.unseen_logits is None:
             logger.info(
-                "teacher: a class has one group in training, so the soft labels of the training "
-                "tiles come from a probe that was fitted to them; expected two groups or more"
+                "teacher: the groups of a class in training cannot be dealt to two folds, so the "
+                "soft labels of the training tiles come from a probe that was fitted to them; "
+                "expected two groups of each class or more"
             )
         else:
             logits[train] = probe.unseen_logits

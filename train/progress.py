@@ -12,7 +12,7 @@ from torch import nn
 
 from edgelung.artifacts.run import EpochRecord
 from edgelung.core import typed_json
-from edgelung.core.errors import EdgelungError
+from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write
 
 CHECKPOINT_SECONDS = 60.0  # bounds the work that a kill loses …
@@ -62,10 +62,19 @@ class TrainingState:
             file.write(buffer.getbuffer())
 
     def load(self, path: Path) -> None:
-        """Load what `save` wrote; each part moves its tensors to its own device."""
+        """Load what `save` wrote; each part moves its tensors to its own device.
+
+        Raises EdgelungError if an older edgelung wrote it for another form of the model.
+        """
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            try:
+                part.load_state_dict(state[name])
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise EdgelungError(
+                    f"the state {path} does not fit the {name} of this recipe and version "
+                    f"({one_line(error, 90)}); start anew in another folder"
+                ) from error
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.module, "optimizer": self.optimizer, "scaler": self.scaler}
@@ -94,5 +103,5 @@ def load_progress(path: Path) -> Progress:
         return typed_json.convert(state["progress"], Progress)
     except Exception as error:
         raise EdgelungError(
-            f"cannot read the state {path} ({error}); start anew in another folder"
+            f"cannot read the state {path} ({one_line(error, 90)}); start anew in another folder"
         ) from error

@@ -117,6 +117,8 @@ class Member(_Teaching, Schedule):
             raise ValueError(
                 "a probe is fitted on one view of each tile or more: expected epochs=1"
             )
+        if not self.epochs and self.weights == "none":
+            raise ValueError("a model without weights is not trained: expected epochs=1 or more")
         return self
 
 
@@ -253,7 +255,7 @@ class Recipe(_Section):
     @property
     def learns_from_features(self) -> bool:
         """True if tile features give the soft labels."""
-        return bool(self.teacher.features) and self.distill.mode != "none"
+        return bool(self.teacher.features)
 
     @property
     def averages(self) -> bool:
@@ -282,10 +284,28 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _features_teach(self) -> "Recipe":
+        if self.teacher.features and self.distill.mode == "none":
+            raise ValueError(
+                "teacher.features give soft labels, and distill.mode is none: expected soft or hard"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _somebody_guides(self) -> "Recipe":
         if self.distill.guidance and not any(member.guides for member in self.teacher.members):
             raise ValueError("distill.guidance is above 0: a model of the teacher must guide")
         return self
+
+
+def setting(role: str, field: str) -> str:
+    """The name of a field of a role's model, as `--set` takes it.
+
+    A model of a teacher that has several has its own section, but for `model`, which is the list.
+    """
+    section, _, name = role.partition("/")
+    own = f".settings.{name}" if name and field != "model" else ""
+    return f"{section}{own}.{field}"
 
 
 def shipped_recipes() -> list[str]:

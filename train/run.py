@@ -19,13 +19,13 @@ from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.concerns import run_concerns
 from edgelung.report.pages import run_page
 from edgelung.train.cpu import tune_for_cpu
-from edgelung.train.distributed import allow_nondeterministic
+from edgelung.train.distributed import allow_nondeterministic, insist_on_determinism
 from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.prediction import predict
 from edgelung.train.prepare import Run, resume_run, start_run
 from edgelung.train.probing import soft_labels, train_probe
 from edgelung.train.progress import Progress, load_progress
-from edgelung.train.recipe import Recipe
+from edgelung.train.recipe import Recipe, setting
 from edgelung.train.results import evaluate_models, run_pictures
 from edgelung.train.stages import (
     Stage,
@@ -110,6 +110,7 @@ def _finish(run: Run, modules: dict[str, nn.Module] | None) -> RunMetrics:
     logger.info("training on %s in %s%s", context.device.type, context.precision, several)
     metrics: RunMetrics | None = None
     unrepeatable = None
+    insist_on_determinism()
     try:
         metrics = evaluate_models(run, *_train_models(run, modules))
     except RuntimeError as error:
@@ -219,11 +220,11 @@ def _explained_memory(run: Run, stage: Stage) -> Iterator[None]:
         if not is_typed and "not enough memory" not in str(error):
             raise
         batch_size = stage.schedule.batch_size
-        section = stage.name.partition("/")[0]
+        name = setting(stage.name, "batch_size")
         raise EdgelungError(
             f"{stage.name}: memory ran out at batch size {batch_size} on "
             f"{run.context.device.type}; the last good state is kept. Start anew with "
-            f"--set {section}.batch_size={max(batch_size // 2, 1)}, or use --resume where "
+            f"--set {name}={max(batch_size // 2, 1)}, or use --resume where "
             "there is more memory"
         ) from error
 

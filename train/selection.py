@@ -90,6 +90,11 @@ def _check(source: Model, target: Model) -> None:
         raise EdgelungError(
             f"student.source {name} and the student differ in {strange[0]}; {EXPECTED}"
         )
+    if source.num_prefix_tokens != 1:
+        raise EdgelungError(f"student.source {name} has a distillation token; {EXPECTED}")
+    mlp = source.blocks[0].mlp
+    if mlp.fc2.in_features != mlp.fc1.out_features:  # the MLP of DINOv2's giant is gated
+        raise EdgelungError(f"student.source {name} has a gated MLP; {EXPECTED}")
     own_sizes = _sizes(target)
     for what, size in _sizes(source).items():
         if size < own_sizes[what]:

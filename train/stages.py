@@ -86,6 +86,22 @@ def _guides(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, FeatureMod
     }
 
 
+def _full_view(recipe: Recipe) -> int:
+    """Pixels of the view of a whole tile that the student and its teacher share."""
+    return max([recipe.student.size, *(member.size for member in recipe.teachers.values())])
+
+
+def _frozen_teachers(
+    recipe: Recipe, models: Mapping[str, Model], student: Model
+) -> dict[str, FrozenModel]:
+    """The teacher's models as the student learns from them, by role."""
+    guides = _guides(recipe, models)
+    return {
+        role: FrozenModel(models[role], member.size, student, guides.get(role))
+        for role, member in recipe.teachers.items()
+    }
+
+
 def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]:
     """Create the modules of a new run and check them before a run folder is made.
 
@@ -97,7 +113,36 @@ def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]
     for role, member in recipe.teachers.items():
         if member.fit == "probe" or recipe.averages:
             check_member(modules[role])
+    _check_teachers(recipe, modules)
     return modules
+
+
+@torch.no_grad()
+def _check_teachers(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
+    """Show the teacher's models the views of the training, before they are trained for long."""
+    guides, view = _guides(recipe, modules), _full_view(recipe)
+    sides = [view]
+    if recipe.student.low_epochs:
+        sides.append(round(view * recipe.student.low_size / recipe.student.size))
+    for role, frozen in _frozen_teachers(recipe, modules, timm_model(modules["student"])).items():
+        model = f"{role} {recipe.schedule(role).model}"
+        for side in sides:
+            try:
+                _, features = frozen(torch.zeros(1, 3, side, side))
+            except Exception as error:
+                raise EdgelungError(
+                    f"{model} does not take views of {side} px ({one_line(error, 90)}); expected a "
+                    "model for any size"
+                    + (", or --set student.low_epochs=0" if side < view else "")
+                ) from error
+        maps = features.maps if features is not None else []
+        for found, layer in zip(maps, guides[role].layers if maps else [], strict=True):
+            if found.shape[1] != layer.channels:
+                raise EdgelungError(
+                    f"{model} has feature maps of the shape {list(found.shape)}; expected "
+                    f"{layer.channels} channels before rows and columns: a CNN, a ViT, or "
+                    "distill.guidance=0"
+                )
 
 
 def _check_model(schedule: Schedule, model: Model) -> None:
@@ -158,17 +203,12 @@ def create_stage(
     student, distill = recipe.student, recipe.distill
     loss: StageLoss = LabelLoss(criterion)
     if distill.mode != "none":
-        guides = _guides(recipe, models)
-        frozen = [
-            FrozenModel(models[role], member.size, timm_model(module), guides.get(role))
-            for role, member in recipe.teachers.items()
-        ]
-        loss = DistillationLoss(FrozenTeacher(frozen, soft_labels), distill, criterion)
+        frozen = _frozen_teachers(recipe, models, timm_model(module))
+        teacher = FrozenTeacher(list(frozen.values()), soft_labels)
+        loss = DistillationLoss(teacher, distill, criterion)
     if student.exits:
         temperature = 1.0 if distill.mode == "none" else distill.temperature
         loss = ExitLoss(loss, criterion, weight=student.exit_weight, temperature=temperature)
-    # One view for the student and all models of the teacher: for the largest input.
-    full_view = max([student.size, *(member.size for member in recipe.teachers.values())])
     restarts = distill.features_epochs and student.restart_lr
     return Stage(
         role,
@@ -176,7 +216,7 @@ def create_stage(
         loss,
         student,
         recipe.augment,
-        full_view,
+        _full_view(recipe),
         restart=WarmRestart(distill.features_epochs, student.restart_lr) if restarts else None,
         window_epochs=student.low_epochs,
         window=student.low_size / student.size,

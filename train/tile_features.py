@@ -4,6 +4,7 @@ A safetensors file with one vector for each tile, under the SHA-256 of the tile'
 split.csv. All vectors have one length; entries for other tiles do no harm.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.system import free_memory
 from edgelung.train.index import IndexedTile
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BYTES = 32  # for a number: as read, in one array, and in float64 while a probe is fitted
 EXPECTED = (
     "expected a safetensors file with one float vector for each tile, named by the SHA-256 of the "
     "tile's file"
@@ -43,6 +46,8 @@ def read_tile_features(path: Path, tiles: Sequence[IndexedTile]) -> npt.NDArray[
                     f"{path} lacks the features of {len(missing)} of {len(tiles)} tiles, for "
                     f"example of {missing[0].path} (SHA-256 {missing[0].sha256}); {EXPECTED}"
                 )
+            if tiles:
+                _check_size(file.get_slice(tiles[0].sha256).get_shape(), len(tiles), path)
             rows = [_checked(file.get_tensor(tile.sha256), tile, path) for tile in tiles]
     except (SafetensorError, OSError) as error:
         raise EdgelungError(f"cannot read the tile features in {path}; {EXPECTED}") from error
@@ -61,6 +66,17 @@ def described_model(path: Path) -> str:
     with safe_open(path, framework="pt") as file:
         model = (file.metadata() or {}).get("model")
     return one_line(model, 80) if model else ""
+
+
+def _check_size(shape: Sequence[int], tiles: int, path: Path) -> None:
+    """Raise EdgelungError if the features of all tiles do not fit into memory."""
+    needed, free = math.prod(shape) * tiles * BYTES, free_memory()
+    if needed > free:
+        raise EdgelungError(
+            f"{path} has {math.prod(shape):,} numbers for a tile; a probe on {tiles:,} tiles needs "
+            f"about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free. Expected one "
+            "vector for the whole tile, of a few thousand numbers at most"
+        )
 
 
 def _checked(row: Tensor, tile: IndexedTile, path: Path) -> Tensor:

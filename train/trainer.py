@@ -33,7 +33,7 @@ from edgelung.train.models import Model
 from edgelung.train.prediction import predict
 from edgelung.train.preprocess import normalise, resize_views
 from edgelung.train.progress import CheckpointTimer, Progress, TrainingState
-from edgelung.train.recipe import Schedule
+from edgelung.train.recipe import Schedule, setting
 from edgelung.train.seeds import derive_seed
 from edgelung.train.stages import Stage, timm_model
 from edgelung.train.tiles import LabelledTiles, prefetch
@@ -272,7 +272,7 @@ class Trainer:
             raise EdgelungError(
                 f"{name}: the {what} is {value} at step {step + 1} of {self.total_steps}; the last "
                 "good state is kept, but resuming it would end in the same way. Start anew with a "
-                f"lower {name}.lr, or with precision=fp32 (--set)"
+                f"lower {setting(name, 'lr')}, or with precision=fp32 (--set)"
             )
 
     def seed_of(self, *key: object) -> int:

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn as resample_posi
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.train.recipe import setting
 from edgelung.train.weights_file import StateDict, read_state_dict
 from edgelung.train.weights_pypi import read_pypi_weights
 
@@ -64,12 +65,12 @@ def hub_name(model: str, weights: str, role: str) -> str | None:
     if architecture_of(name) != architecture_of(model):
         raise EdgelungError(
             f"{role} weights {weights} are of {architecture_of(name)}; expected those of "
-            f"{architecture_of(model)}, or --set {role}.model={name}"
+            f"{architecture_of(model)}, or the model {name} (--set {setting(role, 'model')}={name})"
         )
     return name
 
 
-def load_weights(model: Model, weights: str, role: str) -> None:
+def load_weights(model: Model, weights: str, role: str) -> list[str]:
     """Load the weights that a recipe names, and log in one line what was done to make them fit.
 
     A classifier for other classes starts anew, position embeddings are resampled to the model's
@@ -79,6 +80,9 @@ def load_weights(model: Model, weights: str, role: str) -> None:
         model: the timm model.
         weights: 'pypi' or the path of a file.
         role: whose weights they are, for messages.
+
+    Returns:
+        The classifiers that start anew.
 
     Raises:
         EdgelungError: the file cannot be read, or the weights are of another model.
@@ -112,6 +116,7 @@ def load_weights(model: Model, weights: str, role: str) -> None:
         notes.append(f"new for these {model.num_classes} classes: {', '.join(fresh)}")
     if text := "; ".join(note for note in notes if note):
         logger.info("%s: %s", what, text)
+    return fresh
 
 
 def classifiers(model: Model) -> list[str]:
@@ -283,7 +288,8 @@ def _name(model: Model) -> str:
 
 
 def _other_model(role: str) -> str:
-    return f"pass other weights, or name the model that they are of: --set {role}.model=NAME"
+    name = setting(role, "model")
+    return f"pass other weights, or name the model that they are of: --set {name}=NAME"
 
 
 def _tensors(state: StateDict) -> StateDict:

@@ -51,6 +51,33 @@ def folds(tiles: Path, small: list[str], tmp_path_factory: pytest.TempPathFactor
     return FoldsFolder(out)
 
 
+def test_students_may_learn_from_one_model_of_a_teacher_of_several(
+    folds: FoldsFolder, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`benchmarks/students.py --teacher` begins folds whose teacher is that model."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import students
+
+    name = "test_efficientnet"
+    recipe = load_recipe("demo", [*small, *TINY, f"teacher={{model = '{name}', epochs = 9}}"])
+    with pytest.raises(AssertionError, match="another teacher"):
+        students.begin(folds, recipe, tmp_path / "out", name)
+    of_folds = folds.read_config().recipe["teacher"]
+    assert isinstance(of_folds, dict)
+    teacher = recipe.teacher.model_validate({**of_folds, "model": name, "settings": {}})
+    alone = recipe.model_copy(update={"teacher": teacher})
+    students.begin(folds, alone, tmp_path / "out", name)
+    for old, new in zip(folds.fold_runs(), FoldsFolder(tmp_path / "out").fold_runs(), strict=True):
+        begun = progress.load_progress(new.checkpoint_path)
+        assert begun.stage == "student"
+        assert [one.stage for one in begun.history] == ["teacher"] * teacher.epochs
+        weights = [
+            run.weights_path(role) for run, role in ((old, f"teacher/{name}"), (new, "teacher"))
+        ]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+        assert new.read_split() == old.read_split()
+
+
 def copy_of(folds: FoldsFolder, out: Path) -> FoldsFolder:
     return FoldsFolder(Path(shutil.copytree(folds.path, out)))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edgelung.train.probe import FOLDS, PENALTIES, fit_probe
+from edgelung.train.probe import FOLDS, PENALTIES, _deal, fit_probe
 
 Data = tuple[np.ndarray, np.ndarray, list[str]]
 
@@ -85,6 +85,35 @@ def test_a_class_may_be_found_in_mixed_groups_only() -> None:
     probe = fit_probe(features, labels, patients, 3, seed=0)
     assert probe.fold_loss is not None
     assert probe.unseen_logits.any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"N": 10, "A": 10, "S": 1, "NS": 1},
+        {"A": 1, "AN": 1, "N": 1},
+        {"NS": 1, "AS": 1, "N": 1, "A": 1},
+        {"N": 6, "A": 5, "S": 2, "NA": 3, "AS": 1, "NAS": 1},
+    ],
+)
+def test_every_probe_of_a_fold_has_seen_all_classes(held: dict[str, int]) -> None:
+    """A probe that never saw a class would tell the student that its tiles are not of it."""
+    groups = [f"{of}{n}" for of, count in held.items() for n in range(count)]
+    rows = [(group, label) for group in groups for label in group.rstrip("0123456789")]
+    labels = np.array(["ANS".index(label) for _, label in rows], np.int64)
+    fold_of, folds = _deal(labels, [group for group, _ in rows], seed=0)
+    assert folds >= 2
+    of_group = {group: fold for (group, _), fold in zip(rows, fold_of, strict=True)}
+    assert [of_group[group] for group, _ in rows] == fold_of.tolist()
+    for fold in range(folds):
+        assert set(labels[fold_of != fold]) == set(labels)
+
+
+def test_groups_that_cannot_be_dealt_make_no_folds() -> None:
+    """One group holds the only tissue of two classes, another theirs and a third's."""
+    labels = np.array([0, 1, 2], np.int64)
+    assert _deal(labels, ["one", "one", "one"], seed=0)[1] == 0
+    assert _deal(labels, ["one", "one", "other"], seed=0)[1] == 0
 
 
 def test_few_groups_make_fewer_folds_and_one_none() -> None:

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
@@ -102,6 +103,8 @@ def test_larger_patches_see_what_smaller_ones_saw_in_a_smaller_tile() -> None:
         ({"no_embed_class": True}, {}, "is no ViT with a class token"),
         ({"reg_tokens": 4}, {}, "differ in reg_token"),
         ({"global_pool": "avg"}, {}, "differ in fc_norm.bias"),
+        ({"kind": VisionTransformerDistilled}, {}, "has a distillation token; expected a plain"),
+        ({"mlp_layer": SwiGLUPacked}, {}, "has a gated MLP; expected a plain ViT"),
     ],
 )
 def test_a_source_that_does_not_hold_the_student_is_refused(

@@ -24,6 +24,48 @@ def test_a_model_that_cannot_take_the_size_is_told_at_once() -> None:
         create_checked_modules(load_recipe("quick", words), 3)
 
 
+SWIN = ["teacher.model=swin_tiny_patch4_window7_224", "teacher.weights=none", "teacher.size=224"]
+NO_GUIDANCE = ["distill.guidance=0", "distill.features_epochs=0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (SWIN, r"teacher swin_tiny_\w+ does not take views of 112 px .* student.low_epochs=0"),
+        ([*SWIN, *NO_GUIDANCE], "does not take views of 112 px"),
+        ([*SWIN, "student.low_epochs=0"], r"feature maps of the shape \[1, 14, 14, 384\]"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_told_before_it_is_trained(
+    changes: list[str], words: str
+) -> None:
+    with pytest.raises(EdgelungError, match=words):
+        create_checked_modules(load_recipe("quick", changes), 3)
+
+
+def test_a_teacher_of_one_size_teaches_without_windows_and_guidance() -> None:
+    recipe = load_recipe("quick", [*SWIN, *NO_GUIDANCE, "student.low_epochs=0"])
+    modules = create_checked_modules(recipe, 3)
+    assert all(p.requires_grad for module in modules.values() for p in module.parameters())
+
+
+@pytest.mark.parametrize(("size", "shown"), [(64, [64, 32]), (96, [96, 48]), (40, [40, 32])])
+def test_a_window_is_resized_for_a_teacher_that_is_smaller_than_it(
+    small: list[str], size: int, shown: list[int]
+) -> None:
+    """The student has 64 px; one view serves it and a larger teacher."""
+    recipe = load_recipe("demo", [*small, f"teacher.size={size}", "student.low_epochs=1"])
+    modules = create_checked_modules(recipe, 3)
+    stage = create_stage(recipe, "student", modules["student"], modules)
+    assert stage.full_view == max(size, 64)
+    seen: list[int] = []
+    modules["teacher"].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
+    for window in (1.0, 0.5):
+        side = round(stage.full_view * window)
+        stage.loss.teacher(torch.zeros(2, 3, side, side), torch.arange(2))
+    assert seen == shown
+
+
 def test_weights_depend_on_the_seed_and_the_role_alone(small: list[str]) -> None:
     """Not on the models that were created or checked before."""
     recipe = load_recipe("demo", [*small, "student.init=mimetic", "distill.guidance=1"])

@@ -86,6 +86,20 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
     assert indexed[3].path in str(caught.value)
 
 
+def test_features_that_do_not_fit_into_memory_are_refused_before_they_are_read(
+    indexed: list[IndexedTile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tokens of all patches instead of one vector for the tile."""
+    content = {tile.sha256: torch.rand(9, 100) for tile in indexed}
+    save_file(content, tmp_path / "f.safetensors")
+    monkeypatch.setattr("edgelung.train.tile_features.free_memory", lambda: 900 * 108 * 32 - 1)
+    with pytest.raises(EdgelungError, match=r"900 numbers for a tile; .* one vector for the whole"):
+        read_tile_features(tmp_path / "f.safetensors", indexed)
+    monkeypatch.setattr("edgelung.train.tile_features.free_memory", lambda: 900 * 108 * 32)
+    with pytest.raises(EdgelungError, match=r"have the shape \[9, 100\]"):
+        read_tile_features(tmp_path / "f.safetensors", indexed)
+
+
 def test_other_files_are_refused_in_one_line(indexed: list[IndexedTile], tmp_path: Path) -> None:
     with pytest.raises(
         EdgelungError, match=r"no file of tile features .*SHA-256 of the tile's file"
@@ -200,7 +214,7 @@ def test_labels_of_a_probe_that_saw_the_tiles_are_said(
     recipe = load_recipe("demo", [*small, f"teacher.features={features}", "student.epochs=1"])
     with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv")
-    assert "a class has one group in training" in caplog.text
+    assert "cannot be dealt to two folds" in caplog.text
     assert (tmp_path / "run" / "teacher" / "soft_labels.safetensors").is_file()
 
 

@@ -22,7 +22,11 @@ from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError
 from edgelung.train import progress as progress_module
 from edgelung.train import trainer as trainer_module
-from edgelung.train.distributed import DistributedContext
+from edgelung.train.distributed import (
+    DistributedContext,
+    allow_nondeterministic,
+    insist_on_determinism,
+)
 from edgelung.train.recipe import load_recipe
 from edgelung.train.run import train_run
 from edgelung.train.teachers import average
@@ -219,6 +223,27 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_state(
     assert all(torch.isfinite(v).all() for v in state["model"].values())
 
 
+@pytest.mark.parametrize("part", ["model", "optimizer", "ema"])
+def test_a_state_of_another_form_is_one_line(
+    tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """As after an upgrade that changed what is trained."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("edgelung.train.trainer.augment", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(tiles, out, load_recipe("demo", [*small, "teacher.ema_decay=0.9"]))
+    state = torch.load(out / "state.pt", weights_only=True)
+    state["progress"]["step"] = 1
+    torch.save({**state, part: {}}, out / "state.pt")
+    with pytest.raises(EdgelungError, match=f"does not fit the {part} of this .*start anew"):
+        train_run(tiles, out, None, resume=True)
+
+
 def test_memory_that_runs_out_is_explained(
     tiles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +292,21 @@ def test_what_cannot_be_repeated_exactly_runs_all_the_same(
     assert metrics["unrepeatable"] == "roll_cuda"
     whole, again = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "run"))
     assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+
+
+def test_the_next_run_of_a_process_refuses_again_what_the_last_was_allowed() -> None:
+    """As the folds of a cross-validation: each says for itself what did not repeat."""
+    refused = RuntimeError("roll_cuda does not have a deterministic implementation, but you …")
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert allow_nondeterministic(refused) == "roll_cuda"
+        assert allow_nondeterministic(refused) is None
+        insist_on_determinism()
+        assert allow_nondeterministic(refused) == "roll_cuda"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    insist_on_determinism()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_state(

@@ -17,7 +17,7 @@ from torch import nn
 
 from edgelung.core.errors import EdgelungError
 from edgelung.train.models import create_classifier, create_student
-from edgelung.train.recipe import Schedule, Student, load_recipe
+from edgelung.train.recipe import Member, Schedule, Student, load_recipe
 from edgelung.train.stages import absolute_weights
 
 DISTILLED = "deit_tiny_distilled_patch16_224"
@@ -91,6 +91,16 @@ def test_what_a_wrapper_stores_beside_the_model_is_left_out_and_counted(
     save_file(averaged, tmp_path / "w.safetensors")
     assert_loaded(load_student(tmp_path / "w.safetensors"), state)
     assert "1 tensor(s) outside it left out" in logged.messages[-1]
+
+
+def test_a_teacher_that_is_not_trained_needs_a_classifier(state: State, tmp_path: Path) -> None:
+    """Its answers would be those of random weights; these are for 7 classes."""
+    save_file(state, tmp_path / "w.safetensors")
+    values = {"model": DISTILLED, "size": 64, "weights": str(tmp_path / "w.safetensors")}
+    create_classifier(Member(**values, epochs=0), 7, "teacher")
+    create_classifier(Member(**values, epochs=1), 3, "teacher")
+    with pytest.raises(EdgelungError, match=r"no classifier for these 3 classes, and teacher\.epo"):
+        create_classifier(Member(**values, epochs=0), 3, "teacher")
 
 
 def test_two_models_in_one_file_are_refused_by_name(state: State, tmp_path: Path) -> None:
@@ -370,7 +380,8 @@ def test_a_model_may_have_timms_tag(name: str, logged: pytest.LogCaptureFixture)
     model = load_student("none", model=name)
     assert model.pretrained_cfg["architecture"] == DISTILLED
     assert logged.messages == [
-        f"student {DISTILLED}.fb_in1k starts without its weights; to load them: student.weights=hub"
+        f"student {DISTILLED}.fb_in1k starts without its weights; to load them: "
+        "--set student.weights=hub"
     ]
 
 
