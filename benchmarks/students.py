@@ -7,6 +7,9 @@ On the same kind of CPU, recipes that differ only in the student train the same 
 random number is a function of the seed and the stage. So the teacher of each fold is copied, and
 `folds/quick-exits` becomes what `edgelung train --recipe quick-exits --folds 3` would have written,
 in less time. A folder that is there already is continued.
+
+With `--teacher NAME` the students learn from one model of a teacher that has several. It stays
+calibrated as for the average, so that only the other models' answers are missing.
 """
 
 import argparse
@@ -34,37 +37,45 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="finished folds, for their teachers")
     parser.add_argument("recipe")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--teacher", default="", metavar="NAME")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not options.out.exists():
-        begin(FoldsFolder(options.source), load_recipe(options.recipe, options.set), options.out)
+        recipe = load_recipe(options.recipe, options.set)
+        begin(FoldsFolder(options.source), recipe, options.out, options.teacher)
     resume_folds(options.tiles, options.out)
 
 
-def begin(source: FoldsFolder, recipe: Recipe, out: Path) -> None:
-    """Write the folder of a cross-validation whose teachers are trained."""
+def begin(source: FoldsFolder, recipe: Recipe, out: Path, model: str = "") -> None:
+    """Write the folder of a cross-validation whose teachers are trained.
+
+    `model`: the teacher's model that teaches, if it has several.
+    """
+    role = f"teacher/{model}" if model else "teacher"
     with atomic_folder(out) as path:
         folder = FoldsFolder(path)
-        begin_run(source, folder, recipe)
+        begin_run(source, folder, recipe, role)
         shutil.copy(source.folds_path, folder.folds_path)
         for number, run in enumerate(source.fold_runs(), 1):
             new = folder.fold(number)
             new.path.mkdir()
-            begin_run(run, new, recipe)
-            shutil.copytree(run.path / "teacher", new.path / "teacher")
-            history = [one for one in run.read_history() if one.stage == "teacher"]
+            begin_run(run, new, recipe, role)
+            shutil.copytree(run.model_folder(role), new.model_folder("teacher"))
+            epochs = [one for one in run.read_history() if one.stage == role]
+            history = [structs.replace(one, stage="teacher") for one in epochs]
             progress = Progress("student", history=history)
             torch.save({"progress": plain(progress)}, new.checkpoint_path)
 
 
-def begin_run(source: RunFolder, new: RunFolder, recipe: Recipe) -> None:
+def begin_run(source: RunFolder, new: RunFolder, recipe: Recipe, role: str = "teacher") -> None:
     """The split of a run, and its settings with another student."""
     config = source.read_config()
     trained = validate_recipe(config.recipe, str(source.config_path))
-    for part in ("seed", "augment", "teacher"):
+    for part in ("seed", "augment"):
         assert getattr(recipe, part) == getattr(trained, part), f"another {part}"
-    assert trained.roles == ["teacher", "student"], "a teacher of one model"
+    assert recipe.teachers == {"teacher": trained.teachers[role]}, "another teacher"
+    assert recipe.roles == ["teacher", "student"], "no baseline"
     assert recipe.student.size == trained.student.size, "the teacher sees tiles of that size"
     ours = recipe.model_copy(update={"split": trained.split})
     shutil.copy(source.split_path, new.split_path)
