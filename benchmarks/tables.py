@@ -5,7 +5,7 @@
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. The modules of `figures`
 have a function for each NAME. Below each table stands its source: the file, the machine, the
-commit, and a word if it is of an earlier version or of another bundle than the one that is shipped.
+commit, and a word if it is of an earlier version, export or bundle than the one that is shipped.
 """
 
 import argparse
@@ -58,6 +58,11 @@ def source(name: str, content: dict[str, object], link: str) -> str:
     version = machine.get("edgelung") or machine.get("packages", {}).get("edgelung")
     if version and version != __version__:
         facts.append(f"edgelung {version}, an earlier version")
+    if again := content.get("exported_again"):
+        assert isinstance(again, dict)
+        facts.append(f"variants exported again at commit {again['commit']}")
+    if "note" in content:
+        facts.append(str(content["note"]))
     bundle = content.get("bundle_sha256")
     if bundle and bundle != shipped_starter():
         facts.append(f"bundle {str(bundle)[:12]}, which is not the shipped starter")

@@ -5,8 +5,8 @@ from figures.table import NONE, Table, difference, interval, percent, points, re
 
 def overview() -> Table:
     """README: what the shipped starter has, and what it is compared with."""
-    names = ("starter.json", "random-split.json", "distillation.json")
-    starter, random_split, distillation = map(result, names)
+    names = ("starter.json", "random-split.json", "distillation.json", "folds-quick.json")
+    starter, random_split, distillation, folds = map(result, names)
     metrics, int8 = starter["metrics"], starter["variants"]["int8"]
     worst = int8["gate"]["checks"]["disagreement"]
     test = metrics["student"]["test"]
@@ -15,17 +15,22 @@ def overview() -> Table:
     rates = folder["tiles_per_second"]
     rows = [
         [f"starter, FP32; {where}", *tested(test), names[0]],
-        ["starter, INT8 in ONNX Runtime; the same tiles", *tested(int8["test"]), names[0]],
-        ["its CNN teacher; the same tiles", *tested(metrics["teacher"]["test"]), names[0]],
+        ["starter, INT8 in ONNX Runtime; same tiles", *tested(int8["test"]), names[0]],
+        ["its CNN teacher; same tiles", *tested(metrics["teacher"]["test"]), names[0]],
         [
-            "student without a teacher; the same tiles",
+            "student without a teacher; same tiles",
             *tested(distillation["metrics"]["student"]["test"]),
             names[2],
         ],
         [
-            "same recipe, **random** split: each test tile has a copy of its source in training",
+            "same recipe, **random** split: test tiles have copies in training",
             *tested(random_split["metrics"]["student"]["test"]),
             names[1],
+        ],
+        [
+            f"recipe `quick`; five folds, {folds['data']['groups']} groups",
+            *tested(folds["metrics"]["student"]["test"]),
+            names[3],
         ],
         [
             f"labels that INT8 changes, {int8['gate']['tiles']:,} gate tiles",

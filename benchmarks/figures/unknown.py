@@ -38,7 +38,7 @@ def scores() -> Table:
         ]
         rows.append([f"**{cell}**" for cell in cells] if name == CHOSEN else cells)
     header = ["score", "without lung_aca", "without lung_n", "without lung_scc", "mean"]
-    header += ["colon against lung, 768 px", "colon told", "lung told"]
+    header += ["colon against lung, 768 px", "colon unknown", "lung unknown"]
     return Table(header, rows, {FILE: content})
 
 
@@ -65,8 +65,14 @@ def variants() -> Table:
         if "rank_correlation" in found
         else ""
     )
-    header = ["variant", "limit", "AUROC, colon against lung of 768 px", "colon told", "lung told"]
-    header += ["test tiles told", "95 % interval"]
+    header = [
+        "variant",
+        "limit",
+        "AUROC, colon against lung of 768 px",
+        "colon unknown",
+        "lung unknown",
+    ]
+    header += ["test tiles unknown", "95 % interval"]
     return Table(header, rows, {FILE: content}, note)
 
 
@@ -77,7 +83,7 @@ def made() -> Table:
         [name, f"{one['told']} of {one['of']}", f"{one['blank']}"]
         for name, one in content["made"].items()
     ]
-    return Table(["picture", "told", "of them by their pixels"], rows, {FILE: content})
+    return Table(["picture", "unknown", "of them by their pixels"], rows, {FILE: content})
 
 
 def colour() -> Table:
