@@ -61,8 +61,8 @@ def source(name: str, content: dict[str, object], link: str) -> str:
     if again := content.get("exported_again"):
         assert isinstance(again, dict)
         facts.append(f"variants exported again at commit {again['commit']}")
-    if "note" in content:
-        facts.append(str(content["note"]))
+    if "export" in content:
+        facts.append(str(content["export"]))
     bundle = content.get("bundle_sha256")
     if bundle and bundle != shipped_starter():
         facts.append(f"bundle {str(bundle)[:12]}, which is not the shipped starter")

@@ -38,7 +38,7 @@ from edgelung.train.split import (
     split_warnings,
 )
 from edgelung.train.stages import create_checked_modules
-from edgelung.train.tile_features import read_tile_features
+from edgelung.train.tile_features import check_memory, read_tile_features
 from edgelung.train.tiles import DecodedTiles, LabelledTiles, TileStore
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,7 @@ def _index_new_run(data: Path, out: Path, recipe: Recipe, follow_links: bool) ->
 
 
 def _check_features(recipe: Recipe, tiles: Sequence[IndexedTile]) -> None:
+    check_memory(Path(recipe.teacher.features), tiles)
     features = read_tile_features(Path(recipe.teacher.features), tiles)
     logger.info("%d features of each tile in %s", features.shape[1], recipe.teacher.features)
     names = {member.name for member in recipe.teacher.members}

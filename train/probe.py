@@ -55,8 +55,9 @@ def fit_probe(
 
     Means are over groups. W is for features that are standardised per channel. The penalty is the
     one of PENALTIES with the lowest loss over FOLDS grouped folds; with fewer groups than folds in
-    a class, as many folds as it has groups. If a class would be in one fold alone, for example
-    because it has one group, there are no folds, and the penalty is the middle one.
+    a class, as many folds as it has groups. If the groups cannot be dealt so that each class is in
+    two folds, for example because it has one group, there are no folds, and the penalty is the
+    middle one.
 
     Args:
         features: float32 (N, D), finite.
@@ -103,11 +104,11 @@ def _group_weights(groups: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 def _deal(labels: Labels, groups: Sequence[str], seed: int) -> tuple[npt.NDArray[np.int64], int]:
-    """The fold of each row, and how many folds there are; 0 if a class would be in one fold alone.
+    """The fold of each row, and how many folds there are; 0 if no deal was found.
 
-    A group may hold several classes, as a patient does who has both normal tissue and a tumour.
-    Groups are shuffled, those of many classes first, and each goes to the fold that has the fewest
-    groups of its rarest class.
+    Each class must be in two folds or more. A group may hold several classes, as a patient does who
+    has both normal tissue and a tumour. Groups are shuffled, those of many classes first, and each
+    goes to the fold that has the fewest groups of its rarest class.
     """
     held: dict[str, set[int]] = {}
     for group, label in zip(groups, labels.tolist(), strict=True):

@@ -100,9 +100,9 @@ def _kept_soft_labels(run: Run) -> npt.NDArray[np.float32]:
         logits = probe.logits(features)
         if probe.unseen_logits is None:
             logger.info(
-                "teacher: the groups of a class in training cannot be dealt to two folds, so the "
-                "soft labels of the training tiles come from a probe that was fitted to them; "
-                "expected two groups of each class or more"
+                "teacher: the training groups could not be dealt so that every class is in two "
+                "folds; the soft labels of the training tiles come from a probe that was fitted to "
+                "them"
             )
         else:
             logits[train] = probe.unseen_logits

@@ -71,6 +71,8 @@ class TrainingState:
             try:
                 part.load_state_dict(state[name])
             except (RuntimeError, KeyError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
                 raise EdgelungError(
                     f"the state {path} does not fit the {name} of this recipe and version "
                     f"({one_line(error, 90)}); start anew in another folder"

@@ -117,8 +117,6 @@ class Member(_Teaching, Schedule):
             raise ValueError(
                 "a probe is fitted on one view of each tile or more: expected epochs=1"
             )
-        if not self.epochs and self.weights == "none":
-            raise ValueError("a model without weights is not trained: expected epochs=1 or more")
         return self
 
 
@@ -255,7 +253,7 @@ class Recipe(_Section):
     @property
     def learns_from_features(self) -> bool:
         """True if tile features give the soft labels."""
-        return bool(self.teacher.features)
+        return bool(self.teacher.features) and self.distill.mode != "none"
 
     @property
     def averages(self) -> bool:
@@ -280,14 +278,6 @@ class Recipe(_Section):
             raise ValueError(
                 f"distill.features_epochs is {self.distill.features_epochs}: no epoch of "
                 f"{self.student.epochs} is left for the labels"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _features_teach(self) -> "Recipe":
-        if self.teacher.features and self.distill.mode == "none":
-            raise ValueError(
-                "teacher.features give soft labels, and distill.mode is none: expected soft or hard"
             )
         return self
 
@@ -325,7 +315,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or not key.strip():
             raise EdgelungError(f"--set {override}: expected section.field=value")
         _put(values, key.strip().split("."), _parse(text.strip()), override)
-    return validate_recipe(values, name)
+    recipe = validate_recipe(values, name)
+    _check_use(recipe, name)
+    return recipe
 
 
 def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
@@ -334,6 +326,24 @@ def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise EdgelungError(f"recipe {name}: {_describe(error, Recipe)}") from error
+
+
+def _check_use(recipe: Recipe, name: str) -> None:
+    """Raise EdgelungError for settings that would teach nothing.
+
+    Recipes in run.json are not asked: a run that was begun with them can be finished.
+    """
+    if recipe.teacher.features and recipe.distill.mode == "none":
+        raise EdgelungError(
+            f"recipe {name}: teacher.features give soft labels, and distill.mode is none; expected "
+            "soft or hard, or no features"
+        )
+    for role, member in recipe.teachers.items():
+        if not member.epochs and member.weights == "none":
+            raise EdgelungError(
+                f"recipe {name}: {setting(role, 'epochs')} is 0 and {setting(role, 'weights')} is "
+                "none, so the teacher knows nothing; expected epochs, or weights of a trained model"
+            )
 
 
 def _describe(error: ValidationError, model: type[_Section]) -> str:

@@ -120,13 +120,13 @@ def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]
 @torch.no_grad()
 def _check_teachers(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
     """Show the teacher's models the views of the training, before they are trained for long."""
-    guides, view = _guides(recipe, modules), _full_view(recipe)
-    sides = [view]
-    if recipe.student.low_epochs:
-        sides.append(round(view * recipe.student.low_size / recipe.student.size))
+    guides, view, student = _guides(recipe, modules), _full_view(recipe), recipe.student
+    window = round(view * student.low_size / student.size)
     for role, frozen in _frozen_teachers(recipe, modules, timm_model(modules["student"])).items():
         model = f"{role} {recipe.schedule(role).model}"
-        for side in sides:
+        # Where guidance alone teaches, the others are not shown anything.
+        first = 0 if frozen.guides else recipe.distill.features_epochs
+        for side in [view, window] if student.low_epochs > first else [view]:
             try:
                 _, features = frozen(torch.zeros(1, 3, side, side))
             except Exception as error:
@@ -204,7 +204,7 @@ def create_stage(
     loss: StageLoss = LabelLoss(criterion)
     if distill.mode != "none":
         frozen = _frozen_teachers(recipe, models, timm_model(module))
-        teacher = FrozenTeacher(list(frozen.values()), soft_labels)
+        teacher = FrozenTeacher(list(frozen.values()), soft_labels).requires_grad_(False)
         loss = DistillationLoss(teacher, distill, criterion)
     if student.exits:
         temperature = 1.0 if distill.mode == "none" else distill.temperature

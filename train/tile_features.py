@@ -19,7 +19,7 @@ from edgelung.core.system import free_memory
 from edgelung.train.index import IndexedTile
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-BYTES = 32  # for a number: as read, in one array, and in float64 while a probe is fitted
+BYTES = 24  # for a number: as read, in one array, and of the training tiles twice in float64
 EXPECTED = (
     "expected a safetensors file with one float vector for each tile, named by the SHA-256 of the "
     "tile's file"
@@ -46,8 +46,6 @@ def read_tile_features(path: Path, tiles: Sequence[IndexedTile]) -> npt.NDArray[
                     f"{path} lacks the features of {len(missing)} of {len(tiles)} tiles, for "
                     f"example of {missing[0].path} (SHA-256 {missing[0].sha256}); {EXPECTED}"
                 )
-            if tiles:
-                _check_size(file.get_slice(tiles[0].sha256).get_shape(), len(tiles), path)
             rows = [_checked(file.get_tensor(tile.sha256), tile, path) for tile in tiles]
     except (SafetensorError, OSError) as error:
         raise EdgelungError(f"cannot read the tile features in {path}; {EXPECTED}") from error
@@ -68,12 +66,20 @@ def described_model(path: Path) -> str:
     return one_line(model, 80) if model else ""
 
 
-def _check_size(shape: Sequence[int], tiles: int, path: Path) -> None:
-    """Raise EdgelungError if the features of all tiles do not fit into memory."""
-    needed, free = math.prod(shape) * tiles * BYTES, free_memory()
+def check_memory(path: Path, tiles: Sequence[IndexedTile]) -> None:
+    """Raise EdgelungError if the features of all tiles do not fit into memory.
+
+    They are judged by one of them. A file that cannot be read is left to `read_tile_features`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            length = math.prod(file.get_slice(tiles[0].sha256).get_shape())
+    except (SafetensorError, OSError):
+        return
+    needed, free = length * len(tiles) * BYTES, free_memory()
     if needed > free:
         raise EdgelungError(
-            f"{path} has {math.prod(shape):,} numbers for a tile; a probe on {tiles:,} tiles needs "
+            f"{path} has {length:,} numbers for a tile; a probe on {len(tiles):,} tiles needs "
             f"about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free. Expected one "
             "vector for the whole tile, of a few thousand numbers at most"
         )

@@ -65,7 +65,7 @@ def hub_name(model: str, weights: str, role: str) -> str | None:
     if architecture_of(name) != architecture_of(model):
         raise EdgelungError(
             f"{role} weights {weights} are of {architecture_of(name)}; expected those of "
-            f"{architecture_of(model)}, or the model {name} (--set {setting(role, 'model')}={name})"
+            f"{architecture_of(model)}, or the model {name} in {setting(role, 'model')}"
         )
     return name
 
@@ -289,7 +289,8 @@ def _name(model: Model) -> str:
 
 def _other_model(role: str) -> str:
     name = setting(role, "model")
-    return f"pass other weights, or name the model that they are of: --set {name}=NAME"
+    how = f"in the list {name}" if "/" in role else f"with --set {name}=NAME"
+    return f"pass other weights, or name the model that they are of {how}"
 
 
 def _tensors(state: StateDict) -> StateDict:

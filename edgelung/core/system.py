@@ -89,9 +89,13 @@ def available_cores() -> int:
 def free_memory() -> int:
     """Bytes that the system can free, within the container's limit."""
     free = _memory_line("MemAvailable")
-    with suppress(OSError, ValueError):  # "max", no limit, is not a number
+    with suppress(OSError, ValueError, StopIteration):  # "max", no limit, is not a number
         limit = int((_CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+        used = int((_CGROUP / "memory.current").read_text())
+        # Pages of files that were read count as used, but are given up when memory is needed.
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        free = min(free, limit - used + files)
     return free
 
 

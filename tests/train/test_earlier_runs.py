@@ -28,18 +28,33 @@ def split_of(run: Path, tiles: Path) -> list[SplitTile]:
     return join_split(index_tiles(tiles), RunFolder(run).read_split())
 
 
-def test_the_run_of_a_weights_file_is_found(small: list[str], run: Path, tmp_path: Path) -> None:
-    recipe = starting_from(small, run)
-    assert {role: of.path for role, of in earlier_runs(recipe).items()} == {
-        "teacher": run.resolve(),
-        "student": run.resolve(),
-    }
-    (tmp_path / "link").symlink_to(run / "model.safetensors")
-    linked = load_recipe("demo", [*small, f"student.weights={tmp_path / 'link'}"])
-    assert earlier_runs(linked)["student"].path == run.resolve()
-    shutil.copy(run / "model.safetensors", tmp_path / "w.safetensors")
-    alone = load_recipe("demo", [*small, f"student.weights={tmp_path / 'w.safetensors'}"])
-    assert earlier_runs(alone) == {}
+@pytest.mark.parametrize(
+    "place",
+    ["model.safetensors", "state.pt", "baseline/model.safetensors", "teacher/x/model.safetensors"],
+)
+def test_the_run_of_a_weights_file_is_found(
+    small: list[str], run: Path, tmp_path: Path, place: str
+) -> None:
+    """Also through a link to the file, and if the file is a link into a store."""
+    folder = Path(shutil.copytree(run, tmp_path / "folds" / "fold-1"))
+    file = folder / place
+    file.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "blob").write_bytes(b"weights")
+    file.symlink_to(tmp_path / "blob")
+    (tmp_path / "link").symlink_to(file)
+
+    def found(weights: Path) -> list[Path]:
+        recipe = load_recipe("demo", [*small, f"student.weights={weights}"])
+        return [one.path for one in earlier_runs(recipe).values()]
+
+    assert found(file) == [folder]
+    file.unlink()
+    file.write_bytes(b"weights")
+    assert found(file) == [folder]
+    assert found(tmp_path / "link") == [folder]
+    assert found(tmp_path / "blob") == []
+    assert found(file.with_name("pretrained.pth")) == []
 
 
 def test_the_same_split_is_allowed(small: list[str], run: Path, tiles: Path) -> None:
@@ -57,6 +72,35 @@ def test_tiles_that_were_learnt_neither_test_nor_validate(
         check_earlier_runs(starting_from(small, run), split)
     assert split[place].tile.path in str(caught.value)
     assert "the same --groups, --split and split.seed" in str(caught.value)
+
+
+def test_what_an_earlier_run_of_the_earlier_run_learnt_counts(
+    small: list[str], run: Path, tiles: Path, tmp_path: Path
+) -> None:
+    """A learns these tiles, B goes on from A with others, C would be tested on those of A."""
+    b = RunFolder(Path(shutil.copytree(run, tmp_path / "b")))
+    recipe = starting_from(small, run).model_dump(mode="json")
+    b.write_split(structs.replace(row, sha256=f"other-{row.sha256}") for row in b.read_split())
+    b.write_config(structs.replace(b.read_config(), recipe=recipe))
+    split = split_of(run, tiles)
+    check_earlier_runs(starting_from(small, b.path), split)
+    seen = [SplitTile(row.tile, row.group, "test") for row in split]
+    with pytest.raises(EdgelungError, match="were trained on"):
+        check_earlier_runs(starting_from(small, b.path), seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("split.csv", "is not the one that the run was made with"), ("run.json", "run.json")],
+)
+def test_an_earlier_run_that_was_changed_is_not_trusted(
+    small: list[str], run: Path, tiles: Path, tmp_path: Path, name: str, words: str
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / name).write_text((copy / name).read_text()[:-9])
+    with pytest.raises(EdgelungError, match=r"the teacher weights .* cannot be read") as caught:
+        check_earlier_runs(starting_from(small, copy), split_of(run, tiles))
+    assert words in str(caught.value)
 
 
 def test_another_split_and_folds_are_refused_before_a_folder_is_made(

@@ -110,10 +110,11 @@ def test_every_probe_of_a_fold_has_seen_all_classes(held: dict[str, int]) -> Non
 
 
 def test_groups_that_cannot_be_dealt_make_no_folds() -> None:
-    """One group holds the only tissue of two classes, another theirs and a third's."""
-    labels = np.array([0, 1, 2], np.int64)
-    assert _deal(labels, ["one", "one", "one"], seed=0)[1] == 0
-    assert _deal(labels, ["one", "one", "other"], seed=0)[1] == 0
+    """A class with one group; three groups of two classes each, of which one fold gets two."""
+    labels = np.array([0, 1, 2, 2], np.int64)
+    assert _deal(labels, ["one", "one", "other", "third"], seed=0)[1] == 0
+    labels = np.array([0, 1, 1, 2, 0, 2], np.int64)
+    assert _deal(labels, ["one", "one", "other", "other", "third", "third"], seed=0)[1] == 0
 
 
 def test_few_groups_make_fewer_folds_and_one_none() -> None:

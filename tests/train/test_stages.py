@@ -43,14 +43,26 @@ def test_a_teacher_that_cannot_teach_is_told_before_it_is_trained(
         create_checked_modules(load_recipe("quick", changes), 3)
 
 
+def test_a_model_that_is_never_shown_a_window_need_not_take_one() -> None:
+    """Where guidance alone teaches on windows, and this model does not guide."""
+    name = "swin_tiny_patch4_window7_224"
+    words = [f"teacher.model=['test_efficientnet', '{name}']", "teacher.weights=none"]
+    words += [f"teacher.settings.{name}.{field}" for field in ("guides=false", "size=224")]
+    create_checked_modules(load_recipe("quick", words), 3)
+    with pytest.raises(EdgelungError, match=f"teacher/{name} .* does not take views of 112 px"):
+        create_checked_modules(load_recipe("quick", [*words, "distill.features_epochs=3"]), 3)
+
+
 def test_a_teacher_of_one_size_teaches_without_windows_and_guidance() -> None:
     recipe = load_recipe("quick", [*SWIN, *NO_GUIDANCE, "student.low_epochs=0"])
     modules = create_checked_modules(recipe, 3)
     assert all(p.requires_grad for module in modules.values() for p in module.parameters())
 
 
-@pytest.mark.parametrize(("size", "shown"), [(64, [64, 32]), (96, [96, 48]), (40, [40, 32])])
-def test_a_window_is_resized_for_a_teacher_that_is_smaller_than_it(
+@pytest.mark.parametrize(
+    ("size", "shown"), [(64, [64, 32]), (96, [96, 48]), (40, [40, 32]), (24, [24, 24])]
+)
+def test_a_view_is_shrunk_for_a_teacher_that_is_smaller_than_it(
     small: list[str], size: int, shown: list[int]
 ) -> None:
     """The student has 64 px; one view serves it and a larger teacher."""

@@ -19,7 +19,7 @@ from edgelung.train.probe import fit_probe
 from edgelung.train.recipe import Schedule, load_recipe
 from edgelung.train.run import train_run
 from edgelung.train.teachers import softmax
-from edgelung.train.tile_features import read_tile_features
+from edgelung.train.tile_features import BYTES, read_tile_features
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "tile_features.py"
 File = dict[str, torch.Tensor]
@@ -87,17 +87,24 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
 
 
 def test_features_that_do_not_fit_into_memory_are_refused_before_they_are_read(
-    indexed: list[IndexedTile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiles: Path,
+    small: list[str],
+    indexed: list[IndexedTile],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As the tokens of all patches instead of one vector for the tile."""
     content = {tile.sha256: torch.rand(9, 100) for tile in indexed}
     save_file(content, tmp_path / "f.safetensors")
-    monkeypatch.setattr("edgelung.train.tile_features.free_memory", lambda: 900 * 108 * 32 - 1)
-    with pytest.raises(EdgelungError, match=r"900 numbers for a tile; .* one vector for the whole"):
-        read_tile_features(tmp_path / "f.safetensors", indexed)
-    monkeypatch.setattr("edgelung.train.tile_features.free_memory", lambda: 900 * 108 * 32)
+    needed = 900 * len(indexed) * BYTES
+    monkeypatch.setattr("edgelung.train.tile_features.free_memory", lambda: needed - 1)
+    recipe = load_recipe("demo", [*small, f"teacher.features={tmp_path / 'f.safetensors'}"])
+    words = r"900 numbers for a tile; .* one vector for the whole tile"
+    with pytest.raises(EdgelungError, match=words):
+        train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv")
+    monkeypatch.setattr("edgelung.train.tile_features.free_memory", lambda: needed)
     with pytest.raises(EdgelungError, match=r"have the shape \[9, 100\]"):
-        read_tile_features(tmp_path / "f.safetensors", indexed)
+        train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv")
 
 
 def test_other_files_are_refused_in_one_line(indexed: list[IndexedTile], tmp_path: Path) -> None:
@@ -214,7 +221,7 @@ def test_labels_of_a_probe_that_saw_the_tiles_are_said(
     recipe = load_recipe("demo", [*small, f"teacher.features={features}", "student.epochs=1"])
     with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         train_run(tiles, tmp_path / "run", recipe, groups=tiles / "groups.csv")
-    assert "cannot be dealt to two folds" in caplog.text
+    assert "could not be dealt so that every class is in two folds" in caplog.text
     assert (tmp_path / "run" / "teacher" / "soft_labels.safetensors").is_file()
 
 

@@ -1,0 +1,23 @@
+"""What a container's limits leave of the machine."""
+
+from pathlib import Path
+
+import pytest
+
+from edgelung.core import system
+
+GIB = 2**30
+
+
+def test_pages_of_files_that_were_read_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashing a folder of tiles fills the page cache, and the container counts that as used."""
+    monkeypatch.setattr(system, "_CGROUP", tmp_path)
+    whole = system.free_memory()  # no files: no limit
+    (tmp_path / "memory.current").write_text(f"{GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\nfile {GIB}\ninactive_file {GIB // 2}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert system.free_memory() == pytest.approx(whole, rel=0.2)
+    (tmp_path / "memory.max").write_text(f"{GIB + 1000}\n")
+    assert system.free_memory() == GIB // 2 + 1000
