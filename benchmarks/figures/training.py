@@ -7,6 +7,7 @@ from figures.table import NONE, Table, difference, interval, percent, result
 
 TRAIN, TEACHERS, CHEAPER = "train.json", "teachers.json", "cheaper.json"
 STARTS, FIRST_FOLD = "student-starts.json", "student-starts-fold-1.json"
+AVERAGE = "teacher-average.json"
 UNTUNED = ", not tuned"
 LOOPS = {
     "edgelung": "student: `edgelung train`",
@@ -41,6 +42,13 @@ def teachers() -> Table:
 def starts() -> Table:
     """Students that start differently, or are larger, over three folds."""
     return _paired(STARTS, "student")
+
+
+def average() -> Table:
+    """Students of one teacher and of an average, over three folds."""
+    table = _paired(AVERAGE, "student")
+    rows = [[f"of the {row[0]}", *row[1:]] for row in table.rows]
+    return Table(table.header, rows, table.sources)
 
 
 def first_fold() -> Table:
@@ -96,3 +104,4 @@ def _cheaper_row(row: dict[str, Any], speeds: dict[tuple[str, str], dict[str, An
 
 TABLES = {"train-speed": speed, "teachers": teachers, "cheaper": cheaper}
 TABLES |= {"student-starts": starts, "student-starts-first": first_fold}
+TABLES |= {"teacher-average": average}
