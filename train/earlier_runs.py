@@ -5,7 +5,8 @@ from pathlib import Path
 
 from edgelung.artifacts.run import ROLES, RunFolder
 from edgelung.core.errors import EdgelungError
-from edgelung.train.recipe import Recipe, setting, validate_recipe
+from edgelung.train.recipe import Recipe, validate_recipe
+from edgelung.train.setting_names import setting
 from edgelung.train.split import SplitTile
 from edgelung.train.weights import is_file_name
 

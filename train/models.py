@@ -14,8 +14,9 @@ from edgelung.artifacts.model_config import ModelConfig, PretrainedConfig, Stude
 from edgelung.artifacts.run import RunFolder
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.files import atomic_write, writing
-from edgelung.train.recipe import Member, Schedule, Student, setting
+from edgelung.train.recipe import Member, Schedule, Student
 from edgelung.train.selection import select_weights
+from edgelung.train.setting_names import setting
 from edgelung.train.vit_probe import ViTProbe
 from edgelung.train.weights import (
     NONE,
@@ -205,7 +206,7 @@ def _create(schedule: Schedule, classes: int, role: str, **options: Any) -> Mode
             "%s %s starts without its weights; to load them: --set %s=hub",
             *(role, name, setting(role, "weights")),
         )
-    if fresh and not schedule.epochs:
+    if fresh and isinstance(schedule, Member) and not schedule.epochs:
         raise EdgelungError(
             f"{role} weights {weights} have no classifier for these {classes} classes, and "
             f"{setting(role, 'epochs')} is 0, so it would stay untrained; expected weights of a "

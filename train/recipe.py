@@ -288,16 +288,6 @@ class Recipe(_Section):
         return self
 
 
-def setting(role: str, field: str) -> str:
-    """The name of a field of a role's model, as `--set` takes it.
-
-    A model of a teacher that has several has its own section, but for `model`, which is the list.
-    """
-    section, _, name = role.partition("/")
-    own = f".settings.{name}" if name and field != "model" else ""
-    return f"{section}{own}.{field}"
-
-
 def shipped_recipes() -> list[str]:
     """Names of the recipes that the package contains."""
     folder = resources.files("edgelung.train") / "recipes"
@@ -315,9 +305,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or not key.strip():
             raise EdgelungError(f"--set {override}: expected section.field=value")
         _put(values, key.strip().split("."), _parse(text.strip()), override)
-    recipe = validate_recipe(values, name)
-    _check_use(recipe, name)
-    return recipe
+    return validate_recipe(values, name)
 
 
 def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
@@ -326,24 +314,6 @@ def validate_recipe(values: dict[str, Any], name: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise EdgelungError(f"recipe {name}: {_describe(error, Recipe)}") from error
-
-
-def _check_use(recipe: Recipe, name: str) -> None:
-    """Raise EdgelungError for settings that would teach nothing.
-
-    Recipes in run.json are not asked: a run that was begun with them can be finished.
-    """
-    if recipe.teacher.features and recipe.distill.mode == "none":
-        raise EdgelungError(
-            f"recipe {name}: teacher.features give soft labels, and distill.mode is none; expected "
-            "soft or hard, or no features"
-        )
-    for role, member in recipe.teachers.items():
-        if not member.epochs and member.weights == "none":
-            raise EdgelungError(
-                f"recipe {name}: {setting(role, 'epochs')} is 0 and {setting(role, 'weights')} is "
-                "none, so the teacher knows nothing; expected epochs, or weights of a trained model"
-            )
 
 
 def _describe(error: ValidationError, model: type[_Section]) -> str:

@@ -25,8 +25,9 @@ from edgelung.train.prediction import predict
 from edgelung.train.prepare import Run, resume_run, start_run
 from edgelung.train.probing import soft_labels, train_probe
 from edgelung.train.progress import Progress, load_progress
-from edgelung.train.recipe import Recipe, setting
+from edgelung.train.recipe import Recipe
 from edgelung.train.results import evaluate_models, run_pictures
+from edgelung.train.setting_names import setting
 from edgelung.train.stages import (
     Stage,
     absolute_weights,

@@ -18,6 +18,7 @@ from edgelung.train.lr_schedule import WarmRestart
 from edgelung.train.models import Model, create_classifier, create_student
 from edgelung.train.recipe import Augment, Recipe, Schedule
 from edgelung.train.seeds import seed_weights
+from edgelung.train.setting_names import setting
 from edgelung.train.student import StudentModule, UnguidedStudent
 from edgelung.train.teachers import FrozenModel, FrozenTeacher, check_member
 from edgelung.train.weights import NONE, is_file_name
@@ -107,6 +108,7 @@ def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]
 
     Raises EdgelungError for anything that is wrong with models, weights or optimizers.
     """
+    _check_use(recipe)
     modules = create_modules(recipe, classes, fresh=recipe.roles)
     for role, module in modules.items():
         _check_model(recipe.schedule(role), timm_model(module))
@@ -115,6 +117,21 @@ def create_checked_modules(recipe: Recipe, classes: int) -> dict[str, nn.Module]
             check_member(modules[role])
     _check_teachers(recipe, modules)
     return modules
+
+
+def _check_use(recipe: Recipe) -> None:
+    """Raise EdgelungError for settings that would teach nothing."""
+    if recipe.teacher.features and recipe.distill.mode == "none":
+        raise EdgelungError(
+            "teacher.features give soft labels, and distill.mode is none; expected soft or hard, "
+            "or no features"
+        )
+    for role, member in recipe.teachers.items():
+        if not member.epochs and member.weights == NONE:
+            raise EdgelungError(
+                f"{setting(role, 'epochs')} is 0 and {setting(role, 'weights')} is none, so the "
+                "teacher knows nothing; expected epochs, or weights of a trained model"
+            )
 
 
 @torch.no_grad()

@@ -33,8 +33,9 @@ from edgelung.train.models import Model
 from edgelung.train.prediction import predict
 from edgelung.train.preprocess import normalise, resize_views
 from edgelung.train.progress import CheckpointTimer, Progress, TrainingState
-from edgelung.train.recipe import Schedule, setting
+from edgelung.train.recipe import Schedule
 from edgelung.train.seeds import derive_seed
+from edgelung.train.setting_names import setting
 from edgelung.train.stages import Stage, timm_model
 from edgelung.train.tiles import LabelledTiles, prefetch
 

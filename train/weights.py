@@ -13,7 +13,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn as resample_posi
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.train.recipe import setting
+from edgelung.train.setting_names import setting
 from edgelung.train.weights_file import StateDict, read_state_dict
 from edgelung.train.weights_pypi import read_pypi_weights
 

@@ -43,6 +43,27 @@ def test_a_teacher_that_cannot_teach_is_told_before_it_is_trained(
         create_checked_modules(load_recipe("quick", changes), 3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            ["teacher.epochs=0", "teacher.weights=none"],
+            "teacher.epochs is 0 and teacher.weights is",
+        ),
+        (
+            ["distill.mode=none", *NO_GUIDANCE, "teacher.features=f"],
+            r"distill\.mode is none; expected soft or hard",
+        ),
+    ],
+)
+def test_settings_that_teach_nothing_are_refused_in_a_new_run_alone(
+    changes: list[str], words: str
+) -> None:
+    recipe = load_recipe("quick", changes)  # a run that was begun with it can be finished
+    with pytest.raises(EdgelungError, match=words):
+        create_checked_modules(recipe, 3)
+
+
 def test_a_model_that_is_never_shown_a_window_need_not_take_one() -> None:
     """Where guidance alone teaches on windows, and this model does not guide."""
     name = "swin_tiny_patch4_window7_224"
