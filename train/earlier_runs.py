@@ -51,7 +51,7 @@ def check_earlier_runs(recipe: Recipe, split: Sequence[SplitTile]) -> None:
 
 def _run_of(weights: Path) -> RunFolder | None:
     """The run that wrote a file of weights; None if it is not one that a run writes."""
-    for path in (weights.absolute(), weights.resolve()):  # a link may lead into a run or out of it
+    for path in _places(weights):
         for folder in list(path.parents)[:3]:  # RUN/teacher/NAME/model.safetensors
             run = RunFolder(folder)
             written = [run.weights_path(role) for role in (*ROLES, f"teacher/{path.parent.name}")]
@@ -73,12 +73,19 @@ def _learnt(run: RunFolder) -> set[str]:
 
 def _check_classes(recipe: Recipe, role: str, classes: list[str], what: str) -> None:
     """Raise EdgelungError if a model that is not trained any more answers for other classes."""
-    config = RunFolder(Path(recipe.schedule(role).weights).resolve().parent)
-    if not config.model_config_path().is_file():
-        return
-    answered = config.read_model_config().label_names
-    if answered != classes:
-        raise EdgelungError(
-            f"{what} are for the classes {', '.join(answered)}, and {setting(role, 'epochs')} is "
-            f"0; expected weights for {', '.join(classes)}"
-        )
+    weights = Path(recipe.schedule(role).weights)
+    for path in _places(weights):
+        model = RunFolder(path.parent)  # config.json lies beside the weights
+        if not model.model_config_path().is_file():
+            continue
+        answered = model.read_model_config().label_names
+        if answered != classes:
+            raise EdgelungError(
+                f"{what} are for the classes {', '.join(answered)}, and {setting(role, 'epochs')} "
+                f"is 0; expected weights for {', '.join(classes)}"
+            )
+
+
+def _places(weights: Path) -> tuple[Path, Path]:
+    """Where a file of weights is: a link may lead into a run, or out of it."""
+    return weights.absolute(), weights.resolve()

@@ -71,8 +71,8 @@ class TrainingState:
             try:
                 part.load_state_dict(state[name])
             except (RuntimeError, KeyError, ValueError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
+                if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+                    raise  # the run explains it, and the state is good
                 raise EdgelungError(
                     f"the state {path} does not fit the {name} of this recipe and version "
                     f"({one_line(error, 90)}); start anew in another folder"

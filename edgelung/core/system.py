@@ -89,14 +89,20 @@ def available_cores() -> int:
 def free_memory() -> int:
     """Bytes that the system can free, within the container's limit."""
     free = _memory_line("MemAvailable")
-    with suppress(OSError, ValueError, StopIteration):  # "max", no limit, is not a number
+    with suppress(OSError, ValueError):  # "max", no limit, is not a number
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
-        # Pages of files that were read count as used, but are given up when memory is needed.
-        lines = (_CGROUP / "memory.stat").read_text().splitlines()
-        files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        free = min(free, limit - used + files)
+        free = min(free, limit - used + _pages_of_files())
     return free
+
+
+def _pages_of_files() -> int:
+    """Bytes of files that were read: they count as used, but are given up for other memory."""
+    with suppress(OSError):
+        for line in (_CGROUP / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                return int(line.split()[1])
+    return 0
 
 
 def total_memory() -> int:

@@ -21,3 +21,5 @@ def test_pages_of_files_that_were_read_are_free(
     assert system.free_memory() == pytest.approx(whole, rel=0.2)
     (tmp_path / "memory.max").write_text(f"{GIB + 1000}\n")
     assert system.free_memory() == GIB // 2 + 1000
+    (tmp_path / "memory.stat").unlink()
+    assert system.free_memory() == 1000  # the limit holds all the same

@@ -90,6 +90,24 @@ def test_what_an_earlier_run_of_the_earlier_run_learnt_counts(
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        ["teacher.model=['resnet18', 'resnet34']", "teacher.settings.resnet34.weights={}"],
+        ["baseline={{model = 'resnet18', epochs = 1, lr = 1, weights = '{}'}}"],
+        ["student.init=select", "student.weights={}"],
+    ],
+)
+def test_whatever_learns_from_them_is_refused(
+    small: list[str], run: Path, tiles: Path, settings: list[str]
+) -> None:
+    weights = run / "model.safetensors"
+    recipe = load_recipe("demo", [*small, *(text.format(weights) for text in settings)])
+    split = [SplitTile(row.tile, row.group, "test") for row in split_of(run, tiles)]
+    with pytest.raises(EdgelungError, match="were trained on"):
+        check_earlier_runs(recipe, split)
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     [("split.csv", "is not the one that the run was made with"), ("run.json", "run.json")],
 )
@@ -124,8 +142,15 @@ def test_an_untrained_teacher_answers_for_the_classes_of_the_run(
     copy.write_model_config(structs.replace(config, label_names=names), "teacher")
     split = split_of(run, tiles)
     check_earlier_runs(starting_from(small, copy.path), split)  # it is trained anew
-    with pytest.raises(EdgelungError, match=r"for the classes colon_aca, .* teacher.epochs is 0"):
-        check_earlier_runs(starting_from(small, copy.path, "teacher.epochs=0"), split)
+    untrained = starting_from(small, copy.path, "teacher.epochs=0")
+    words = r"for the classes colon_aca, .* teacher.epochs is 0"
+    with pytest.raises(EdgelungError, match=words):
+        check_earlier_runs(untrained, split)
+    weights = copy.weights_path("teacher")
+    weights.rename(tmp_path / "blob")  # as a store that keeps large files elsewhere
+    weights.symlink_to(tmp_path / "blob")
+    with pytest.raises(EdgelungError, match=words):
+        check_earlier_runs(untrained, split)
 
 
 def test_what_made_the_weights_is_said_of_what_they_start(
