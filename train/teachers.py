@@ -40,8 +40,7 @@ class FrozenModel(nn.Module):
     """A trained model that is shown the student's views, at its own size and normalisation.
 
     A view that fits is left as it is: a window, which is small, is neither enlarged nor shrunk to
-    the scale that the model was trained at. For a model of 160 px beside a student of 224 px that
-    brought nothing (benchmarks/results/teacher-scale.json). A ViT is shown whole patches.
+    the scale that the model was trained at. A ViT is shown whole patches.
     """
 
     def __init__(
