@@ -100,7 +100,7 @@ def test_every_probe_of_a_fold_has_seen_all_classes(held: dict[str, int]) -> Non
     """A probe that never saw a class would tell the student that its tiles are not of it."""
     groups = [f"{of}{n}" for of, count in held.items() for n in range(count)]
     rows = [(group, label) for group in groups for label in group.rstrip("0123456789")]
-    labels = np.array(["ANS".index(label) for _, label in rows], np.int64)
+    labels = np.array(["NAS".index(label) for _, label in rows], np.int64)
     fold_of, folds = _deal(labels, [group for group, _ in rows], seed=0)
     assert folds >= 2
     of_group = {group: fold for (group, _), fold in zip(rows, fold_of, strict=True)}
