@@ -47,6 +47,16 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def release_freed_memory() -> None:
+    """Give freed blocks back to the system, after a model whose steps needed more than the next's.
+
+    Does nothing where the C library is not glibc.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(ctypes.c_size_t(0))
+
+
 def _has_short_sequence(model: VisionTransformer) -> bool:
     """True if the model has position embeddings for few tokens."""
     return model.pos_embed is not None and model.pos_embed.shape[1] <= SHORT_SEQUENCE

@@ -18,7 +18,7 @@ from edgelung.core.locks import locked
 from edgelung.core.terminal import progress as progress_bar
 from edgelung.evaluation.concerns import run_concerns
 from edgelung.report.pages import run_page
-from edgelung.train.cpu import tune_for_cpu
+from edgelung.train.cpu import release_freed_memory, tune_for_cpu
 from edgelung.train.distributed import allow_nondeterministic, insist_on_determinism
 from edgelung.train.models import Model, load_saved, save_model
 from edgelung.train.prediction import predict
@@ -157,6 +157,7 @@ def _train_models(
         if role == progress.stage:
             stage = create_stage(run.recipe, role, module, models, labels)
             model = _train_stage(run, stage, progress)
+            release_freed_memory()
             if run.context.is_main:
                 save_model(model, run.folder, role, run.classes, stage.schedule.size)
             if role != roles[-1]:

@@ -51,6 +51,33 @@ def test_freed_memory_is_kept(keep: bool) -> None:
     assert (kept > 3000) == keep
 
 
+# Memory of the process, in MiB: with a block of 1 GiB, after it was freed, and once released.
+RELEASED = """
+import torch
+from edgelung.train.cpu import keep_freed_memory, release_freed_memory
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
+keep_freed_memory()
+block = torch.ones(1 << 28)
+last = torch.ones(1 << 20)  # above the block: what lies under it is not the end of the heap
+found = [resident()]
+del block
+found.append(resident())
+release_freed_memory()
+print(*found, resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc")
+def test_kept_memory_is_released() -> None:
+    command = [sys.executable, "-c", RELEASED]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    held, kept, released = map(int, printed.split())
+    assert kept > held - 100
+    assert released < held - 900
+
+
 def depthwise() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1))
