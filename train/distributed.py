@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError, one_line
+from edgelung.core.system import cpu_flags
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ def create_context(precision: str) -> DistributedContext:
                 "precision fp16 needs a CUDA device; use auto, bf16 or fp32 on a CPU"
             )
         # avx512_bf16, amx_bf16; bf16 on ARM
-        best = "bf16" if any("bf16" in flag for flag in _cpu_flags()) else "fp32"
+        best = "bf16" if any("bf16" in flag for flag in cpu_flags()) else "fp32"
         device = torch.device("cpu")
     return DistributedContext(device, best if precision == "auto" else precision, rank, world_size)
 
@@ -169,11 +169,3 @@ def allow_nondeterministic(error: RuntimeError) -> str | None:
         return None
     torch.use_deterministic_algorithms(True, warn_only=True)
     return one_line(str(error).split(" does not have", 1)[0], 120)
-
-
-def _cpu_flags() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    return next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])

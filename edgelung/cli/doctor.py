@@ -69,11 +69,12 @@ def _print(result: "Examination") -> None:
         *("engine", "variant", Column("golden tiles", no_wrap=True), "largest\ndifference"),
         title="self-test",
     )
+    present = {test.engine for test in result.selftest if test.state != "unavailable"}
     for test in result.selftest:
         difference = test.golden_difference
         tests.add_row(
             test.engine,
-            test.precision if test.state != "unavailable" else "",
+            test.precision if test.engine in present else "",
             test.state,
             "" if difference is None else f"{difference:.2g}",
         )

@@ -130,6 +130,28 @@ def cpu_name() -> str:
         return platform.processor()
 
 
+def cpu_flags() -> list[str]:
+    """The processor's instruction sets, as Linux names them; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return line.partition(":")[2].split()
+
+
+def saturates_int8() -> bool:
+    """True on x86 processors without VNNI instructions.
+
+    There, fast INT8 kernels add pairs of products in 16 bits (`vpmaddubsw`). Two large ones do not
+    fit and are cut off, so the sums come out too small: of the starter's golden tiles the scores
+    changed by up to 22 % (`benchmarks/results/int8-without-vnni.json`).
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not any("vnni" in flag for flag in cpu_flags())  # avx512_vnni, avx_vnni
+
+
 def host() -> Host:
     """This machine, for the record of a run."""
     return Host(

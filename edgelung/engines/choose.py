@@ -151,28 +151,58 @@ def _open_engine(
             if engine is not None:
                 raise
             failures.append(f"a GPU is here, but {error}")
-    variant, why = _choose_variant(bundle, precision, on_gpu and engine is not None)
-    for name in CPU_ENGINES if engine is None else (engine,):
-        if reason := UNRELIABLE.get((name, variant.precision)):
-            failures.append(f"{name}: {reason}")
-            continue
-        try:
-            loaded = load_variant(factories[name], variant, cores, latency=latency)
-        except (EngineUnavailableError, EdgelungError) as error:  # written for users
-            failures.append(f"{name}: {error}")
-        except Exception as error:  # runtimes raise their own exception types
-            failures.append(f"{name}: cannot load {variant.graph.name}: {one_line(error)}")
-        else:
-            loaded, difference = _checked(bundle, loaded, variant, cores, latency=latency)
-            return Chosen(loaded, variant, "; ".join([why, *failures]), difference)
-    if engine is not None:
-        failures = failures[-1:]
-        if engine in GPU_ENGINES and not gpu_present():  # installing something would not help
-            failures = [
-                f"{engine} needs an NVIDIA GPU, and none is visible; leave --engine out to run on "
-                "the CPU"
-            ]
-    raise EdgelungError(f"no engine can run {variant.precision} here: {'; '.join(failures)}")
+    if engine is not None and engine not in factories:
+        raise EdgelungError(f"no engine is called {engine!r}; there are {', '.join(factories)}")
+    names = CPU_ENGINES if engine is None else (engine,)
+    for variant, why in _variants(bundle, precision, on_gpu and engine is not None):
+        is_wrong = False
+        for name in names:
+            try:
+                loaded, difference = _load(bundle, name, factories[name], variant, cores, latency)
+            except EngineUnavailableError as error:
+                failures.append(f"{name}: {error}")
+            except EdgelungError as error:
+                if engine is not None:
+                    raise
+                failures.append(f"{name}: {error}")
+                is_wrong = True
+            else:
+                reason = "; ".join(dict.fromkeys([why, *failures]))
+                return Chosen(loaded, variant, reason, difference)
+        if is_wrong:  # another variant of a faulty bundle may be faulty in other ways
+            break
+    if engine in GPU_ENGINES and not gpu_present():  # installing something would not help
+        failures = [
+            f"{engine} needs an NVIDIA GPU, and none is visible; leave --engine out to run on "
+            "the CPU"
+        ]
+    reasons = "; ".join(dict.fromkeys(failures))
+    raise EdgelungError(f"no engine can run {variant.precision} here: {reasons}")
+
+
+def _load(
+    bundle: Bundle,
+    name: EngineName,
+    factory: EngineFactory,
+    variant: Variant,
+    cores: int,
+    latency: bool,
+) -> tuple[Engine, float]:
+    """Load a variant and check it on the golden tiles.
+
+    Raises:
+        EngineUnavailableError: if the engine does not run such a variant here.
+        EdgelungError: if it does not load this one, or does not reproduce the golden tiles.
+    """
+    if reason := UNRELIABLE.get((name, variant.precision)):
+        raise EngineUnavailableError(reason)
+    try:
+        engine = load_variant(factory, variant, cores, latency=latency)
+    except (EngineUnavailableError, EdgelungError):  # written for users
+        raise
+    except Exception as error:  # runtimes raise their own exception types
+        raise EdgelungError(f"cannot load {variant.graph.name}: {one_line(error)}") from error
+    return _checked(bundle, engine, variant, cores, latency=latency)
 
 
 def load_variant(
@@ -276,8 +306,8 @@ def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
         raise EdgelungError(
             f"{engine.name} does not reproduce the bundle's golden tiles at {precision}: "
             f"probabilities differ by up to {difference:.3g}, allowed "
-            f"{precision.about.golden_tolerance:g}; nothing was predicted. Try --engine "
-            f"{' or '.join(name for name in CPU_ENGINES if name != engine.name)}"
+            f"{precision.about.golden_tolerance:g}; nothing was predicted. Try another --engine "
+            "or --precision"
         )
     _check_scores(bundle, engine, precision, ood)
     return difference
@@ -294,29 +324,30 @@ def _check_scores(bundle: Bundle, engine: Engine, precision: Precision, ood: Sco
         raise EdgelungError(
             f"{engine.name} does not reproduce the scores of the bundle's golden tiles at "
             f"{precision}: they differ by up to {100 * difference:.2g} %, allowed "
-            f"{100 * SCORE_TOLERANCE:g} %; nothing was predicted"
+            f"{100 * SCORE_TOLERANCE:g} %; nothing was predicted. Try another --engine or "
+            "--precision"
         )
 
 
-def _choose_variant(bundle: Bundle, precision: Precision | None, gpu: bool) -> tuple[Variant, str]:
-    """Choose a variant without timing, and say why."""
+def _variants(bundle: Bundle, precision: Precision | None, gpu: bool) -> list[tuple[Variant, str]]:
+    """The variants to try, in order and without timing, each with the reason for it."""
     if precision is not None:
         variant = bundle.variant(precision)
-        if variant.passed:
-            return variant, f"{precision} asked for"
-        return variant, f"{precision} asked for; its gate: {variant.gate.verdict}"
+        why = f"{precision} asked for"
+        return [(variant, why if variant.passed else f"{why}; its gate: {variant.gate.verdict}")]
     refused = list(_refused(bundle))
     preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
+    known = [name for name in preference if name in bundle.variants]
+    why = "; ".join([f"auto: first of {', '.join(known)} that passed the gate", *refused])
+    passed = [variant for name in known if (variant := bundle.variants[name]).passed]
+    variants = [(variant, why) for variant in passed]
     target = bundle.manifest.target
     if not gpu and target is not UNSET and (fast_enough := variant_for_target(bundle)):
         why = f"auto: export chose {target.variant} for {target.asked}"
-        return fast_enough, "; ".join([why, *refused])
-    for candidate in preference:
-        if candidate in bundle.variants and bundle.variants[candidate].passed:
-            known = [name for name in preference if name in bundle.variants]
-            why = f"auto: first of {', '.join(known)} that passed the gate"
-            return bundle.variants[candidate], "; ".join([why, *refused])
-    raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
+        variants.insert(0, (fast_enough, "; ".join([why, *refused])))
+    if not variants:
+        raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
+    return variants
 
 
 def variant_for_target(bundle: Bundle) -> Variant | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgelung.core.cache import Key, open_cache
 from edgelung.core.errors import one_line
+from edgelung.core.system import saturates_int8
 from edgelung.engines.base import (
     EngineUnavailableError,
     Floats,
@@ -21,6 +22,8 @@ from edgelung.engines.base import (
 )
 
 Config = dict[str, str | int | bool]
+
+QUANTIZED = b"QuantizeLinear"  # an operator's name, which an ONNX file holds as text
 
 
 class InferResult(Protocol):
@@ -60,6 +63,10 @@ class OpenVinoEngine:
 
     Floating point is computed in FP32. With `bf16` it is computed in BF16 if the CPU can: beside
     INT8, attention then takes half the time.
+
+    Raises:
+        EngineUnavailableError: if openvino is not installed; for INT8 on a processor where it does
+            not sum exactly.
     """
 
     name = "openvino"
@@ -74,6 +81,11 @@ class OpenVinoEngine:
             raise EngineUnavailableError(
                 f"openvino is not installed ({one_line(error)}); pip install openvino"
             ) from error
+        if saturates_int8() and QUANTIZED in graph.read():
+            raise EngineUnavailableError(
+                "this CPU has no VNNI instructions, so INT8 sums saturate in OpenVINO; ONNX "
+                "Runtime sums exactly"
+            )
         self.concurrency = 1 if latency else threads
         core: Core = ov.Core()
         use_bf16 = bf16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

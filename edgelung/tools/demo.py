@@ -20,20 +20,23 @@ from edgelung.core import typed_json
 from edgelung.core.config import ENVIRONMENT, OFF
 from edgelung.core.errors import ExitCode
 from edgelung.core.precision import Precision
-from edgelung.core.system import describe_machine
+from edgelung.core.system import describe_machine, saturates_int8
 from edgelung.core.terminal import err, out
 from edgelung.engines.names import EngineName
 from edgelung.tools.demo_figures import AlsoFigures, DemoFigures, Labels, collect_figures, show
 
-# Engine and precision of each `infer` over the test tiles.
-INFER_RUNS = (
-    (EngineName.ONNXRUNTIME, Precision.FP32),
-    (EngineName.OPENVINO, Precision.FP32),
-    (EngineName.ONNXRUNTIME, Precision.INT8),
-    (EngineName.OPENVINO, Precision.INT8),
-)
 # Of the synthetic tiles: the gate needs the others, about 200 a class.
 CALIBRATION_TILES = 240
+
+
+def infer_runs() -> list[tuple[EngineName, Precision]]:
+    """Engine and precision of each `infer` over the test tiles: those that run on this CPU."""
+    runs = [
+        (EngineName.ONNXRUNTIME, Precision.FP32),
+        (EngineName.OPENVINO, Precision.FP32),
+        (EngineName.ONNXRUNTIME, Precision.INT8),
+    ]
+    return runs if saturates_int8() else [*runs, (EngineName.OPENVINO, Precision.INT8)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def run_demo(options: DemoOptions, folder: Path, *, quiet: bool = False) -> Demo
         return read_summary(rows.with_suffix(".summary.json"))
 
     results: list[tuple[Summary, Labels]] = []
-    for engine, precision in INFER_RUNS:
+    for engine, precision in infer_runs():
         name = f"{engine}-{precision}"
         test_tiles = [options.data, "--files", RunFolder(run).split_path, "--subset", "test"]
         summary = infer(name, *test_tiles, "--engine", engine, "--precision", precision)

@@ -18,7 +18,7 @@ from edgelung.core.cache import ENGINE_FOLDER, cache_folder, list_entries, make_
 from edgelung.core.deadlines import loading
 from edgelung.core.errors import EdgelungError, one_line
 from edgelung.core.precision import Precision
-from edgelung.core.system import available_cores, version
+from edgelung.core.system import available_cores, saturates_int8, version
 from edgelung.engines.base import EngineUnavailableError
 from edgelung.engines.cuda import GRAPHS, Device, driver_version, gpu_present
 from edgelung.engines.names import GPU_ENGINES, EngineName
@@ -27,6 +27,7 @@ from edgelung.kernels import build as kernels
 
 NVIMGCODEC = "nvidia.nvimgcodec"
 INSTALL_GPU = "pip install 'edgelung[gpu]'"
+NO_VNNI = "this CPU has no VNNI"  # see `saturates_int8`
 DRIVER = "install NVIDIA's driver 580 or later (CUDA 13)"
 # The row that shows whether an engine can run, in the order in which `auto` tries them.
 GPU_ROWS = {
@@ -113,9 +114,13 @@ def choose_engine(findings: Sequence[Finding]) -> str:
         why = f"{found['GPU']} is here, but no GPU engine is"
     else:
         why = f"no GPU engine: {found.get('GPU', 'the GPU could not be looked up')}"
-    for name, row in CPU_ROWS.items():
-        if row in ready:
-            return f"{name} on the CPU, INT8 before FP32 ({why})"
+    names = [name for name, row in CPU_ROWS.items() if row in ready]
+    if saturates_int8() and EngineName.ONNXRUNTIME in names:
+        return f"{EngineName.ONNXRUNTIME} on the CPU, INT8 before FP32 ({why}; {NO_VNNI})"
+    if saturates_int8() and names:
+        return f"{names[0]} on the CPU, FP32 ({why}; {NO_VNNI})"
+    if names:
+        return f"{names[0]} on the CPU, INT8 before FP32 ({why})"
     return f"none: neither OpenVINO nor ONNX Runtime loads ({why})"
 
 
@@ -129,6 +134,7 @@ def _run_selftest(bundle: Bundle) -> list[EngineTest]:
     from edgelung.engines.choose import ENGINES, UNRELIABLE, check_golden, load_variant
 
     results: list[EngineTest] = []
+    first = next(iter(bundle.variants.values()))
     for name, factory in ENGINES.items():
         for precision, variant in bundle.variants.items():
             if reason := UNRELIABLE.get((name, precision)):
@@ -140,8 +146,8 @@ def _run_selftest(bundle: Bundle) -> list[EngineTest]:
                 lacks_gpu = name in GPU_ENGINES and not gpu_present()
                 reason = "needs an NVIDIA GPU; none is visible" if lacks_gpu else one_line(error)
                 results.append(EngineTest(name, precision, "unavailable", reason))
-                if isinstance(error, EngineUnavailableError):
-                    break  # the other variants would give the same reason
+                if isinstance(error, EngineUnavailableError) and variant is first:
+                    break  # the engine is not there: the others would give the same reason
                 continue
             try:
                 difference = check_golden(bundle, engine, precision)
@@ -270,7 +276,9 @@ def _openvino(has_gpu: bool) -> list[Finding]:
     core = ov.Core()
     devices = [f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})" for d in core.available_devices]
     found = f"{ov.__version__.split('-')[0]}, {', '.join(devices)}"
-    if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if saturates_int8():
+        found += f", no INT8: {NO_VNNI}"
+    elif "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         found += ", BF16 beside INT8"
     return [Finding("OpenVINO", "ok", found)]
 

@@ -23,3 +23,21 @@ def test_pages_of_files_that_were_read_are_free(
     assert system.free_memory() == GIB // 2 + 1000
     (tmp_path / "memory.stat").unlink()
     assert system.free_memory() == 1000  # the limit holds all the same
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "saturates"),
+    [
+        ("x86_64", "fpu avx2 fma", True),
+        ("x86_64", "fpu avx2 avx512f avx512_vnni", False),
+        ("AMD64", "avx2 avx_vnni", False),
+        ("x86_64", None, True),  # the system does not say: the slower kernels are right anywhere
+        ("aarch64", None, False),
+    ],
+)
+def test_int8_saturates_on_x86_without_vnni(
+    machine: str, flags: str | None, saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "cpu_flags", lambda: (flags or "").split())
+    monkeypatch.setattr(system.platform, "machine", lambda: machine)
+    assert system.saturates_int8() == saturates

@@ -369,6 +369,7 @@ class FakeTensorRt:
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.x64quantprecision", "1")  # as a GPU computes
         session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         tensors = [*session.get_inputs(), *session.get_outputs()]
         shapes = {tensor.name: (-1, *tensor.shape[1:]) for tensor in tensors}

@@ -23,6 +23,7 @@ class FakeSession:
         plain = onnxruntime.SessionOptions()
         plain.intra_op_num_threads = 1
         plain.log_severity_level = 4
+        plain.add_session_config_entry("session.x64quantprecision", "1")  # as a GPU computes
         self._cpu = REAL(onnx, plain, providers=["CPUExecutionProvider"])
         self.stream = int(options["user_compute_stream"])
         self.recorded: dict[int, Any] = {}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from engine_helpers import noise
+from engine_helpers import needs_vnni, noise
 
 from edgelung.artifacts.bundle import Bundle, Variant, open_bundle
 from edgelung.core.errors import EdgelungError
@@ -22,6 +22,7 @@ from edgelung.tiles.reader import read_tile
 
 EARLY = Precision.INT8_EARLY_EXIT
 RULE = ExitRule(confidence=0.8, known_up_to=1.0)
+INT8_ENGINES = [OnnxRuntimeEngine, pytest.param(OpenVinoEngine, marks=needs_vnni)]
 
 
 class Stage:
@@ -104,7 +105,7 @@ def loaded(factory: type, variant: Variant) -> Engine:
     return load_variant(factory, variant, 1)
 
 
-@pytest.mark.parametrize("factory", [OnnxRuntimeEngine, OpenVinoEngine])
+@pytest.mark.parametrize("factory", INT8_ENGINES)
 def test_a_tile_has_the_same_answer_in_any_batch(
     early: Bundle, some: np.ndarray, factory: type
 ) -> None:
@@ -120,7 +121,7 @@ def test_a_tile_has_the_same_answer_in_any_batch(
             np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
-@pytest.mark.parametrize("factory", [OnnxRuntimeEngine, OpenVinoEngine])
+@pytest.mark.parametrize("factory", INT8_ENGINES)
 def test_a_tile_that_continues_has_the_answer_of_int8(
     early: Bundle, some: np.ndarray, factory: type
 ) -> None:

@@ -9,23 +9,31 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
-from engine_helpers import all_passed, noise
+from engine_helpers import all_passed, needs_vnni, noise
+from onnx import TensorProto, helper, numpy_helper
 
 from edgelung.artifacts.bundle import Bundle, open_bundle, write_bundle
 from edgelung.core.errors import EdgelungError
 from edgelung.core.precision import Precision
 from edgelung.engines import choose
 from edgelung.engines import onnxruntime as onnxruntime_engine
+from edgelung.engines import openvino as openvino_engine
 from edgelung.engines.base import EngineUnavailableError, Graph, Output
 from edgelung.engines.cuda import gpu_present
-from edgelung.engines.onnxruntime import OnnxRuntimeEngine
+from edgelung.engines.onnxruntime import CPU, OnnxRuntimeEngine, open_session
 from edgelung.engines.openvino import OpenVinoEngine
 
 ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("factory", ENGINES)
+@pytest.mark.parametrize(
+    ("factory", "precision"),
+    [
+        *((factory, precision) for factory in ENGINES for precision in ("fp32", "fp16")),
+        (OnnxRuntimeEngine, "int8"),
+        pytest.param(OpenVinoEngine, "int8", marks=needs_vnni),
+    ],
+)
 def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: str) -> None:
     engine = factory(bundle.variants[precision].graph, 2)
     tiles = noise(7)
@@ -38,7 +46,10 @@ def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: s
     np.testing.assert_allclose(together, alone, atol=5e-7)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.02)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [("fp32", 1e-5), pytest.param("int8", 0.02, marks=needs_vnni)],
+)
 def test_engines_agree(bundle: Bundle, precision: str, tolerance: float) -> None:
     engines = [engine(bundle.variants[precision].graph, 2) for engine in ENGINES]
     first, second = (engine.infer(noise(9)).probabilities for engine in engines)
@@ -86,6 +97,51 @@ def test_auto_falls_to_the_next_engine_and_says_why(
     assert "openvino is not installed" in chosen.reason
 
 
+def test_a_large_int8_sum_is_exact() -> None:
+    """Also on a CPU without VNNI, where the fastest kernels cut it off at 32,767."""
+    graph = quantized_product(np.full((64, 8), 127, np.int8))
+    session = open_session(graph, CPU, 1)
+    (found,) = session.run(None, {"x": np.full((4, 64), 127, np.float32)})
+    np.testing.assert_array_equal(found, np.full((4, 8), 64 * 127 * 127, np.float32))
+
+
+def quantized_product(weights: np.ndarray) -> bytes:
+    """x (N, K) times INT8 weights (K, M) in a Q/DQ graph, all scales 1."""
+    one, zero = np.float32(1), np.int8(0)
+    q, dq = "QuantizeLinear", "DequantizeLinear"
+    nodes = [
+        helper.make_node(q, ["x", "one", "zero"], ["xq"]),
+        helper.make_node(dq, ["xq", "one", "zero"], ["xd"]),
+        helper.make_node(dq, ["w", "one", "zero"], ["wd"]),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    constants = {"one": one, "zero": zero, "w": weights}
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", len(weights)])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", weights.shape[1]])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 19)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+
+
+def test_without_vnni_openvino_computes_no_int8(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "saturates_int8", lambda: True)
+    proven = all_passed(bundle)
+    chosen = choose.open_engine(proven)
+    assert (chosen.engine.name, chosen.variant.precision) == ("onnxruntime", "int8")
+    assert chosen.reason.count("no VNNI") == 1
+    named = choose.open_engine(proven, "openvino")
+    assert (named.engine.name, named.variant.precision) == ("openvino", "fp32")
+    assert named.reason.count("no VNNI") == 1
+    with pytest.raises(EdgelungError, match=r"can run int8 here: openvino: .* no VNNI"):
+        choose.open_engine(proven, "openvino", Precision.INT8)
+
+
 def test_auto_never_offers_what_did_not_pass(bundle: Bundle) -> None:
     # The small bundle has too few tiles for a verdict.
     assert bundle.variants["int8"].gate.verdict == "inconclusive"
@@ -97,6 +153,31 @@ def test_auto_never_offers_what_did_not_pass(bundle: Bundle) -> None:
 def test_auto_takes_int8_once_it_passed(bundle: Bundle) -> None:
     proven = all_passed(bundle)
     assert choose.open_engine(proven).variant.precision == "int8"
+
+
+def test_auto_leaves_an_engine_that_is_wrong_and_says_so(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(choose.ENGINES, "openvino", Off)
+    chosen = choose.open_engine(bundle)
+    assert chosen.engine.name == "onnxruntime"
+    assert "openvino: onnxruntime does not reproduce the bundle's golden tiles" in chosen.reason
+
+
+def test_auto_takes_no_other_variant_if_all_engines_are_wrong(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle with one faulty graph is not trusted with another."""
+
+    class OffInInt8(Off):
+        def __init__(self, graph: Graph, threads: int, *, latency: bool = False) -> None:
+            super().__init__(graph, threads, latency=latency)
+            self.offset = np.float32([0.2, -0.2, 0]) * ("int8" in graph.name)
+
+    monkeypatch.setattr(choose, "ENGINES", dict.fromkeys(choose.CPU_ENGINES, OffInInt8))
+    with pytest.raises(EdgelungError, match=r"no engine can run int8 here: openvino: .*golden"):
+        choose.open_engine(all_passed(bundle))
+    assert choose.open_engine(bundle).variant.precision == "fp32"
 
 
 @pytest.mark.parametrize(("verdict", "precision"), [("pass", "int8"), ("fail", "fp32")])
@@ -118,10 +199,11 @@ def test_unknown_engines_are_named(bundle: Bundle, name: str) -> None:
 class Off(OnnxRuntimeEngine):
     """An engine that is wrong by little. (A barely trained model hardly sees colours swapped.)"""
 
+    offset = np.float32([0.005, -0.005, 0])
+
     def infer(self, tiles: np.ndarray) -> Output:
         found = super().infer(tiles)
-        moved = found.probabilities + np.float32([0.005, -0.005, 0])
-        return found._replace(probabilities=moved)
+        return found._replace(probabilities=found.probabilities + self.offset)
 
 
 class NotANumber(OnnxRuntimeEngine):

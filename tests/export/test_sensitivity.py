@@ -5,6 +5,7 @@ import pytest
 
 from edgelung.artifacts.manifest import Calibration
 from edgelung.core.precision import Precision
+from edgelung.engines.onnxruntime import CPU, open_session
 from edgelung.export.graph import build_graph, quantizable
 from edgelung.export.graph_stages import build_switched_stages, stage_parts
 from edgelung.export.plan import Plan
@@ -35,11 +36,9 @@ def test_the_spoilt_linear_leads(plan: Plan, pixels: np.ndarray) -> None:
 
 def test_the_switched_stages_are_the_graph_that_ships(plan: Plan, pixels: np.ndarray) -> None:
     """All on is INT8, all off is full precision, one on is that one alone."""
-    import onnxruntime as ort
 
     def run(graph) -> np.ndarray:
-        text = graph.SerializeToString()
-        session = ort.InferenceSession(text, providers=["CPUExecutionProvider"])
+        session = open_session(graph.SerializeToString(), CPU, 1)
         return session.run(["probs"], {"tiles": pixels[:4]})[0]
 
     def run_stages(quantized: np.ndarray) -> np.ndarray:
@@ -48,9 +47,7 @@ def test_the_switched_stages_are_the_graph_that_ships(plan: Plan, pixels: np.nda
         parts = stage_parts(plan.student, plan.scales)
         stages = build_switched_stages(plan.student, plan.scales)
         for stage, names in zip(stages, parts, strict=True):
-            session = ort.InferenceSession(
-                stage.SerializeToString(), providers=["CPUExecutionProvider"]
-            )
+            session = open_session(stage.SerializeToString(), CPU, 1)
             first = session.get_inputs()[0].name
             inputs = {first: values, "quantized": np.array([switches[name] for name in names])}
             values = session.run(None, inputs)[0]

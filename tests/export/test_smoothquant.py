@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
 from edgelung.core.precision import Precision
+from edgelung.engines.onnxruntime import CPU, open_session
 from edgelung.export.eight_bit import quantize_weight
 from edgelung.export.graph import build_graph
 from edgelung.export.ranges import input_scales
@@ -17,11 +17,10 @@ from edgelung.export.stats import collect_stats
 from edgelung.export.student import Student
 
 FACTOR = np.float32(30)
-PROVIDER = "CPUExecutionProvider"
 
 
 def run(graph, pixels: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(graph.SerializeToString(), providers=[PROVIDER])
+    session = open_session(graph.SerializeToString(), CPU, 1)
     return session.run(["probs"], {"tiles": pixels})[0]
 
 
@@ -162,7 +161,7 @@ def test_the_patch_embedding_has_its_bias_corrected_too(student: Student, pixels
         graph = quantized_graph(student, scales, means)
         add = next(n for n in graph.graph.node if n.op_type == "Add").output[0]  # (N, 16, D)
         graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(add))
-        session = ort.InferenceSession(graph.SerializeToString(), providers=[PROVIDER])
+        session = open_session(graph.SerializeToString(), CPU, 1)
         outputs.append(session.run([add], {"tiles": pixels})[0].mean(axis=(0, 1)))  # (D,)
     exact, rounded, corrected = outputs
     assert np.abs(rounded - exact).max() > 1e-4

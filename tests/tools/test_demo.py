@@ -10,9 +10,12 @@ from edgelung.artifacts.run import RunFolder
 from edgelung.cli.demo import _new_folder
 from edgelung.core import terminal
 from edgelung.core.errors import ExitCode
+from edgelung.core.precision import Precision
 from edgelung.core.system import describe_machine
 from edgelung.core.typed_json import plain
-from edgelung.tools.demo import INFER_RUNS, Steps
+from edgelung.engines.names import EngineName
+from edgelung.tools import demo
+from edgelung.tools.demo import Steps, infer_runs
 from edgelung.tools.demo_figures import DemoFigures, collect_figures, share_of_same_labels, show
 
 
@@ -23,7 +26,7 @@ def figures(
     """What the demo collects after it has predicted the test tiles of a run."""
     folder = tmp_path_factory.mktemp("demo")
     results = []
-    for engine, precision in INFER_RUNS:
+    for engine, precision in infer_runs():
         rows = folder / f"{engine}-{precision}.csv"
         summary = edgelung.infer_folder(
             *(tiles, rows),
@@ -54,7 +57,7 @@ def test_the_figures_are_those_of_the_run_and_the_bundle(
     assert figures.student.test.accuracy == metrics.models["student"].test.accuracy
     assert figures.teacher.model == metrics.models["teacher"].model
     assert figures.gate.keys() == figures.bytes.keys() == bundle.manifest.variants.keys()
-    assert [(row.engine, row.precision) for row in figures.test] == list(INFER_RUNS)
+    assert [(row.engine, row.precision) for row in figures.test] == infer_runs()
     assert all(row.tiles == 18 for row in figures.test)
     reference = figures.test[0]
     assert reference.agreement_with_onnxruntime_fp32 == 1
@@ -81,10 +84,20 @@ def test_the_table_has_a_row_per_model_and_engine(
     show(figures, has_groups=True)
     terminal.out.cache_clear()
     printed = capsys.readouterr().out
-    for row in ("teacher ", "student FP32, onnxruntime", "student INT8, openvino"):
+    rows = [f"student {precision.upper()}, {engine}" for engine, precision in infer_runs()]
+    for row in ("teacher ", *rows):
         assert row in printed
     assert "no group of which was seen in training" in printed
     assert edgelung.RESEARCH_USE_ONLY in printed
+
+
+def test_the_runs_are_those_that_this_cpu_computes_exactly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for saturates, runs in ((True, 3), (False, 4)):
+        monkeypatch.setattr(demo, "saturates_int8", lambda saturates=saturates: saturates)
+        assert len(set(infer_runs())) == runs
+        assert ((EngineName.OPENVINO, Precision.INT8) in infer_runs()) != saturates
 
 
 def test_the_share_of_same_labels() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from edgelung.artifacts.bundle import Bundle
-from edgelung.engines import choose, cuda
+from edgelung.core.system import saturates_int8
+from edgelung.engines import choose, cuda, openvino
 from edgelung.engines.names import EngineName
 from edgelung.engines.tensorrt.flavour import INSTALL
 from edgelung.tools import doctor
@@ -48,7 +49,8 @@ def test_every_row_in_json(cli, tmp_path: Path) -> None:
     assert {f["state"] for f in report["findings"]} <= {"ok", "missing", "none"}
     assert report["selftest"] is None
     if not cuda.gpu_present():
-        assert report["choice"].startswith("openvino on the CPU")
+        engine = "onnxruntime" if saturates_int8() else "openvino"
+        assert report["choice"].startswith(f"{engine} on the CPU, INT8 before FP32")
 
 
 def test_the_table_for_people(cli) -> None:
@@ -66,6 +68,9 @@ def test_the_selftest_runs_what_is_there(bundle_folder: Path, cli) -> None:
     assert {engine for engine, _ in tests} == set(choose.ENGINES)
     for engine in ("openvino", "onnxruntime"):
         for precision in ("fp32", "fp16", "int8"):
+            if (engine, precision) == ("openvino", "int8") and saturates_int8():
+                assert "no VNNI" in tests[engine, precision]["reason"]
+                continue
             assert tests[engine, precision]["state"] == "ok"
             assert tests[engine, precision]["golden_difference"] < 0.1
     unavailable = [t for t in tests.values() if t["state"] == "unavailable"]
@@ -76,7 +81,18 @@ def test_without_a_bundle_the_starter_is_tested(cli) -> None:
     result = cli("doctor", "--selftest", "--json")
     assert result.returncode == 0, result.stderr
     tests = {(t["engine"], t["precision"]): t for t in json.loads(result.stdout)["selftest"]}
-    assert tests["openvino", "int8"]["state"] == "ok"
+    assert tests["onnxruntime", "int8"]["state"] == "ok"
+    assert tests["openvino", "int8"]["state"] == ("unavailable" if saturates_int8() else "ok")
+
+
+def test_without_vnni_openvino_is_tested_in_floating_point(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "saturates_int8", lambda: True)
+    tests = {(test.engine, test.precision): test for test in doctor.run_selftest(bundle)}
+    assert tests["openvino", "fp32"].state == tests["openvino", "fp16"].state == "ok"
+    assert tests["openvino", "int8"].state == "unavailable"
+    assert "no VNNI" in tests["openvino", "int8"].reason
 
 
 def test_a_wrong_engine_fails_the_selftest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +128,27 @@ def findings(**states: str) -> list[Finding]:
         ({"TensorRT-RTX": "ok", "OpenVINO": "ok"}, "openvino on the CPU"),  # it only builds here
     ],
 )
-def test_which_engine_would_run(states: dict[str, str], says: str) -> None:
+def test_which_engine_would_run(
+    states: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "saturates_int8", lambda: False)
     assert doctor.choose_engine(findings(**states)).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        ({"ONNX Runtime": "ok", "OpenVINO": "ok"}, "onnxruntime on the CPU, INT8 before FP32"),
+        ({"OpenVINO": "ok"}, "openvino on the CPU, FP32"),
+    ],
+)
+def test_which_engine_would_run_without_vnni(
+    states: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "saturates_int8", lambda: True)
+    choice = doctor.choose_engine(findings(**states))
+    assert choice.startswith(says)
+    assert "no VNNI" in choice
 
 
 def test_a_look_up_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
