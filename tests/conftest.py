@@ -17,6 +17,7 @@ from edgelung.artifacts.bundle import Bundle, open_bundle
 from edgelung.cli import main
 from edgelung.core import terminal
 from edgelung.core.precision import Precision
+from edgelung.core.system import saturates_int8
 
 # torch and timm take eight seconds to load. The fixtures that need them import them, so that the
 # process that starts the test processes, and a test of another room, do without.
@@ -249,6 +250,12 @@ def real_tiles() -> Path:
     if not (folder / "lc25000_768").is_dir():
         pytest.skip(f"no real tiles in {folder}; set EDGELUNG_DATA")
     return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test with the mark `vnni` where OpenVINO leaves INT8 to ONNX Runtime."""
+    if item.get_closest_marker("vnni") is not None and saturates_int8():
+        pytest.skip("INT8 in OpenVINO needs a CPU with VNNI instructions")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -153,10 +153,10 @@ def _open_engine(
             failures.append(f"a GPU is here, but {error}")
     if engine is not None and engine not in factories:
         raise EdgelungError(f"no engine is called {engine!r}; there are {', '.join(factories)}")
-    names = CPU_ENGINES if engine is None else (engine,)
+    to_try = CPU_ENGINES if engine is None else (engine,)
     for variant, why in _variants(bundle, precision, on_gpu and engine is not None):
         is_wrong = False
-        for name in names:
+        for name in to_try:
             try:
                 loaded, difference = _load(bundle, name, factories[name], variant, cores, latency)
             except EngineUnavailableError as error:

@@ -98,7 +98,13 @@ def check(bundle_folder: Path, clean: Path, sample: Path, tmp_path: Path, option
     assert {path: mixed[path] for path in alone} == alone
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+INT8_ENGINES = [
+    EngineName.ONNXRUNTIME,
+    pytest.param(EngineName.OPENVINO, marks=pytest.mark.vnni),
+]
+
+
+@pytest.mark.parametrize("engine", INT8_ENGINES)
 def test_trouble_among_synthetic_tiles(
     bundle_folder: Path, tiles: Path, tmp_path: Path, engine: EngineName
 ) -> None:
@@ -111,8 +117,14 @@ def test_trouble_among_synthetic_tiles(
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("engine", CPU_ENGINES)
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        *((engine, Precision.FP32) for engine in CPU_ENGINES),
+        (EngineName.ONNXRUNTIME, Precision.INT8),
+        pytest.param(EngineName.OPENVINO, Precision.INT8, marks=pytest.mark.vnni),
+    ],
+)
 def test_trouble_among_real_tiles(
     real_tiles: Path, tmp_path: Path, engine: EngineName, precision: Precision
 ) -> None:

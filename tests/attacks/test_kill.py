@@ -152,7 +152,9 @@ def stopped(
         (["--min-confidence", "0.5"], "--min-confidence was None and is 0.5"),
         (["--verify"], "--verify was False"),
         (["--precision", "fp32"], "--precision was int8 and is fp32"),
-        (["--engine", "onnxruntime"], "--engine was openvino"),
+        pytest.param(
+            *(["--engine", "onnxruntime"], "--engine was openvino"), marks=pytest.mark.vnni
+        ),
     ],
 )
 def test_a_changed_option_refuses_to_go_on(

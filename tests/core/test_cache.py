@@ -218,7 +218,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
     store.try_put(KEY, b"plan")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.vnni)])
 def test_a_cached_model_gives_the_same_bits(bundle: Bundle, root: Path, precision: str) -> None:
     graph = bundle.variants[precision].graph
     tiles = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)

@@ -3,14 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from msgspec import structs
 
 from edgelung.artifacts.bundle import Bundle
-from edgelung.core.system import saturates_int8
 from edgelung.engines.onnxruntime import OnnxRuntimeEngine
-
-needs_vnni = pytest.mark.skipif(saturates_int8(), reason="INT8 in OpenVINO needs a CPU with VNNI")
 
 
 def noise(count: int, size: int = 64, seed: int = 1) -> np.ndarray:

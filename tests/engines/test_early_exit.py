@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from engine_helpers import needs_vnni, noise
+from engine_helpers import noise
 
 from edgelung.artifacts.bundle import Bundle, Variant, open_bundle
 from edgelung.core.errors import EdgelungError
@@ -22,7 +22,7 @@ from edgelung.tiles.reader import read_tile
 
 EARLY = Precision.INT8_EARLY_EXIT
 RULE = ExitRule(confidence=0.8, known_up_to=1.0)
-INT8_ENGINES = [OnnxRuntimeEngine, pytest.param(OpenVinoEngine, marks=needs_vnni)]
+INT8_ENGINES = [OnnxRuntimeEngine, pytest.param(OpenVinoEngine, marks=pytest.mark.vnni)]
 
 
 class Stage:

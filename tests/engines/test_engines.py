@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
-from engine_helpers import all_passed, needs_vnni, noise
+from engine_helpers import all_passed, noise
 from onnx import TensorProto, helper, numpy_helper
 
 from edgelung.artifacts.bundle import Bundle, open_bundle, write_bundle
@@ -31,7 +31,7 @@ ENGINES = [OnnxRuntimeEngine, OpenVinoEngine]
     [
         *((factory, precision) for factory in ENGINES for precision in ("fp32", "fp16")),
         (OnnxRuntimeEngine, "int8"),
-        pytest.param(OpenVinoEngine, "int8", marks=needs_vnni),
+        pytest.param(OpenVinoEngine, "int8", marks=pytest.mark.vnni),
     ],
 )
 def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: str) -> None:
@@ -48,7 +48,7 @@ def test_probabilities_and_any_batch(bundle: Bundle, factory: type, precision: s
 
 @pytest.mark.parametrize(
     ("precision", "tolerance"),
-    [("fp32", 1e-5), pytest.param("int8", 0.02, marks=needs_vnni)],
+    [("fp32", 1e-5), pytest.param("int8", 0.02, marks=pytest.mark.vnni)],
 )
 def test_engines_agree(bundle: Bundle, precision: str, tolerance: float) -> None:
     engines = [engine(bundle.variants[precision].graph, 2) for engine in ENGINES]

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,12 @@ from snippets import ROOT, blocks
 from edgelung import api
 from edgelung.artifacts.bundle import open_bundle, starter_bundle
 from edgelung.artifacts.predictions import Predictions
+from edgelung.core.system import saturates_int8
 from edgelung.tiles.reader import read_tile
+
+# ONNX Runtime, which runs INT8 where OpenVINO does not, gives other last digits in a batch of
+# another size.
+TOLERANCE = 2e-6 if saturates_int8() else 0
 
 WHOLE = ("adenocarcinoma.jpeg", "normal.jpeg")
 CUT = "cut.jpeg"
@@ -54,8 +60,16 @@ def test_the_row_of_an_image_is_that_of_infer(service: Running, lines: list[byte
     assert len(names) == len(lines) == 3
     for name, line in zip(names, lines, strict=True):
         answer = service.ask("POST", f"/v1/classify?path={name}", (EXAMPLES / name).read_bytes())
-        assert answer.body == line
+        check_row(json.loads(answer.body), json.loads(line))
+        assert TOLERANCE or answer.body == line
         assert answer.status == (422 if name == CUT else 200)
+
+
+def check_row(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        is_float = isinstance(value, float)
+        assert found[name] == (pytest.approx(value, abs=TOLERANCE) if is_float else value)
 
 
 def test_the_rows_of_a_batch_of_images_are_those_of_infer(
@@ -82,7 +96,10 @@ def test_the_rows_of_a_batch_of_images_are_those_of_infer(
     for number, row in enumerate(rows):
         ood, probs = outputs["ood"][number], outputs["probs"][3 * number : 3 * number + 3]
         expected = [value for name, value in row.items() if name.startswith("p_")]
-        assert [value and round(value, 6) for value in (ood, *probs)] == [row["ood"], *expected]
+        rounded = [value and round(value, 6) for value in (ood, *probs)]
+        assert rounded == [
+            value and pytest.approx(value, abs=TOLERANCE) for value in (row["ood"], *expected)
+        ]
 
 
 def tiles() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -98,11 +115,12 @@ def test_the_probabilities_of_tensors_are_those_of_infer(
     body = json.dumps({"inputs": [entry | {"data": sent.ravel().tolist()}]}).encode()
     probs, ood = service.ask("POST", "/v2/models/edgelung_tiles/infer", body).json["outputs"]
     rows = [row for row in exact.rows if row.path in WHOLE]
-    assert np.array_equal(
-        np.float32(probs["data"]).reshape(probs["shape"]),
-        np.float32([row.probabilities for row in rows]),
-    )
-    assert np.array_equal(np.float32(ood["data"]), np.float32([row.ood for row in rows]))
+    for output, values in (
+        (probs, [row.probabilities for row in rows]),
+        (ood, [row.ood for row in rows]),
+    ):
+        found = np.float32(output["data"]).reshape(np.shape(values))
+        np.testing.assert_allclose(found, np.float32(values), rtol=0, atol=TOLERANCE)
 
 
 def test_the_examples_of_the_how_to_page_run(service: Running, tmp_path: Path) -> None:
