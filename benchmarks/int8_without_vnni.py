@@ -57,7 +57,7 @@ def main() -> None:
     with options.split.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["subset"] == "test"]
     tiles = np.stack([read_tile(options.tiles / row["path"], bundle.reader) for row in rows])
-    labels = np.array([bundle.classes.index(row["label"]) for row in rows])
+    labels = np.array([bundle.classes.index(row["class"]) for row in rows])
 
     engines = {way: load(bundle, *way) for way in WAYS}
     outputs = {way: predict(engine, tiles) for way, engine in engines.items()}
@@ -85,7 +85,7 @@ def load(bundle: Bundle, name: EngineName, precision: Precision, saturated: bool
     if not saturated:
         return opened()
     with (
-        mock.patch.object(openvino, "saturates_int8", lambda: False),
+        mock.patch.object(openvino, "saturates_int8", return_value=False),
         mock.patch.object(
             onnxruntime, "_session_options", default_options(onnxruntime._session_options)
         ),
