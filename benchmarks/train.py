@@ -1,6 +1,7 @@
 """How fast does training go, beside the loop that people write, on the same work?
 
-    python benchmarks/train.py TILES [--rounds 7] [--timm-script train.py] [--json FILE]
+    python benchmarks/train.py TILES [--rounds 7] [--steps 12] [--student-alone]
+        [--timm-script train.py] [--json FILE]
 
 All train a distilled DeiT-tiny of 224 px from a frozen EfficientNet-lite0, in batches of 64, with
 this machine's automatic precision and AdamW; flips, rotations and crops of the same ranges, and a
@@ -13,11 +14,12 @@ change of colour.
 - model alone: edgelung's step on a batch of views that are there already.
 - teacher, teacher not tuned: edgelung's training of the EfficientNet itself.
 
-Each loop has a process of its own. A round is STEPS steps of each, in turns, each after a step that
+Each loop has a process of its own. A round is some steps of each, in turns, each after a step that
 is not timed: in it the workers of the plain loop fill their queue again. So the plain loop starts
 with some batches for nothing. The losses of edgelung's own loops are of the same batches, so the
 means of the last steps can be compared.
 
+`--student-alone` leaves the teacher's training out, which needs most of the memory.
 `--timm-script`: the train.py of a checkout of pytorch-image-models, which runs after the rounds in
 a process of its own, on the same model, teacher, batch, precision, optimizer and tiles, with its
 own augmentation. Prints a table and writes JSON.
@@ -63,8 +65,7 @@ from edgelung.train.stages import create_modules, create_stage
 from edgelung.train.tiles import DecodedTiles, LabelledTiles, TileStore, prefetch
 from edgelung.train.trainer import Batch, Trainer
 
-BATCH, TILES, STEPS = 64, 2048, 12
-LAST_STEPS = 2 * STEPS  # whose mean loss is compared, on a CPU: tuned and not, on the same batches
+BATCH, TILES = 64, 2048
 UNTUNED = ", not tuned"
 CHANGES = [
     *("teacher.weights=none", "teacher.size=224", "student.init=timm", "student.low_epochs=0"),
@@ -90,15 +91,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tiles", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=12, help="of each loop in a round")
+    parser.add_argument("--student-alone", action="store_true")
     default = Path(__file__).parent / "results" / "train.json"
     parser.add_argument("--json", type=Path, default=default)
     parser.add_argument("--timm-script", type=Path)
     options = parser.parse_args()
     recipe, context = load_recipe("quick", CHANGES), create_context("auto")
-    names = ["edgelung", "plain", "model alone", "teacher"]
+    roles = ["edgelung"] if options.student_alone else ["edgelung", "teacher"]
+    names = [*roles, "plain", "model alone"]
     if context.device.type == "cpu":
-        names += ["edgelung" + UNTUNED, "teacher" + UNTUNED]
-    measured = measure(options.tiles, names, options.rounds)
+        names += [role + UNTUNED for role in roles]
+    measured = measure(options.tiles, names, options.rounds, options.steps)
     rates = {name: one.rates for name, one in measured.items()}
     if options.timm_script:
         with tempfile.TemporaryDirectory() as folder:
@@ -106,19 +110,19 @@ def main() -> None:
     result = {
         "work": f"{recipe.student.model} at 224 px, teacher {recipe.teacher.model}, batch {BATCH}",
         "precision": context.precision,
-        "steps_per_round": STEPS,
+        "steps_per_round": options.steps,
         "tiles_per_second": rates,
         "largest_memory_mib": {name: one.memory for name, one in measured.items()},
         "edgelung_over_plain": ratios(rates, "edgelung", "plain"),
         "share_of_the_step_that_is_model": ratios(rates, "edgelung", "model alone"),
         "machine": machine.describe(),
     }
-    for role in ("edgelung", "teacher"):
+    last = 2 * options.steps  # with and without the settings for CPUs, on the same batches
+    for role in roles:
         if role + UNTUNED in rates:
             result[f"{role}_over_not_tuned"] = ratios(rates, role, role + UNTUNED)
             result[f"{role}_loss_of_the_last_steps"] = [
-                statistics.mean(measured[name].losses[-LAST_STEPS:])
-                for name in (role, role + UNTUNED)
+                statistics.mean(measured[name].losses[-last:]) for name in (role, role + UNTUNED)
             ]
     if options.timm_script:
         alone = statistics.median(rates["timm's train.py"])
@@ -133,7 +137,7 @@ def main() -> None:
             print(name, result[name])
 
 
-def measure(tiles: Path, names: list[str], rounds: int) -> dict[str, Measured]:
+def measure(tiles: Path, names: list[str], rounds: int, steps: int) -> dict[str, Measured]:
     """Run each loop in a process of its own, all in turns, after a round that warms up."""
     spawn = multiprocessing.get_context("spawn")
     workers = {}
@@ -148,10 +152,10 @@ def measure(tiles: Path, names: list[str], rounds: int) -> dict[str, Measured]:
         rates: dict[str, list[float]] = {name: [] for name in names}
         for number in range(rounds + 1):
             for name, worker in workers.items():
-                worker.send(STEPS)
+                worker.send(steps)
                 seconds = worker.recv()
                 if number:
-                    rates[name].append(STEPS * BATCH / seconds)
+                    rates[name].append(steps * BATCH / seconds)
         measured = {}
         for name, worker in workers.items():
             worker.send(0)
