@@ -266,6 +266,33 @@ def startup() -> Table:
     return Table(header, rows, {"startup.json": content})
 
 
+def int8_without_vnni() -> Table:
+    """INT8 with exact sums and with sums that saturate."""
+    content = result("int8-without-vnni.json")
+    names = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+    rows = []
+    for way in content["ways"]:
+        score, speed, left = (way[k] for k in ("score_to_exact", "tiles_per_second", "left_early"))
+        is_int8 = way["precision"] != "fp32"
+        sums = ("saturated" if way["saturated"] else "**exact**") if is_int8 else NONE
+        span = f"{score['least']:.2f} … {score['largest']:.2f}"
+        rows.append(
+            [
+                f"{names[way['engine']]} {way['precision']}",
+                sums,
+                percent(way["same_label_as_fp32"], 2),
+                percent(way["balanced_accuracy"]),
+                percent(way["unknown"]),
+                NONE if left is None else percent(left, 0),
+                span if is_int8 and way["saturated"] else NONE,
+                f"{speed['median']:.0f} ({speed['least']:.0f} … {speed['largest']:.0f})",
+            ]
+        )
+    header = ["engine, variant", "INT8 sums", "same label as FP32", "balanced accuracy", "unknown"]
+    header += ["left early", "scores, to those of exact sums", "tiles/s"]
+    return Table(header, rows, {"int8-without-vnni.json": content})
+
+
 def pairs() -> Table:
     """Two versions in turns on the same folder."""
     content = result("pairs.json")
@@ -298,4 +325,5 @@ TABLES = {
     "without-copies": without_copies,
     "startup": startup,
     "pairs": pairs,
+    "int8-without-vnni": int8_without_vnni,
 }
