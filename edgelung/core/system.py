@@ -143,9 +143,9 @@ def cpu_flags() -> list[str]:
 def saturates_int8() -> bool:
     """True on x86 processors without VNNI instructions.
 
-    There, fast INT8 kernels add pairs of products in 16 bits (`vpmaddubsw`). Two large ones do not
-    fit and are cut off, so the sums come out too small: of the starter's golden tiles the scores
-    changed by up to 22 % (`benchmarks/results/int8-without-vnni.json`).
+    There, fast INT8 kernels add pairs of products in 16 bits (`vpmaddubsw`). A large sum does not
+    fit and is cut off. The OOD scores of the starter's test tiles were then 0.94 to 1.36 times the
+    right ones (`benchmarks/results/int8-without-vnni.json`).
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
