@@ -21,17 +21,26 @@ LOOPS = {
 
 
 def speed() -> Table:
-    """Tiles per second of each training loop."""
-    content = result(TRAIN)
+    """Tiles per second of each training loop, in BF16."""
+    return _speed(TRAIN)
+
+
+def speed_fp32() -> Table:
+    """Tiles per second of the student's loops on a CPU without BF16."""
+    return _speed("train-fp32.json")
+
+
+def _speed(name: str) -> Table:
+    content = result(name)
     rates, memory = content["tiles_per_second"], content["largest_memory_mib"]
     rows = []
-    for name, text in LOOPS.items():
-        if name in rates:
-            cells = [f"{form(rates[name]):.1f}" for form in (median, min, max)]
-            cells += [f"{memory[name] / 1024:.1f} GiB" if name in memory else NONE]
+    for loop, text in LOOPS.items():
+        if loop in rates:
+            cells = [f"{form(rates[loop]):.1f}" for form in (median, min, max)]
+            cells += [f"{memory[loop] / 1024:.1f} GiB" if loop in memory else NONE]
             rows.append([text, *cells])
     header = ["loop", "tiles/s, median", "slowest", "fastest", "largest memory"]
-    return Table(header, rows, {TRAIN: content})
+    return Table(header, rows, {name: content})
 
 
 def teachers() -> Table:
@@ -102,6 +111,7 @@ def _cheaper_row(row: dict[str, Any], speeds: dict[tuple[str, str], dict[str, An
     ]
 
 
-TABLES = {"train-speed": speed, "teachers": teachers, "cheaper": cheaper}
+TABLES = {"train-speed": speed, "train-speed-fp32": speed_fp32, "teachers": teachers}
+TABLES["cheaper"] = cheaper
 TABLES |= {"student-starts": starts, "student-starts-first": first_fold}
 TABLES |= {"teacher-average": average}
