@@ -14,6 +14,7 @@ from edgelung.core.files import sha256_bytes
 from edgelung.core.precision import Precision
 from edgelung.core.system import EXPORT_PACKAGES, available_cores, version
 from edgelung.core.terminal import progress
+from edgelung.engines import onnxruntime
 from edgelung.engines.base import Probabilities
 from edgelung.evaluation import metrics
 from edgelung.evaluation.metrics import agreement
@@ -134,7 +135,7 @@ def _cache_key(student: Student, tiles: TileSet, reader: TileReader, method: str
     code = hashlib.sha256()
     rooms = (Path(edgelung.export.__file__).parent, Path(tile_reader.__file__).parent)
     modules = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    for path in (*modules, Path(metrics.__file__)):
+    for path in (*modules, Path(metrics.__file__), Path(onnxruntime.__file__)):
         code.update(path.read_bytes())
     parts = {
         "graph": sha256_bytes(graph),

@@ -48,7 +48,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give freed blocks back to the system, after a model whose steps needed more than the next's.
+    """Give freed blocks back to the system. Between two models: the next one may need less.
 
     Does nothing where the C library is not glibc.
     """

@@ -145,8 +145,9 @@ def _open_engine(
         gpu_factories = {name: factories[name] for name in names}
         try:
             return _fastest(bundle, Device(), gpu_factories, precision, cores, latency)
-        except EngineUnavailableError as error:  # a named engine gives its own reason below
-            failures.append(f"a GPU is here, but {error}")
+        except EngineUnavailableError as error:
+            if engine is None:  # a named engine gives its own reason below
+                failures.append(f"a GPU is here, but {error}")
         except EdgelungError as error:
             if engine is not None:
                 raise
@@ -154,7 +155,9 @@ def _open_engine(
     if engine is not None and engine not in factories:
         raise EdgelungError(f"no engine is called {engine!r}; there are {', '.join(factories)}")
     to_try = CPU_ENGINES if engine is None else (engine,)
+    tried = []
     for variant, why in _variants(bundle, precision, on_gpu and engine is not None):
+        tried.append(variant.precision)
         is_wrong = False
         for name in to_try:
             try:
@@ -163,13 +166,16 @@ def _open_engine(
                 failures.append(f"{name}: {error}")
             except EdgelungError as error:
                 if engine is not None:
-                    raise
+                    raise EdgelungError(
+                        f"{error}; nothing was predicted. Try another --engine or --precision"
+                    ) from error
+                logger.warning("%s is not used: %s", name, error)
                 failures.append(f"{name}: {error}")
                 is_wrong = True
             else:
                 reason = "; ".join(dict.fromkeys([why, *failures]))
                 return Chosen(loaded, variant, reason, difference)
-        if is_wrong:  # another variant of a faulty bundle may be faulty in other ways
+        if is_wrong:  # the bundle may be faulty, then its other variants are not trusted either
             break
     if engine in GPU_ENGINES and not gpu_present():  # installing something would not help
         failures = [
@@ -177,7 +183,7 @@ def _open_engine(
             "the CPU"
         ]
     reasons = "; ".join(dict.fromkeys(failures))
-    raise EdgelungError(f"no engine can run {variant.precision} here: {reasons}")
+    raise EdgelungError(f"no engine can run {' or '.join(tried)} here: {reasons}")
 
 
 def _load(
@@ -306,8 +312,7 @@ def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> float:
         raise EdgelungError(
             f"{engine.name} does not reproduce the bundle's golden tiles at {precision}: "
             f"probabilities differ by up to {difference:.3g}, allowed "
-            f"{precision.about.golden_tolerance:g}; nothing was predicted. Try another --engine "
-            "or --precision"
+            f"{precision.about.golden_tolerance:g}"
         )
     _check_scores(bundle, engine, precision, ood)
     return difference
@@ -324,8 +329,7 @@ def _check_scores(bundle: Bundle, engine: Engine, precision: Precision, ood: Sco
         raise EdgelungError(
             f"{engine.name} does not reproduce the scores of the bundle's golden tiles at "
             f"{precision}: they differ by up to {100 * difference:.2g} %, allowed "
-            f"{100 * SCORE_TOLERANCE:g} %; nothing was predicted. Try another --engine or "
-            "--precision"
+            f"{100 * SCORE_TOLERANCE:g} %"
         )
 
 
@@ -338,16 +342,20 @@ def _variants(bundle: Bundle, precision: Precision | None, gpu: bool) -> list[tu
     refused = list(_refused(bundle))
     preference = GPU_PREFERENCE if gpu else CPU_PREFERENCE
     known = [name for name in preference if name in bundle.variants]
-    why = "; ".join([f"auto: first of {', '.join(known)} that passed the gate", *refused])
     passed = [variant for name in known if (variant := bundle.variants[name]).passed]
-    variants = [(variant, why) for variant in passed]
+    if not passed:
+        raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
+    why = f"auto: first of {', '.join(known)} that passed the gate"
     target = bundle.manifest.target
     if not gpu and target is not UNSET and (fast_enough := variant_for_target(bundle)):
+        passed = [fast_enough, *(one for one in passed if one is not fast_enough)]
         why = f"auto: export chose {target.variant} for {target.asked}"
-        variants.insert(0, (fast_enough, "; ".join([why, *refused])))
-    if not variants:
-        raise EdgelungError(f"bundle {bundle.folder} has no {FULL_PRECISION} variant")
-    return variants
+    others = f"auto: the next of {', '.join(known)} that passed the gate"
+    reasons = [why, *[others] * (len(passed) - 1)]
+    return [
+        (variant, "; ".join([reason, *refused]))
+        for variant, reason in zip(passed, reasons, strict=True)
+    ]
 
 
 def variant_for_target(bundle: Bundle) -> Variant | None:

@@ -83,8 +83,8 @@ class OpenVinoEngine:
             ) from error
         if saturates_int8() and QUANTIZED in graph.read():
             raise EngineUnavailableError(
-                "this CPU has no VNNI instructions, so INT8 sums saturate in OpenVINO; ONNX "
-                "Runtime sums exactly"
+                "this CPU has no VNNI instructions, and without them OpenVINO's INT8 sums are "
+                "wrong; use --engine onnxruntime, or --precision fp32"
             )
         self.concurrency = 1 if latency else threads
         core: Core = ov.Core()

@@ -15,6 +15,7 @@ from edgelung.core.precision import FULL_PRECISION, Precision
 from edgelung.core.system import available_cores
 from edgelung.engines.base import Engine
 from edgelung.engines.choose import Choice, Chosen, open_engine
+from edgelung.engines.names import EngineName
 from edgelung.engines.visible_gpu import select_gpu
 from edgelung.inference.identity import RunIdentity
 from edgelung.inference.options import Options
@@ -97,10 +98,10 @@ def open_engines(
     threads = options.threads or available_cores()
     with ExitStack() as stack:
 
-        def load(variant: Precision | None) -> Chosen:
+        def load(variant: Precision | None, engine: EngineName | None) -> Chosen:
             chosen = open_engine(
                 bundle,
-                options.engine,
+                engine,
                 variant,
                 threads,
                 options.prebuilt,
@@ -109,7 +110,7 @@ def open_engines(
             stack.callback(chosen.engine.close)
             return chosen
 
-        chosen = load(options.precision)
+        chosen = load(options.precision, options.engine)
         if options.gpu is not None and chosen.engine.device == "CPU":
             raise EdgelungError(
                 f"--device {options.gpu}: no GPU engine works here, only {chosen.engine.name} on "
@@ -117,9 +118,12 @@ def open_engines(
             )
         if previous is not None and asked_precision is None:  # `open_engine` says it was asked for
             chosen = replace(chosen, reason=reason_to_resume(chosen))
+        # On a CPU the engine that predicts gives the reference too, also when the run is resumed.
+        on_cpu = chosen.engine.device == "CPU"
+        engine = EngineName(chosen.engine.name) if on_cpu else options.engine
         yield LoadedEngines(
             chosen,
-            load(FULL_PRECISION).engine if options.verify else None,
+            load(FULL_PRECISION, engine).engine if options.verify else None,
             options.batch_size or default_batch_size(chosen.engine),
             threads,
             verify_every=options.verify_every,

@@ -109,7 +109,8 @@ def bench(
     chosen.engine.close()
 
     on_step("Offline")
-    many = open_engine(bundle, engine, precision, threads).engine
+    same = EngineName(chosen.engine.name), chosen.variant.precision
+    many = open_engine(bundle, *same, threads).engine
     batch_size = default_batch_size(many)
     offline = _measure_offline(workload, many, batch_size, threads, seconds)
     on_step("Server")

@@ -138,6 +138,7 @@ def test_without_vnni_openvino_computes_no_int8(
     named = choose.open_engine(proven, "openvino")
     assert (named.engine.name, named.variant.precision) == ("openvino", "fp32")
     assert named.reason.count("no VNNI") == 1
+    assert named.reason.startswith("auto: the next of int8, fp32, fp16 that passed the gate; ")
     with pytest.raises(EdgelungError, match=r"can run int8 here: openvino: .* no VNNI"):
         choose.open_engine(proven, "openvino", Precision.INT8)
 
@@ -162,6 +163,7 @@ def test_auto_leaves_an_engine_that_is_wrong_and_says_so(
     chosen = choose.open_engine(bundle)
     assert chosen.engine.name == "onnxruntime"
     assert "openvino: onnxruntime does not reproduce the bundle's golden tiles" in chosen.reason
+    assert "nothing was predicted" not in chosen.reason
 
 
 def test_auto_takes_no_other_variant_if_all_engines_are_wrong(
