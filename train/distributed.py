@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from edgelung.core.errors import EdgelungError, one_line
-from edgelung.core.system import cpu_flags
+from edgelung.train.cpu import has_bf16
 
 T = TypeVar("T")
 
@@ -133,8 +133,7 @@ def create_context(precision: str) -> DistributedContext:
             raise EdgelungError(
                 "precision fp16 needs a CUDA device; use auto, bf16 or fp32 on a CPU"
             )
-        # avx512_bf16, amx_bf16; bf16 on ARM
-        best = "bf16" if any("bf16" in flag for flag in cpu_flags()) else "fp32"
+        best = "bf16" if has_bf16() else "fp32"
         device = torch.device("cpu")
     return DistributedContext(device, best if precision == "auto" else precision, rank, world_size)
 

@@ -16,9 +16,11 @@ from timm.models.vision_transformer import (
     ParallelThingsBlock,
     VisionTransformer,
 )
+from timm.optim import create_optimizer_v2, muon
 from torch import nn
 
 from edgelung.artifacts.run import RunFolder
+from edgelung.train import cpu
 from edgelung.train import run as run_module
 from edgelung.train.cpu import SHORT_SEQUENCE, tune_for_cpu
 from edgelung.train.distributed import DistributedContext
@@ -176,3 +178,23 @@ def test_a_run_is_tuned_on_a_cpu_only(
         Run(RunFolder(tmp_path), recipe, context, [], ["a", "b"], SimpleNamespace()), None
     )
     assert calls == ([precision == "bf16"] if device == "cpu" else [])
+
+
+def test_muon_orthogonalises_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in BF16, but for its rounding."""
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", muon.zeropower_via_newtonschulz)
+    torch.manual_seed(0)
+    gradient = torch.randn(24, 48)
+
+    def step() -> torch.Tensor:
+        weight = nn.Parameter(torch.zeros(24, 48))
+        optimizer = create_optimizer_v2([weight], opt="muon", lr=1.0, weight_decay=0)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        return weight.detach()
+
+    before = step()
+    cpu.orthogonalise_in_fp32()
+    after = step()
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(before, after, rtol=0.05, atol=0.02)
