@@ -1,7 +1,7 @@
 """Settings that make training on a CPU faster; `benchmarks/train.py` measures them.
 
-In BF16 depthwise convolutions round less, and plain attention rounds its scores once more. In FP32
-only speed and memory change. Nothing here affects a GPU.
+In BF16 depthwise convolutions round less, and plain attention rounds its scores once more. On a CPU
+without BF16, Muon rounds less. All else changes only speed and memory. Nothing here affects a GPU.
 """
 
 import ctypes
@@ -27,7 +27,8 @@ def tune_for_cpu(modules: Iterable[nn.Module], *, bf16: bool) -> None:
 
     In BF16 two things are slower than necessary: the backward pass of a depthwise convolution,
     which is faster in FP32, and PyTorch's fused attention, which is slower than plain matrix
-    products, above all backward.
+    products, above all backward. Muon computes in BF16 whatever the precision, which is slow on a
+    CPU without BF16.
     """
     keep_freed_memory()
     if not has_bf16():
@@ -48,10 +49,10 @@ def has_bf16() -> bool:
 
 
 def orthogonalise_in_fp32() -> None:
-    """Let timm's Muon orthogonalise its updates in FP32, in this process.
+    """Let timm's Muon orthogonalise its updates in FP32, for the rest of this process.
 
-    It does so in BF16 and offers no other type. A CPU without BF16 emulates that, and a step of
-    DeiT-tiny then takes seconds longer.
+    Muon does this in BF16. timm's function takes a type, but its optimizer does not pass one on. A
+    CPU without BF16 emulates it: one step of the optimizer for DeiT-tiny takes seconds.
     """
     muon.zeropower_via_newtonschulz = partial(zeropower_via_newtonschulz, dtype=torch.float32)
 

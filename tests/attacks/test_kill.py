@@ -152,9 +152,7 @@ def stopped(
         (["--min-confidence", "0.5"], "--min-confidence was None and is 0.5"),
         (["--verify"], "--verify was False"),
         (["--precision", "fp32"], "--precision was int8 and is fp32"),
-        pytest.param(
-            *(["--engine", "onnxruntime"], "--engine was openvino"), marks=pytest.mark.vnni
-        ),
+        pytest.param(["--engine", "onnxruntime"], "--engine was openvino", marks=pytest.mark.vnni),
     ],
 )
 def test_a_changed_option_refuses_to_go_on(

@@ -115,10 +115,11 @@ def test_the_probabilities_of_tensors_are_those_of_infer(
     body = json.dumps({"inputs": [entry | {"data": sent.ravel().tolist()}]}).encode()
     probs, ood = service.ask("POST", "/v2/models/edgelung_tiles/infer", body).json["outputs"]
     rows = [row for row in exact.rows if row.path in WHOLE]
-    for output, values in (
-        (probs, [row.probabilities for row in rows]),
-        (ood, [row.ood for row in rows]),
+    for output, shape, values in (
+        (probs, [2, 3], [row.probabilities for row in rows]),
+        (ood, [2, 1], [row.ood for row in rows]),
     ):
+        assert output["shape"] == shape
         found = np.float32(output["data"]).reshape(np.shape(values))
         np.testing.assert_allclose(found, np.float32(values), rtol=0, atol=TOLERANCE)
 

@@ -166,7 +166,7 @@ def test_predictions_are_those_of_the_tiles_cut_out(
     assert sum(summary.stages.values()) == (12 if bundle.variant(precision).second else 0)
     np.testing.assert_allclose(tiles.ood, [row.ood for row in predictions.rows], rtol=1e-6)
     expected = np.array([row.probabilities for row in predictions.rows], np.float64)
-    assert np.abs(expected - tiles.probabilities).max() <= 2e-6  # rounded to six decimals
+    assert np.abs(expected - tiles.probabilities).max() <= 2e-6  # other batches, and six decimals
     labels = [None if label < 0 else tiles.classes[label] for label in tiles.labels]
     assert labels == [row.label for row in predictions.rows]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 import edgelung
 from edgelung.artifacts.bundle import open_bundle
@@ -89,6 +90,17 @@ def test_the_table_has_a_row_per_model_and_engine(
         assert row in printed
     assert "no group of which was seen in training" in printed
     assert edgelung.RESEARCH_USE_ONLY in printed
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_both_engines_are_compared_where_both_run_int8(
+    figures: DemoFigures, capsys: pytest.CaptureFixture[str], share: float | None
+) -> None:
+    terminal.out.cache_clear()
+    show(structs.replace(figures, int8_same_label_in_both_engines=share), has_groups=True)
+    terminal.out.cache_clear()
+    line = "same label in both engines on 50.00 %"
+    assert (line in capsys.readouterr().out) == (share is not None)
 
 
 def test_the_runs_are_those_that_this_cpu_computes_exactly(

@@ -180,7 +180,7 @@ def test_a_run_is_tuned_on_a_cpu_only(
     assert calls == ([precision == "bf16"] if device == "cpu" else [])
 
 
-def test_muon_orthogonalises_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_orthogonalises_in_fp32_on_a_cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in BF16, but for its rounding."""
     name = "zeropower_via_newtonschulz"  # an earlier training may have replaced it
     monkeypatch.setattr(muon, name, getattr(cpu, name))
@@ -195,7 +195,11 @@ def test_muon_orthogonalises_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
         return weight.detach()
 
     before = step()
-    cpu.orthogonalise_in_fp32()
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    tune_for_cpu([], bf16=False)
+    assert torch.equal(before, step())
+    monkeypatch.setattr(cpu, "has_bf16", lambda: False)
+    tune_for_cpu([], bf16=False)
     after = step()
     assert not torch.equal(before, after)
     torch.testing.assert_close(before, after, rtol=0.05, atol=0.02)
